@@ -1,0 +1,109 @@
+"""Preset sizes against the published parameter counts; building from names and data."""
+
+import json
+
+import pytest
+import torch
+
+from tinyfusion.backbones.contract import count_parameters
+from tinyfusion.backbones.presets import PRESETS, build, build_empty, family_of, preset
+from tinyfusion.errors import InputError
+
+PUBLISHED = {
+    "DiT-XL/2 depth 28": "dit_xl_2",
+    "DiT-XL/2 depth 19": "dit_xl_2_d19",
+    "DiT-XL/2 depth 14": "dit_xl_2_d14",
+    "DiT-XL/2 depth 7": "dit_xl_2_d7",
+    "DiT-L/2": "dit_l_2",
+    "DiT-B/2": "dit_b_2",
+}
+
+
+def on_meta(name):
+    with torch.device("meta"):
+        return build(name)
+
+
+def test_every_published_dit_count_has_a_preset(golden_folder):
+    counts = json.loads((golden_folder / "paper_params.json").read_text())["models"]
+    assert {name for name in counts if name.startswith("DiT")} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("published", PUBLISHED)
+def test_parameter_counts_equal_the_published_ones(published, golden_folder):
+    counts = json.loads((golden_folder / "paper_params.json").read_text())["models"][published]
+    net = on_meta(PUBLISHED[published])
+    assert count_parameters(net) == counts["total"]
+    assert count_parameters(net, trainable_only=True) == counts["trainable"]
+    assert net.depth == counts["depth"]
+    assert count_parameters(net.blocks[0]) == counts["per_block"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds(name):
+    net = on_meta(name)
+    assert (
+        net.config().items()
+        >= {k: v for k, v in PRESETS[name].items() if k != "gate_bias_init"}.items()
+    )
+    assert family_of(net) == "dit"
+
+
+def test_all_sizes_and_patches_exist():
+    names = {f"dit_{size}_{patch}" for size in ("s", "b", "l", "xl") for patch in (2, 4, 8)}
+    assert names <= set(PRESETS)
+
+
+def test_empty_build_has_shapes_and_tables_and_fills_no_linear(monkeypatch):
+    arguments = {**PRESETS["dit_digits"], "depth": 2}
+    real, filled = build(arguments), []
+    for name in ("_no_grad_normal_", "_no_grad_uniform_", "_no_grad_zero_"):
+        original = getattr(torch.nn.init, name)
+
+        def watched(tensor, *rest, original=original, **options):
+            before = tensor.detach().clone().view(torch.int32)  # NaN has to equal itself
+            result = original(tensor, *rest, **options)
+            if isinstance(tensor, torch.nn.Parameter) and not torch.equal(
+                before, tensor.detach().view(torch.int32)
+            ):
+                filled.append(tensor.shape)
+            return result
+
+        monkeypatch.setattr(torch.nn.init, name, watched)
+    net = build_empty(arguments)
+    assert filled == []
+    shapes = {name: (p.shape, p.requires_grad) for name, p in real.named_parameters()}
+    assert {name: (p.shape, p.requires_grad) for name, p in net.named_parameters()} == shapes
+    assert torch.equal(net.pos_embed, real.pos_embed)
+
+
+def test_digits_preset_starts_its_gates_open():
+    gates = build("dit_digits").blocks[0].adaLN_modulation[1].bias.view(6, -1)[[2, 5]]
+    assert torch.all(gates == PRESETS["dit_digits"]["gate_bias_init"]) and gates.any()
+
+
+def test_preset_is_a_copy():
+    preset("dit_s_2")["depth"] = 1
+    assert PRESETS["dit_s_2"]["depth"] == 12
+
+
+def test_build_from_arguments_names_the_family():
+    arguments = {**PRESETS["dit_digits"], "depth": 3}
+    assert build({"backbone": "dit", **arguments}).depth == build(arguments).depth == 3
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("dit_xxl_2", "backbone 'dit_xxl_2' is unknown; valid presets: dit_s_2"),
+        ({"backbone": "unet"}, "backbone 'unet' is unknown; valid families: dit"),
+        ({"hiden_size": 32}, "has no argument 'hiden_size'; valid: input_size"),
+        ({"depth": "4"}, "depth must be a positive integer, got '4'"),
+        ({"patch_size": 0}, "patch_size must be a positive integer, got 0"),
+        ({"learn_sigma": 1}, "learn_sigma must be true or false, got 1"),
+        ({"mlp_ratio": None}, "mlp_ratio must be a number, got None"),
+    ],
+)
+def test_wrong_names_and_values_are_refused(wanted, message):
+    with pytest.raises(InputError, match=message):
+        build(wanted)

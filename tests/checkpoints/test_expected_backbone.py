@@ -1,0 +1,84 @@
+"""``backbone=`` and ``num_heads=`` are checked against the file."""
+
+import pytest
+import torch
+
+from tinyfusion.checkpoints import load, save_model
+from tinyfusion.errors import InputError
+
+
+@pytest.fixture
+def folder(net, tmp_path):
+    return save_model(net, tmp_path / "model")
+
+
+@pytest.fixture
+def bare(net, tmp_path):
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    return tmp_path / "net.pt"
+
+
+def test_family_and_arguments_that_fit_are_accepted(net, folder, bare):
+    assert load(folder, backbone="dit").depth == 4
+    assert load(folder, backbone=net.config()).depth == 4
+    assert load(folder, backbone={"depth": 4, "gate_bias_init": 0.15}).depth == 4
+    assert load(bare, backbone={"backbone": "dit", "num_heads": 8}).num_heads == 8
+
+
+def test_preset_that_fits_is_accepted(tmp_path):
+    from tinyfusion.backbones.presets import build
+
+    save_model(build("dit_digits"), tmp_path)
+    assert load(tmp_path, backbone="dit_digits").depth == 28
+
+
+def test_mismatch_names_three_tensors_with_both_shapes(bare):
+    with pytest.raises(InputError) as caught:
+        load(bare, backbone="dit_s_2")
+    assert str(caught.value).startswith(
+        f"{bare}: does not fit backbone='dit_s_2': "
+        "pos_embed: (1, 16, 48) in the file, (1, 256, 384) expected; "
+        "x_embedder.proj.weight: (48, 2, 2, 2) in the file, (384, 4, 2, 2) expected; "
+        "x_embedder.proj.bias: (48,) in the file, (384,) expected; and "
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_other_depth_is_named_by_the_missing_tensors(folder):
+    with pytest.raises(InputError, match=r"blocks.4\.\S+: absent in the file, \(144, 48\) expect"):
+        load(folder, backbone={"depth": 5})
+    with pytest.raises(InputError, match=r"blocks.3\.\S+: \(288, 48\) in the file, absent expect"):
+        load(folder, backbone={"depth": 3})
+
+
+def test_arguments_without_a_shape_are_compared_with_the_config(folder):
+    with pytest.raises(InputError, match="its config says num_heads=4, but 8 was given"):
+        load(folder, num_heads=8)
+    with pytest.raises(InputError, match=r"its config says frequency_divisor=128.0, but 127"):
+        load(folder, backbone={"frequency_divisor": 127})
+
+
+def test_heads_given_twice_must_agree(bare):
+    with pytest.raises(InputError, match=r"num_heads=6, but backbone=.* has 4"):
+        load(bare, backbone={"num_heads": 4}, num_heads=6)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ("dit_xl_3", "backbone='dit_xl_3' is unknown; valid: dit, dit_s_2"),
+        ({"backbone": "mar"}, "is a 'dit', but backbone={'backbone': 'mar'} was given"),
+        ({"widht": 3}, "has no argument 'widht'"),
+        ({"num_heads": 5}, "num_heads must divide hidden_size"),
+    ],
+)
+def test_unusable_expectations_are_refused(folder, backbone, message):
+    with pytest.raises(InputError, match=message):
+        load(folder, backbone=backbone)
+
+
+def test_tensors_beyond_the_architecture_are_refused(net, tmp_path):
+    state = {**net.state_dict(), "gates.0": torch.zeros(1, 2)}
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(InputError, match=r"gates.0: \(1, 2\) in the file, absent expected"):
+        load(tmp_path / "net.pt", num_heads=4)

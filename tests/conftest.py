@@ -1,0 +1,32 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    """Folder with numbers of the official implementations."""
+    if not GOLDEN.is_dir():
+        pytest.skip("golden reference data (../shared/golden) is not present")
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def golden(golden_folder: Path) -> Callable[[str], dict[str, Tensor]]:
+    """Loader of one golden file: ``golden("dit")["out"]``."""
+    return lambda name: load_file(golden_folder / f"{name}.safetensors")

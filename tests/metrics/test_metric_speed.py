@@ -1,0 +1,115 @@
+"""MACs against formulas by hand; timing with a clock that the test sets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tinyfusion.backbones.dit import DiT
+from tinyfusion.errors import InputError
+from tinyfusion.metrics import speed
+from tinyfusion.metrics.speed import compare_speed, macs, parameters, sampling_speed
+
+
+def dit_macs(side: int, patch: int, channels: int, width: int, depth: int) -> int:
+    """One DiT forward of one image, learned variance, MLP ratio 4."""
+    tokens = (side // patch) ** 2
+    pixels = patch * patch * channels
+    per_block = (
+        tokens * width * 3 * width  # q, k, v
+        + 2 * tokens * tokens * width  # scores, and their product with v
+        + tokens * width * width  # projection
+        + 2 * tokens * width * 4 * width  # MLP
+        + width * 6 * width  # adaLN
+    )
+    embedding = tokens * pixels * width + 256 * width + width * width
+    final = width * 2 * width + tokens * width * 2 * pixels
+    return depth * per_block + embedding + final
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_macs_follow_the_formula_attention_included(device):
+    with torch.device(device):
+        net = DiT(8, 2, 1, hidden_size=32, depth=3, num_heads=4, num_classes=10)
+    assert macs(net) == dit_macs(8, 2, 1, width=32, depth=3)
+    assert all(p.device.type == device for p in net.parameters())
+
+
+def test_macs_of_the_published_model():
+    with torch.device("meta"):
+        net = DiT()
+    assert macs(net) == dit_macs(32, 2, 4, width=1152, depth=28)
+    assert macs(net) / 1e9 == pytest.approx(118.6, abs=0.1)  # DiT paper, table 4
+
+
+def test_macs_of_any_module_with_given_inputs():
+    net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * 16, 7))
+    assert macs(net, (torch.zeros(1, 3, 4, 4),)) == 16 * 5 * 3 * 9 + 80 * 7
+    with pytest.raises(InputError, match="Sequential has no in_channels"):
+        macs(net)
+
+
+def test_parameters_include_the_position_table():
+    net = DiT(8, 2, 1, hidden_size=64, depth=28, num_heads=4, num_classes=10)
+    assert parameters(net) == 2_122_760
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still unless a routine advances it."""
+    now = [0.0]
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def routine(clock, name, seconds, calls, images=12):
+    durations = iter(seconds)
+
+    def run() -> int:
+        calls.append(name)
+        clock[0] += next(durations)
+        return images
+
+    return run
+
+
+def test_routines_are_timed_in_turn_and_compared_within_rounds(clock):
+    calls: list[str] = []
+    # The load doubles in the third timed round for both: rates halve, their ratio stays.
+    runs = {
+        "teacher": routine(clock, "teacher", [90, 4, 4, 8], calls),
+        "student": routine(clock, "student", [70, 2, 1, 4], calls),
+    }
+    measured = compare_speed(runs, repeats=3, warmup=1)
+    assert calls == ["teacher", "student"] * 4
+    assert measured["teacher"] == {
+        "images_per_s": 3,
+        "images_per_s_min": 1.5,
+        "images_per_s_max": 3,
+        "ratio": 1,
+    }
+    assert measured["student"]["images_per_s"] == 6
+    assert measured["student"]["ratio"] == 2
+
+
+def test_speed_of_one_routine(clock):
+    run = routine(clock, "only", [3, 6, 2], [])
+    assert sampling_speed(run, repeats=3, warmup=0) == {
+        "images_per_s": 4,
+        "images_per_s_min": 2,
+        "images_per_s_max": 6,
+    }
+
+
+@pytest.mark.parametrize(
+    "runs, repeats, message",
+    [
+        ({}, 3, "runs is empty"),
+        ({"a": lambda: 1}, 0, "repeats must be at least 1, got 0"),
+        ({"a": lambda: 0}, 1, "'a' must return the number of images made, got 0"),
+    ],
+)
+def test_untimeable_routines_are_refused(runs, repeats, message):
+    with pytest.raises(InputError, match=message):
+        compare_speed(runs, repeats)

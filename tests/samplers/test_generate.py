@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tinyfusion.samplers.generate as generate_module
+from tinyfusion.errors import InputError
+from tinyfusion.pixels import to_uint8
+from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.samplers.ancestral import AncestralSampler
+from tinyfusion.samplers.generate import balanced_labels, generate
+from tinyfusion.samplers.guidance import Guidance
+
+PROCESS = GaussianDiffusion(clip=True)
+SAMPLER = AncestralSampler(4)
+
+
+def test_images_do_not_depend_on_batching(tiny):
+    labels = balanced_labels(7, 3)
+    guidance = Guidance(2.0)
+    whole = generate(tiny, PROCESS, SAMPLER, labels, seed=5, guidance=guidance)
+    parts = generate(tiny, PROCESS, SAMPLER, labels, seed=5, guidance=guidance, batch_size=3)
+    rest = generate(tiny, PROCESS, SAMPLER, labels[4:], seed=5, guidance=guidance, first_index=4)
+    assert whole.shape == (7, 1, 4, 4) and whole.dtype == torch.float32
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
+    torch.testing.assert_close(rest, whole[4:], rtol=0, atol=1e-4)
+
+
+def test_seed_and_index_change_the_image(tiny):
+    first = generate(tiny, PROCESS, SAMPLER, torch.zeros(2, dtype=torch.long), seed=0)
+    other = generate(tiny, PROCESS, SAMPLER, torch.zeros(2, dtype=torch.long), seed=1)
+    assert (first[0] - first[1]).abs().max() > 0.1
+    assert (first - other).abs().max() > 0.1
+    again = generate(tiny, PROCESS, SAMPLER, torch.zeros(2, dtype=torch.long), seed=0)
+    assert torch.equal(first, again)
+
+
+def test_training_modes_are_restored_module_by_module(tiny):
+    tiny.train()
+    tiny.blocks[0].eval()
+    modes = []
+    tiny.blocks[1].register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    before = [module.training for module in tiny.modules()]
+    generate(tiny, PROCESS, SAMPLER, torch.tensor([0]), seed=0)
+    assert [module.training for module in tiny.modules()] == before
+    assert modes == [False] * 4
+
+
+def test_progress_bar_reaches_its_end_and_is_silent_unless_wanted(tiny, monkeypatch, capsys):
+    bars = []
+
+    class Recorded(generate_module.Progress):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            bars.append(self)
+
+    monkeypatch.setattr(generate_module, "Progress", Recorded)
+    labels = torch.tensor([0, 1, 2])
+    generate(tiny, PROCESS, SAMPLER, labels, seed=0, batch_size=2, progress=True)
+    task = bars[0].tasks[0]
+    assert task.finished and task.total == 3 * 4
+    capsys.readouterr()
+    generate(tiny, PROCESS, SAMPLER, labels, seed=0)
+    assert bars[1].disable and capsys.readouterr().out == ""
+
+
+def test_no_labels_give_no_images(tiny):
+    nothing = generate(tiny, PROCESS, SAMPLER, torch.tensor([], dtype=torch.long), seed=0)
+    assert nothing.shape == (0, 1, 4, 4)
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_unknown_label_is_refused(tiny, label):
+    with pytest.raises(InputError, match=f"label {label} does not exist.*0..2"):
+        generate(tiny, PROCESS, SAMPLER, torch.tensor([0, label]), seed=0)
+
+
+def test_bad_batch_size_and_steps_are_refused(tiny):
+    with pytest.raises(InputError, match="batch_size=0"):
+        generate(tiny, PROCESS, SAMPLER, torch.tensor([0]), seed=0, batch_size=0)
+    with pytest.raises(InputError, match="1001"):
+        generate(tiny, PROCESS, AncestralSampler(1001), torch.tensor([0]), seed=0)
+
+
+def test_balanced_labels_cycle():
+    assert balanced_labels(7, 3).tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_to_uint8_rounds_and_clamps():
+    values = torch.tensor([-3.0, -1.0, -1 + 1 / 255, 0.0, 0.5, 1.0, 9.0])
+    assert to_uint8(values).tolist() == [0, 0, 1, 128, 191, 255, 255]
+    every = torch.arange(256)
+    assert torch.equal(to_uint8(every / 127.5 - 1).long(), every)

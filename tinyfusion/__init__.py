@@ -1,0 +1,60 @@
+"""TinyFusion: learn which blocks of a diffusion transformer to keep, then recover the rest.
+
+Public names are loaded when they are first used, so that ``import tinyfusion`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tinyfusion.version import __version__
+
+if TYPE_CHECKING:
+    from tinyfusion.backbones.contract import Backbone
+    from tinyfusion.backbones.dit import DiT
+    from tinyfusion.checkpoints import load, push_to_hub, save_model
+    from tinyfusion.decision import Decision
+    from tinyfusion.processes.gaussian import GaussianDiffusion
+    from tinyfusion.samplers.generate import generate
+    from tinyfusion.scheme import Scheme, parse_scheme
+    from tinyfusion.surgery import prune
+
+_HOMES = {
+    "Backbone": "tinyfusion.backbones.contract",
+    "Decision": "tinyfusion.decision",
+    "DiT": "tinyfusion.backbones.dit",
+    "GaussianDiffusion": "tinyfusion.processes.gaussian",
+    "Scheme": "tinyfusion.scheme",
+    "generate": "tinyfusion.samplers.generate",
+    "load": "tinyfusion.checkpoints",
+    "parse_scheme": "tinyfusion.scheme",
+    "prune": "tinyfusion.surgery",
+    "push_to_hub": "tinyfusion.checkpoints",
+    "save_model": "tinyfusion.checkpoints",
+}
+
+__all__ = [
+    "Backbone",
+    "Decision",
+    "DiT",
+    "GaussianDiffusion",
+    "Scheme",
+    "__version__",
+    "generate",
+    "load",
+    "parse_scheme",
+    "prune",
+    "push_to_hub",
+    "save_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'tinyfusion' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Networks whose blocks can be gated, scored and removed."""

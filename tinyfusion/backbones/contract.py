@@ -1,0 +1,110 @@
+"""What a backbone has to offer so that its blocks can be gated, scored and removed.
+
+A prunable backbone is an ``nn.Module`` that keeps its residual blocks in one ordered list and
+runs each of them through a *block runner*. Gating, block scores, hidden states for distillation
+and pruned forwards are all block runners; none of them knows what is inside a block.
+
+Shape suffixes: B batch, T tokens, D width, C channels, H height, W width of the image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BlockRunner = Callable[[int, nn.Module, Tensor, Any], Tensor]
+"""``runner(index, block, states_BTD, condition) -> states_BTD``."""
+
+
+def run_plain(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
+    """Run one block as it is."""
+    return block(states_BTD, condition)
+
+
+class Backbone(nn.Module, ABC):
+    """Base class of every prunable denoiser.
+
+    Attributes:
+        blocks: the residual blocks in the order in which they run. Removing one means leaving
+            the states unchanged (METHODS section 0).
+        kept_from: for each block, its index in the model this one was pruned from, or ``None``
+            for a model that was not pruned.
+    """
+
+    blocks: nn.ModuleList
+    kept_from: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments as plain data, enough to rebuild the module without weights."""
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, run_block: BlockRunner = run_plain
+    ) -> Tensor:
+        """Predict from noisy input, time and label, sending every block through ``run_block``."""
+
+    @property
+    def depth(self) -> int:
+        """Number of residual blocks."""
+        return len(self.blocks)
+
+    @property
+    def borders(self) -> tuple[int, ...]:
+        """Block indices at which a stack of another type begins; groups must not cross them."""
+        return ()
+
+    @property
+    def null_label(self) -> int:
+        """Label that stands for "no class" (guidance and label dropout)."""
+        raise NotImplementedError(f"{type(self).__name__} has no null label")
+
+    def keep_blocks(self, kept: Sequence[int]) -> None:
+        """Drop every block but ``kept`` in place; called by :func:`tinyfusion.surgery.prune`."""
+        self.blocks = nn.ModuleList([self.blocks[i] for i in kept])
+
+
+def forward_with_states(
+    net: Backbone, x: Tensor, t: Tensor, y: Tensor, wanted: Iterable[int]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Run ``net`` and also return the hidden states after the ``wanted`` blocks.
+
+    Args:
+        net: the backbone.
+        x: noisy input, shape (B, C, H, W).
+        t: times in the unit of the backbone's process, shape (B,).
+        y: labels, shape (B,).
+        wanted: block indices.
+
+    Returns:
+        The prediction and a dict from block index to states of shape (B, T, D).
+    """
+    wanted = frozenset(wanted)
+    states: dict[int, Tensor] = {}
+
+    def runner(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
+        out_BTD = block(states_BTD, condition)
+        if index in wanted:
+            states[index] = out_BTD
+        return out_BTD
+
+    return net(x, t, y, run_block=runner), states
+
+
+def count_parameters(net: nn.Module, trainable_only: bool = False) -> int:
+    """Number of tensor elements among the parameters of ``net``.
+
+    Args:
+        net: any module, also one on the meta device.
+        trainable_only: leave out parameters that take no gradient (fixed position tables).
+    """
+    return sum(p.numel() for p in net.parameters() if p.requires_grad or not trainable_only)
+
+
+def dtype_of(net: nn.Module) -> torch.dtype:
+    """Floating type of the first parameter of ``net``."""
+    return next(net.parameters()).dtype

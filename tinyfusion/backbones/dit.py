@@ -1,0 +1,311 @@
+"""DiT, the class-conditional diffusion transformer (arXiv 2212.09748), with public tensor names.
+
+Shape suffixes: B batch, T tokens, D width, C channels, H image height, W image width,
+P patch side, F frequencies.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
+from tinyfusion.errors import InputError
+
+PUBLISHED_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+"""Attention heads of the published widths (DiT-S, B, L, XL)."""
+
+
+def sincos_positions(width: int, grid_side: int) -> Tensor:
+    """Fixed two-dimensional sine-cosine position table, shape (1, grid_side**2, width).
+
+    The first half of the channels encodes the column, the second half the row, each as sines
+    followed by cosines of frequencies 10000^(-k / (width / 4)).
+
+    Raises:
+        InputError: ``width`` is not a multiple of four.
+    """
+    if width % 4:
+        raise InputError(f"hidden_size must be a multiple of 4, got {width}")
+    frequencies_F = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    positions = torch.arange(grid_side, dtype=torch.float64)
+    rows_T = positions.repeat_interleave(grid_side)
+    columns_T = positions.repeat(grid_side)
+    parts = []
+    for coordinate_T in (columns_T, rows_T):
+        angles_TF = coordinate_T[:, None] * frequencies_F[None]
+        parts += [angles_TF.sin(), angles_TF.cos()]
+    return torch.cat(parts, dim=1).float()[None]
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoidal time features (cosines first) followed by a two-layer MLP."""
+
+    num_features = 256
+
+    def __init__(self, width: int, frequency_divisor: float = 128.0) -> None:
+        super().__init__()
+        self.frequency_divisor = frequency_divisor
+        self.mlp = nn.Sequential(
+            nn.Linear(self.num_features, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Map times of shape (B,) to embeddings of shape (B, D)."""
+        k_F = torch.arange(self.num_features // 2, dtype=torch.float32, device=t.device)
+        frequencies_F = torch.exp(-math.log(10000.0) * k_F / self.frequency_divisor)
+        angles_BF = t[:, None].float() * frequencies_F[None]
+        features_BF = torch.cat([angles_BF.cos(), angles_BF.sin()], dim=-1)
+        return self.mlp(features_BF.to(self.mlp[0].weight.dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """Class table with one extra row for the null class; labels are dropped by the caller."""
+
+    def __init__(self, num_classes: int, width: int, has_null: bool) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + int(has_null), width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Map labels of shape (B,) to embeddings of shape (B, D)."""
+        return self.embedding_table(y)
+
+
+class PatchEmbedder(nn.Module):
+    """Image to tokens by a strided convolution."""
+
+    def __init__(self, channels: int, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, T, D), tokens in row-major order."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one joint q, k, v projection."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Attend among the tokens of each sample; shape unchanged."""
+        B, T, D = x_BTD.shape
+        qkv = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(B, T, D))
+
+
+class Mlp(nn.Module):
+    """Two linear layers around the tanh form of GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Token-wise map; shape unchanged."""
+        return self.fc2(F.gelu(self.fc1(x_BTD), approximate="tanh"))
+
+
+def _modulated_norm(x_BTD: Tensor, shift_BD: Tensor, scale_BD: Tensor, eps: float) -> Tensor:
+    normed_BTD = F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=eps)
+    return torch.addcmul(shift_BD[:, None], normed_BTD, 1 + scale_BD[:, None])
+
+
+class DiTBlock(nn.Module):
+    """Transformer block with adaLN-Zero conditioning (DiT, section 3.2)."""
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float, mlp_norm_eps: float = 1e-6
+    ) -> None:
+        super().__init__()
+        self.mlp_norm_eps = mlp_norm_eps
+        self.attn = Attention(width, num_heads)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:
+        """Run the block on states (B, T, D) under a condition (B, D)."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(
+            condition_BD
+        ).chunk(6, dim=-1)
+        attended = self.attn(_modulated_norm(x_BTD, shift_a, scale_a, 1e-6))
+        x_BTD = torch.addcmul(x_BTD, gate_a[:, None], attended)
+        mapped = self.mlp(_modulated_norm(x_BTD, shift_m, scale_m, self.mlp_norm_eps))
+        return torch.addcmul(x_BTD, gate_m[:, None], mapped)
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and the projection from tokens to patches."""
+
+    def __init__(self, width: int, patch_size: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, patch_size * patch_size * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:
+        """Map states (B, T, D) to patch values (B, T, P*P*C)."""
+        shift_BD, scale_BD = self.adaLN_modulation(condition_BD).chunk(2, dim=-1)
+        return self.linear(_modulated_norm(x_BTD, shift_BD, scale_BD, 1e-6))
+
+
+class DiT(Backbone):
+    """Diffusion transformer whose state dict has the names of the public checkpoints.
+
+    Args:
+        input_size: side of the square input, in latent cells or pixels.
+        patch_size: side of a patch; must divide ``input_size``.
+        in_channels: channels of the input.
+        hidden_size: width of the residual stream; a multiple of 4 and of ``num_heads``.
+        depth: number of blocks.
+        num_heads: attention heads per block.
+        mlp_ratio: hidden width of the MLP over ``hidden_size``.
+        num_classes: number of classes without the null class.
+        class_dropout_prob: probability with which *training* replaces a label by the null
+            class. The module itself never drops labels, so that teacher and student can be
+            given the same ones; 0 means that there is no null row in the table.
+        learn_sigma: whether the output carries as many variance channels again.
+        frequency_divisor: divisor k / divisor in the exponent of the time frequencies, 128 as
+            published (127 in stock diffusers).
+        mlp_norm_eps: epsilon of the norm before the MLP, 1e-6 as published (1e-5 in diffusers).
+        gate_bias_init: start value of the biases behind the two adaLN gates. 0 as published;
+            small models use their depth only if it is larger.
+
+    Raises:
+        InputError: sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        input_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        class_dropout_prob: float = 0.1,
+        learn_sigma: bool = True,
+        frequency_divisor: float = 128.0,
+        mlp_norm_eps: float = 1e-6,
+        gate_bias_init: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise InputError(f"depth must be at least 1, got {depth}")
+        if input_size % patch_size:
+            raise InputError(
+                f"patch_size must divide input_size, got patch_size={patch_size} and "
+                f"input_size={input_size}"
+            )
+        if hidden_size % num_heads:
+            raise InputError(
+                f"num_heads must divide hidden_size, got num_heads={num_heads} and "
+                f"hidden_size={hidden_size}"
+            )
+        self.input_size = input_size
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.out_channels = in_channels * (2 if learn_sigma else 1)
+        self.hidden_size = hidden_size
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.num_classes = num_classes
+        self.class_dropout_prob = class_dropout_prob
+        self.learn_sigma = learn_sigma
+        self.frequency_divisor = frequency_divisor
+        self.mlp_norm_eps = mlp_norm_eps
+
+        self.x_embedder = PatchEmbedder(in_channels, hidden_size, patch_size)
+        self.t_embedder = TimestepEmbedder(hidden_size, frequency_divisor)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob > 0)
+        self.pos_embed = nn.Parameter(
+            sincos_positions(hidden_size, input_size // patch_size), requires_grad=False
+        )
+        self.blocks = nn.ModuleList(
+            DiTBlock(hidden_size, num_heads, mlp_ratio, mlp_norm_eps) for _ in range(depth)
+        )
+        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+        self._initialise(gate_bias_init)
+
+    def _initialise(self, gate_bias_init: float) -> None:
+        # DiT, section 3.2 and its appendix: Xavier everywhere, then zeros where adaLN-Zero
+        # wants each block to start as the identity.
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        patch_weight = self.x_embedder.proj.weight
+        nn.init.xavier_uniform_(patch_weight.data.view(patch_weight.shape[0], -1))
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        for index in (0, 2):
+            nn.init.normal_(self.t_embedder.mlp[index].weight, std=0.02)
+        for owner in (*self.blocks, self.final_layer):
+            nn.init.zeros_(owner.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+        width = self.hidden_size
+        for block in self.blocks:
+            for chunk in (2, 5):
+                bias = block.adaLN_modulation[1].bias.data
+                bias[chunk * width : (chunk + 1) * width] = gate_bias_init
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments of this module as it now is."""
+        names = (
+            "input_size patch_size in_channels hidden_size depth num_heads mlp_ratio num_classes "
+            "class_dropout_prob learn_sigma frequency_divisor mlp_norm_eps"
+        )
+        return {name: getattr(self, name) for name in names.split()}
+
+    @property
+    def null_label(self) -> int:
+        """Index of the null class.
+
+        Raises:
+            ValueError: the model was built without label dropout and has no such row.
+        """
+        if self.y_embedder.embedding_table.num_embeddings == self.num_classes:
+            raise InputError(
+                "this model has no null class (class_dropout_prob=0), so its labels can't be "
+                "dropped and it can't be guided: use guidance 1"
+            )
+        return self.num_classes
+
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, run_block: BlockRunner = run_plain
+    ) -> Tensor:
+        """Predict noise (and variance values) from a noisy input.
+
+        Args:
+            x: noisy input, shape (B, C, H, W).
+            t: times, shape (B,); integers 0..999 for DiT.
+            y: labels, shape (B,), integers 0..num_classes, the last being the null class.
+            run_block: how to run each block.
+
+        Returns:
+            Prediction of shape (B, 2C, H, W) with learned variance, (B, C, H, W) without.
+        """
+        condition_BD = self.t_embedder(t) + self.y_embedder(y)
+        states_BTD = self.x_embedder(x) + self.pos_embed
+        for index, block in enumerate(self.blocks):
+            states_BTD = run_block(index, block, states_BTD, condition_BD)
+        return self._unpatchify(self.final_layer(states_BTD, condition_BD))
+
+    def _unpatchify(self, patches: Tensor) -> Tensor:
+        P, C = self.patch_size, self.out_channels
+        side = self.input_size // P
+        grid = patches.view(-1, side, side, P, P, C)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(-1, C, side * P, side * P)

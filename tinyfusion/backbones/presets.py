@@ -1,0 +1,165 @@
+"""Published sizes by name, and the one place where a name or plain data becomes a backbone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.dit import DiT
+from tinyfusion.errors import InputError
+
+FAMILIES: dict[str, type[Backbone]] = {"dit": DiT}
+"""Class behind the word that ``config.json`` stores under ``backbone``."""
+
+
+def _dit(hidden_size: int, depth: int, num_heads: int, patch_size: int = 2) -> dict[str, Any]:
+    """Arguments of a DiT on 32x32x4 latents with 1000 classes (arXiv 2212.09748, table 1)."""
+    return {
+        "input_size": 32,
+        "patch_size": patch_size,
+        "in_channels": 4,
+        "hidden_size": hidden_size,
+        "depth": depth,
+        "num_heads": num_heads,
+        "num_classes": 1000,
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    f"dit_{size}_{patch_size}": _dit(*shape, patch_size)
+    for size, shape in {
+        "s": (384, 12, 6),
+        "b": (768, 12, 12),
+        "l": (1024, 24, 16),
+        "xl": (1152, 28, 16),
+    }.items()
+    for patch_size in (2, 4, 8)
+}
+"""Constructor arguments by preset name."""
+
+# TinyFusion (arXiv 2412.01199), table 1: DiT-XL/2 cut to 7, 14 and 19 blocks.
+PRESETS |= {f"dit_xl_2_d{depth}": _dit(1152, depth, 16) for depth in (7, 14, 19)}
+PRESETS["dit_digits"] = {
+    "input_size": 8,
+    "patch_size": 2,
+    "in_channels": 1,
+    "hidden_size": 32,
+    "depth": 28,
+    "num_heads": 4,
+    "num_classes": 10,
+    "gate_bias_init": 0.15,
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """A copy of the constructor arguments of preset ``name``.
+
+    Raises:
+        InputError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise InputError(f"backbone {name!r} is unknown; valid presets: {', '.join(PRESETS)}")
+    return dict(PRESETS[name])
+
+
+def build(name_or_arguments: str | Mapping[str, Any]) -> Backbone:
+    """Build a freshly initialised backbone.
+
+    Args:
+        name_or_arguments: a name in :data:`PRESETS`, or constructor arguments. Arguments may
+            hold the family under ``backbone`` (``"dit"`` if left out).
+
+    Returns:
+        The backbone, in training mode, on the current default device.
+
+    Raises:
+        InputError: unknown preset, family or argument, or a value that can't be built.
+    """
+    if isinstance(name_or_arguments, str):
+        name_or_arguments = preset(name_or_arguments)
+    arguments = dict(name_or_arguments)
+    family = arguments.pop("backbone", "dit")
+    if family not in FAMILIES:
+        raise InputError(f"backbone {family!r} is unknown; valid families: {', '.join(FAMILIES)}")
+    _check(family, arguments)
+    return FAMILIES[family](**arguments)
+
+
+def build_empty(name_or_arguments: str | Mapping[str, Any]) -> Backbone:
+    """As :func:`build`, but parameters hold whatever their memory held; to be loaded into.
+
+    Large models are ready at once and claim no memory: pages are only reserved until written.
+    """
+    with _WithoutInitialisation():
+        return build(name_or_arguments)
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Makes filling a parameter do nothing; buffers and tables are computed as usual.
+
+    The meta device would serve as well, but it leaves tables without values and some operations
+    on it import the whole compiler, which takes seconds.
+    """
+
+    _fills: ClassVar = {
+        torch.Tensor.uniform_,
+        torch.Tensor.normal_,
+        torch.Tensor.zero_,
+        torch.Tensor.fill_,
+    }
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._fills or getattr(func, "__module__", None) == nn.init.__name__:
+            target = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            if False:
+                return target
+        return func(*args, **kwargs)
+
+
+def family_of(net: Backbone) -> str:
+    """The word under which ``config.json`` stores the class of ``net``.
+
+    Raises:
+        InputError: the class is none of :data:`FAMILIES`.
+    """
+    for family, kind in FAMILIES.items():
+        if type(net) is kind:
+            return family
+    raise InputError(
+        f"a {type(net).__name__} can't be saved by name; valid backbones: {', '.join(FAMILIES)}"
+    )
+
+
+def _check(family: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse unknown names and values of the wrong type, which arrive from files and YAML."""
+    valid = inspect.signature(FAMILIES[family]).parameters
+    for name, value in arguments.items():
+        if name not in valid:
+            raise InputError(
+                f"backbone {family!r} has no argument {name!r}; valid: {', '.join(valid)}"
+            )
+        default = valid[name].default
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(default, bool):
+            fits, wanted = isinstance(value, bool), "true or false"
+        elif isinstance(default, int):
+            fits, wanted = is_integer and value > 0, "a positive integer"
+        elif isinstance(default, float):
+            fits, wanted = is_integer or isinstance(value, float), "a number"
+        else:
+            continue
+        if not fits:
+            raise InputError(f"backbone argument {name} must be {wanted}, got {value!r}")

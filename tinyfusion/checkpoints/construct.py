@@ -1,0 +1,143 @@
+"""From a checkpoint to a module, checked against what the user expects it to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.dit import PUBLISHED_HEADS
+from tinyfusion.backbones.presets import FAMILIES, PRESETS, build_empty
+from tinyfusion.checkpoints.infer import infer_dit
+from tinyfusion.checkpoints.read import Checkpoint, read_checkpoint
+from tinyfusion.errors import InputError
+
+# Start values and training settings: they don't change what the network computes.
+_FREE_ARGUMENTS = {"gate_bias_init", "class_dropout_prob"}
+
+
+def load(
+    path: Path | str,
+    backbone: str | Mapping[str, Any] | None = None,
+    num_heads: int | None = None,
+) -> Backbone:
+    """Load any supported checkpoint as a module.
+
+    Args:
+        path: a model folder, a weight file, the name of a packaged model (``digits``) or a hub
+            id ``owner/name``.
+        backbone: what the file is expected to be: a family (``"dit"``), a preset name
+            (``"dit_xl_2_d14"``) or constructor arguments. Arguments left out are taken from the
+            file.
+        num_heads: attention heads, for a bare state dict of a width that was not published.
+
+    Returns:
+        The module on the CPU in eval mode, in float32.
+
+    Raises:
+        InputError: see :func:`~tinyfusion.checkpoints.read_checkpoint`; or the file does not
+            fit ``backbone`` or ``num_heads``; or the number of heads is unknown.
+    """
+    return to_backbone(read_checkpoint(path), backbone, num_heads)
+
+
+def to_backbone(
+    checkpoint: Checkpoint,
+    backbone: str | Mapping[str, Any] | None = None,
+    num_heads: int | None = None,
+) -> Backbone:
+    """Build the module that a checkpoint describes; arguments and errors as for :func:`load`."""
+    family, claims = _expected(backbone)
+    if num_heads is not None:
+        if claims.get("num_heads", num_heads) != num_heads:
+            raise InputError(
+                f"num_heads={num_heads}, but backbone={backbone!r} has {claims['num_heads']}"
+            )
+        claims["num_heads"] = num_heads
+    if family and checkpoint.backbone and family != checkpoint.backbone:
+        raise InputError(
+            f"{checkpoint.path}: is a {checkpoint.backbone!r}, but backbone={backbone!r} was given"
+        )
+    # A bare file is read as DiT unless told otherwise.
+    family = family or checkpoint.backbone or "dit"
+    if family not in FAMILIES:
+        raise InputError(
+            f"{checkpoint.path}: backbone {family!r} is unknown; valid: {', '.join(FAMILIES)}"
+        )
+    recorded = checkpoint.arguments or infer_dit(checkpoint.state, str(checkpoint.path))
+    arguments = recorded | claims
+    if "num_heads" not in arguments:
+        arguments["num_heads"] = _published_heads(checkpoint.path, arguments.get("hidden_size"))
+
+    net = _empty(checkpoint.path, family, arguments)
+    state = {name: tensor.to(torch.float32, copy=True) for name, tensor in checkpoint.state.items()}
+    _check_shapes(checkpoint.path, state, net, given=backbone)
+    _check_claims(checkpoint, claims)
+    net.load_state_dict(state, assign=True)
+    net.kept_from = checkpoint.kept_from
+    return net.eval()
+
+
+def _expected(backbone: str | Mapping[str, Any] | None) -> tuple[str | None, dict[str, Any]]:
+    """Family and constructor arguments that the caller asked for."""
+    if backbone is None:
+        return None, {}
+    if not isinstance(backbone, str):
+        claims = dict(backbone)
+        return claims.pop("backbone", None), claims
+    if backbone in FAMILIES:
+        return backbone, {}
+    if backbone in PRESETS:
+        return backbone.split("_")[0], dict(PRESETS[backbone])
+    raise InputError(f"backbone={backbone!r} is unknown; valid: {', '.join([*FAMILIES, *PRESETS])}")
+
+
+def _published_heads(path: Path, width: int | None) -> int:
+    if width not in PUBLISHED_HEADS:
+        raise InputError(
+            f"{path}: hidden size {width} is not one of the published widths "
+            f"({', '.join(map(str, PUBLISHED_HEADS))}) and the file does not say how many "
+            "attention heads it has: give num_heads="
+        )
+    return PUBLISHED_HEADS[width]
+
+
+def _empty(path: Path, family: str, arguments: dict[str, Any]) -> Backbone:
+    """The module before the file's tensors become its parameters."""
+    try:
+        return build_empty({"backbone": family, **arguments})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _check_shapes(
+    path: Path, state: Mapping[str, Tensor], net: Backbone, given: str | Mapping[str, Any] | None
+) -> None:
+    in_file = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    in_net = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    differing = [n for n in {**in_net, **in_file} if in_file.get(n) != in_net.get(n)]
+    if not differing:
+        return
+    listed = "; ".join(
+        f"{name}: {in_file.get(name, 'absent')} in the file, {in_net.get(name, 'absent')} expected"
+        for name in differing[:3]
+    )
+    rest = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+    what = "the architecture its config or its tensors describe"
+    if given is not None:
+        what = f"backbone={given if isinstance(given, str) else dict(given)!r}"
+    raise InputError(f"{path}: does not fit {what}: {listed}{rest}")
+
+
+def _check_claims(checkpoint: Checkpoint, claims: Mapping[str, Any]) -> None:
+    """Refuse arguments that contradict the config where no tensor's shape would show it."""
+    for name, value in claims.items():
+        recorded = (checkpoint.arguments or {}).get(name, value)
+        if name not in _FREE_ARGUMENTS and recorded != value:
+            raise InputError(
+                f"{checkpoint.path}: its config says {name}={recorded!r}, but {value!r} was given"
+            )

@@ -1,0 +1,76 @@
+"""Writing a model folder: ``model.safetensors`` and the ``config.json`` that vouches for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tinyfusion.backbones.contract import Backbone, count_parameters
+from tinyfusion.backbones.presets import family_of
+from tinyfusion.checkpoints.layout import CONFIG_FILE, FORMAT, FORMAT_VERSION, WEIGHTS_FILE
+from tinyfusion.errors import InputError
+from tinyfusion.files import sha256_of, write_atomic, write_json
+from tinyfusion.version import __version__
+
+
+def save_model(
+    net: Backbone,
+    folder: Path | str,
+    provenance: dict[str, Any] | None = None,
+    half: bool = False,
+) -> Path:
+    """Write ``net`` as a folder that :func:`tinyfusion.load` reads.
+
+    The configuration is written last and holds the SHA-256 of the weights, so a run killed
+    between the two files leaves a folder that is refused, never one that loads wrongly.
+
+    Args:
+        net: the model; its tensors are stored under their public names.
+        folder: where to; made if need be, files of an earlier model there are replaced.
+        provenance: how the model came about, as data that JSON can hold.
+        half: store floating tensors as float16, except the fixed position table.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        InputError: the backbone has no name to be rebuilt by, or ``half`` was asked for weights
+            that float16 can't hold.
+    """
+    folder = Path(folder)
+    family = family_of(net)
+    json.dumps(provenance)  # fails here, before any file is touched
+    state = {name: _stored(name, tensor, half) for name, tensor in net.state_dict().items()}
+    weights = write_atomic(
+        folder / WEIGHTS_FILE, lambda path: save_file(state, path, metadata={"format": "pt"})
+    )
+    config = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "tinyfusion_version": __version__,
+        "backbone": family,
+        "arguments": net.config(),
+        "kept_from": None if net.kept_from is None else list(net.kept_from),
+        "num_parameters": count_parameters(net),
+        "weights": {"file": WEIGHTS_FILE, "sha256": sha256_of(weights)},
+        "provenance": provenance or {},
+    }
+    write_json(folder / CONFIG_FILE, config)
+    return folder
+
+
+def _stored(name: str, tensor: Tensor, half: bool) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    if not half or not tensor.is_floating_point() or name == "pos_embed":
+        return tensor
+    halved = tensor.half()
+    if not halved.isfinite().all():
+        raise InputError(
+            f"half=True: tensor {name!r} is not finite in float16 (largest magnitude "
+            f"{tensor.abs().max().item():g}); save it with half=False"
+        )
+    return halved

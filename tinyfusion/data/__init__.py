@@ -1,0 +1,1 @@
+"""Real images for training, hold-out loss and scoring."""

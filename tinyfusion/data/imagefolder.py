@@ -1,0 +1,149 @@
+"""Images on disk, one folder per class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tinyfusion.data.source import ImageSource, split_order
+from tinyfusion.errors import InputError
+from tinyfusion.seeding import Rows, StepNoise
+
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+MODES = {1: "L", 3: "RGB"}
+
+
+class ImageFolder(ImageSource):
+    """Images ``root/<class>/**/<image>``; classes are numbered in the order of their names.
+
+    Every image is cropped to a square as in ADM (see ``centre_crop``) each time it is fetched.
+
+    Args:
+        root: folder that holds one folder per class.
+        size: height and width to crop to, in pixels.
+        channels: 3 (colour) or 1 (grey).
+        flip: mirror each training image left to right with probability one half.
+        held_out: how many images are held out; which ones is the same in every run.
+
+    Raises:
+        InputError: a wrong argument; ``root`` is missing, holds no class folder or a class folder
+            without images; too few images to hold ``held_out`` out; the first image of a class
+            can't be decoded. Any other undecodable image raises it when it is fetched.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        size: int,
+        channels: int = 3,
+        flip: bool = True,
+        held_out: int = 0,
+    ) -> None:
+        if size < 1:
+            raise InputError(f"data.size={size}: must be at least 1 pixel")
+        if channels not in MODES:
+            raise InputError(f"data.channels={channels}: must be 1 (grey) or 3 (colour)")
+        self.size, self.channels, self._flip = size, channels, flip
+        self._files, self._labels, first_of_class = _find_images(Path(root).expanduser())
+        self.num_classes = len(first_of_class)
+        if not 0 <= held_out < len(self._files):
+            raise InputError(
+                f"data.held_out={held_out}: must be between 0 and {len(self._files) - 1}, "
+                f"as {str(root)!r} holds {len(self._files)} images"
+            )
+        self._train, self._held_out = split_order(len(self._files), held_out)
+        # Reading everything would take too long; a wrong kind of folder shows up here already.
+        self._read(first_of_class)
+
+    def __len__(self) -> int:
+        return len(self._train)
+
+    def fetch(
+        self, indices: Tensor, augment: StepNoise | None, rows: Rows | None
+    ) -> tuple[Tensor, Tensor]:
+        """See ``ImageSource.fetch``; augmentation mirrors images left to right."""
+        images, labels = self._pick(self._train[indices])
+        if augment is not None and self._flip:
+            mirrored_B111 = augment.uniform("augment", rows, 1, 1, 1) < 0.5
+            images = torch.where(mirrored_B111, images.flip(3), images)
+        return images, labels
+
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """All held-out images (N, C, H, W) in [-1, 1] and their labels (N,)."""
+        return self._pick(self._held_out)
+
+    def reference(self) -> Tensor:
+        """All images, training then held-out, uint8 0..255, shape (N, C, H, W), in memory."""
+        return self._read(torch.cat([self._train, self._held_out]).tolist())
+
+    def _pick(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        return self._read(numbers.tolist()).float() / 127.5 - 1, self._labels[numbers]
+
+    def _read(self, numbers: Iterable[int]) -> Tensor:
+        """Cropped images by number of file, uint8 0..255, shape (B, C, H, W)."""
+        shape = (self.size, self.size, self.channels)
+        arrays = [self._decode(self._files[number]).reshape(shape) for number in numbers]
+        stacked = torch.from_numpy(np.stack(arrays)) if arrays else torch.empty(0, *shape)
+        return stacked.to(torch.uint8).permute(0, 3, 1, 2).contiguous()
+
+    def _decode(self, file: str) -> np.ndarray:
+        try:
+            with Image.open(file) as image:
+                return np.asarray(centre_crop(image.convert(MODES[self.channels]), self.size))
+        except Exception as error:  # Pillow's decoders raise many kinds for a broken file
+            raise InputError(f"image file {file!r} can't be decoded: {error}") from error
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """The central square of an image, brought to ``size`` x ``size`` pixels.
+
+    Halved with a box filter while the short side is at least twice ``size``, then resized
+    bicubically so that the short side is ``size``, then cropped. Source: preprocessing of ADM
+    (arXiv 2105.05233), which DiT and its FID reference statistics use.
+    """
+    while min(image.size) >= 2 * size:
+        width, height = image.size
+        image = image.resize((width // 2, height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = (round(side * scale) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _find_images(root: Path) -> tuple[list[str], Tensor, list[int]]:
+    """Image files in order, their labels (N,), and the number of each class's first file."""
+    if not root.is_dir():
+        raise InputError(f"data.root={str(root)!r}: no such folder")
+    classes = sorted(
+        entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."
+    )
+    if not classes:
+        raise InputError(
+            f"data.root={str(root)!r}: holds no class folders; images are expected as "
+            f"{root / '<class>' / '<image>'}"
+        )
+    files: list[str] = []
+    labels: list[int] = []
+    first_of_class: list[int] = []
+    for label, name in enumerate(classes):
+        first_of_class.append(len(files))
+        for folder, _, names in sorted(os.walk(root / name, followlinks=True)):
+            files += [
+                os.path.join(folder, file)
+                for file in sorted(names)
+                if os.path.splitext(file)[1].lower() in SUFFIXES and file[0] != "."
+            ]
+        if len(files) == first_of_class[-1]:
+            raise InputError(
+                f"data.root={str(root)!r}: class folder {name!r} holds no images "
+                f"({', '.join(sorted(SUFFIXES))})"
+            )
+        labels += [label] * (len(files) - first_of_class[-1])
+    return files, torch.tensor(labels), first_of_class

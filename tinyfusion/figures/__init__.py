@@ -1,0 +1,1 @@
+"""Pictures and tables, each drawn from plain arrays and numbers."""

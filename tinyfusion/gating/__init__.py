@@ -1,0 +1,1 @@
+"""Learned choice of blocks and the co-trained weight update."""

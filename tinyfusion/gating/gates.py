@@ -1,0 +1,100 @@
+"""Learned choice among the keep-patterns of every group (TinyFusion, section 3; METHODS 1.2-1.4).
+
+Shape suffixes: B batch, C choices of one group, M positions of one group, L blocks, K all choices
+of all groups side by side.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyfusion.scheme import Group, Scheme
+
+START_LOGIT = 0.02
+"""Start value of every logit; equal values make the start exactly uniform."""
+
+
+class GroupGate(nn.Module):
+    """A categorical distribution over the keep-patterns of one group."""
+
+    choices_CM: Tensor
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        rows = [[float(m in kept) for m in range(group.size)] for kept in group.choices()]
+        self.register_buffer("choices_CM", torch.tensor(rows), persistent=False)
+        self.logits_C = nn.Parameter(torch.full((len(rows),), START_LOGIT))
+
+    def forward(self, gumbel_BC: Tensor, temperature: float, scale: float) -> Tensor:
+        """One hard keep-pattern per sample with straight-through gradients, shape (B, M)."""
+        soft_BC = ((scale * self.logits_C + gumbel_BC) / temperature).softmax(-1)
+        hard_BC = F.one_hot(soft_BC.argmax(-1), soft_BC.shape[-1]).to(soft_BC.dtype)
+        # Forward value hard, gradient of soft; zeros are exact because x - x is.
+        return (hard_BC - soft_BC.detach() + soft_BC) @ self.choices_CM
+
+
+class Gates(nn.Module):
+    """Gates of all groups of a scheme.
+
+    Args:
+        scheme: the groups.
+
+    Attributes:
+        temperature: Gumbel-softmax temperature, set by the schedule.
+        scale: factor between logits and log-probabilities, set by the schedule.
+    """
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.groups = nn.ModuleList(GroupGate(group) for group in scheme.groups)
+        self.temperature = 1.0
+        self.scale = 1.0
+
+    @property
+    def num_choices(self) -> int:
+        """Logits of all groups together."""
+        return sum(group.num_choices for group in self.scheme.groups)
+
+    def forward(self, gumbel_BK: Tensor) -> Tensor:
+        """Sample a mask per sample.
+
+        Args:
+            gumbel_BK: Gumbel(0, 1) noise for every choice of every group, groups side by side.
+
+        Returns:
+            1 for kept and 0 for dropped blocks, shape (B, L), differentiable in the logits.
+        """
+        parts = gumbel_BK.split([gate.logits_C.numel() for gate in self.groups], dim=-1)
+        return torch.cat(
+            [
+                gate(part, self.temperature, self.scale)
+                for gate, part in zip(self.groups, parts, strict=True)
+            ],
+            dim=-1,
+        )
+
+    def logits(self) -> list[Tensor]:
+        """Detached copies of the logits, one tensor (C,) per group."""
+        return [gate.logits_C.detach().clone() for gate in self.groups]
+
+    def probabilities(self, logits: list[Tensor] | None = None) -> list[Tensor]:
+        """``softmax(scale * logits)`` per group, of the given or the live logits."""
+        logits = self.logits() if logits is None else logits
+        return [(self.scale * values.float()).softmax(-1) for values in logits]
+
+    def decide(self, logits: list[Tensor] | None = None) -> tuple[int, ...]:
+        """Most probable pattern of every group as kept block indices."""
+        logits = self.logits() if logits is None else logits
+        kept = []
+        for group, values in zip(self.scheme.groups, logits, strict=True):
+            best = group.choices()[int(values.argmax())]
+            kept += [group.start + position for position in best]
+        return tuple(kept)
+
+
+def entropy(probabilities: list[Tensor]) -> list[float]:
+    """Entropy of each group's distribution, in nats."""
+    return [float(-(p * p.clamp(min=1e-30).log()).sum()) for p in probabilities]

@@ -1,0 +1,1 @@
+"""What samples and models are worth: fidelity, memorisation, speed and size."""

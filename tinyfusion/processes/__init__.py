@@ -1,0 +1,1 @@
+"""Diffusion processes: noising, targets, training losses."""

@@ -1,0 +1,92 @@
+"""What a way of choosing blocks gets and gives.
+
+A pruner is any object with one method, ``choose(context) -> Choice``, and a configuration file
+that names its class in ``_target_``. A user's own needs nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.data.source import ImageSource
+from tinyfusion.errors import InputError
+from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.scheme import Scheme
+from tinyfusion.training.module import DenoiserTraining
+
+
+class Choice(NamedTuple):
+    """What a pruner decided.
+
+    Attributes:
+        kept: blocks that stay, ascending.
+        scheme: the groups, if the choice was made within groups.
+        probabilities: per group, the learned distribution over its keep-patterns.
+        scores: further evidence by name, as plain data.
+    """
+
+    kept: tuple[int, ...]
+    scheme: Scheme | None = None
+    probabilities: list[list[float]] | None = None
+    scores: dict[str, Any] = {}  # noqa: RUF012 - a NamedTuple's default, never written to
+
+
+@dataclass(frozen=True)
+class PruningContext:
+    """What a pruner may use.
+
+    Attributes:
+        net: the source model; the pruner's own copy, which it may alter.
+        process: the diffusion process.
+        source: images.
+        scheme: the N:M scheme laid over the model, or ``None`` if only ``keep`` was given.
+        keep: number of blocks that stay.
+        seed: the run's seed.
+        folder: where the pruner may write.
+        fit: runs a training stage with the job's trainer, resuming it if it was interrupted:
+            ``fit(module, settings_key)``.
+        shared: keyword arguments of `DenoiserTraining` for a settings key.
+        settings: seeds and sizes that pruners may read.
+    """
+
+    net: Backbone
+    process: GaussianDiffusion
+    source: ImageSource
+    scheme: Scheme | None
+    keep: int
+    seed: int
+    folder: Path
+    fit: Callable[[DenoiserTraining, str], None]
+    shared: Callable[[str], dict[str, Any]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def calibration(self, num_samples: int) -> HeldOutLoss:
+        """A fixed noised batch of training images, the same for every candidate.
+
+        Args:
+            num_samples: noised samples, at least 1; images are taken in a seeded order and come
+                again with other noise where there are fewer images than samples.
+        """
+        import torch
+
+        from tinyfusion.seeding import permutation
+
+        if num_samples < 1:
+            raise InputError(f"pruner.num_samples={num_samples} must be at least 1")
+        order = permutation(self.seed, 0, len(self.source))
+        repeats = -(-num_samples // len(order))
+        indices = torch.cat([order] * repeats)[:num_samples]
+        images, labels = self.source.fetch(indices, None, None)
+        return HeldOutLoss(self.process, images, labels, repeats=1, seed=self.seed)
+
+
+class Pruner(Protocol):
+    """A way of choosing blocks; what ``conf/pruner/*.yaml`` builds."""
+
+    def choose(self, context: PruningContext) -> Choice:
+        """Choose ``context.keep`` of the model's blocks."""

@@ -1,0 +1,84 @@
+"""TinyFusion's own pruner: learn the distribution over keep-patterns (METHODS 1)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+from tinyfusion.errors import InputError
+from tinyfusion.gating.gates import Gates
+from tinyfusion.pruners.contract import Choice, PruningContext
+from tinyfusion.training.mask_learning import MaskLearning
+from tinyfusion.training.schedules import Linear
+
+
+class Delta(Protocol):
+    """The co-trained weight update; see `tinyfusion.gating.deltas`."""
+
+    def attach(self, net: nn.Module) -> None:
+        """Attach to ``net`` in place and leave only the update trainable."""
+
+
+class Learned:
+    """Learn gates together with a weight update, then keep the most probable patterns.
+
+    Args:
+        delta: the weight update.
+        temperature: Gumbel-softmax temperature over the run.
+        scale: factor from logits to log-probabilities over the run.
+        gate_rate_factor: learning rate of the gates over that of the update.
+        gate_ema_decay: decay of the gates' average; ``None`` follows the run's length.
+    """
+
+    def __init__(
+        self,
+        delta: Delta,
+        temperature: Linear,
+        scale: Linear,
+        gate_rate_factor: float = 10.0,
+        gate_ema_decay: float | None = None,
+    ) -> None:
+        if gate_rate_factor <= 0:
+            raise InputError(f"pruner.gate_rate_factor={gate_rate_factor} must be positive")
+        if temperature.start <= 0 or temperature.end <= 0:
+            raise InputError("pruner.temperature must stay positive")
+        self.delta = delta
+        self.temperature, self.scale = temperature, scale
+        self.gate_rate_factor, self.gate_ema_decay = gate_rate_factor, gate_ema_decay
+
+    def choose(self, context: PruningContext) -> Choice:
+        """Learn the mask.
+
+        Raises:
+            InputError: there is no scheme, or ``keep`` differs from what the scheme keeps.
+        """
+        if context.scheme is None or context.scheme.keep != context.keep:
+            raise InputError(
+                f"pruner=learned decides within the groups of a scheme: keep={context.keep} "
+                f"must be what the scheme keeps ({context.scheme and context.scheme.keep}); "
+                "leave keep out, or give a scheme that keeps that many"
+            )
+        self.delta.attach(context.net)
+        module = MaskLearning(
+            context.net,
+            Gates(context.scheme),
+            self.gate_rate_factor,
+            self.temperature,
+            self.scale,
+            self.gate_ema_decay,
+            **context.shared("mask_learning"),
+        )
+        context.fit(module, "mask_learning")
+        state = module.decision_state()
+        return Choice(
+            kept=state.kept,
+            scheme=context.scheme,
+            probabilities=state.probabilities,
+            scores={
+                "kept_live": list(state.kept_live),
+                "confidence": state.confidence,
+                "entropy": state.entropy,
+                "skipped_steps": module.skipped_steps,
+            },
+        )

@@ -1,0 +1,37 @@
+"""Which student block is compared with which teacher block (METHODS 1.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tinyfusion.decision import check_kept
+from tinyfusion.scheme import Scheme
+
+
+def alignment(
+    kept: Sequence[int], teacher_depth: int, scheme: Scheme | None = None
+) -> list[tuple[int, int]]:
+    """Pairs (student block, teacher block) whose outputs play the same part.
+
+    With groups, the last kept block of a group is paired with the block that closes the group.
+    Without, the depth is cut at the kept blocks: each student block is paired with the teacher
+    block just before the next kept one, and the last with the teacher's last.
+
+    Args:
+        kept: the student's blocks as ascending indices into the teacher.
+        teacher_depth: number of blocks of the teacher.
+        scheme: the groups of the decision, if it had any.
+
+    Raises:
+        InputError: indices that don't exist in the teacher.
+    """
+    kept = check_kept(kept, teacher_depth)
+    if scheme is None:
+        ends = [*(following - 1 for following in kept[1:]), teacher_depth - 1]
+        return list(enumerate(ends))
+    pairs = []
+    for group in scheme.groups:
+        inside = [student for student, block in enumerate(kept) if block in group.blocks]
+        if inside:
+            pairs.append((inside[-1], group.blocks[-1]))
+    return pairs

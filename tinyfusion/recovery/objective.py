@@ -1,0 +1,131 @@
+"""What a recovery minimises: task loss, output distillation and hidden states (METHODS 1.6)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.errors import InputError
+from tinyfusion.processes.gaussian import GaussianDiffusion, NoisyBatch
+from tinyfusion.recovery.features import MASKS, feature_distance
+
+
+class Objective:
+    """Weighted sum ``task_weight * L_diff + output_weight * L_kd + feature_weight * L_rep``.
+
+    Args:
+        task_weight: weight of the process's own loss (alpha_gt).
+        output_weight: weight of the distance to the teacher's prediction (alpha_kd).
+        feature_weight: weight of the hidden-state distance at the first step (beta).
+        feature_weight_end: the same at the last step; linear in between.
+        feature_mask: ``none``, ``separate`` or ``intersection`` (see `feature_distance`).
+        num_sigmas: where massive activations begin.
+        variance_kl: add the KL of the learned variances to the output distillation.
+
+    Raises:
+        InputError: negative weights, nothing to minimise, or an unknown mask.
+    """
+
+    def __init__(
+        self,
+        task_weight: float = 1.0,
+        output_weight: float = 0.0,
+        feature_weight: float = 0.0,
+        feature_weight_end: float = 0.0,
+        feature_mask: str = "none",
+        num_sigmas: float = 2.0,
+        variance_kl: bool = False,
+    ) -> None:
+        weights = {
+            "task_weight": task_weight,
+            "output_weight": output_weight,
+            "feature_weight": feature_weight,
+            "feature_weight_end": feature_weight_end,
+        }
+        for name, value in weights.items():
+            if value < 0:
+                raise InputError(f"recovery.objective.{name}={value} must not be negative")
+        if task_weight + output_weight == 0:
+            raise InputError("recovery.objective: task_weight and output_weight are both 0")
+        if feature_mask not in MASKS:
+            raise InputError(
+                f"recovery.objective.feature_mask={feature_mask!r} is not known; "
+                f"valid: {', '.join(MASKS)}"
+            )
+        if num_sigmas <= 0:
+            raise InputError(f"recovery.objective.num_sigmas={num_sigmas} must be positive")
+        self.task_weight, self.output_weight = task_weight, output_weight
+        self.feature_weight, self.feature_weight_end = feature_weight, feature_weight_end
+        self.feature_mask, self.num_sigmas = feature_mask, num_sigmas
+        self.variance_kl = variance_kl
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether hidden states are compared."""
+        return self.feature_weight > 0 or self.feature_weight_end > 0
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a teacher is needed."""
+        return self.output_weight > 0 or self.uses_features
+
+    def check(self, student: Backbone, teacher: Backbone | None) -> None:
+        """Refuse networks that can't be compared.
+
+        Raises:
+            InputError: the teacher is missing, predicts another shape, or has another width in
+                an objective that compares hidden states.
+        """
+        if not self.uses_teacher:
+            return
+        if teacher is None:
+            raise InputError("this recovery distils from a teacher but teacher=none was given")
+        mine, theirs = student.config(), teacher.config()
+        keys = ["in_channels", "input_size", "num_classes", "learn_sigma"]
+        if self.uses_features:
+            keys = ["hidden_size", "patch_size", *keys]
+        for key in keys:
+            if mine.get(key) != theirs.get(key):
+                hint = ""
+                if key in ("hidden_size", "patch_size"):
+                    hint = "; hidden states can't be compared, use recovery=kd"
+                raise InputError(
+                    f"student and teacher differ in {key}: {mine.get(key)} and {theirs.get(key)}"
+                    f"{hint}"
+                )
+
+    def __call__(
+        self,
+        process: GaussianDiffusion,
+        noisy: NoisyBatch,
+        student_out: Tensor,
+        teacher_out: Tensor | None,
+        state_pairs: list[tuple[Tensor, Tensor]],
+        share: float,
+    ) -> dict[str, Tensor]:
+        """Per-sample terms, each (B,), and their weighted sum ``total``.
+
+        Args:
+            process: gives task and output losses.
+            noisy: what both networks saw.
+            student_out: the student's prediction.
+            teacher_out: the teacher's, if there is one.
+            state_pairs: aligned (student, teacher) hidden states.
+            share: progress of the run from 0 to 1, for the feature weight.
+        """
+        task = process.loss(student_out, noisy)
+        terms = {**task, "total": self.task_weight * task["loss"]}
+        terms["task"] = terms.pop("loss")
+        if self.output_weight > 0 and teacher_out is not None:
+            distilled = process.distillation_loss(student_out, teacher_out, noisy, self.variance_kl)
+            terms |= distilled
+            terms["total"] = terms["total"] + self.output_weight * distilled["kd"]
+        if state_pairs:
+            distances = [
+                feature_distance(student, teacher, self.feature_mask, self.num_sigmas)
+                for student, teacher in state_pairs
+            ]
+            terms["features"] = sum(distances) / len(distances)
+            weight = self.feature_weight + share * (self.feature_weight_end - self.feature_weight)
+            terms["total"] = terms["total"] + weight * terms["features"]
+        return terms

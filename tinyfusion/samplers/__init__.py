@@ -1,0 +1,1 @@
+"""How to turn noise into data: samplers, guidance, and many samples in batches."""

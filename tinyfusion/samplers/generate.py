@@ -1,0 +1,109 @@
+"""Many samples in batches, where sample i does not depend on how they are batched.
+
+Shape suffixes: N samples, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.errors import InputError
+from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
+from tinyfusion.samplers.reverse import Sampler
+from tinyfusion.seeding import SampleNoise
+
+
+def balanced_labels(count: int, num_classes: int) -> Tensor:
+    """Labels 0, 1, ..., num_classes-1, 0, 1, ... of shape (count,)."""
+    return torch.arange(count) % num_classes
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Put ``net`` in eval mode and give each of its modules its own mode back afterwards."""
+    training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def generate(
+    net: Backbone,
+    process: GaussianDiffusion,
+    sampler: Sampler,
+    labels: Tensor,
+    seed: int,
+    guidance: Guidance = NO_GUIDANCE,
+    shape: Sequence[int] | None = None,
+    batch_size: int = 256,
+    first_index: int = 0,
+    progress: bool = False,
+) -> Tensor:
+    """Sample one image per label.
+
+    Sample i depends on (seed, first_index + i), its label and the settings alone: any batch
+    size gives the same images, up to the rounding of matrix products.
+
+    Args:
+        net: the denoiser; its training modes are left as they were found.
+        process: the full process that ``net`` was trained on.
+        sampler: how to sample.
+        labels: integers, shape (N,).
+        seed: sampling seed.
+        guidance: classifier-free guidance.
+        shape: shape of one sample, (C, H, W); default: the input of ``net``.
+        batch_size: samples per batch, >= 1 (guidance doubles what the network sees).
+        first_index: number of the first sample, for work that is split.
+        progress: show a bar.
+
+    Returns:
+        Samples of shape (N, C, H, W), float, on the CPU, in the units of the training data
+        ([-1, 1] for pixels).
+
+    Raises:
+        InputError: a batch size below 1, labels that the model does not have, or sampler steps
+            that do not fit the process.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: must be at least 1")
+    if shape is None:
+        shape = (net.in_channels, net.input_size, net.input_size)
+    _check_labels(net, labels)
+    num_steps = sampler.num_steps(process)
+    batches = []
+    with evaluating(net), Progress(disable=not progress, transient=True) as bar:
+        task = bar.add_task("sampling", total=len(labels) * num_steps)
+        for start in range(0, len(labels), batch_size):
+            chosen = labels[start : start + batch_size]
+            first = first_index + start
+            noise = SampleNoise(seed, range(first, first + len(chosen)), shape)
+
+            def advance(_index: int, state: Tensor) -> None:
+                bar.advance(task, len(state))
+
+            samples = sampler(net, process, noise, chosen, guidance, advance)
+            batches.append(samples.cpu())
+    return torch.cat(batches) if batches else torch.empty(0, *shape)
+
+
+def _check_labels(net: Backbone, labels: Tensor) -> None:
+    # An index beyond the class table aborts the whole process on a GPU.
+    rows = getattr(net, "num_classes", None)
+    if rows is None or not len(labels):
+        return
+    wrong = labels[(labels < 0) | (labels > rows)]
+    if len(wrong):
+        raise InputError(
+            f"label {int(wrong[0])} does not exist; the model has classes 0..{rows - 1} "
+            f"(and {rows}, the null class)"
+        )

@@ -1,0 +1,178 @@
+"""N:M schemes: which runs of consecutive blocks keep how many of their own.
+
+Shape suffixes: C choices of a group, M positions in a group.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+from typing import Any
+
+from tinyfusion.errors import InputError
+
+EXAMPLES = "valid: '1:2', '2:4', '7:14', or a list of [keep, size] groups such as [[3,4],[2,4]]"
+
+MAX_CHOICES = 100_000
+"""More keep-patterns than this in one group can't be learned (and would fill the memory)."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """``size`` consecutive blocks from block ``start`` on, of which ``keep`` stay.
+
+    Raises:
+        InputError: not 1 <= keep < size (a group may keep all its blocks only if it is a single
+            one, or by a list scheme's [size, size]).
+    """
+
+    start: int
+    keep: int
+    size: int
+
+    @property
+    def blocks(self) -> range:
+        """Indices of the group's blocks."""
+        return range(self.start, self.start + self.size)
+
+    @property
+    def num_choices(self) -> int:
+        """Number of keep-patterns, C(size, keep)."""
+        return comb(self.size, self.keep)
+
+    def choices(self) -> list[tuple[int, ...]]:
+        """Kept positions of every pattern, in lexicographic order (METHODS 1.2)."""
+        return list(combinations(range(self.size), self.keep))
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Consecutive, non-overlapping groups that cover a model's blocks."""
+
+    groups: tuple[Group, ...]
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks covered."""
+        return sum(group.size for group in self.groups)
+
+    @property
+    def keep(self) -> int:
+        """Number of blocks that stay."""
+        return sum(group.keep for group in self.groups)
+
+    @property
+    def sizes(self) -> list[list[int]]:
+        """The groups as ``[[keep, size], ...]``, a value that `parse_scheme` reads back."""
+        return [[group.keep, group.size] for group in self.groups]
+
+    def __str__(self) -> str:
+        pairs = {(group.keep, group.size) for group in self.groups}
+        if len(pairs) == 1:
+            return "{}:{}".format(*pairs.pop())
+        return str(self.sizes).replace(" ", "")
+
+
+def parse_scheme(value: Any, depth: int, borders: Sequence[int] = ()) -> Scheme:
+    """Read a scheme as a user writes it and lay it over a model.
+
+    Args:
+        value: ``"N:M"`` (repeated over the depth), or a list of ``[keep, size]`` pairs whose
+            sizes add up to the depth; lists may also come as text.
+        depth: number of blocks of the model.
+        borders: block indices that no group may cross (see `Backbone.borders`).
+
+    Returns:
+        The groups with their places.
+
+    Raises:
+        InputError: the value can't be read, keeps all or no blocks, or doesn't fit the model.
+    """
+    if isinstance(value, bool) or value is None:
+        raise InputError(f"scheme={value!r} is not a scheme; {EXAMPLES}")
+    if isinstance(value, int | float):
+        # YAML 1.1 reads an unquoted 1:2 as the base-60 number 62.
+        keep, size = divmod(int(value), 60)
+        raise InputError(
+            f"scheme={value} is a number: YAML reads an unquoted {keep}:{size} as {value} "
+            f'(base 60); write scheme: "{keep}:{size}" with quotes'
+        )
+    pairs = _repeated(value, depth) if _is_ratio(value) else _listed(value)
+    for keep, size in pairs:
+        if not 0 < keep <= size:
+            raise InputError(
+                f"scheme={_show(value)}: a group can't keep {keep} of {size} blocks; "
+                "valid: 1 <= N < M"
+            )
+    total = sum(size for _, size in pairs)
+    if total != depth:
+        raise InputError(
+            f"scheme={_show(value)} covers {total} blocks but the model has {depth}; "
+            "the group sizes must add up to the depth"
+        )
+    if all(keep == size for keep, size in pairs):
+        raise InputError(f"scheme={_show(value)} keeps every block; valid: N < M in some group")
+    groups, start = [], 0
+    for keep, size in pairs:
+        group = Group(start, keep, size)
+        if group.num_choices > MAX_CHOICES:
+            raise InputError(
+                f"scheme={_show(value)}: {keep} of {size} blocks can be kept in "
+                f"{group.num_choices:,} ways; at most {MAX_CHOICES:,} per group can be learned, "
+                "use smaller groups"
+            )
+        crossed = [border for border in borders if start < border < start + size]
+        if crossed:
+            raise InputError(
+                f"scheme={_show(value)}: the group of blocks {start}..{start + size - 1} crosses "
+                f"the border at block {crossed[0]}, where another kind of block begins"
+            )
+        groups.append(group)
+        start += size
+    return Scheme(tuple(groups))
+
+
+def _is_ratio(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip().startswith("[")
+
+
+def _repeated(value: str, depth: int) -> list[tuple[int, int]]:
+    parts = value.strip().split(":")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise InputError(f"scheme={value!r} can't be read; {EXAMPLES}")
+    keep, size = int(parts[0]), int(parts[1])
+    if not 0 < keep < size:
+        raise InputError(f"scheme={value} must keep fewer blocks than it has; valid: 1 <= N < M")
+    if depth % size:
+        fitting = [m for m in range(2, depth + 1) if depth % m == 0]
+        raise InputError(
+            f"scheme={value} does not fit a model of {depth} blocks: {depth} is not a multiple of "
+            f"{size}; valid group sizes: {', '.join(map(str, fitting))}, or a list of groups"
+        )
+    return [(keep, size)] * (depth // size)
+
+
+def _listed(value: Any) -> list[tuple[int, int]]:
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            raise InputError(f"scheme={value!r} can't be read; {EXAMPLES}") from None
+    pairs = []
+    for pair in value if isinstance(value, Iterable) else [value]:
+        items = list(pair) if isinstance(pair, Iterable) and not isinstance(pair, str) else []
+        if len(items) != 2 or not all(
+            isinstance(i, int) and not isinstance(i, bool) for i in items
+        ):
+            raise InputError(f"scheme={_show(value)}: {pair!r} is not a [keep, size] pair")
+        pairs.append((items[0], items[1]))
+    if not pairs:
+        raise InputError(f"scheme={_show(value)} has no groups; {EXAMPLES}")
+    return pairs
+
+
+def _show(value: Any) -> str:
+    return str(value).replace(" ", "")

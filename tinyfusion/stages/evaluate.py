@@ -1,0 +1,87 @@
+"""`tinyfusion evaluate`: score one checkpoint, and the shared scoring of `run`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.checkpoints import resolve
+from tinyfusion.figures.table import Column, print_table
+from tinyfusion.files import read_json, write_json
+from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.settings.compose import build
+from tinyfusion.stages.setup import Setup
+from tinyfusion.version import __version__
+
+log = logging.getLogger(__name__)
+
+COLUMNS = {
+    "model": Column("model"),
+    "depth": Column("depth"),
+    "parameters": Column("params", ",d"),
+    "speed_up": Column("speed-up", ".2f"),
+    "fid": Column("FID", ".3f"),
+    "inception_score": Column("IS", ".2f"),
+    "precision": Column("prec.", ".2f"),
+    "recall": Column("recall", ".2f"),
+    "held_out_loss": Column("held-out loss", ".4f"),
+    "teacher_distance": Column("dist. to teacher", ".4f"),
+}
+
+
+def main(cfg: DictConfig, folder: Path) -> None:
+    """Write ``metrics.json`` for ``checkpoint=`` and print it."""
+    setup = Setup(cfg, folder)
+    net = setup.load(cfg.checkpoint)
+    path = cfg.teacher.path if cfg.teacher.path != "source" else None
+    teacher = None if path is None else setup.load(path, key="teacher.path")
+    evaluation: Evaluation = build(cfg.evaluation)
+    row = evaluation.score(
+        net, setup.process, setup.source, teacher, progress=setup.trainer.progress
+    )
+    row |= evaluation.speed({"model": net}, setup.process).get("model", {})
+    write_json(folder / "metrics.json", {"model": row, "protocol": evaluation.protocol()})
+    print_table([{"model": Path(cfg.checkpoint).name, **row}], COLUMNS, protocol_line(evaluation))
+    log.info("evaluate: figures in %s", folder / "metrics.json")
+
+
+def protocol_line(evaluation: Evaluation) -> str:
+    """The sampling protocol in one line, to stand beside a table."""
+    p = evaluation.protocol()
+    return (
+        f"{p['num_samples']} samples x {len(p['sampling_seeds'])} seed(s), {p['sampler']} "
+        f"{p['sampler_steps']} steps, guidance {p['guidance']}"
+    )
+
+
+def cached_score(
+    setup: Setup, evaluation: Evaluation, net: Backbone, checkpoint: str
+) -> dict[str, Any]:
+    """Score a checkpoint that many runs share (the teacher of a sweep) once.
+
+    The result is kept under ``<output_root>/cache/``, keyed by the weights' hash, the data, the
+    process, the protocol and this package's version.
+    """
+    key = {
+        "weights": setup.source_hash(checkpoint),
+        "file": str(resolve(checkpoint)) if setup.source_hash(checkpoint) is None else None,
+        "config": [
+            OmegaConf.to_container(node, resolve=True)
+            for node in (setup.cfg.evaluation, setup.cfg.process, setup.cfg.data)
+        ],
+        "version": __version__,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    file = Path(setup.cfg.output_root) / "cache" / f"score-{digest}.json"
+    if file.is_file():
+        log.info("evaluate: scores of %s taken from %s", checkpoint, file)
+        return read_json(file, "cached score")["score"]
+    score = evaluation.score(net, setup.process, setup.source, progress=setup.trainer.progress)
+    write_json(file, {"key": key, "score": score})
+    return score

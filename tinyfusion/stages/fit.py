@@ -1,0 +1,129 @@
+"""Running one training stage: trainer, data, resume."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import Logger
+
+from tinyfusion.callbacks.resume import RESUME_FILE, AtomicCheckpointIO, ResumeCheckpoint
+from tinyfusion.data.datamodule import TrainingData
+from tinyfusion.data.source import ImageSource
+from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
+from tinyfusion.training.module import DenoiserTraining
+
+log = logging.getLogger(__name__)
+
+# Lightning's advice for other kinds of training; each is answered by the design of a stage.
+_QUIET = (
+    ".*does not have many workers.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*not a full epoch.*",
+    ".*Found .* module\\(s\\) in eval mode.*",
+    ".*mid-epoch.*",
+    ".*You're resuming from a checkpoint that ended before the epoch ended.*",
+)
+
+
+class _Bar(TQDMProgressBar):
+    """Lightning's bar with the stage's name on it."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(refresh_rate=10)
+        self._stage = stage
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(self._stage)
+
+
+def fit(
+    module: DenoiserTraining,
+    source: ImageSource,
+    settings: TrainingSettings,
+    trainer_settings: TrainerSettings,
+    folder: Path,
+    stage: str,
+    seed: int,
+    logger: Logger | None,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Train ``module``, going on from ``folder/resume.ckpt`` if there is one.
+
+    Args:
+        module: what to train; holds the result afterwards.
+        source: training images.
+        settings: length and batch of the stage.
+        trainer_settings: device, precision, progress.
+        folder: folder of the stage, for the resume checkpoint and what callbacks write.
+        stage: name of the stage; enters the random draws.
+        seed: the run's seed.
+        logger: Lightning logger.
+        callbacks: further callbacks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    data = TrainingData(
+        source,
+        seed,
+        stage,
+        settings.steps,
+        settings.batch_size,
+        settings.accumulate,
+        trainer_settings.num_workers,
+    )
+    images = settings.steps * settings.batch_size
+    log.info(
+        "%s: %d steps x global batch %d = %s images (%.1f epochs)",
+        stage,
+        settings.steps,
+        settings.batch_size,
+        f"{images:,}",
+        images / len(source),
+    )
+    extra: list[Callback] = [_Bar(stage)] if trainer_settings.progress else []
+    # Progress and weights in the resume file only: Lightning's console notes are for one model.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in _QUIET:
+        warnings.filterwarnings("ignore", pattern)
+    trainer = Trainer(
+        accelerator=trainer_settings.accelerator,
+        devices=trainer_settings.devices,
+        strategy=trainer_settings.strategy,
+        precision=trainer_settings.precision,
+        max_steps=settings.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=settings.accumulate,
+        log_every_n_steps=trainer_settings.log_every,
+        logger=logger if logger is not None else False,
+        callbacks=[*callbacks, *extra, ResumeCheckpoint(folder, trainer_settings.resume_every)],
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=trainer_settings.progress,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        # Lightning checks a gradient clip value only if one is given; the module clips itself.
+        gradient_clip_val=None,
+        num_sanity_val_steps=0,
+    )
+    resume = folder / RESUME_FILE
+    if resume.is_file():
+        log.info("%s: going on from %s", stage, resume)
+    module.train()
+    trainer.fit(
+        module,
+        datamodule=data,
+        ckpt_path=resume if resume.is_file() else None,
+        weights_only=True,
+    )
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    module.to("cpu" if not torch.cuda.is_available() else module.device)

@@ -1,0 +1,112 @@
+"""`tinyfusion prune`: choose the blocks to keep, record the choice, cut the checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.callbacks.resume import RESUME_FILE
+from tinyfusion.checkpoints import save_model
+from tinyfusion.decision import Decision
+from tinyfusion.errors import InputError
+from tinyfusion.pruners.contract import Pruner, PruningContext
+from tinyfusion.scheme import Scheme, parse_scheme
+from tinyfusion.settings.compose import build
+from tinyfusion.stages.setup import Setup
+from tinyfusion.surgery import prune
+
+log = logging.getLogger(__name__)
+
+DECISION_FILE = "decision.json"
+PRUNED = "pruned"
+
+
+def budget(cfg: DictConfig, net: Backbone) -> tuple[Scheme | None, int]:
+    """The scheme laid over the model, and the number of blocks that stay.
+
+    Raises:
+        InputError: neither is given, the scheme does not fit, or ``keep`` is out of range.
+    """
+    scheme = None if cfg.scheme is None else parse_scheme(cfg.scheme, net.depth, net.borders)
+    keep = cfg.keep if cfg.keep is not None else scheme and scheme.keep
+    if keep is None:
+        raise InputError("give scheme= (such as 1:2) or keep= (a number of blocks)")
+    if not 0 < keep < net.depth:
+        raise InputError(f"keep={keep} must be between 1 and {net.depth - 1}")
+    return scheme, keep
+
+
+def main(cfg: DictConfig, folder: Path) -> None:
+    """Run the command in ``folder``."""
+    setup = Setup(cfg, folder)
+    decide(setup)
+    setup.tracking.finish()
+    log.info("prune: shallow checkpoint in %s", folder / PRUNED)
+
+
+def decide(setup: Setup) -> Decision:
+    """Choose blocks, write ``decision.json`` and ``pruned/``; finished work is not repeated.
+
+    Raises:
+        InputError: the checkpoint, scheme or pruner don't fit together.
+    """
+    cfg, folder = setup.cfg, setup.folder
+    net = setup.load(cfg.checkpoint)
+    if (folder / DECISION_FILE).is_file():
+        decision = Decision.load(folder / DECISION_FILE)
+        log.info("prune: taking the decision in %s", folder / DECISION_FILE)
+    else:
+        scheme, keep = budget(cfg, net)
+        pruner: Pruner = build(cfg.pruner)
+        context = PruningContext(
+            net=net,
+            process=setup.process,
+            source=setup.source,
+            scheme=scheme,
+            keep=keep,
+            seed=setup.seed,
+            folder=folder / "prune",
+            fit=lambda module, stage: setup.fit(module, stage, folder / "prune"),
+            shared=lambda stage: setup.shared(stage, net),
+        )
+        choice = pruner.choose(context)
+        decision = Decision(
+            kept=choice.kept,
+            source_depth=net.depth,
+            method=_method(cfg),
+            scheme=choice.scheme.sizes if choice.scheme else None,
+            probabilities=choice.probabilities,
+            scores=choice.scores,
+            seed=setup.seed,
+            source_sha256=setup.source_hash(cfg.checkpoint),
+            config=setup.config,
+        )
+        decision.save(folder / DECISION_FILE)
+        (folder / "prune" / RESUME_FILE).unlink(missing_ok=True)
+        # The pruner was free to alter its network: cut a fresh one.
+        net = setup.load(cfg.checkpoint)
+    log.info("prune: %s keeps %s", decision.method, list(decision.kept))
+    write_pruned(setup, net, decision)
+    return decision
+
+
+def write_pruned(setup: Setup, net: Backbone, decision: Decision) -> None:
+    """Cut ``net`` by ``decision`` into ``pruned/`` unless that is there already."""
+    target = setup.folder / PRUNED
+    if (target / "config.json").is_file():
+        return
+    provenance = {
+        "pruned_from": str(setup.cfg.checkpoint),
+        "source_sha256": setup.source_hash(setup.cfg.checkpoint),
+        "decision": {"method": decision.method, "kept": list(decision.kept)},
+        "seed": setup.seed,
+    }
+    save_model(prune(net, decision), target, provenance)
+
+
+def _method(cfg: DictConfig) -> str:
+    """Name of the pruner: its class's, in lower case."""
+    return str(cfg.pruner["_target_"]).rpartition(".")[2].lower()

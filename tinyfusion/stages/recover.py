@@ -1,0 +1,135 @@
+"""`tinyfusion recover`: train a pruned network back to quality."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.callbacks.resume import RESUME_FILE
+from tinyfusion.checkpoints import load, save_model
+from tinyfusion.decision import Decision
+from tinyfusion.errors import InputError
+from tinyfusion.recovery.alignment import alignment
+from tinyfusion.recovery.objective import Objective
+from tinyfusion.recovery.teacher import FrozenTeacher
+from tinyfusion.settings.compose import build
+from tinyfusion.stages.setup import Setup
+from tinyfusion.surgery import prune
+from tinyfusion.training.recovery import Recovery
+
+log = logging.getLogger(__name__)
+
+RECOVERED, RECOVERED_LIVE = "recovered", "recovered_live"
+
+
+def main(cfg: DictConfig, folder: Path) -> None:
+    """Run the command in ``folder``.
+
+    ``checkpoint=`` is the full model together with ``decision=``, or an already pruned model;
+    then ``teacher.path=`` names the model to distil from.
+    """
+    setup = Setup(cfg, folder)
+    net = setup.load(cfg.checkpoint)
+    decision = None
+    if cfg.decision is not None:
+        decision = Decision.load(cfg.decision)
+        student = prune(net, decision)
+    else:
+        student = net
+        if net.kept_from is None and setup.cfg.teacher.path == "source":
+            raise InputError(
+                f"checkpoint={cfg.checkpoint} is not pruned: give decision=PATH as well, or the "
+                "pruned model as checkpoint and its source as teacher.path=PATH"
+            )
+    teacher = load_teacher(setup, None if decision is None else net)
+    recover(setup, student, teacher, decision)
+    setup.tracking.finish()
+    log.info("recover: recovered checkpoint in %s", folder / RECOVERED)
+
+
+def load_teacher(setup: Setup, source: Backbone | None) -> Backbone | None:
+    """The network to distil from, or ``None`` if the recovery needs none.
+
+    Args:
+        setup: the job.
+        source: the unpruned model, if it is at hand.
+
+    Raises:
+        InputError: a teacher is needed and none is given.
+    """
+    objective: Objective = build(setup.cfg.recovery)
+    path = setup.cfg.teacher.path
+    if not objective.uses_teacher or path is None:
+        return None
+    if path != "source":
+        return setup.load(path, key="teacher.path")
+    if source is None:
+        raise InputError(
+            "teacher.path=source means the unpruned model, which a pruned checkpoint does not "
+            "hold: give teacher.path=PATH, or checkpoint=UNPRUNED with decision=PATH"
+        )
+    return source
+
+
+def recover(
+    setup: Setup, student: Backbone, teacher: Backbone | None, decision: Decision | None
+) -> None:
+    """Train the student; write ``recovered/`` (averaged weights) and ``recovered_live/``.
+
+    Raises:
+        InputError: student and teacher can't be compared.
+    """
+    folder = setup.folder
+    if all((folder / name / "config.json").is_file() for name in (RECOVERED, RECOVERED_LIVE)):
+        log.info("recover: taking the model in %s", folder / RECOVERED)
+        return
+    objective: Objective = build(setup.cfg.recovery)
+    objective.check(student, teacher)
+    pairs = _pairs(student, teacher, decision) if objective.uses_features else []
+    settings = setup.settings("recovery")
+    module = Recovery(
+        student,
+        None if teacher is None else FrozenTeacher(teacher),
+        objective,
+        pairs,
+        settings.ema_decay,
+        **setup.shared("recovery", student),
+    )
+    stage_folder = folder / "recover"
+    setup.fit(module, "recovery", stage_folder)
+    provenance = {
+        "recovered_from": str(setup.cfg.checkpoint),
+        "source_sha256": setup.source_hash(setup.cfg.checkpoint),
+        "steps": settings.steps,
+        "images_seen": settings.steps * settings.batch_size,
+        "seed": setup.seed,
+        "skipped_steps": module.skipped_steps,
+        "alignment": [list(pair) for pair in pairs],
+    }
+    save_model(student, folder / RECOVERED_LIVE, provenance | {"weights": "live"})
+    with module.ema.averaged(student):
+        save_model(student, folder / RECOVERED, provenance | {"weights": "averaged"})
+    (stage_folder / RESUME_FILE).unlink(missing_ok=True)
+
+
+def _pairs(
+    student: Backbone, teacher: Backbone, decision: Decision | None
+) -> list[tuple[int, int]]:
+    if decision is not None and decision.source_depth == teacher.depth:
+        return alignment(decision.kept, teacher.depth, decision.groups)
+    kept = student.kept_from
+    if kept is None or kept[-1] >= teacher.depth:
+        raise InputError(
+            f"a student of {student.depth} blocks can't be aligned with a teacher of "
+            f"{teacher.depth}: it does not know which of the teacher's blocks it kept; give "
+            "decision=PATH, or a recovery that compares no hidden states (recovery=kd)"
+        )
+    return alignment(kept, teacher.depth)
+
+
+def load_recovered(folder: Path, live: bool = False) -> Backbone:
+    """The recovered network of a run's folder, with averaged or live weights."""
+    return load(str(folder / (RECOVERED_LIVE if live else RECOVERED)))

@@ -1,0 +1,133 @@
+"""`tinyfusion run`: prune -> recover -> evaluate in one job."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.decision import Decision
+from tinyfusion.figures.grid import comparison_grid
+from tinyfusion.figures.table import markdown_table, print_table
+from tinyfusion.files import read_json, write_json, write_text
+from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.pixels import to_uint8
+from tinyfusion.samplers.generate import balanced_labels, generate
+from tinyfusion.settings.compose import build
+from tinyfusion.stages.evaluate import COLUMNS, cached_score, protocol_line
+from tinyfusion.stages.prune import DECISION_FILE, decide, write_pruned
+from tinyfusion.stages.recover import load_recovered, load_teacher, recover
+from tinyfusion.stages.setup import Setup
+from tinyfusion.surgery import prune
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE, TIMES_FILE = "metrics.json", "times.json"
+
+
+def main(cfg: DictConfig, folder: Path) -> None:
+    """Run the command in ``folder``; finished stages are skipped."""
+    setup = Setup(cfg, folder)
+    # Whatever is wrong with later stages is found before the first one starts.
+    source = setup.load(cfg.checkpoint)
+    evaluation: Evaluation = build(cfg.evaluation)
+    teacher = load_teacher(setup, source)
+    build(cfg.recovery).check(source, teacher)
+    setup.settings("recovery")
+    with _timed(folder, "prune"):
+        decision = _given(setup, source) if cfg.decision is not None else decide(setup)
+    with _timed(folder, "recover"):
+        recover(setup, prune(source, decision), teacher, decision)
+    with _timed(folder, "evaluate"):
+        score(setup, evaluation, source, decision)
+    setup.tracking.finish()
+
+
+def _given(setup: Setup, source: Backbone) -> Decision:
+    decision = Decision.load(setup.cfg.decision)
+    write_pruned(setup, source, decision)
+    decision.save(setup.folder / DECISION_FILE)
+    return decision
+
+
+def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Decision) -> None:
+    """Score source and students; write ``metrics.json``, ``table.md`` and ``samples.png``."""
+    folder = setup.folder
+    if (folder / METRICS_FILE).is_file():
+        return
+    nets = {
+        "source": source,
+        "pruned": prune(source, decision),
+        "recovered": load_recovered(folder),
+        "recovered (live weights)": load_recovered(folder, live=True),
+    }
+    rows: dict[str, dict[str, Any]] = {}
+    for name, net in nets.items():
+        if name == "source":
+            rows[name] = cached_score(setup, evaluation, net, setup.cfg.checkpoint)
+        else:
+            rows[name] = evaluation.score(
+                net, setup.process, setup.source, source, progress=setup.trainer.progress
+            )
+    speeds = evaluation.speed({name: nets[name] for name in ("source", "recovered")}, setup.process)
+    for name, speed in speeds.items():
+        rows[name] |= {
+            "images_per_s": speed["images_per_s"],
+            "images_per_s_min": speed["images_per_s_min"],
+            "images_per_s_max": speed["images_per_s_max"],
+            "speed_up": speed["ratio"],
+        }
+    listed = [{"model": name, **row} for name, row in rows.items()]
+    title = f"{decision.method}: {protocol_line(evaluation)}"
+    _grid(setup, evaluation, nets)
+    write_text(folder / "table.md", f"{title}\n\n{markdown_table(listed, COLUMNS)}\n")
+    write_json(
+        folder / METRICS_FILE,
+        {
+            "models": rows,
+            "protocol": evaluation.protocol(),
+            "decision": {"method": decision.method, "kept": list(decision.kept)},
+        },
+    )
+    setup.tracking.scores(
+        {f"{name}/{key}": value for name, row in rows.items() for key, value in row.items()}
+    )
+    print_table(listed, COLUMNS, title)
+    log.info("run: figures and table in %s", folder)
+
+
+def _grid(setup: Setup, evaluation: Evaluation, nets: dict[str, Backbone]) -> None:
+    """One row of samples per model, one column per class, from the same noise."""
+    shown = [name for name in nets if not name.endswith("(live weights)")]
+    classes = min(10, setup.source.num_classes)
+    labels = balanced_labels(classes, classes)
+    rows = {
+        name: to_uint8(
+            generate(nets[name], setup.process, evaluation.sampler, labels, setup.seed + 1)
+        )
+        for name in shown
+    }
+    path = comparison_grid(rows, setup.folder / "samples.png")
+    setup.tracking.image("samples", Path(path or setup.folder / "samples.png"))
+
+
+@contextmanager
+def _timed(folder: Path, stage: str) -> Iterator[None]:
+    """Add the seconds spent in a stage to ``times.json`` (over interruptions, too)."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        file = folder / TIMES_FILE
+        times = read_json(file, "times") if file.is_file() else {}
+        times[stage] = round(times.get(stage, 0.0) + time.perf_counter() - began, 2)
+        if torch.cuda.is_available():
+            times["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        write_json(file, times)

@@ -1,0 +1,64 @@
+"""`tinyfusion sample`: draw images from a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from tinyfusion.errors import InputError
+from tinyfusion.figures.grid import image_grid
+from tinyfusion.files import write_atomic
+from tinyfusion.pixels import to_uint8
+from tinyfusion.samplers.generate import balanced_labels, generate
+from tinyfusion.settings.compose import build
+from tinyfusion.stages.setup import Setup
+
+log = logging.getLogger(__name__)
+
+GRID_COLUMNS = 10
+
+
+def main(cfg: DictConfig, folder: Path) -> None:
+    """Write ``samples/NNNNNN.png``, ``samples.npz`` (``arr_0``, labels) and ``grid.png``."""
+    setup = Setup(cfg, folder)
+    net = setup.load(cfg.checkpoint)
+    num_classes = net.config()["num_classes"]
+    if cfg.n < 1:
+        raise InputError(f"n={cfg.n} must be at least 1")
+    if cfg.labels is None:
+        labels = balanced_labels(cfg.n, num_classes)
+    else:
+        wrong = [label for label in cfg.labels if not 0 <= label < num_classes]
+        if wrong or not cfg.labels:
+            raise InputError(
+                f"labels={list(cfg.labels)}: valid are classes 0..{num_classes - 1}, at least one"
+            )
+        labels = torch.tensor(list(cfg.labels)).repeat(-(-cfg.n // len(cfg.labels)))[: cfg.n]
+    images = to_uint8(
+        generate(
+            net,
+            setup.process,
+            build(cfg.sampler),
+            labels,
+            setup.seed,
+            build(cfg.guidance),
+            batch_size=cfg.batch_size,
+            progress=setup.trainer.progress,
+        )
+    )
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    for index, picture in enumerate(pixels):
+        image = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
+        write_atomic(folder / "samples" / f"{index:06d}.png", image.save)
+    write_atomic(
+        folder / "samples.npz",
+        lambda path: np.savez(path, arr_0=pixels, labels=labels.numpy()),
+    )
+    shown = images[: 10 * GRID_COLUMNS]
+    image_grid(shown, GRID_COLUMNS, folder / "grid.png", title=str(cfg.checkpoint))
+    log.info("sample: %d images in %s, overview in %s", cfg.n, folder / "samples", "grid.png")

@@ -1,0 +1,163 @@
+"""Where a job's numbers, figures and samples are logged: CSV, TensorBoard or Weights & Biases.
+
+One object per job; each training stage gets a Lightning logger from it, and what stages find out
+(scores, figures, grids) is sent through it as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from tinyfusion.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Tracking:
+    """CSV files only, and the base of the other trackers.
+
+    Each stage writes ``<stage>/log/version_<n>/metrics.csv``; a resumed stage begins a new
+    version, so that nothing logged before is lost.
+    """
+
+    def start(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+        """Begin a job.
+
+        Args:
+            folder: the run's folder.
+            name: readable name of the run.
+            config: resolved configuration as plain data.
+        """
+        self.folder = folder
+
+    def logger(self, stage: str) -> Logger:
+        """Logger for one training stage."""
+        return CSVLogger(self.folder / stage, name="log")
+
+    def scores(self, values: Mapping[str, Any]) -> None:
+        """Final numbers of the job, flat names to numbers."""
+
+    def image(self, key: str, path: Path) -> None:
+        """A figure or grid that was written to ``path``."""
+
+    def finish(self) -> None:
+        """End the job."""
+
+
+class TensorBoard(Tracking):
+    """TensorBoard event files beside the run's other files."""
+
+    def start(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+        """See `Tracking.start`.
+
+        Raises:
+            InputError: TensorBoard is not installed.
+        """
+        super().start(folder, name, config)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise InputError(
+                "logger=tensorboard needs the package tensorboard: "
+                "pip install 'tinyfusion[tensorboard]'"
+            ) from None
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def logger(self, stage: str) -> Logger:
+        """Event files of one stage."""
+        return TensorBoardLogger(self.folder, name="tensorboard", version=stage)
+
+    def scores(self, values: Mapping[str, Any]) -> None:
+        """Scalars at step 0."""
+        for key, value in values.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(key, value)
+
+    def image(self, key: str, path: Path) -> None:
+        """The picture."""
+        import numpy as np
+        from PIL import Image
+
+        self._writer.add_image(key, np.asarray(Image.open(path).convert("RGB")), dataformats="HWC")
+
+    def finish(self) -> None:
+        """Flush."""
+        self._writer.close()
+
+
+class Wandb(Tracking):
+    """One Weights & Biases run per job, its curves named by stage.
+
+    Args:
+        project: W&B project.
+        entity: W&B user or team.
+        offline: ``None`` goes offline where no account is set up, and says so.
+    """
+
+    def __init__(
+        self, project: str = "tinyfusion", entity: str | None = None, offline: bool | None = None
+    ) -> None:
+        self.project, self.entity, self.offline = project, entity, offline
+
+    def start(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+        """See `Tracking.start`."""
+        super().start(folder, name, config)
+        import wandb
+
+        offline = self.offline
+        if offline is None:
+            mode = os.environ.get("WANDB_MODE")
+            offline = mode == "offline" or (mode is None and not _has_account())
+            if offline and mode is None:
+                log.info(
+                    "no Weights & Biases account found: logging offline to %s; "
+                    "upload later with 'wandb sync'",
+                    folder / "wandb",
+                )
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self._run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            name=name,
+            dir=str(folder),
+            config=dict(config),
+            mode="offline" if offline else None,
+            reinit="finish_previous",
+        )
+
+    def logger(self, stage: str) -> Logger:
+        """Curves of one stage, prefixed by its name."""
+        return WandbLogger(experiment=self._run, prefix=stage, save_dir=str(self.folder))
+
+    def scores(self, values: Mapping[str, Any]) -> None:
+        """Into the run's summary."""
+        self._run.summary.update(dict(values))
+
+    def image(self, key: str, path: Path) -> None:
+        """The picture."""
+        import wandb
+
+        self._run.log({key: wandb.Image(str(path))})
+
+    def finish(self) -> None:
+        """Close the W&B run."""
+        self._run.finish()
+
+
+def _has_account() -> bool:
+    """Whether an API key is known, without asking the network."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import netrc
+
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

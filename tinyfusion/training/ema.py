@@ -1,0 +1,76 @@
+"""Exponential moving average of trained parameters, as a place one enters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Average of the trainable parameters of a module.
+
+    The decay warms up as ``min(decay, (1 + n) / (10 + n))`` after ``n`` updates, so that a short
+    run does not end with an average that is mostly its starting point (METHODS 2.21).
+
+    Args:
+        module: whose trainable parameters are averaged.
+        decay: decay per optimiser step, 0 <= decay < 1.
+        warm_up: let the decay grow as above; without it the decay is constant.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, warm_up: bool = True) -> None:
+        assert 0 <= decay < 1
+        self.decay, self.warm_up, self.num_updates = decay, warm_up, 0
+        self.shadow: dict[str, Tensor] = {
+            name: parameter.detach().clone() for name, parameter in _trained(module)
+        }
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Move the average towards the parameters' present values."""
+        warm = (1 + self.num_updates) / (10 + self.num_updates)
+        decay = min(self.decay, warm) if self.warm_up else self.decay
+        live = dict(_trained(module))
+        names = list(self.shadow)
+        torch._foreach_lerp_(
+            [self.shadow[name] for name in names],
+            [live[name].detach() for name in names],
+            1.0 - decay,
+        )
+        self.num_updates += 1
+
+    @contextmanager
+    @torch.no_grad()
+    def averaged(self, module: nn.Module) -> Iterator[None]:
+        """Within this context ``module`` holds the averaged weights."""
+        live = dict(_trained(module))
+        backup = {name: live[name].detach().clone() for name in self.shadow}
+        try:
+            for name, value in self.shadow.items():
+                live[name].copy_(value)
+            yield
+        finally:
+            for name, value in backup.items():
+                live[name].copy_(value)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the average to a device."""
+        self.shadow = {name: value.to(device) for name, value in self.shadow.items()}
+
+    def state_dict(self) -> dict[str, object]:
+        """Plain state for a resume checkpoint."""
+        return {"shadow": self.shadow, "num_updates": self.num_updates}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the state of a resume checkpoint."""
+        assert set(state["shadow"]) == set(self.shadow)
+        for name, value in state["shadow"].items():
+            self.shadow[name].copy_(value)
+        self.num_updates = state["num_updates"]
+
+
+def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)

@@ -1,0 +1,140 @@
+"""Learning which blocks to keep (TinyFusion, section 3; METHODS 1.1-1.4).
+
+Shape suffixes: B batch, K choices of all groups side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.gating.gated_backbone import GatedBackbone
+from tinyfusion.gating.gates import Gates, entropy
+from tinyfusion.training.ema import Ema
+from tinyfusion.training.module import DenoiserTraining, Prepared
+from tinyfusion.training.schedules import Linear
+
+
+class DecisionState(NamedTuple):
+    """Where the choice stands at one step.
+
+    Attributes:
+        kept: block indices by the moving average of the gates.
+        kept_live: block indices by the live gates.
+        confidence: probability of the chosen pattern, per group (average gates).
+        entropy: entropy of each group's distribution in nats (average gates).
+        probabilities: distribution over the patterns, per group (average gates).
+    """
+
+    kept: tuple[int, ...]
+    kept_live: tuple[int, ...]
+    confidence: list[float]
+    entropy: list[float]
+    probabilities: list[list[float]]
+
+
+def gate_decay(total_steps: int, longest: float = 0.999) -> float:
+    """Decay of the gates' moving average for a run of ``total_steps``.
+
+    The average looks back over a tenth of the run: 0.999 at the paper's 10,009 steps, and
+    proportionally shorter memory in shorter runs, where 0.999 would hardly leave the start.
+    """
+    return min(longest, max(0.0, 1.0 - 10.0 / total_steps))
+
+
+class MaskLearning(DenoiserTraining):
+    """Train gates and weight update together on the task loss of sampled sub-networks.
+
+    Args:
+        net: the pretrained network with the weight update already attached (`gating.deltas`).
+        gates: the gates.
+        gate_rate_factor: rate of the gates over the base rate.
+        temperature: Gumbel-softmax temperature over the run.
+        scale: factor from logits to log-probabilities over the run.
+        gate_ema_decay: decay of the gates' average; ``None`` follows the run's length.
+        shared: arguments of `DenoiserTraining`.
+    """
+
+    def __init__(
+        self,
+        net: Backbone,
+        gates: Gates,
+        gate_rate_factor: float,
+        temperature: Linear,
+        scale: Linear,
+        gate_ema_decay: float | None,
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
+        self.gated = GatedBackbone(net, gates)
+        self._gate_rate_factor = gate_rate_factor
+        self._temperature, self._scale = temperature, scale
+        decay = gate_decay(self.total_steps) if gate_ema_decay is None else gate_ema_decay
+        # No warm-up: the average starts at the exactly uniform gates, which favour nothing.
+        self.gate_ema = Ema(gates, decay, warm_up=False)
+        self._set_schedules(0)
+
+    @property
+    def averages(self) -> dict[str, tuple[Ema, nn.Module]]:
+        """The averaged gates; the weight update is thrown away and needs no average."""
+        return {"gates": (self.gate_ema, self.gated.gates)}
+
+    @property
+    def trained_net(self) -> Backbone:
+        """The network under the gates."""
+        return self.gated.net
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Weight update at the base rate, gates faster; clipped together."""
+        base = self._learning_rate.peak
+        gates = {"params": list(self.gated.gates.parameters()), "lr": base * self._gate_rate_factor}
+        delta = [p for p in self.gated.net.parameters() if p.requires_grad]
+        return [{"params": delta, "lr": base}, gates] if delta else [gates]
+
+    def _set_schedules(self, step: int) -> None:
+        self.gated.gates.temperature = self._temperature(step, self.total_steps)
+        self.gated.gates.scale = self._scale(step, self.total_steps)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set temperature and scale for this step."""
+        self._set_schedules(self.global_step)
+
+    def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
+        """Terms of the process's own loss under masks drawn per sample."""
+        noisy = prepared.noisy
+        gumbel_BK = self.noise.gumbel("gumbel", prepared.rows, self.gated.gates.num_choices)
+        out = self.gated(
+            noisy.noisy,
+            self.process.network_time(noisy.t),
+            prepared.labels,
+            gumbel_BK.to(noisy.noisy.device),
+        )
+        terms = self.process.loss(out, noisy)
+        return {"total": terms.pop("loss"), **terms}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Average the gates and log the state of the choice."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        state = self.decision_state()
+        self.log("gates/temperature", self.gated.gates.temperature)
+        self.log("gates/mean_confidence", sum(state.confidence) / len(state.confidence))
+        for index, (confidence, spread) in enumerate(
+            zip(state.confidence, state.entropy, strict=True)
+        ):
+            self.log(f"gates/confidence_{index}", confidence)
+            self.log(f"gates/entropy_{index}", spread)
+
+    def decision_state(self) -> DecisionState:
+        """The choice as it stands."""
+        gates = self.gated.gates
+        averaged = [self.gate_ema.shadow[f"groups.{i}.logits_C"] for i in range(len(gates.groups))]
+        probabilities = gates.probabilities(averaged)
+        return DecisionState(
+            kept=gates.decide(averaged),
+            kept_live=gates.decide(),
+            confidence=[float(p.max()) for p in probabilities],
+            entropy=entropy(probabilities),
+            probabilities=[p.tolist() for p in probabilities],
+        )

@@ -1,0 +1,220 @@
+"""What pre-training, mask learning and recovery share: draws, guard, averages, resume state.
+
+Shape suffixes: B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.data.datamodule import Batch
+from tinyfusion.processes.gaussian import GaussianDiffusion, NoisyBatch, batch_means
+from tinyfusion.seeding import Rows, StepNoise
+from tinyfusion.training.ema import Ema
+from tinyfusion.training.schedules import LearningRate
+
+OptimizerPartial = Callable[[Iterable[dict[str, Any]]], Optimizer]
+"""What `conf/optimizer/*.yaml` builds: an optimiser that still lacks its parameter groups."""
+
+MAX_SKIPPED_IN_A_ROW = 10
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss or its gradient was not finite for ten steps in a row."""
+
+
+class Prepared(NamedTuple):
+    """What the networks see in one step.
+
+    Attributes:
+        noisy: clean data, noise, times and the noisy input.
+        labels: labels after dropping, shape (B,); teacher and student get the same ones.
+        rows: which rows of the global batch these are.
+    """
+
+    noisy: NoisyBatch
+    labels: Tensor
+    rows: Rows
+
+
+class DenoiserTraining(LightningModule):
+    """Base of the three training stages; a stage adds its loss and its parameter groups.
+
+    Every random number is drawn from (seed, stage, step, position), the learning rate and all
+    schedules are functions of the step, and a step whose loss or gradient is not finite changes
+    nothing, on all ranks together.
+
+    Args:
+        process: the diffusion process.
+        noise: source of all draws of this stage.
+        total_steps: optimiser steps of the run.
+        optimizer: makes the optimiser from parameter groups.
+        learning_rate: base rate over the run.
+        clip_norm: largest global gradient norm; larger gradients are scaled down.
+        label_drop: probability with which a label is replaced by the null class.
+    """
+
+    def __init__(
+        self,
+        process: GaussianDiffusion,
+        noise: StepNoise,
+        total_steps: int,
+        optimizer: OptimizerPartial,
+        learning_rate: LearningRate,
+        clip_norm: float,
+        label_drop: float,
+    ) -> None:
+        super().__init__()
+        self.process = process
+        self.noise = noise
+        self.total_steps = total_steps
+        self.clip_norm = clip_norm
+        self.label_drop = label_drop
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+        self._optimizer = optimizer
+        self._learning_rate = learning_rate
+        self._loss_is_finite = True
+        self._steps_averaged = -1
+        # A resume checkpoint holds only what is trained (see on_save_checkpoint).
+        self.strict_loading = False
+
+    # -- what a stage provides ---------------------------------------------------------------
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups with their own ``lr`` where it is not the base rate."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
+        """Per-sample loss terms, each (B,); ``total`` is what is minimised."""
+        raise NotImplementedError
+
+    @property
+    def averages(self) -> dict[str, tuple[Ema, nn.Module]]:
+        """Moving averages by name, with the module each one follows."""
+        return {}
+
+    # -- one step ----------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch, null_label: int | None) -> Prepared:
+        """Draw times, noise and label drops for a batch and noise it."""
+        rows = batch.rows
+        device = batch.images.device
+        uniform_B = self.noise.uniform("times", rows).to(device)
+        noise = self.noise.normal("noise", rows, *batch.images.shape[1:]).to(batch.images)
+        labels = batch.labels
+        if self.label_drop > 0 and null_label is not None:
+            drop_B = self.noise.uniform("label_drop", rows).to(device) < self.label_drop
+            labels = torch.where(drop_B, null_label, labels)
+        t = self.process.times_from_uniform(uniform_B)
+        return Prepared(self.process.add_noise(batch.images, t, noise), labels, rows)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean loss of a micro-batch, with its terms logged."""
+        terms = batch_means(self.step_losses(self.prepare(batch, self.null_label)))
+        loss = terms.pop("total")
+        finite = bool(torch.isfinite(loss.detach()))
+        self._loss_is_finite = self._loss_is_finite and finite
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        return loss
+
+    @property
+    def null_label(self) -> int | None:
+        """Label that stands for a dropped one, if labels are dropped."""
+        return None if self.label_drop == 0 else self.trained_net.null_label
+
+    @property
+    def trained_net(self) -> Backbone:
+        """The network that this stage trains."""
+        raise NotImplementedError
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to the global norm, or drop all gradients if the step is not finite."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        finite = self._loss_is_finite and bool(torch.isfinite(norm))
+        self._loss_is_finite = True
+        if self.trainer.world_size > 1:
+            # The loss is local to a rank: one bad rank makes every rank skip.
+            flag = torch.tensor(float(finite), device=self.device)
+            finite = bool(self.all_gather(flag).min())
+        if finite:
+            self.skipped_in_a_row = 0
+        else:
+            # Without gradients the optimiser's step is the identity, moments included.
+            for parameter in parameters:
+                parameter.grad = None
+            self.skipped_steps += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                raise TrainingDivergedError(
+                    f"the loss was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to "
+                    f"step {self.global_step}; the weights are those of the last good step and "
+                    "the last resume checkpoint was kept. Lower the learning rate"
+                )
+        self.log("train/skipped_steps", float(self.skipped_steps))
+        self.log("train/grad_norm", torch.nan_to_num(norm.detach(), posinf=0.0))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Update the averages once per optimiser step."""
+        if self.global_step == self._steps_averaged:
+            return  # a micro-batch of an accumulated step
+        self._steps_averaged = self.global_step
+        for ema, module in self.averages.values():
+            ema.update(module)
+
+    def on_fit_start(self) -> None:
+        """Put the averages where the weights are."""
+        for ema, _ in self.averages.values():
+            ema.to(self.device)
+        self._steps_averaged = self.global_step
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimiser and its per-step schedule."""
+        optimizer = self._optimizer(self.parameter_groups())
+        schedule = LambdaLR(
+            optimizer, lambda step: self._learning_rate.factor(step, self.total_steps)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    # -- resume ------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep trained tensors and averages only: no frozen base, no teacher."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if name in trained
+        }
+        checkpoint["tinyfusion"] = {
+            "averages": {name: ema.state_dict() for name, (ema, _) in self.averages.items()},
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` added."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        assert trained == set(checkpoint["state_dict"])
+        state = checkpoint["tinyfusion"]
+        for name, (ema, _) in self.averages.items():
+            ema.load_state_dict(state["averages"][name])
+        self.skipped_steps = state["skipped_steps"]
+        self.skipped_in_a_row = state["skipped_in_a_row"]

@@ -1,0 +1,71 @@
+"""Training a denoiser from its random start, with held-out loss to choose the length by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.training.ema import Ema
+from tinyfusion.training.module import DenoiserTraining, Prepared
+
+
+class Pretraining(DenoiserTraining):
+    """Minimise the process's loss over all weights.
+
+    Args:
+        net: the network to train.
+        ema_decay: decay per step of the averaged weights.
+        held_out: fixed held-out batch on which averaged weights are scored.
+        held_out_every: steps between two scores.
+        shared: arguments of `DenoiserTraining`.
+    """
+
+    def __init__(
+        self,
+        net: Backbone,
+        ema_decay: float,
+        held_out: HeldOutLoss,
+        held_out_every: int,
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
+        self.net = net
+        self.ema = Ema(net, ema_decay)
+        self.held_out = held_out
+        self.held_out_every = held_out_every
+
+    @property
+    def averages(self) -> dict[str, tuple[Ema, Backbone]]:
+        """The averaged network."""
+        return {"net": (self.ema, self.net)}
+
+    @property
+    def trained_net(self) -> Backbone:
+        """The network."""
+        return self.net
+
+    def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
+        """Terms of the process's own loss."""
+        noisy = prepared.noisy
+        out = self.net(noisy.noisy, self.process.network_time(noisy.t), prepared.labels)
+        terms = self.process.loss(out, noisy)
+        return {"total": terms.pop("loss"), **terms}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Average, and score the averaged weights from time to time."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        step = self.global_step
+        if step % self.held_out_every == 0 or step == self.total_steps:
+            self.log_dict(self.held_out_scores(), prog_bar=True)
+
+    @torch.no_grad()
+    def held_out_scores(self) -> dict[str, float]:
+        """Held-out loss of the averaged and of the live weights."""
+        live = self.held_out(self.net)
+        with self.ema.averaged(self.net):
+            averaged = self.held_out(self.net)
+        return {"held_out/loss": averaged["loss"], "held_out/loss_live": live["loss"]}

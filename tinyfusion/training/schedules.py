@@ -1,0 +1,46 @@
+"""Values that change over a run, as functions of the step alone, so that resuming is free."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+def progress(step: int, total_steps: int) -> float:
+    """Share of the run behind ``step``, from 0 at the first to 1 at the last (METHODS 1.4)."""
+    return min(1.0, step / max(total_steps - 1, 1))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A value that moves linearly from ``start`` at the first step to ``end`` at the last."""
+
+    start: float
+    end: float
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Value at ``step`` of ``total_steps``."""
+        return self.start + (self.end - self.start) * progress(step, total_steps)
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """Cosine per step from the peak to ``end``, after a linear warm-up.
+
+    Attributes:
+        peak: highest rate.
+        end: rate at the last step; equal to ``peak`` for a constant rate.
+        warm_up: steps over which the rate rises linearly.
+    """
+
+    peak: float
+    end: float
+    warm_up: int = 0
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """Rate at ``step`` over the peak rate."""
+        if step < self.warm_up:
+            return (step + 1) / (self.warm_up + 1)
+        rest = progress(step - self.warm_up, total_steps - self.warm_up)
+        low = self.end / self.peak
+        return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * rest))
