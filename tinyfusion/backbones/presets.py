@@ -45,16 +45,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # TinyFusion (arXiv 2412.01199), table 1: DiT-XL/2 cut to 7, 14 and 19 blocks.
 PRESETS |= {f"dit_xl_2_d{depth}": _dit(1152, depth, 16) for depth in (7, 14, 19)}
-PRESETS["dit_digits"] = {
-    "input_size": 8,
-    "patch_size": 2,
-    "in_channels": 1,
-    "hidden_size": 32,
-    "depth": 28,
-    "num_heads": 4,
-    "num_classes": 10,
-    "gate_bias_init": 0.15,
-}
 
 
 def preset(name: str) -> dict[str, Any]:
