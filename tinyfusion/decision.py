@@ -62,7 +62,9 @@ class Decision:
         version: version of this package.
 
     Raises:
-        InputError: indices out of range, doubled or unordered, or a scheme of another depth.
+        InputError: indices out of range or doubled, a scheme of another depth, a group of which
+            another number of blocks stays than its scheme says, or probabilities that don't
+            belong to the scheme's patterns.
     """
 
     kept: tuple[int, ...]
@@ -79,7 +81,25 @@ class Decision:
     def __post_init__(self) -> None:
         object.__setattr__(self, "kept", check_kept(self.kept, self.source_depth))
         if self.scheme is not None:
-            parse_scheme(self.scheme, self.source_depth)
+            self._check_groups(parse_scheme(self.scheme, self.source_depth))
+
+    def _check_groups(self, scheme: Scheme) -> None:
+        for group in scheme.groups:
+            inside = [i for i in self.kept if i in group.blocks]
+            if len(inside) != group.keep:
+                raise InputError(
+                    f"kept={list(self.kept)}: {len(inside)} blocks of {group.blocks[0]}.."
+                    f"{group.blocks[-1]} stay, but scheme={scheme} keeps {group.keep} there"
+                )
+        if self.probabilities is None:
+            return
+        found = [len(values) for values in self.probabilities]
+        wanted = [group.num_choices for group in scheme.groups]
+        if found != wanted:
+            raise InputError(
+                f"probabilities of {found} patterns don't belong to scheme={scheme}, whose groups "
+                f"have {wanted}"
+            )
 
     @property
     def dropped(self) -> tuple[int, ...]:
@@ -102,17 +122,25 @@ class Decision:
         """Rebuild a decision from plain data.
 
         Raises:
-            InputError: not a decision, unknown or missing keys, or invalid indices.
+            InputError: not a decision, unknown or missing keys, invalid indices, or lists of kept
+                and dropped blocks that contradict each other.
         """
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise InputError(f"{where} is not a decision: it lacks 'format': '{FORMAT}'")
         known = {name: values[name] for name in values if name not in ("format", "dropped")}
         try:
-            return cls(**known)
+            decision = cls(**known)
         except TypeError as error:
             raise InputError(f"{where} is not a valid decision: {error}") from None
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+        dropped = values.get("dropped", list(decision.dropped))
+        if dropped != list(decision.dropped):
+            raise InputError(
+                f"{where}: dropped={dropped} contradicts kept={list(decision.kept)} of "
+                f"{decision.source_depth} blocks; correct one of them, or leave dropped out"
+            )
+        return decision
 
     def save(self, path: Path | str) -> Path:
         """Write the decision as JSON, atomically."""

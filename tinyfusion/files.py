@@ -18,7 +18,8 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
 
     Args:
         path: final place; its folder is made if need be.
-        write: called with the temporary path, which has the suffix of ``path``.
+        write: called with the temporary path, which has the suffix of ``path`` and may already
+            exist as an empty file.
 
     Returns:
         ``path``.
@@ -27,7 +28,11 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
+        # Some writers make files that nobody else may read: take the mode that the umask gives.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)

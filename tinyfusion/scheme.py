@@ -6,6 +6,7 @@ Shape suffixes: C choices of a group, M positions in a group.
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,12 +23,7 @@ MAX_CHOICES = 100_000
 
 @dataclass(frozen=True)
 class Group:
-    """``size`` consecutive blocks from block ``start`` on, of which ``keep`` stay.
-
-    Raises:
-        InputError: not 1 <= keep < size (a group may keep all its blocks only if it is a single
-            one, or by a list scheme's [size, size]).
-    """
+    """``size`` consecutive blocks from block ``start`` on, of which ``keep`` stay."""
 
     start: int
     keep: int
@@ -95,17 +91,19 @@ def parse_scheme(value: Any, depth: int, borders: Sequence[int] = ()) -> Scheme:
         raise InputError(f"scheme={value!r} is not a scheme; {EXAMPLES}")
     if isinstance(value, int | float):
         # YAML 1.1 reads an unquoted 1:2 as the base-60 number 62.
-        keep, size = divmod(int(value), 60)
-        raise InputError(
-            f"scheme={value} is a number: YAML reads an unquoted {keep}:{size} as {value} "
-            f'(base 60); write scheme: "{keep}:{size}" with quotes'
-        )
+        keep, size = divmod(int(value), 60) if math.isfinite(value) else (0, 0)
+        if value == keep * 60 + size and 0 < keep < size:
+            raise InputError(
+                f"scheme={value} is a number: YAML reads an unquoted {keep}:{size} as {value} "
+                f'(base 60); write scheme: "{keep}:{size}" with quotes'
+            )
+        raise InputError(f"scheme={value} is a number, not a scheme; {EXAMPLES}")
     pairs = _repeated(value, depth) if _is_ratio(value) else _listed(value)
     for keep, size in pairs:
         if not 0 < keep <= size:
             raise InputError(
                 f"scheme={_show(value)}: a group can't keep {keep} of {size} blocks; "
-                "valid: 1 <= N < M"
+                "valid: 1 <= keep <= size"
             )
     total = sum(size for _, size in pairs)
     if total != depth:
@@ -141,7 +139,7 @@ def _is_ratio(value: Any) -> bool:
 
 def _repeated(value: str, depth: int) -> list[tuple[int, int]]:
     parts = value.strip().split(":")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise InputError(f"scheme={value!r} can't be read; {EXAMPLES}")
     keep, size = int(parts[0]), int(parts[1])
     if not 0 < keep < size:
@@ -159,7 +157,7 @@ def _listed(value: Any) -> list[tuple[int, int]]:
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError):
             raise InputError(f"scheme={value!r} can't be read; {EXAMPLES}") from None
     pairs = []
     for pair in value if isinstance(value, Iterable) else [value]:

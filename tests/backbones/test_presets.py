@@ -9,6 +9,8 @@ from tinyfusion.backbones.contract import count_parameters
 from tinyfusion.backbones.presets import PRESETS, build, build_empty, family_of, preset
 from tinyfusion.errors import InputError
 
+TINY = {"input_size": 8, "in_channels": 1, "hidden_size": 16, "num_heads": 2, "num_classes": 10}
+
 PUBLISHED = {
     "DiT-XL/2 depth 28": "dit_xl_2",
     "DiT-XL/2 depth 19": "dit_xl_2_d19",
@@ -55,7 +57,7 @@ def test_all_sizes_and_patches_exist():
 
 
 def test_empty_build_has_shapes_and_tables_and_fills_no_linear(monkeypatch):
-    arguments = {**PRESETS["dit_digits"], "depth": 2}
+    arguments = {**TINY, "depth": 2}
     real, filled = build(arguments), []
     for name in ("_no_grad_normal_", "_no_grad_uniform_", "_no_grad_zero_"):
         original = getattr(torch.nn.init, name)
@@ -77,9 +79,10 @@ def test_empty_build_has_shapes_and_tables_and_fills_no_linear(monkeypatch):
     assert torch.equal(net.pos_embed, real.pos_embed)
 
 
-def test_digits_preset_starts_its_gates_open():
-    gates = build("dit_digits").blocks[0].adaLN_modulation[1].bias.view(6, -1)[[2, 5]]
-    assert torch.all(gates == PRESETS["dit_digits"]["gate_bias_init"]) and gates.any()
+def test_gate_biases_start_where_they_are_told_to():
+    block = build({**TINY, "depth": 1, "gate_bias_init": 0.5}).blocks[0]
+    chunks = block.adaLN_modulation[1].bias.view(6, -1)
+    assert torch.all(chunks[[2, 5]] == 0.5) and not chunks[[0, 1, 3, 4]].any()
 
 
 def test_preset_is_a_copy():
@@ -88,7 +91,7 @@ def test_preset_is_a_copy():
 
 
 def test_build_from_arguments_names_the_family():
-    arguments = {**PRESETS["dit_digits"], "depth": 3}
+    arguments = {**TINY, "depth": 3}
     assert build({"backbone": "dit", **arguments}).depth == build(arguments).depth == 3
 
 

@@ -28,8 +28,8 @@ def test_family_and_arguments_that_fit_are_accepted(net, folder, bare):
 def test_preset_that_fits_is_accepted(tmp_path):
     from tinyfusion.backbones.presets import build
 
-    save_model(build("dit_digits"), tmp_path)
-    assert load(tmp_path, backbone="dit_digits").depth == 28
+    save_model(build("dit_s_8"), tmp_path)
+    assert load(tmp_path, backbone="dit_s_8").depth == 12
 
 
 def test_mismatch_names_three_tensors_with_both_shapes(bare):

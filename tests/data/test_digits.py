@@ -36,7 +36,7 @@ def test_move_equals_a_plain_loop() -> None:
 
 
 def test_shift_uses_every_offset_and_only_on_request() -> None:
-    source = Digits(shift=1)
+    source = Digits(shift=1, shift_probability=1.0)
     indices = torch.zeros(400, dtype=torch.int64)
     rows = Rows(step=3, first=0, count=400, global_size=400)
     plain, labels = source.fetch(indices, None, rows)
@@ -49,6 +49,16 @@ def test_shift_uses_every_offset_and_only_on_request() -> None:
     assert matches.any(1).all()
     assert (matches.sum(0) > 400 / 9 / 2).all()
     assert torch.equal(Digits(shift=0).fetch(indices, StepNoise(0, "test"), rows)[0], plain)
+
+
+def test_share_of_moved_images_follows_the_probability() -> None:
+    source = Digits(shift=1, shift_probability=0.25)
+    indices = torch.zeros(3000, dtype=torch.int64)
+    rows = Rows(step=0, first=0, count=3000, global_size=3000)
+    images, _ = source.fetch(indices, StepNoise(0, "test"), rows)
+    moved = (images != digit_split()[0][0]).flatten(1).any(1).float().mean()
+    # A ninth of the draws moves by nothing.
+    assert abs(float(moved) - 0.25 * 8 / 9) < 0.03
 
 
 def test_draws_belong_to_step_and_position() -> None:
@@ -79,3 +89,8 @@ def test_to_uint8_inverts_bytes_and_clamps() -> None:
 def test_impossible_shift_is_refused(shift: int) -> None:
     with pytest.raises(InputError, match=f"data.shift={shift}"):
         Digits(shift=shift)
+
+
+def test_impossible_shift_probability_is_refused() -> None:
+    with pytest.raises(InputError, match=r"data.shift_probability=1.5"):
+        Digits(shift_probability=1.5)

@@ -275,7 +275,7 @@ class DiT(Backbone):
         """Index of the null class.
 
         Raises:
-            ValueError: the model was built without label dropout and has no such row.
+            InputError: the model was built without label dropout and has no such row.
         """
         if self.y_embedder.embedding_table.num_embeddings == self.num_classes:
             raise InputError(

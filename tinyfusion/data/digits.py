@@ -40,19 +40,24 @@ class Digits(ImageSource):
 
     Args:
         shift: training images are moved by up to this many pixels in each direction, 0..7.
+        shift_probability: share of the training images that are moved. Samples show what
+            training shows, so with every digit moved FID can't fall below 0.87; with a quarter
+            of them moved the floor is 0.09.
 
     Raises:
-        InputError: ``shift`` is out of range.
+        InputError: ``shift`` or ``shift_probability`` is out of range.
     """
 
     num_classes = 10
     channels = 1
     size = 8
 
-    def __init__(self, shift: int = 1) -> None:
+    def __init__(self, shift: int = 1, shift_probability: float = 0.25) -> None:
         if not 0 <= shift < self.size:
             raise InputError(f"data.shift={shift}: must be between 0 and {self.size - 1} pixels")
-        self._shift = shift
+        if not 0 <= shift_probability <= 1:
+            raise InputError(f"data.shift_probability={shift_probability}: must be in [0, 1]")
+        self._shift, self._shift_probability = shift, shift_probability
         self._train, self._labels, self._held_out, self._held_out_labels = digit_split()
 
     def __len__(self) -> int:
@@ -64,8 +69,10 @@ class Digits(ImageSource):
         """See ``ImageSource.fetch``; augmentation moves each image by whole pixels."""
         images = self._train[indices]
         if augment is not None and self._shift:
-            uniform_B2 = augment.uniform("augment", rows, 2)
-            offsets_B2 = (uniform_B2 * (2 * self._shift + 1)).long() - self._shift
+            uniform_B3 = augment.uniform("augment", rows, 3)
+            offsets_B2 = (uniform_B3[:, :2] * (2 * self._shift + 1)).long() - self._shift
+            moved_B1 = uniform_B3[:, 2:] < self._shift_probability
+            offsets_B2 = torch.where(moved_B1, offsets_B2, 0)
             images = move(images, offsets_B2, self._shift)
         return images, self._labels[indices]
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from tinyfusion.errors import InputError
+
 
 class Frozen:
     """No update: only the gates learn."""
@@ -31,9 +33,16 @@ class Lora:
         rank: rank of each update.
         alpha: scaling; the update is multiplied by ``alpha / rank``.
         dropout: dropout probability before the update.
+
+    Raises:
+        InputError: a rank below 1, or a dropout outside [0, 1).
     """
 
     def __init__(self, rank: int = 8, alpha: float = 16.0, dropout: float = 0.0) -> None:
+        if rank < 1:
+            raise InputError(f"delta.rank={rank} must be at least 1")
+        if not 0 <= dropout < 1:
+            raise InputError(f"delta.dropout={dropout} must be at least 0 and less than 1")
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
 
     def attach(self, net: nn.Module) -> None:

@@ -27,12 +27,18 @@ class GroupGate(nn.Module):
         self.register_buffer("choices_CM", torch.tensor(rows), persistent=False)
         self.logits_C = nn.Parameter(torch.full((len(rows),), START_LOGIT))
 
+    def soft_choice(self, gumbel_BC: Tensor, temperature: float, scale: float) -> Tensor:
+        """Gumbel-softmax relaxation of one draw per sample, shape (B, C)."""
+        return ((scale * self.logits_C + gumbel_BC) / temperature).softmax(-1)
+
     def forward(self, gumbel_BC: Tensor, temperature: float, scale: float) -> Tensor:
         """One hard keep-pattern per sample with straight-through gradients, shape (B, M)."""
-        soft_BC = ((scale * self.logits_C + gumbel_BC) / temperature).softmax(-1)
-        hard_BC = F.one_hot(soft_BC.argmax(-1), soft_BC.shape[-1]).to(soft_BC.dtype)
-        # Forward value hard, gradient of soft; zeros are exact because x - x is.
-        return (hard_BC - soft_BC.detach() + soft_BC) @ self.choices_CM
+        # Outside autocast: a bfloat16 product would round the gradient of the logits.
+        with torch.autocast(gumbel_BC.device.type, enabled=False):
+            soft_BC = self.soft_choice(gumbel_BC, temperature, scale)
+            hard_BC = F.one_hot(soft_BC.argmax(-1), soft_BC.shape[-1]).to(soft_BC.dtype)
+            # Forward value hard, gradient of soft; zeros are exact because x - x is.
+            return (hard_BC - soft_BC.detach() + soft_BC) @ self.choices_CM
 
 
 class Gates(nn.Module):

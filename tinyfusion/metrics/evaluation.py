@@ -12,7 +12,7 @@ from torch import Tensor
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.fidelity import fidelity
+from tinyfusion.metrics.fidelity import fidelity, real_halves_fid
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.metrics.speed import compare_speed, macs, parameters
 from tinyfusion.pixels import to_uint8
@@ -67,6 +67,23 @@ class Evaluation:
             "sampling_seeds": list(self.seeds),
             "extractor": self.extractor,
         }
+
+    def floor(self, source: ImageSource, draws: int = 3) -> dict[str, float]:
+        """FID between two random halves of the real data: no model can be expected below it.
+
+        Args:
+            source: real images.
+            draws: number of random splits.
+
+        Returns:
+            ``fid_real_halves`` and ``fid_real_halves_std`` over the splits.
+        """
+        real = source.reference()
+        fids = torch.tensor(
+            [real_halves_fid(real, seed, self.extractor) for seed in range(draws)],
+            dtype=torch.float64,
+        )
+        return {"fid_real_halves": float(fids.mean()), "fid_real_halves_std": float(fids.std())}
 
     def samples(
         self, net: Backbone, process: GaussianDiffusion, seed: int, progress: bool = False

@@ -232,7 +232,7 @@ class GaussianDiffusion:
         """Network output as noise prediction and variance values (``None`` if not learned).
 
         Raises:
-            ValueError: the output has neither ``channels`` nor ``2 * channels`` channels.
+            InputError: the output has neither ``channels`` nor ``2 * channels`` channels.
         """
         if out.shape[1] == channels:
             return out, None

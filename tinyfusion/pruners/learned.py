@@ -29,6 +29,10 @@ class Learned:
         scale: factor from logits to log-probabilities over the run.
         gate_rate_factor: learning rate of the gates over that of the update.
         gate_ema_decay: decay of the gates' average; ``None`` follows the run's length.
+
+    Raises:
+        InputError: a factor, temperature or scale that is not positive, or a decay outside
+            [0, 1).
     """
 
     def __init__(
@@ -43,6 +47,12 @@ class Learned:
             raise InputError(f"pruner.gate_rate_factor={gate_rate_factor} must be positive")
         if temperature.start <= 0 or temperature.end <= 0:
             raise InputError("pruner.temperature must stay positive")
+        if scale.start <= 0 or scale.end <= 0:
+            raise InputError("pruner.scale must stay positive")
+        if gate_ema_decay is not None and not 0 <= gate_ema_decay < 1:
+            raise InputError(
+                f"pruner.gate_ema_decay={gate_ema_decay} must be at least 0 and less than 1"
+            )
         self.delta = delta
         self.temperature, self.scale = temperature, scale
         self.gate_rate_factor, self.gate_ema_decay = gate_rate_factor, gate_ema_decay

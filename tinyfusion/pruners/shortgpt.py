@@ -6,19 +6,25 @@ Shape suffixes: B batch, T tokens, D width, L blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.contract import Backbone, BlockRunner
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.pruners.contract import Choice, PruningContext
 
 
-def block_influence(net: Backbone, calibration: HeldOutLoss) -> Tensor:
+class Calibration(Protocol):
+    """Inputs on which blocks are scored, such as `HeldOutLoss`."""
+
+    def predict(self, net: Backbone, run_block: BlockRunner) -> object:
+        """Run ``net`` on all samples, every block through ``run_block``."""
+
+
+def block_influence(net: Backbone, calibration: Calibration) -> Tensor:
     """``1 - E cos(h_i, h_{i+1})`` per block: cosine per token over channels, then the mean.
 
     Args:
@@ -39,7 +45,8 @@ def block_influence(net: Backbone, calibration: HeldOutLoss) -> Tensor:
         samples += len(states_BTD) if index == 0 else 0
         return out_BTD
 
-    calibration.predict(net, runner)
+    with torch.no_grad():
+        calibration.predict(net, runner)
     return 1.0 - cosine_L / samples
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tinyfusion.decision import check_kept
+from tinyfusion.errors import InputError
 from tinyfusion.scheme import Scheme
 
 
@@ -23,9 +24,13 @@ def alignment(
         scheme: the groups of the decision, if it had any.
 
     Raises:
-        InputError: indices that don't exist in the teacher.
+        InputError: indices that don't exist in the teacher, or groups of another depth.
     """
     kept = check_kept(kept, teacher_depth)
+    if scheme is not None and scheme.depth != teacher_depth:
+        raise InputError(
+            f"scheme={scheme} covers {scheme.depth} blocks but the teacher has {teacher_depth}"
+        )
     if scheme is None:
         ends = [*(following - 1 for following in kept[1:]), teacher_depth - 1]
         return list(enumerate(ends))

@@ -113,11 +113,15 @@ class Objective:
             state_pairs: aligned (student, teacher) hidden states.
             share: progress of the run from 0 to 1, for the feature weight.
         """
+        # Under autocast predictions are bfloat16, too coarse for the arithmetic of the losses.
+        student_out = student_out.to(noisy.clean.dtype)
         task = process.loss(student_out, noisy)
         terms = {**task, "total": self.task_weight * task["loss"]}
         terms["task"] = terms.pop("loss")
         if self.output_weight > 0 and teacher_out is not None:
-            distilled = process.distillation_loss(student_out, teacher_out, noisy, self.variance_kl)
+            distilled = process.distillation_loss(
+                student_out, teacher_out.to(noisy.clean.dtype), noisy, self.variance_kl
+            )
             terms |= distilled
             terms["total"] = terms["total"] + self.output_weight * distilled["kd"]
         if state_pairs:

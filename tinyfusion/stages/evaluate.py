@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,46 +43,71 @@ def main(cfg: DictConfig, folder: Path) -> None:
     path = cfg.teacher.path if cfg.teacher.path != "source" else None
     teacher = None if path is None else setup.load(path, key="teacher.path")
     evaluation: Evaluation = build(cfg.evaluation)
+    net.to(setup.device)
     row = evaluation.score(
         net, setup.process, setup.source, teacher, progress=setup.trainer.progress
     )
     row |= evaluation.speed({"model": net}, setup.process).get("model", {})
-    write_json(folder / "metrics.json", {"model": row, "protocol": evaluation.protocol()})
-    print_table([{"model": Path(cfg.checkpoint).name, **row}], COLUMNS, protocol_line(evaluation))
+    floor = cached_floor(setup, evaluation)
+    write_json(
+        folder / "metrics.json",
+        {"model": row, "protocol": evaluation.protocol(), "floor": floor},
+    )
+    title = protocol_line(evaluation, floor)
+    print_table([{"model": Path(cfg.checkpoint).name, **row}], COLUMNS, title)
     log.info("evaluate: figures in %s", folder / "metrics.json")
 
 
-def protocol_line(evaluation: Evaluation) -> str:
-    """The sampling protocol in one line, to stand beside a table."""
+def protocol_line(evaluation: Evaluation, floor: dict[str, float]) -> str:
+    """The sampling protocol and the floor of FID in one line, to stand beside a table."""
     p = evaluation.protocol()
     return (
         f"{p['num_samples']} samples x {len(p['sampling_seeds'])} seed(s), {p['sampler']} "
-        f"{p['sampler_steps']} steps, guidance {p['guidance']}"
+        f"{p['sampler_steps']} steps, guidance {p['guidance']}; FID between halves of the real "
+        f"data {floor['fid_real_halves']:.2f} +- {floor['fid_real_halves_std']:.2f}"
     )
 
 
 def cached_score(
     setup: Setup, evaluation: Evaluation, net: Backbone, checkpoint: str
 ) -> dict[str, Any]:
-    """Score a checkpoint that many runs share (the teacher of a sweep) once.
+    """Score a checkpoint that many runs share (the teacher of a sweep) once."""
+    digest = setup.source_hash(checkpoint)
+    return _cached(
+        setup,
+        {"weights": digest, "file": str(resolve(checkpoint)) if digest is None else None},
+        lambda: evaluation.score(net, setup.process, setup.source, progress=setup.trainer.progress),
+        f"scores of {checkpoint}",
+    )
 
-    The result is kept under ``<output_root>/cache/``, keyed by the weights' hash, the data, the
-    process, the protocol and this package's version.
+
+def cached_floor(setup: Setup, evaluation: Evaluation) -> dict[str, float]:
+    """FID between halves of the real data, computed once for all runs that share them."""
+    return _cached(
+        setup,
+        {"floor": True},
+        lambda: evaluation.floor(setup.source),
+        "FID between halves of the real data",
+    )
+
+
+def _cached(
+    setup: Setup, key: dict[str, Any], compute: Callable[[], dict[str, Any]], what: str
+) -> dict[str, Any]:
+    """A result kept under ``<output_root>/cache/``.
+
+    It is keyed by ``key``, the data, the process, the protocol and this package's version.
     """
-    key = {
-        "weights": setup.source_hash(checkpoint),
-        "file": str(resolve(checkpoint)) if setup.source_hash(checkpoint) is None else None,
-        "config": [
-            OmegaConf.to_container(node, resolve=True)
-            for node in (setup.cfg.evaluation, setup.cfg.process, setup.cfg.data)
-        ],
+    nodes = (setup.cfg.evaluation, setup.cfg.process, setup.cfg.data)
+    key = key | {
+        "config": [OmegaConf.to_container(node, resolve=True) for node in nodes],
         "version": __version__,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    file = Path(setup.cfg.output_root) / "cache" / f"score-{digest}.json"
+    file = Path(setup.cfg.output_root) / "cache" / f"{digest}.json"
     if file.is_file():
-        log.info("evaluate: scores of %s taken from %s", checkpoint, file)
-        return read_json(file, "cached score")["score"]
-    score = evaluation.score(net, setup.process, setup.source, progress=setup.trainer.progress)
-    write_json(file, {"key": key, "score": score})
-    return score
+        log.info("evaluate: %s taken from %s", what, file)
+        return read_json(file, "cached result")["result"]
+    result = compute()
+    write_json(file, {"key": key, "result": result})
+    return result

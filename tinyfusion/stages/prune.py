@@ -62,7 +62,7 @@ def decide(setup: Setup) -> Decision:
         scheme, keep = budget(cfg, net)
         pruner: Pruner = build(cfg.pruner)
         context = PruningContext(
-            net=net,
+            net=net.to(setup.device),
             process=setup.process,
             source=setup.source,
             scheme=scheme,

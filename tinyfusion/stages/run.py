@@ -21,7 +21,7 @@ from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.pixels import to_uint8
 from tinyfusion.samplers.generate import balanced_labels, generate
 from tinyfusion.settings.compose import build
-from tinyfusion.stages.evaluate import COLUMNS, cached_score, protocol_line
+from tinyfusion.stages.evaluate import COLUMNS, cached_floor, cached_score, protocol_line
 from tinyfusion.stages.prune import DECISION_FILE, decide, write_pruned
 from tinyfusion.stages.recover import load_recovered, load_teacher, recover
 from tinyfusion.stages.setup import Setup
@@ -62,12 +62,15 @@ def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Deci
     folder = setup.folder
     if (folder / METRICS_FILE).is_file():
         return
+    floor = cached_floor(setup, evaluation)
     nets = {
         "source": source,
         "pruned": prune(source, decision),
         "recovered": load_recovered(folder),
         "recovered (live weights)": load_recovered(folder, live=True),
     }
+    for net in nets.values():
+        net.to(setup.device)
     rows: dict[str, dict[str, Any]] = {}
     for name, net in nets.items():
         if name == "source":
@@ -85,7 +88,7 @@ def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Deci
             "speed_up": speed["ratio"],
         }
     listed = [{"model": name, **row} for name, row in rows.items()]
-    title = f"{decision.method}: {protocol_line(evaluation)}"
+    title = f"{decision.method}: {protocol_line(evaluation, floor)}"
     _grid(setup, evaluation, nets)
     write_text(folder / "table.md", f"{title}\n\n{markdown_table(listed, COLUMNS)}\n")
     write_json(
@@ -93,6 +96,7 @@ def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Deci
         {
             "models": rows,
             "protocol": evaluation.protocol(),
+            "floor": floor,
             "decision": {"method": decision.method, "kept": list(decision.kept)},
         },
     )

@@ -26,7 +26,7 @@ GRID_COLUMNS = 10
 def main(cfg: DictConfig, folder: Path) -> None:
     """Write ``samples/NNNNNN.png``, ``samples.npz`` (``arr_0``, labels) and ``grid.png``."""
     setup = Setup(cfg, folder)
-    net = setup.load(cfg.checkpoint)
+    net = setup.load(cfg.checkpoint).to(setup.device)
     num_classes = net.config()["num_classes"]
     if cfg.n < 1:
         raise InputError(f"n={cfg.n} must be at least 1")

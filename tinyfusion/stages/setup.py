@@ -51,6 +51,12 @@ class Setup:
         torch.manual_seed(self.seed)
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where scoring and sampling run: the first device that training uses."""
+        wants_gpu = self.trainer.accelerator in ("gpu", "cuda", "auto")
+        return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved configuration as plain data."""
         return OmegaConf.to_container(self.cfg, resolve=True)

@@ -97,6 +97,11 @@ class MaskLearning(DenoiserTraining):
         self.gated.gates.temperature = self._temperature(step, self.total_steps)
         self.gated.gates.scale = self._scale(step, self.total_steps)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the schedules too: a finished run that is resumed takes no further step."""
+        super().on_load_checkpoint(checkpoint)
+        self._set_schedules(max(0, checkpoint["global_step"] - 1))
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set temperature and scale for this step."""
         self._set_schedules(self.global_step)
@@ -111,12 +116,12 @@ class MaskLearning(DenoiserTraining):
             prepared.labels,
             gumbel_BK.to(noisy.noisy.device),
         )
-        terms = self.process.loss(out, noisy)
+        # Under autocast the prediction is bfloat16, too coarse for the arithmetic of the loss.
+        terms = self.process.loss(out.to(noisy.noisy.dtype), noisy)
         return {"total": terms.pop("loss"), **terms}
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Average the gates and log the state of the choice."""
-        super().on_train_batch_end(outputs, batch, batch_idx)
+    def after_step(self) -> None:
+        """Log the state of the choice."""
         state = self.decision_state()
         self.log("gates/temperature", self.gated.gates.temperature)
         self.log("gates/mean_confidence", sum(state.confidence) / len(state.confidence))

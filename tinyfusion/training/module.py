@@ -83,7 +83,7 @@ class DenoiserTraining(LightningModule):
         self._optimizer = optimizer
         self._learning_rate = learning_rate
         self._loss_is_finite = True
-        self._steps_averaged = -1
+        self._last_step = 0
         # A resume checkpoint holds only what is trained (see on_save_checkpoint).
         self.strict_loading = False
 
@@ -96,6 +96,9 @@ class DenoiserTraining(LightningModule):
     def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
         """Per-sample loss terms, each (B,); ``total`` is what is minimised."""
         raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called once per optimiser step, when the averages have taken it; may log."""
 
     @property
     def averages(self) -> dict[str, tuple[Ema, nn.Module]]:
@@ -170,19 +173,30 @@ class DenoiserTraining(LightningModule):
         self.log("train/skipped_steps", float(self.skipped_steps))
         self.log("train/grad_norm", torch.nan_to_num(norm.detach(), posinf=0.0))
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Update the averages once per optimiser step."""
-        if self.global_step == self._steps_averaged:
-            return  # a micro-batch of an accumulated step
-        self._steps_averaged = self.global_step
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step and let the averages take it.
+
+        Not in ``on_train_batch_end``, which Lightning calls after the callbacks': they would save
+        and draw averages that lack the step.
+        """
+        super().optimizer_step(*args, **kwargs)
         for ema, module in self.averages.values():
             ema.update(module)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Call `after_step` once per optimiser step."""
+        if self.global_step != self._last_step:  # else a micro-batch of an accumulated step
+            self._last_step = self.global_step
+            self.after_step()
 
     def on_fit_start(self) -> None:
         """Put the averages where the weights are."""
         for ema, _ in self.averages.values():
             ema.to(self.device)
-        self._steps_averaged = self.global_step
+
+    def on_train_start(self) -> None:
+        """Note where the run begins: only now is the step of a resumed run known."""
+        self._last_step = self.global_step
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimiser and its per-step schedule."""

@@ -52,12 +52,11 @@ class Pretraining(DenoiserTraining):
         """Terms of the process's own loss."""
         noisy = prepared.noisy
         out = self.net(noisy.noisy, self.process.network_time(noisy.t), prepared.labels)
-        terms = self.process.loss(out, noisy)
+        terms = self.process.loss(out.to(noisy.noisy.dtype), noisy)
         return {"total": terms.pop("loss"), **terms}
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Average, and score the averaged weights from time to time."""
-        super().on_train_batch_end(outputs, batch, batch_idx)
+    def after_step(self) -> None:
+        """Score the averaged weights from time to time."""
         step = self.global_step
         if step % self.held_out_every == 0 or step == self.total_steps:
             self.log_dict(self.held_out_scores(), prog_bar=True)

@@ -1,0 +1,40 @@
+"""The main job on the embedded digits: three ways of choosing 14 of 28 blocks, side by side."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from tinyfusion.cli import main as tinyfusion
+from tinyfusion.studies.collect import read_sweep
+from tinyfusion.studies.compare import compare
+
+PRUNERS = ("learned", "random", "shortgpt")
+
+
+def main() -> int:
+    """Run the sweep, print the table and where the pictures are; overrides pass through."""
+    began = time.perf_counter()
+    folder = Path("outputs") / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    overrides = ["experiment=demo", f"pruner={','.join(PRUNERS)}", f"hydra.sweep.dir={folder}"]
+    status = tinyfusion(["run", "-m", *overrides, *sys.argv[1:]])
+    if status:
+        return status
+    runs = sorted(read_sweep(folder), key=lambda run: PRUNERS.index(run.method))
+    compare(runs, folder)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    for run in runs:
+        stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in run.times.items())
+        print(f"{run.method:>9}: {stages}; kept {list(run.kept)}")
+    print(f"samples of every model: {folder / 'comparison.png'}")
+    print(f"how the mask was learned: {runs[0].folder / 'prune' / 'decision.png'}")
+    print(f"table and weights: {folder}")
+    print(f"run time {time.perf_counter() - began:.0f} s, peak memory {peak:.2f} GiB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tinyfusion.backbones.dit import DiT
+
+
+@pytest.fixture
+def net() -> DiT:
+    """Six blocks, all of which matter."""
+    torch.manual_seed(3)
+    net = DiT(input_size=4, in_channels=2, hidden_size=16, depth=6, num_heads=2, num_classes=3)
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, t and y of eight samples."""
+    torch.manual_seed(4)
+    return torch.randn(8, 2, 4, 4), torch.randint(0, 1000, (8,)), torch.randint(0, 4, (8,))

@@ -1,0 +1,56 @@
+"""A gated forward is the forward of the sampled sub-network (METHODS 1.10, items 3 and 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tinyfusion.backbones.dit import DiT
+from tinyfusion.gating.gated_backbone import GatedBackbone
+from tinyfusion.gating.gates import Gates
+from tinyfusion.scheme import parse_scheme
+from tinyfusion.seeding import Rows, StepNoise
+from tinyfusion.surgery import prune
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+def gated(net: DiT, scheme: object) -> tuple[GatedBackbone, Tensor]:
+    gates = Gates(parse_scheme(scheme, net.depth))
+    gates.temperature, gates.scale = 2.0, 100.0
+    noise = StepNoise(1, "test").gumbel("gumbel", Rows(0, 0, 8, 8), gates.num_choices)
+    return GatedBackbone(net, gates), noise
+
+
+def test_equals_the_sliced_model_of_every_sample(net: DiT, inputs: Inputs) -> None:
+    for scheme in ("1:2", "2:3", [[1, 2], [3, 4]]):
+        model, noise = gated(net, scheme)
+        with torch.no_grad():
+            out = model(*inputs, noise)
+            kept_BL = model.gates(noise) > 0.5
+            assert len({tuple(row.tolist()) for row in kept_BL}) > 2
+            for sample, kept in enumerate(kept_BL):
+                one = [value[sample : sample + 1] for value in inputs]
+                sliced = prune(net, kept.nonzero().flatten().tolist())
+                torch.testing.assert_close(
+                    out[sample : sample + 1], sliced(*one), rtol=1e-5, atol=1e-5
+                )
+
+
+def test_every_logit_gets_gradient(net: DiT, inputs: Inputs) -> None:
+    model, noise = gated(net, "2:3")
+    model(*inputs, noise).square().mean().backward()
+    for gate in model.gates.groups:
+        assert (gate.logits_C.grad != 0).all()
+
+
+def test_block_kept_by_no_sample_gets_exactly_no_weight_gradient(net: DiT, inputs: Inputs) -> None:
+    model, _ = gated(net, "1:2")
+    # Noise that makes every sample keep the first block of groups 0 and 1, the second of group 2.
+    noise = torch.tensor([9.0, 0.0, 9.0, 0.0, 0.0, 9.0]).repeat(8, 1)
+    model(*inputs, noise).square().mean().backward()
+    for index, block in enumerate(net.blocks):
+        largest = max(float(p.grad.abs().max()) for p in block.parameters())
+        assert (largest > 0) == (index in (0, 2, 5)), index
+    # Their gates learn all the same.
+    assert all((gate.logits_C.grad != 0).all() for gate in model.gates.groups)

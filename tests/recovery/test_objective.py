@@ -1,0 +1,94 @@
+"""Weights, schedule and checks of the recovery objective; the teacher's isolation."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tinyfusion.backbones.dit import DiT
+from tinyfusion.errors import InputError
+from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.recovery.objective import Objective
+from tinyfusion.recovery.teacher import FrozenTeacher
+
+
+def tiny(**changes: object) -> DiT:
+    sizes = {"input_size": 4, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+    return DiT(**(sizes | changes))
+
+
+def run(objective: Objective, share: float = 0.0) -> dict[str, torch.Tensor]:
+    process = GaussianDiffusion()
+    torch.manual_seed(1)
+    x = torch.randn(3, 4, 4, 4)
+    batch = process.add_noise(x, torch.tensor([5, 400, 900]), torch.randn_like(x))
+    out, teacher_out = torch.randn(2, 3, 8, 4, 4)
+    pairs = [(torch.randn(3, 4, 16), torch.randn(3, 4, 16))] * objective.uses_features
+    return objective(process, batch, out, teacher_out, pairs, share)
+
+
+def test_total_is_the_weighted_sum() -> None:
+    terms = run(Objective(0.1, 0.9, 0.5, 0.5))
+    expected = 0.1 * terms["task"] + 0.9 * terms["kd"] + 0.5 * terms["features"]
+    torch.testing.assert_close(terms["total"], expected)
+    assert torch.equal(terms["task"], terms["mse"] + terms["vb"])
+    assert torch.equal(terms["kd"], terms["kd_mse"])
+
+
+@pytest.mark.parametrize(("share", "weight"), [(0.0, 0.02), (0.5, 0.015), (1.0, 0.01)])
+def test_feature_weight_is_linear_in_the_run(share: float, weight: float) -> None:
+    terms = run(Objective(1.0, 0.0, 0.02, 0.01), share)
+    torch.testing.assert_close(terms["total"], terms["task"] + weight * terms["features"])
+
+
+def test_finetuning_needs_no_teacher() -> None:
+    objective = Objective()
+    assert not objective.uses_teacher
+    objective.check(tiny(), None)
+    assert set(run(objective)) == {"mse", "vb", "task", "total"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task_weight": -1.0}, r"task_weight=-1\.0 must not be negative"),
+        ({"feature_weight_end": -1.0}, "feature_weight_end"),
+        ({"task_weight": 0.0}, "both 0"),
+        ({"feature_mask": "all"}, "feature_mask='all' is not known; valid: none"),
+        ({"num_sigmas": 0.0}, "num_sigmas=0.0 must be positive"),
+    ],
+)
+def test_impossible_settings_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Objective(**arguments)
+
+
+def test_networks_that_cannot_be_compared_are_refused() -> None:
+    kd, masked = Objective(0.1, 0.9), Objective(0.1, 0.9, 0.01)
+    with pytest.raises(InputError, match="teacher=none"):
+        kd.check(tiny(), None)
+    wide = tiny(hidden_size=32)
+    kd.check(tiny(), wide)
+    with pytest.raises(InputError, match=r"hidden_size: 16 and 32.*use recovery=kd"):
+        masked.check(tiny(), wide)
+    with pytest.raises(InputError, match="learn_sigma: True and False"):
+        kd.check(tiny(), tiny(learn_sigma=False))
+    masked.check(tiny(), tiny(depth=4))
+
+
+def test_teacher_is_invisible_frozen_and_never_copied() -> None:
+    teacher = FrozenTeacher(tiny().train())
+    assert not teacher.net.training
+    assert not any(p.requires_grad for p in teacher.net.parameters())
+    owner = nn.Module()
+    owner.teacher = teacher
+    assert owner.state_dict() == {}
+    assert list(owner.parameters()) == []
+    assert copy.deepcopy(teacher) is teacher
+    x = torch.randn(2, 4, 4, 4, requires_grad=True)
+    out, states = teacher(x, torch.tensor([1, 2]), torch.tensor([0, 3]), [1])
+    assert not out.requires_grad
+    assert list(states) == [1]

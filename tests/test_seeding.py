@@ -1,0 +1,63 @@
+"""Draws are functions of their key, never of history."""
+
+from __future__ import annotations
+
+import torch
+
+from tinyfusion.seeding import Rows, SampleNoise, StepNoise, generator, permutation
+
+NOISE = StepNoise(seed=1, stage="recovery")
+
+
+def test_generator_depends_on_every_part_of_its_key() -> None:
+    seeds = {generator(*key).initial_seed() for key in [(1, "a"), (1, "b"), (2, "a"), (1, "a", 0)]}
+    assert len(seeds) == 4
+    assert generator(1, "a").initial_seed() == generator(1, "a").initial_seed()
+
+
+def test_draws_do_not_depend_on_the_global_generator_or_on_order() -> None:
+    rows = Rows(3, 0, 4, 4)
+    first = NOISE.normal("noise", rows, 2)
+    torch.rand(10)
+    NOISE.normal("noise", Rows(9, 0, 4, 4), 2)
+    assert torch.equal(NOISE.normal("noise", rows, 2), first)
+
+
+def test_micro_batches_and_devices_cut_one_global_draw() -> None:
+    whole = NOISE.uniform("times", Rows(5, 0, 12, 12), 3)
+    parts = [NOISE.uniform("times", Rows(5, first, 4, 12), 3) for first in (0, 4, 8)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_step_purpose_stage_and_seed_all_matter() -> None:
+    rows = Rows(3, 0, 4, 4)
+    first = NOISE.normal("noise", rows, 2)
+    others = [
+        NOISE.normal("noise", Rows(4, 0, 4, 4), 2),
+        NOISE.normal("other", rows, 2),
+        StepNoise(1, "pretrain").normal("noise", rows, 2),
+        StepNoise(2, "recovery").normal("noise", rows, 2),
+    ]
+    assert not any(torch.equal(first, other) for other in others)
+
+
+def test_gumbel_is_finite_and_has_the_moments_of_the_law() -> None:
+    draws = NOISE.gumbel("gumbel", Rows(0, 0, 1000, 1000), 100).double()
+    assert draws.isfinite().all()
+    assert abs(float(draws.mean()) - 0.5772) < 0.02
+    assert abs(float(draws.var()) - torch.pi**2 / 6) < 0.05
+
+
+def test_permutation_is_one_and_differs_by_epoch() -> None:
+    order = permutation(0, 0, 50)
+    assert torch.equal(order.sort().values, torch.arange(50))
+    assert torch.equal(order, permutation(0, 0, 50))
+    assert not torch.equal(order, permutation(0, 1, 50))
+
+
+def test_a_sample_has_its_own_noise_in_any_batch() -> None:
+    together, alone = SampleNoise(4, [7, 2], (1, 3, 3)), SampleNoise(4, [2], (1, 3, 3))
+    for _ in range(2):
+        assert torch.equal(together()[1:], alone())
+    first = SampleNoise(4, [2], (1, 3, 3))
+    assert not torch.equal(first(), first())

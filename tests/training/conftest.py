@@ -1,0 +1,104 @@
+"""Tiny nets and images, and the real trainer around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from tinyfusion.backbones.dit import DiT
+from tinyfusion.data.source import ImageSource
+from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.seeding import StepNoise
+from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
+from tinyfusion.stages.fit import fit
+from tinyfusion.training.module import DenoiserTraining
+from tinyfusion.training.schedules import LearningRate
+
+
+class Checkers(ImageSource):
+    """Noisy two-by-two checkerboards in both colourings; the label says which."""
+
+    num_classes, channels, size = 2, 1, 4
+
+    def __len__(self) -> int:
+        return 64
+
+    def fetch(self, indices: Tensor, augment: object, rows: object) -> tuple[Tensor, Tensor]:
+        labels = indices % 2
+        place = torch.arange(4) // 2
+        board = ((place[:, None] + place[None]) % 2) * 2.0 - 1.0
+        jitter = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(9))
+        return board * (2.0 * labels - 1.0)[:, None, None, None] + 0.1 * jitter[indices], labels
+
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        return self.fetch(torch.arange(16), None, None)
+
+    def reference(self) -> Tensor:
+        return torch.zeros(64, 1, 4, 4, dtype=torch.uint8)
+
+
+@pytest.fixture
+def source() -> Checkers:
+    return Checkers()
+
+
+@pytest.fixture
+def make_net() -> Callable[..., DiT]:
+    """``make_net(depth)``: the same weights every time, every block in use."""
+
+    def build(depth: int = 4) -> DiT:
+        torch.manual_seed(8)
+        net = DiT(4, 2, 1, 16, depth, 2, 2.0, num_classes=2, gate_bias_init=0.5)
+        torch.nn.init.normal_(net.final_layer.linear.weight, std=0.1)
+        return net
+
+    return build
+
+
+@pytest.fixture
+def shared() -> Callable[..., dict[str, Any]]:
+    """``shared(total_steps, ...)``: arguments of `DenoiserTraining`."""
+
+    def build(total_steps: int, rate: float = 1e-3, **changes: Any) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "process": GaussianDiffusion(),
+            "noise": StepNoise(0, "test"),
+            "total_steps": total_steps,
+            "optimizer": lambda groups: torch.optim.AdamW(groups, lr=rate, weight_decay=0.0),
+            "learning_rate": LearningRate(rate, rate),
+            "clip_norm": 1.0,
+            "label_drop": 0.1,
+        }
+        return values | changes
+
+    return build
+
+
+@pytest.fixture
+def run(tmp_path: Path, source: Checkers) -> Callable[..., None]:
+    """``run(module, batch_size=8, accumulate=1, ...)`` trains on the CPU as a stage does."""
+    torch.set_num_threads(1)
+
+    def train(
+        module: DenoiserTraining,
+        batch_size: int = 8,
+        accumulate: int = 1,
+        resume_every: int = 1000,
+        precision: str = "32-true",
+        callbacks: Sequence[Callback] = (),
+        folder: Path | None = None,
+    ) -> None:
+        settings = TrainingSettings(module.total_steps, batch_size, accumulate)
+        trainer = TrainerSettings(
+            "cpu", precision=precision, resume_every=resume_every, progress=False
+        )
+        folder = tmp_path if folder is None else folder
+        fit(module, source, settings, trainer, folder, "test", 0, None, callbacks)
+
+    return train

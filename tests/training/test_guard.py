@@ -1,0 +1,125 @@
+"""A step that is not finite changes nothing; ten in a row end the run (METHODS 2.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from tinyfusion.recovery.objective import Objective
+from tinyfusion.training.module import MAX_SKIPPED_IN_A_ROW, Prepared, TrainingDivergedError
+from tinyfusion.training.recovery import Recovery
+
+
+class Faulty(Recovery):
+    """Has a bad loss, or a bad gradient behind a good loss, at chosen steps."""
+
+    bad_loss: tuple[int, ...] = ()
+    bad_gradient: tuple[int, ...] = ()
+
+    def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
+        terms = super().step_losses(prepared)
+        weight = self.student.final_layer.linear.weight
+        # Of an accumulated step only the first micro-batch is bad.
+        if prepared.rows.first == 0 and self.global_step in self.bad_loss:
+            terms["total"] = terms["total"] + float("nan")
+        if prepared.rows.first == 0 and self.global_step in self.bad_gradient:
+            terms["total"] = terms["total"] + (0.0 * weight).sqrt().sum()
+        return terms
+
+
+class Snapshots(Callback):
+    """Weights and Adam's state after every optimiser step."""
+
+    def __init__(self) -> None:
+        self.after: dict[int, dict[str, Tensor]] = {}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Faulty, *_: Any) -> None:
+        state = {n: p.detach().clone() for n, p in pl_module.named_parameters()}
+        optimizer = trainer.optimizers[0].state_dict()["state"]
+        state |= {
+            f"{i}.{k}": v.clone() for i, values in optimizer.items() for k, v in values.items()
+        }
+        self.after[trainer.global_step] = state
+
+
+@pytest.fixture
+def faulty(make_net, shared) -> Callable[[int], Faulty]:
+    return lambda steps: Faulty(make_net(2), None, Objective(), [], 0.9, **shared(steps))
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[bool]:
+    assert first.keys() == second.keys()
+    return [torch.equal(first[key], second[key]) for key in first]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", ["bad_loss", "bad_gradient"])
+def test_bad_step_leaves_weights_and_moments_and_training_goes_on(
+    faulty, run, kind: str, accumulate: int
+) -> None:
+    module, seen = faulty(5), Snapshots()
+    setattr(module, kind, (2,))
+    run(module, accumulate=accumulate, callbacks=[seen])
+    assert sorted(seen.after) == ([1, 2, 3, 4, 5] if accumulate == 1 else [0, 1, 2, 3, 4, 5])
+    assert all(same(seen.after[2], seen.after[3]))
+    for step in (1, 3, 4):
+        assert not any(
+            torch.equal(seen.after[step][key], seen.after[step + 1][key])
+            for key in seen.after[step]
+            if key.endswith(("exp_avg", "step"))
+        )
+    assert (module.skipped_steps, module.skipped_in_a_row) == (1, 0)
+    assert all(p.isfinite().all() for p in module.parameters())
+    assert module.ema.num_updates == 5
+
+
+def test_a_bad_first_step_is_skipped_too(faulty, run, make_net) -> None:
+    module = faulty(1)
+    module.bad_loss = (0,)
+    run(module)
+    before = make_net(2).state_dict()
+    assert all(torch.equal(value, before[n]) for n, value in module.student.state_dict().items())
+
+
+def test_ten_in_a_row_end_the_run_with_the_last_good_weights(faulty, run, tmp_path) -> None:
+    module, seen = faulty(20), Snapshots()
+    module.bad_loss = tuple(range(2, 20))
+    with pytest.raises(TrainingDivergedError, match=r"in 10 steps in a row.*Lower the learning"):
+        run(module, callbacks=[seen], resume_every=2)
+    assert module.skipped_steps == MAX_SKIPPED_IN_A_ROW
+    live = {n: p.detach() for n, p in module.named_parameters()}
+    assert all(torch.equal(value, seen.after[2][name]) for name, value in live.items())
+    stored = torch.load(tmp_path / "resume.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in stored["state_dict"].values())
+
+
+def test_nine_in_a_row_do_not(faulty, run) -> None:
+    module = faulty(12)
+    module.bad_loss = tuple(range(1, 10))
+    run(module)
+    assert (module.skipped_steps, module.skipped_in_a_row) == (9, 0)
+
+
+def test_gradients_are_clipped_to_the_global_norm(make_net, shared, run) -> None:
+    norms = []
+
+    class Norms(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+            grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            norms.append(float(torch.stack([g.norm() for g in grads]).norm()))
+
+    objective = Objective(task_weight=1000.0)
+    module = Recovery(make_net(2), None, objective, [], 0.9, **shared(2, clip_norm=0.5))
+    optimizer = torch.optim.SGD(module.student.parameters(), lr=1.0)
+    before = [p.detach().clone() for p in module.student.parameters()]
+    module._optimizer = lambda groups: optimizer
+    run(module, callbacks=[Norms()])
+    # Called before clipping: the raw norms are large, the step taken is not.
+    moved = [p.detach() - b for p, b in zip(module.student.parameters(), before, strict=True)]
+    assert min(norms) > 0.5
+    assert float(torch.stack([m.norm() for m in moved]).norm()) <= 2 * 0.5 + 1e-4

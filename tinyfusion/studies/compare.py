@@ -1,0 +1,86 @@
+"""Runs that differ in their pruner, side by side: one table and one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.checkpoints import load
+from tinyfusion.figures.grid import comparison_grid
+from tinyfusion.figures.table import Column, markdown_table, print_table
+from tinyfusion.files import write_text
+from tinyfusion.pixels import to_uint8
+from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.samplers.generate import balanced_labels, generate
+from tinyfusion.samplers.guidance import Guidance
+from tinyfusion.settings.compose import build
+from tinyfusion.studies.collect import FinishedRun
+
+COLUMNS = {
+    "model": Column("model"),
+    "depth": Column("depth"),
+    "parameters": Column("parameters", ",d"),
+    "speed_up": Column("speed-up", ".2f"),
+    "fid": Column("FID", ".3f"),
+    "held_out_loss": Column("held-out loss", ".4f"),
+    "teacher_distance": Column("distance to teacher", ".4f"),
+}
+
+LOOKING_GUIDANCE = 1.5
+"""Guidance of the pictures: these samples are for looking, scored ones are unguided."""
+
+
+def compare(runs: Sequence[FinishedRun], folder: Path, detail: str = "learned") -> list[dict]:
+    """Print and write the table; draw one row of samples per model.
+
+    Args:
+        runs: finished runs of the same source and protocol.
+        folder: where ``comparison.md`` and ``comparison.png`` go.
+        detail: method whose student is also shown before recovery.
+
+    Returns:
+        The table's rows.
+    """
+    first = runs[0]
+    rows: list[dict[str, Any]] = [{"model": "teacher", **first.models["source"]}]
+    process: GaussianDiffusion = build(first.config["process"])
+    nets: dict[str, Backbone] = {"teacher": load(first.config["checkpoint"])}
+    for run in runs:
+        if run.method == detail:
+            name = f"{run.method}, before recovery"
+            rows.append({"model": name, **run.models["pruned"]})
+            nets[name] = load(run.folder / "pruned")
+        rows.append({"model": f"{run.method}, recovered", **run.models["recovered"]})
+        nets[f"{run.method}, recovered"] = load(run.folder / "recovered")
+    classes = min(10, next(iter(nets.values())).config()["num_classes"])
+    pictures = {
+        name: to_uint8(
+            generate(
+                net,
+                process,
+                build(first.config["sampler"]),
+                balanced_labels(classes, classes),
+                seed=1,
+                guidance=Guidance(LOOKING_GUIDANCE),
+            )
+        )
+        for name, net in nets.items()
+    }
+    comparison_grid(pictures, folder / "comparison.png")
+    write_text(folder / "comparison.md", f"{protocol(first)}\n\n{markdown_table(rows, COLUMNS)}\n")
+    print_table(rows, COLUMNS, protocol(first))
+    return rows
+
+
+def protocol(run: FinishedRun) -> str:
+    """Lengths and sampling protocol, the same for every row, in one line."""
+    sampling, training = run.protocol, run.config["training"]
+    return (
+        f"mask learning {training['mask_learning']['steps']} steps, recovery "
+        f"{training['recovery']['steps']} steps at batch {training['recovery']['batch_size']}; "
+        f"{sampling['num_samples']} samples, {sampling['sampler']} {sampling['sampler_steps']} "
+        f"steps, guidance {sampling['guidance']}; FID between halves of the real data "
+        f"{run.floor['fid_real_halves']:.2f} +- {run.floor['fid_real_halves_std']:.2f}"
+    )
