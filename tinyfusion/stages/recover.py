@@ -120,14 +120,16 @@ def _pairs(
 ) -> list[tuple[int, int]]:
     if decision is not None and decision.source_depth == teacher.depth:
         return alignment(decision.kept, teacher.depth, decision.groups)
+    # Both records point into the first model of the chain; the teacher may be pruned itself.
+    origin = list(teacher.kept_from or range(teacher.depth))
     kept = student.kept_from
-    if kept is None or kept[-1] >= teacher.depth:
+    if kept is None or not set(kept) <= set(origin):
         raise InputError(
-            f"a student of {student.depth} blocks can't be aligned with a teacher of "
-            f"{teacher.depth}: it does not know which of the teacher's blocks it kept; give "
+            f"a student of {student.depth} blocks can't be aligned with this teacher of "
+            f"{teacher.depth}: it is not known which of the teacher's blocks it kept; give "
             "decision=PATH, or a recovery that compares no hidden states (recovery=kd)"
         )
-    return alignment(kept, teacher.depth)
+    return alignment([origin.index(block) for block in kept], teacher.depth)
 
 
 def load_recovered(folder: Path, live: bool = False) -> Backbone:

@@ -152,10 +152,8 @@ class DenoiserTraining(LightningModule):
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         finite = self._loss_is_finite and bool(torch.isfinite(norm))
         self._loss_is_finite = True
-        if self.trainer.world_size > 1:
-            # The loss is local to a rank: one bad rank makes every rank skip.
-            flag = torch.tensor(float(finite), device=self.device)
-            finite = bool(self.all_gather(flag).min())
+        # The loss is local to a rank: one bad rank makes every rank skip.
+        finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)
         if finite:
             self.skipped_in_a_row = 0
         else:
