@@ -5,8 +5,12 @@ Nothing heavy is imported before it is known that there is work to do, so ``--he
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from tinyfusion.errors import InputError
@@ -28,14 +32,22 @@ Keys choose and change parts of the configuration, for example
 'tinyfusion COMMAND --help' lists a command's keys and choices; 'tinyfusion --version'.
 """
 
+CONFIG_FLAGS = ("--config-dir", "-cd")
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of the console script; returns the exit status."""
-    arguments = sys.argv[1:] if argv is None else argv
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script.
+
+    Args:
+        argv: arguments after the program's name; default: those of this process.
+
+    Returns:
+        Exit status: 0, 1 (failed at work), 2 (wrong input) or 130 (interrupted).
+    """
     try:
-        return _main(arguments)
+        return _main(list(sys.argv[1:] if argv is None else argv))
     except InputError as error:
-        print(f"tinyfusion: error: {error}", file=sys.stderr)
+        print(f"tinyfusion: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tinyfusion: interrupted; go on with resume=FOLDER", file=sys.stderr)
@@ -51,77 +63,89 @@ def _main(arguments: list[str]) -> int:
     if arguments[0] in ("-V", "--version", "version"):
         print(f"tinyfusion {__version__}")
         return 0
-    command, *overrides = arguments
+    command, *rest = arguments
     if command not in SUMMARIES:
         raise InputError(f"unknown command {command!r}; valid: {', '.join(SUMMARIES)}")
-    if any(flag in ("-h", "--help") for flag in overrides):
-        print(_command_help(command), end="")
+    if any(flag in ("-h", "--help") for flag in rest):
+        from tinyfusion.settings.overview import overview
+
+        print(overview(command, _own_folders(rest)), end="")
         return 0
-    resume = [text for text in overrides if text.startswith("resume=")]
+    resume = [text for text in rest if text.startswith("resume=")]
     if resume and resume[-1] not in ("resume=", "resume=null"):
-        others = [text for text in overrides if not text.startswith("resume=")]
+        others = [text for text in rest if text != resume[-1]]
         if others:
             raise InputError(
                 f"resume= takes the configuration stored in the folder; remove {others[0]!r}"
             )
-        from tinyfusion.stages.job import resume_folder
+        return _resume(command, Path(resume[-1].removeprefix("resume=")).expanduser())
+    return _compose_and_run(command, rest)
 
-        resume_folder(command, Path(resume[-1].removeprefix("resume=")))
+
+def _resume(command: str, folder: Path) -> int:
+    from tinyfusion.stages.job import resume_folder, sweep_overrides
+
+    overrides = sweep_overrides(command, folder)
+    if overrides is None:
+        resume_folder(command, folder)
         return 0
-    return _run_hydra(command, overrides)
+    return _compose_and_run(command, overrides, resuming=True)
 
 
-def _run_hydra(command: str, overrides: list[str]) -> int:
+def _compose_and_run(command: str, rest: list[str], resuming: bool = False) -> int:
+    """Let Hydra compose the configuration(s), make the folder(s) and call the job(s)."""
     # Hydra prints its own report and exits unless asked for the plain exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
     from hydra.errors import HydraException
-    from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    from tinyfusion.settings.compose import conf_folder, one_line, register_resolvers
+    from tinyfusion.settings.messages import explain, refuse_null_groups
+    from tinyfusion.settings.overview import conf_folder
+    from tinyfusion.stages import job
 
-    register_resolvers()
-    folder = conf_folder()
-
-    @hydra.main(version_base="1.3", config_path=str(folder), config_name=command)
-    def job(cfg: DictConfig) -> None:
-        from tinyfusion.stages.job import start
-
-        start(cfg)
-
+    arguments = _ordered(rest)
+    refuse_null_groups(rest)
     before = sys.argv
-    sys.argv = [f"tinyfusion {command}", *overrides]
+    job.session = session = job.Session(before, resuming)
+    sys.argv = [f"tinyfusion {command}", *arguments]
+    run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)
     try:
-        job()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(one_line(error)) from None
+        run(job.attempt)()
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise InputError(explain(error, command, _own_folders(rest))) from None
+    except SystemExit as stop:  # Hydra leaves this way after --cfg, --info and the like
+        return int(stop.code or 0)
     finally:
         sys.argv = before
-    return 0
+        job.session = None
+    return session.close()
 
 
-def _command_help(command: str) -> str:
-    """Keys and choices of a command, read from its configuration file's text."""
-    from tinyfusion.settings.schema import COMMANDS
+def _ordered(rest: list[str]) -> list[str]:
+    """Flags first, because Hydra's parser wants overrides in one piece.
 
-    package = Path(__file__).resolve().parent
-    folder = next(
-        f for f in (package / "conf", package.parent / "conf") if (f / "base.yaml").is_file()
-    )
-    keys = COMMANDS[command].__dataclass_fields__
-    lines = [f"tinyfusion {command}: {SUMMARIES[command]}", "", "groups (key=choice):"]
-    for group in sorted(folder.iterdir()):
-        if group.is_dir() and (group.name in keys or group.name == "experiment"):
-            names = sorted(
-                str(file.relative_to(group).with_suffix("")) for file in group.rglob("*.yaml")
-            )
-            lines.append(f"  {group.name:<12} {', '.join(n for n in names if n != 'base')}")
-    plain = [key for key in keys if not (folder / key).is_dir() and key != "command"]
-    lines += ["", "values (key=value):", f"  {', '.join(plain)}", "", "defaults:"]
-    text = (folder / f"{command}.yaml").read_text(encoding="utf-8")
-    lines += [f"  {line}" for line in text.splitlines() if line and not line.startswith("#")]
-    return "\n".join(lines) + "\n"
+    Raises:
+        InputError: a flag that Hydra does not know.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    report = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(report):
+            overrides = get_args_parser().parse_intermixed_args(rest).overrides
+    except SystemExit:
+        last = report.getvalue().strip().splitlines()[-1]
+        raise InputError(last.rpartition("error: ")[2]) from None
+    return [text for text in rest if text not in overrides] + list(overrides)
+
+
+def _own_folders(rest: Sequence[str]) -> list[Path]:
+    """Folders given with ``--config-dir``."""
+    found = [b for a, b in pairwise(rest) if a in CONFIG_FLAGS]
+    found += [text.partition("=")[2] for text in rest if text.startswith("--config-dir=")]
+    return [Path(folder) for folder in found]
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ One object per job; each training stage gets a Lightning logger from it, and wha
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +41,8 @@ class Tracking:
 
     def logger(self, stage: str) -> Logger:
         """Logger for one training stage."""
-        return CSVLogger(self.folder / stage, name="log")
+        # Flushed at every entry: what a killed run has logged before its last resume point stays.
+        return CSVLogger(self.folder / stage, name="log", flush_logs_every_n_steps=1)
 
     def scores(self, values: Mapping[str, Any]) -> None:
         """Final numbers of the job, flat names to numbers."""
@@ -68,6 +72,9 @@ class TensorBoard(Tracking):
                 "pip install 'tinyfusion[tensorboard]'"
             ) from None
         self._writer = SummaryWriter(str(folder / "tensorboard"))
+        # Indented text is shown as it is.
+        text = json.dumps(dict(config), indent=2)
+        self._writer.add_text("config", textwrap.indent(text, "    "))
 
     def logger(self, stage: str) -> Logger:
         """Event files of one stage."""
@@ -91,8 +98,14 @@ class TensorBoard(Tracking):
         self._writer.close()
 
 
+class _StageLogger(WandbLogger):
+    """Curves named ``stage/metric``, so that W&B shows each stage's in a section of its own."""
+
+    LOGGER_JOIN_CHAR = "/"
+
+
 class Wandb(Tracking):
-    """One Weights & Biases run per job, its curves named by stage.
+    """One Weights & Biases run per job, its curves named by stage; a resumed job goes on in it.
 
     Args:
         project: W&B project.
@@ -121,19 +134,26 @@ class Wandb(Tracking):
                     folder / "wandb",
                 )
         os.environ.setdefault("WANDB_SILENT", "true")
+        identity = hashlib.blake2b(str(folder.absolute()).encode(), digest_size=8).hexdigest()
         self._run = wandb.init(
             project=self.project,
             entity=self.entity,
             name=name,
             dir=str(folder),
             config=dict(config),
+            id=identity,
+            # Offline there is nothing to resume: the parts are joined when they are uploaded.
+            resume=None if offline else "allow",
             mode="offline" if offline else None,
             reinit="finish_previous",
+            # Else W&B takes over stdout, and progress bars with it.
+            settings=wandb.Settings(console="off"),
         )
+        self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
 
     def logger(self, stage: str) -> Logger:
         """Curves of one stage, prefixed by its name."""
-        return WandbLogger(experiment=self._run, prefix=stage, save_dir=str(self.folder))
+        return _StageLogger(experiment=self._run, prefix=stage, save_dir=str(self.folder))
 
     def scores(self, values: Mapping[str, Any]) -> None:
         """Into the run's summary."""

@@ -92,6 +92,17 @@ class TrainerSettings:
 
 
 @dataclass
+class TeacherSettings:
+    """The network that is distilled from, or compared with.
+
+    Attributes:
+        path: ``source`` for the unpruned model, a checkpoint, or ``None`` for none.
+    """
+
+    path: str | None = None
+
+
+@dataclass
 class Common:
     """Keys that every command has."""
 
@@ -142,7 +153,7 @@ class Recover(Training):
 
     decision: str | None = None
     recovery: Any = None
-    teacher: Any = None
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
 
 
 @dataclass
@@ -160,7 +171,7 @@ class Evaluate(Common):
     """`tinyfusion evaluate`."""
 
     evaluation: Any = None
-    teacher: Any = None
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
 
 
 @dataclass
@@ -169,7 +180,7 @@ class Run(Prune):
 
     decision: str | None = None
     recovery: Any = None
-    teacher: Any = None
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     evaluation: Any = None
 
 
@@ -190,6 +201,45 @@ SUMMARIES: dict[str, str] = {
     "evaluate": "score a checkpoint: FID, held-out loss, speed",
     "run": "prune -> recover -> evaluate in one job",
 }
+
+
+GROUPS: dict[str, str] = {
+    "experiment": "a set of overrides, such as a published recipe",
+    "backbone": "the network; null takes what the checkpoint says",
+    "process": "noising, targets and loss",
+    "data": "images",
+    "pruner": "how the blocks that stay are chosen",
+    "delta": "weight update that is learned together with the mask",
+    "recovery": "what the pruned network is trained on",
+    "teacher": "the network to distil from (teacher.path=CHECKPOINT)",
+    "optimizer": "optimiser",
+    "training": "length, batch and learning rate of every stage",
+    "sampler": "how images are drawn",
+    "evaluation": "samples and scores",
+    "callbacks": "what is recorded and drawn during training",
+    "logger": "where metrics and figures are logged",
+    "trainer": "device, precision, progress and resume intervals",
+}
+"""What each configuration group decides, in the order of the help."""
+
+OPTIONAL_GROUPS = ("backbone", "callbacks", "delta")
+"""Groups that may be null."""
+
+VALUES: dict[str, str] = {
+    "checkpoint": "file, model folder, packaged model (digits) or hub id owner/name",
+    "scheme": "N:M, or a list of [keep, size] groups",
+    "keep": "number of blocks that stay; null: as many as the scheme keeps",
+    "decision": "a decision.json to apply instead of choosing blocks",
+    "n": "number of images",
+    "labels": "classes to draw; null: all in turn",
+    "batch_size": "images drawn at a time",
+    "seed": "seed of every random draw",
+    "num_heads": "attention heads, for a bare state dict of unusual width",
+    "name": "name of the run in the logger",
+    "output_root": "where run folders are made",
+    "resume": "folder of an interrupted run or sweep; goes alone",
+}
+"""What each plain value means, in the order of the help."""
 
 
 @dataclass(frozen=True)

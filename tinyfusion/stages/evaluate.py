@@ -16,7 +16,6 @@ from tinyfusion.checkpoints import resolve
 from tinyfusion.figures.table import Column, print_table
 from tinyfusion.files import read_json, write_json
 from tinyfusion.metrics.evaluation import Evaluation
-from tinyfusion.settings.compose import build
 from tinyfusion.stages.setup import Setup
 from tinyfusion.version import __version__
 
@@ -42,11 +41,9 @@ def main(cfg: DictConfig, folder: Path) -> None:
     net = setup.load(cfg.checkpoint)
     path = cfg.teacher.path if cfg.teacher.path != "source" else None
     teacher = None if path is None else setup.load(path, key="teacher.path")
-    evaluation: Evaluation = build(cfg.evaluation)
+    evaluation = setup.evaluation
     net.to(setup.device)
-    row = evaluation.score(
-        net, setup.process, setup.source, teacher, progress=setup.trainer.progress
-    )
+    row = evaluation.score(net, setup.process, setup.source, teacher, progress=setup.bars)
     row |= evaluation.speed({"model": net}, setup.process).get("model", {})
     floor = cached_floor(setup, evaluation)
     write_json(
@@ -76,7 +73,7 @@ def cached_score(
     return _cached(
         setup,
         {"weights": digest, "file": str(resolve(checkpoint)) if digest is None else None},
-        lambda: evaluation.score(net, setup.process, setup.source, progress=setup.trainer.progress),
+        lambda: evaluation.score(net, setup.process, setup.source, progress=setup.bars),
         f"scores of {checkpoint}",
     )
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 
+from tinyfusion.callbacks.progress import StageProgress
 from tinyfusion.callbacks.resume import RESUME_FILE, AtomicCheckpointIO, ResumeCheckpoint
 from tinyfusion.data.datamodule import TrainingData
 from tinyfusion.data.source import ImageSource
@@ -31,18 +32,6 @@ _QUIET = (
     ".*mid-epoch.*",
     ".*You're resuming from a checkpoint that ended before the epoch ended.*",
 )
-
-
-class _Bar(TQDMProgressBar):
-    """Lightning's bar with the stage's name on it."""
-
-    def __init__(self, stage: str) -> None:
-        super().__init__(refresh_rate=10)
-        self._stage = stage
-
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description(self._stage)
 
 
 def fit(
@@ -88,42 +77,56 @@ def fit(
         f"{images:,}",
         images / len(source),
     )
-    extra: list[Callback] = [_Bar(stage)] if trainer_settings.progress else []
-    # Progress and weights in the resume file only: Lightning's console notes are for one model.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for pattern in _QUIET:
-        warnings.filterwarnings("ignore", pattern)
-    trainer = Trainer(
-        accelerator=trainer_settings.accelerator,
-        devices=trainer_settings.devices,
-        strategy=trainer_settings.strategy,
-        precision=trainer_settings.precision,
-        max_steps=settings.steps,
-        max_epochs=-1,
-        accumulate_grad_batches=settings.accumulate,
-        log_every_n_steps=trainer_settings.log_every,
-        logger=logger if logger is not None else False,
-        callbacks=[*callbacks, *extra, ResumeCheckpoint(folder, trainer_settings.resume_every)],
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=trainer_settings.progress,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        # Lightning checks a gradient clip value only if one is given; the module clips itself.
-        gradient_clip_val=None,
-        num_sanity_val_steps=0,
-    )
+    extra: list[Callback] = [StageProgress(stage)] if trainer_settings.progress else []
     resume = folder / RESUME_FILE
     if resume.is_file():
         log.info("%s: going on from %s", stage, resume)
-    module.train()
-    trainer.fit(
-        module,
-        datamodule=data,
-        ckpt_path=resume if resume.is_file() else None,
-        weights_only=True,
-    )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    with _quiet():
+        trainer = Trainer(
+            accelerator=trainer_settings.accelerator,
+            devices=trainer_settings.devices,
+            strategy=trainer_settings.strategy,
+            precision=trainer_settings.precision,
+            max_steps=settings.steps,
+            max_epochs=-1,
+            accumulate_grad_batches=settings.accumulate,
+            log_every_n_steps=min(trainer_settings.log_every, settings.steps),
+            logger=logger if logger is not None else False,
+            callbacks=[*callbacks, *extra, ResumeCheckpoint(folder, trainer_settings.resume_every)],
+            plugins=[AtomicCheckpointIO()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+            # Lightning checks a gradient clip value only if one is given; the module clips itself.
+            gradient_clip_val=None,
+            num_sanity_val_steps=0,
+        )
+        module.train()
+        _train(trainer, module, data, resume if resume.is_file() else None)
     module.to("cpu" if not torch.cuda.is_available() else module.device)
+
+
+def _train(
+    trainer: Trainer, module: DenoiserTraining, data: TrainingData, resume: Path | None
+) -> None:
+    """``trainer.fit``, with an interrupt from the keyboard passed on as one."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit:
+        # Lightning turns the interrupt into an exit and leaves further ones ignored.
+        if trainer.interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
+        raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's remarks on the console."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for pattern in _QUIET:
+            warnings.filterwarnings("ignore", pattern)
+        yield

@@ -52,7 +52,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     torch.manual_seed(setup.seed)
     net = build(cfg.backbone)
     setup.check_data(net, "backbone")
-    evaluation = build(cfg.evaluation)
+    evaluation = setup.evaluation
     settings = setup.settings("pretrain")
     revision = git_revision()
     held_out = HeldOutLoss(setup.process, *setup.source.held_out())
@@ -66,9 +66,9 @@ def main(cfg: DictConfig, folder: Path) -> None:
     stage_folder = folder / "pretrain"
     setup.fit(module, "pretrain", stage_folder)
     with module.ema.averaged(net):
-        row = evaluation.score(net, setup.process, setup.source, progress=setup.trainer.progress)
+        row = evaluation.score(net, setup.process, setup.source, progress=setup.bars)
         provenance: dict[str, Any] = {
-            "command": " ".join(["tinyfusion", "pretrain", *_overrides(folder)]),
+            "command": _command(folder),
             "seed": setup.seed,
             "steps": settings.steps,
             "images_seen": settings.steps * settings.batch_size,
@@ -89,8 +89,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     log.info("pretrain: model in %s", folder / "model")
 
 
-def _overrides(folder: Path) -> list[str]:
-    file = folder / ".hydra" / "overrides.yaml"
-    if not file.is_file():
-        return []
-    return [line.removeprefix("- ") for line in file.read_text().splitlines() if line != "[]"]
+def _command(folder: Path) -> str | None:
+    """The command line that started the run, as the job noted it."""
+    file = folder / "command.txt"
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None

@@ -88,7 +88,7 @@ def recover(
         return
     objective: Objective = build(setup.cfg.recovery)
     objective.check(student, teacher)
-    pairs = _pairs(student, teacher, decision) if objective.uses_features else []
+    pairs = aligned_pairs(student, teacher, decision) if objective.uses_features else []
     settings = setup.settings("recovery")
     module = Recovery(
         student,
@@ -115,9 +115,20 @@ def recover(
     (stage_folder / RESUME_FILE).unlink(missing_ok=True)
 
 
-def _pairs(
+def aligned_pairs(
     student: Backbone, teacher: Backbone, decision: Decision | None
 ) -> list[tuple[int, int]]:
+    """Pairs (student block, teacher block) whose hidden states are compared.
+
+    Args:
+        student: the pruned network.
+        teacher: the network to distil from.
+        decision: how the student was cut from the teacher; without it the records of both
+            networks are used.
+
+    Raises:
+        InputError: it is not known which of the teacher's blocks the student kept.
+    """
     if decision is not None and decision.source_depth == teacher.depth:
         return alignment(decision.kept, teacher.depth, decision.groups)
     # Both records point into the first model of the chain; the teacher may be pruned itself.

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.decision import Decision
+from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.figures.table import markdown_table, print_table
 from tinyfusion.files import read_json, write_json, write_text
@@ -37,7 +38,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     setup = Setup(cfg, folder)
     # Whatever is wrong with later stages is found before the first one starts.
     source = setup.load(cfg.checkpoint)
-    evaluation: Evaluation = build(cfg.evaluation)
+    evaluation = setup.evaluation
     teacher = load_teacher(setup, source)
     build(cfg.recovery).check(source, teacher)
     setup.settings("recovery")
@@ -77,7 +78,7 @@ def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Deci
             rows[name] = cached_score(setup, evaluation, net, setup.cfg.checkpoint)
         else:
             rows[name] = evaluation.score(
-                net, setup.process, setup.source, source, progress=setup.trainer.progress
+                net, setup.process, setup.source, source, progress=setup.bars
             )
     speeds = evaluation.speed({name: nets[name] for name in ("source", "recovered")}, setup.process)
     for name, speed in speeds.items():
@@ -126,12 +127,21 @@ def _grid(setup: Setup, evaluation: Evaluation, nets: dict[str, Backbone]) -> No
 def _timed(folder: Path, stage: str) -> Iterator[None]:
     """Add the seconds spent in a stage to ``times.json`` (over interruptions, too)."""
     began = time.perf_counter()
+    refused = False
     try:
         yield
+    except InputError:
+        refused = True
+        raise
     finally:
-        file = folder / TIMES_FILE
-        times = read_json(file, "times") if file.is_file() else {}
-        times[stage] = round(times.get(stage, 0.0) + time.perf_counter() - began, 2)
-        if torch.cuda.is_available():
-            times["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        write_json(file, times)
+        if not refused:
+            _add_time(folder, stage, time.perf_counter() - began)
+
+
+def _add_time(folder: Path, stage: str, seconds: float) -> None:
+    file = folder / TIMES_FILE
+    times = read_json(file, "times") if file.is_file() else {}
+    times[stage] = round(times.get(stage, 0.0) + seconds, 2)
+    if torch.cuda.is_available():
+        times["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    write_json(file, times)

@@ -48,7 +48,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
             setup.seed,
             build(cfg.guidance),
             batch_size=cfg.batch_size,
-            progress=setup.trainer.progress,
+            progress=setup.bars,
         )
     )
     pixels = images.permute(0, 2, 3, 1).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from tinyfusion.checkpoints import load, resolve
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.files import sha256_of
+from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.metrics.features import extractor_class
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.seeding import StepNoise
 from tinyfusion.settings.compose import build
@@ -55,6 +58,11 @@ class Setup:
         """Where scoring and sampling run: the first device that training uses."""
         wants_gpu = self.trainer.accelerator in ("gpu", "cuda", "auto")
         return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+
+    @property
+    def bars(self) -> bool:
+        """Whether to draw moving bars: asked for, and someone is looking."""
+        return self.trainer.progress and sys.stdout.isatty()
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -110,9 +118,45 @@ class Setup:
         weights = found / "model.safetensors" if found.is_dir() else found
         return sha256_of(weights) if weights.is_file() else None
 
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The sampling and scoring protocol, held against the data before anything is trained.
+
+        Raises:
+            InputError: an unknown extractor, images that it does not take, or no held-out images.
+        """
+        evaluation: Evaluation = build(self.cfg.evaluation)
+        source = self.source
+        wanted = getattr(extractor_class(evaluation.extractor), "input_shape", None)
+        found = (source.channels, source.size, source.size)
+        if wanted is not None and tuple(wanted) != found:
+            raise InputError(
+                f"evaluation.extractor={evaluation.extractor} scores images of shape "
+                f"{tuple(wanted)} but the data's are {found}; choose another extractor, such as "
+                "inception-v3-compat"
+            )
+        if self.cfg.data.get("held_out") == 0:
+            raise InputError(
+                "data.held_out=0 leaves no image to compute the held-out loss on; "
+                "give data.held_out=N"
+            )
+        return evaluation
+
     def settings(self, stage: str) -> TrainingSettings:
-        """Training settings of a stage."""
-        return build(self.cfg.training).of(stage)
+        """Training settings of a stage.
+
+        Raises:
+            InputError: there are none, or the global batch can't be split evenly.
+        """
+        settings: TrainingSettings = build(self.cfg.training).of(stage)
+        parts = settings.accumulate * self.trainer.devices
+        if settings.batch_size % parts:
+            raise InputError(
+                f"training.{stage}.batch_size={settings.batch_size} can't be split evenly into "
+                f"{self.trainer.devices} device(s) x {settings.accumulate} micro-batch(es); "
+                f"choose a multiple of {parts}"
+            )
+        return settings
 
     def shared(self, stage: str, net: Backbone) -> dict[str, Any]:
         """Keyword arguments of `DenoiserTraining` for a stage."""

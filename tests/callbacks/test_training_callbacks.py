@@ -1,0 +1,156 @@
+"""Callbacks that watch training: what they write, and that they change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+
+from tinyfusion.backbones.dit import DiT
+from tinyfusion.callbacks.decision_trace import DecisionTrace
+from tinyfusion.callbacks.evaluate import EvaluateDuringTraining
+from tinyfusion.callbacks.progress import StageProgress
+from tinyfusion.callbacks.sample_grid import SampleGrid
+from tinyfusion.data.digits import Digits
+from tinyfusion.errors import InputError
+from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.recovery.objective import Objective
+from tinyfusion.samplers.ancestral import AncestralSampler
+from tinyfusion.samplers.guidance import Guidance
+from tinyfusion.seeding import StepNoise
+from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
+from tinyfusion.stages.fit import fit
+from tinyfusion.training.pretrain import Pretraining
+from tinyfusion.training.recovery import Recovery
+from tinyfusion.training.schedules import LearningRate
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def source() -> Digits:
+    return Digits()
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    return Evaluation(20, AncestralSampler(2), Guidance(), held_out_repeats=1, speed_samples=0)
+
+
+def module_of(kind: str, source: Digits) -> Pretraining | Recovery:
+    torch.manual_seed(0)
+    net = DiT(8, 2, 1, hidden_size=16, depth=2, num_heads=2, num_classes=10)
+    process = GaussianDiffusion()
+    shared = {
+        "process": process,
+        "noise": StepNoise(0, kind),
+        "total_steps": STEPS,
+        "optimizer": lambda groups: torch.optim.AdamW(groups, lr=1e-3),
+        "learning_rate": LearningRate(1e-3, 1e-4),
+        "clip_norm": 1.0,
+        "label_drop": 0.1,
+    }
+    if kind == "recovery":
+        return Recovery(net, None, Objective(), [], 0.9, **shared)
+    return Pretraining(net, 0.9, HeldOutLoss(process, *source.held_out(), 1), 100, **shared)
+
+
+def trained(kind: str, folder: Path, source: Digits, *callbacks, **trainer) -> Pretraining:
+    module = module_of(kind, source)
+    fit(
+        module,
+        source,
+        TrainingSettings(STEPS, 8),
+        TrainerSettings(accelerator="cpu", log_every=2, **trainer),
+        folder,
+        kind,
+        0,
+        CSVLogger(folder, name="log", flush_logs_every_n_steps=1),
+        callbacks,
+    )
+    return module
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "recovery"])
+def test_watching_leaves_the_trajectory_alone(kind, tmp_path, source, evaluation) -> None:
+    plain = trained(kind, tmp_path / "plain", source)
+    watched = trained(
+        kind,
+        tmp_path / "watched",
+        source,
+        EvaluateDuringTraining(2, evaluation),
+        SampleGrid(2, AncestralSampler(2)),
+    )
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[name]), name
+    for name, (ema, _) in plain.averages.items():
+        for key, value in ema.shadow.items():
+            assert torch.equal(value, watched.averages[name][0].shadow[key])
+
+
+def test_scores_are_those_of_the_averaged_weights(tmp_path, source, evaluation) -> None:
+    module = trained("recovery", tmp_path, source, EvaluateDuringTraining(3, evaluation))
+    rows = np.genfromtxt(
+        tmp_path / "log/version_0/metrics.csv", delimiter=",", names=True, dtype=None
+    )
+    scored = rows[~np.isnan(rows["evaluatefid"])]
+    assert list(scored["step"]) == [3, 6]
+    with module.ema.averaged(module.student):
+        expected = evaluation.score(module.student, module.process, source)
+    assert scored["evaluatefid"][-1] == pytest.approx(expected["fid"], rel=1e-6)
+    live = evaluation.score(module.student, module.process, source)
+    assert live["held_out_loss"] != expected["held_out_loss"]
+    assert scored["evaluateheld_out_loss"][-1] == pytest.approx(expected["held_out_loss"], rel=1e-6)
+
+
+def test_sample_grid_has_a_row_per_record(tmp_path, source) -> None:
+    grid = SampleGrid(4, AncestralSampler(2), columns=5)
+    trained("recovery", tmp_path, source, grid)
+    assert list(grid.rows) == [0, 4, 6]
+    assert all(row.shape == (5, 1, 8, 8) and row.dtype == torch.uint8 for row in grid.rows.values())
+    assert not torch.equal(grid.rows[0], grid.rows[6])
+    with Image.open(tmp_path / "samples_progress.png") as picture:
+        assert picture.width > 5 * 40 and picture.height > 3 * 40
+
+
+def test_sample_grid_goes_on_after_a_resumption(tmp_path, source) -> None:
+    grid = SampleGrid(2, AncestralSampler(2))
+    trained("recovery", tmp_path, source, grid, resume_every=4)
+    again = SampleGrid(2, AncestralSampler(2))
+    trained("recovery", tmp_path, source, again, resume_every=4)  # goes on from step 4
+    assert list(again.rows) == [0, 2, 4, 6]
+    assert all(torch.equal(again.rows[step], grid.rows[step]) for step in grid.rows)
+
+
+def test_progress_without_a_terminal_is_a_few_lines(tmp_path, source, monkeypatch) -> None:
+    lines = []
+    monkeypatch.setattr(
+        "tinyfusion.callbacks.progress.log.info", lambda text, *values: lines.append(text % values)
+    )
+    trained("recovery", tmp_path, source, StageProgress("stage", lines=2), progress=False)
+    assert [line.split(",")[0] for line in lines] == ["stage: step 3/6", "stage: step 6/6"]
+    assert "loss " in lines[0]
+
+
+def test_progress_on_a_terminal_is_one_bar(tmp_path, source, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    trained("recovery", tmp_path, source)
+    out = capsys.readouterr().out
+    assert "recovery" in out and "6/6" in out and "loss" in out
+
+
+@pytest.mark.parametrize("make", [
+    lambda e: EvaluateDuringTraining(0, e),
+    lambda e: SampleGrid(0, e.sampler),
+    lambda e: SampleGrid(1, e.sampler, columns=0),
+    lambda e: DecisionTrace(0),
+])  # fmt: skip
+def test_intervals_are_checked(make, evaluation) -> None:
+    with pytest.raises(InputError, match="must be at least 1"):
+        make(evaluation)

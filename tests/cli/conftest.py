@@ -1,0 +1,108 @@
+"""Tiny models and a way to run commands in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tinyfusion.backbones.dit import DiT
+from tinyfusion.checkpoints import save_model
+from tinyfusion.cli import main
+
+SAMPLING = ("sampler=ddpm_20", "sampler.steps=2")
+TRAINING = tuple(
+    f"training.{stage}.{key}"
+    for stage in ("mask_learning", "recovery")
+    for key in ("steps=4", "batch_size=8")
+)
+SCORING = (
+    "evaluation.num_samples=20",
+    "evaluation.speed_samples=4",
+    "evaluation.speed_repeats=1",
+    "evaluation.held_out_repeats=1",
+)
+SMALL = {
+    "pretrain": (
+        *SAMPLING,
+        *SCORING,
+        "training.pretrain.steps=4",
+        "training.pretrain.batch_size=8",
+    ),
+    "prune": (*SAMPLING, *TRAINING),
+    "recover": (*SAMPLING, *TRAINING),
+    "sample": SAMPLING,
+    "evaluate": (*SAMPLING, *SCORING),
+    "run": (*SAMPLING, *TRAINING, *SCORING),
+}
+"""Overrides that make each command take about a second."""
+
+
+def tiny_model(folder: Path, depth: int = 4, width: int = 16, seed: int = 0) -> Path:
+    """A model folder with random weights, none of them zero."""
+    net = DiT(8, 2, 1, hidden_size=width, depth=depth, num_heads=2, num_classes=10)
+    draws = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1, generator=draws)
+    save_model(net, folder, {})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Path]:
+    """See `tiny_model`."""
+    return tiny_model
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of four blocks of width 16."""
+    return tiny_model(tmp_path_factory.mktemp("models") / "four")
+
+
+class Result(NamedTuple):
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Where run folders go; does not exist yet."""
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def tf(
+    root: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """Run a small command on the tiny model: ``tf("run", "scheme=2:4")``."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+
+    def run(command: str, *overrides: str, small: bool = True, exact: bool = False) -> Result:
+        extra = [f"output_root={root}", "trainer.threads=1", *(SMALL[command] if small else ())]
+        if command != "pretrain" and not any(o.startswith("checkpoint=") for o in overrides):
+            extra.append(f"checkpoint={model}")
+        capsys.readouterr()
+        status = main([command, *overrides] if exact else [command, *extra, *overrides])
+        out, err = capsys.readouterr()
+        return Result(status, out, err)
+
+    return run
+
+
+@pytest.fixture
+def only_run(root: Path) -> Callable[[str], Path]:
+    """The folder of the only run of a command."""
+
+    def find(command: str) -> Path:
+        (folder,) = (root / command).iterdir()
+        return folder
+
+    return find

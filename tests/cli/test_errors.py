@@ -1,0 +1,249 @@
+"""Wrong input: one line on stderr, status 2, before any work, and no folder left behind."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import tinyfusion as tf_api
+
+
+def refused(result, root: Path, *fragments: str) -> None:
+    assert result.status == 2, result
+    lines = result.err.strip().splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("tinyfusion: error: ")
+    for fragment in fragments:
+        assert fragment in lines[0], lines[0]
+    assert "step" not in result.out  # no work was done
+    assert not root.exists(), list(root.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fragments"),
+    [
+        # schemes and budgets
+        (["scheme=1:3"], ["scheme=1:3", "4 is not a multiple of 3", "valid group sizes: 2, 4"]),
+        (["scheme=2:2"], ["scheme=2:2", "1 <= N < M"]),
+        (["scheme=3:2"], ["scheme=3:2"]),
+        (["scheme=[[1,2],[1,3]]"], ["scheme=[[1,2],[1,3]]", "covers 5 blocks", "has 4"]),
+        (["scheme=[[1,2],[3,2]]"], ["can't keep 3 of 2"]),
+        (["scheme=half"], ["scheme='half'"]),
+        (["scheme=62"], ["base 60", '"1:2"']),
+        (["scheme=null"], ["scheme=", "keep="]),
+        (["pruner=random", "keep=4"], ["keep=4", "between 1 and 3"]),
+        (["keep=3"], ["keep=3", "scheme"]),
+        (["pruner=indices", "pruner.kept=[0,4]"], ["pruner.kept=[0,4]", "block 4", "0..3"]),
+        (["pruner=indices", "pruner.kept=[1,1]"], ["block 1 is listed more than once"]),
+        (["pruner=indices", "pruner.kept=3"], ["pruner.kept=3", "must be a list"]),
+        (["pruner=indices"], ["'pruner.kept' must be given"]),
+        # choices
+        (["pruner=magic"], ["pruner=magic", "valid: indices, learned, random, shortgpt"]),
+        (["backbone=dit_xxl"], ["backbone=dit_xxl is not known", "dit_xl_2"]),
+        (["experiment=nothing"], ["experiment=nothing is not known", "demo"]),
+        (["pruner=null"], ["pruner=null", "shortgpt"]),
+        (["delta=null"], ["delta=null", "frozen"]),
+        (["trainer=cpu,gpu"], ["trainer=cpu,gpu", "--multirun"]),
+        # keys
+        (["sede=1"], ["unknown key 'sede'", "did you mean 'seed'?"]),
+        (["+sede=1"], ["unknown key 'sede'"]),
+        (["recovry=kd"], ["unknown key 'recovry'", "did you mean 'recovery'?"]),
+        (["pruner.temprature=1"], ["unknown key 'pruner.temprature'"]),
+        (["+pruner.temprature=1"], ["'pruner.temprature'", "valid for pruner: delta,"]),
+        (["training.recovery.stepps=3"], ["unknown key 'training.recovery.stepps'"]),
+        (["+training.recovery.stepps=3"], ["'training.recovery.stepps'", "steps"]),
+        (["+callbacks.decision_trace.evry=3"], ["'callbacks.decision_trace.evry'", "every"]),
+        (["+callbacks.mine.every=3"], ["callbacks.mine has no _target_"]),
+        (["+teacher.pth=x"], ["pth"]),
+        (["+pruner.temperature.strt=1"], ["'pruner.temperature.strt'", "end, start"]),
+        (["seed"], ["seed"]),
+        (["--frobnicate"], ["unrecognized arguments: --frobnicate"]),
+        (["--config-dir", "/nowhere"], ["'/nowhere' not found"]),
+        # types and ranges
+        (["seed=abc"], ["seed", "'abc'"]),
+        (["keep=1.5"], ["keep", "1.5"]),
+        (["training.recovery.steps=many"], ["training.recovery.steps='many'", "a whole number"]),
+        (["training.recovery.steps=1.5"], ["training.recovery.steps=1.5", "a whole number"]),
+        (["training.recovery.steps=null"], ["training.recovery.steps=null"]),
+        (["training.recovery.steps=0"], ["steps=0", "at least 1"]),
+        (["trainer.progress=maybe"], ["trainer.progress='maybe'", "true or false"]),
+        (["trainer.log_every=0"], ["trainer.log_every=0"]),
+        (["pruner.temperature=3"], ["pruner.temperature=3", "_target_"]),
+        (["evaluation.seeds=0"], ["evaluation.seeds=0", "must be a list"]),
+        (["evaluation.num_samples=1"], ["evaluation.num_samples=1"]),
+        (["delta.rank=0"], ["delta.rank=0"]),
+        (["pruner._target_=no.such.Class"], ["pruner._target_='no.such.Class'"]),
+        (["training.recovery.batch_size=7", "+training.recovery.accumulate=2"], ["batch_size=7"]),
+        # data and files
+        (["checkpoint=/no/such/file"], ["'/no/such/file' does not exist"]),
+        (["checkpoint=null"], ["checkpoint= must be given"]),
+        (["decision=/no/such/decision.json"], ["decision.json' does not exist"]),
+        (["teacher.path=/no/such"], ["'/no/such' does not exist"]),
+        (["data=imagefolder", "data.size=8"], ["'data.root' must be given"]),
+        (["data=imagefolder", "data.size=8", "data.root=/no/such"], ["data.root='/no/such'"]),
+        (["teacher=none"], ["teacher=none"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_run_refuses(tf, root, overrides, fragments) -> None:
+    refused(tf("run", *overrides), root, *fragments)
+
+
+def test_unknown_command(capsys) -> None:
+    from tinyfusion.cli import main
+
+    assert main(["prunne"]) == 2
+    assert "unknown command 'prunne'; valid: pretrain, prune" in capsys.readouterr().err
+
+
+def test_empty_data_folder(tf, root, tmp_path) -> None:
+    empty = tmp_path / "images"
+    empty.mkdir()
+    result = tf("run", "data=imagefolder", "data.size=8", f"data.root={empty}")
+    refused(result, root, str(empty))
+
+
+def test_scoring_that_can_not_work_is_refused_before_training(tf, root, tmp_path) -> None:
+    refused(tf("run", "evaluation.extractor=nothing"), root, "'nothing' is not registered")
+    for name in "0123456789":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "images" / name / "a.png")
+    data = ("data=imagefolder", f"data.root={tmp_path / 'images'}", "data.channels=1")
+    refused(tf("run", *data, "data.size=8"), root, "data.held_out=0")
+    result = tf("run", *data, "data.size=16", "data.held_out=2", "checkpoint=none")
+    refused(result, root, "'none' does not exist")
+    result = tf("evaluate", *data, "data.size=8", "data.held_out=2", "data.channels=3")
+    refused(result, root, "in_channels=1 but the data has 3")
+
+
+def test_truncated_checkpoint(tf, root, tmp_path, model) -> None:
+    whole = (model / "model.safetensors").read_bytes()
+    (tmp_path / "torn.safetensors").write_bytes(whole[: len(whole) // 2])
+    refused(tf("run", f"checkpoint={tmp_path / 'torn.safetensors'}"), root, "truncated")
+
+
+def test_checkpoint_of_another_shape(tf, root) -> None:
+    refused(tf("run", "backbone=dit_digits"), root, "depth")
+
+
+class _Payload:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+def test_checkpoint_with_code_is_not_executed(tf, root, tmp_path) -> None:
+    mark = tmp_path / "executed"
+    torch.save({"model": {"x": torch.zeros(1)}, "args": _Payload(mark)}, tmp_path / "evil.pt")
+    refused(tf("run", f"checkpoint={tmp_path / 'evil.pt'}"), root, "refused")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(_Payload(mark)))
+    refused(tf("run", f"checkpoint={tmp_path / 'evil.pkl'}"), root, "evil.pkl")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("recovery", ["masked_kd", "repkd"])
+def test_teacher_of_another_width(tf, root, tmp_path, make_model, recovery) -> None:
+    wide = make_model(tmp_path / "wide", width=32)
+    result = tf("run", f"teacher.path={wide}", f"recovery={recovery}")
+    refused(result, root, "hidden_size: 16 and 32", "recovery=kd")
+
+
+def test_teacher_of_another_width_suits_output_distillation(tf, tmp_path, make_model) -> None:
+    wide = make_model(tmp_path / "wide", width=32)
+    assert tf("run", f"teacher.path={wide}", "recovery=kd").status == 0
+
+
+def test_decision_for_another_depth(tf, root, tmp_path) -> None:
+    decision = tf_api.Decision((0, 5), 8).save(tmp_path / "d.json")
+    refused(tf("run", f"decision={decision}"), root, "8", "4")
+    refused(tf("recover", f"decision={decision}"), root, "8", "4")
+
+
+def test_a_file_that_is_no_decision(tf, root, tmp_path) -> None:
+    (tmp_path / "d.json").write_text(json.dumps({"kept": [0, 1]}))
+    refused(tf("recover", f"decision={tmp_path / 'd.json'}"), root, "is not a decision")
+
+
+def test_unquoted_ratio_in_a_file(tf, root, tmp_path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\nscheme: 1:2\n")
+    result = tf("run", "experiment=mine", "--config-dir", str(tmp_path))
+    refused(result, root, "scheme=62", "base 60", 'scheme: "1:2" with quotes')
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("sede: 1", "unknown key 'sede'"),
+        ("training: {recovery: {stpes: 3}}", "'training.recovery.stpes'"),
+        ("pruner: {tempersture: 3}", "'pruner.tempersture'"),
+        ("seed: abc", "abc"),
+        ("defaults: [{override /pruner: magic}]", "pruner=magic is not known"),
+        ("defaults: [{override /prunner: random}]", "prunner"),
+        ("seed: [", "mine.yaml"),
+    ],
+)
+def test_mistakes_in_an_experiment_file(tf, root, tmp_path, text, fragment) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    refused(tf("run", "experiment=mine", "--config-dir", str(tmp_path)), root, fragment)
+
+
+def test_several_devices_in_a_sweep(tf, root) -> None:
+    result = tf("run", "-m", "seed=0,1", "trainer.devices=2")
+    assert result.status == 2 and not root.exists()
+    assert result.err.count("trainer.devices=2 in a sweep") == 2
+    assert "Traceback" not in result.err
+
+
+def test_folder_in_use(tf, root) -> None:
+    folder = root / "here"
+    again = ("prune", "pruner=random", f"hydra.run.dir={folder}")
+    assert tf(*again).status == 0
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    result = tf(*again)
+    assert result.status == 2 and f"resume={folder}" in result.err
+    assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+
+
+def test_a_refused_run_leaves_other_files_alone(tf, tmp_path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("keep")
+    result = tf("prune", "scheme=1:3", f"hydra.run.dir={folder}")
+    assert result.status == 2
+    assert (folder / "notes.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    ("make", "fragment"),
+    [
+        (lambda f: None, "there is no such folder"),
+        (lambda f: f.write_text("x"), "there is no such folder"),
+        (lambda f: f.mkdir(), "no config.yaml in it"),
+        (lambda f: (f.mkdir(), (f / "config.yaml").write_text("a: [")), "can't be read"),
+        (lambda f: (f.mkdir(), (f / "config.yaml").write_text("")), "not the configuration"),
+        (lambda f: (f.mkdir(), (f / "config.yaml").write_text("command: x")), "not the config"),
+        (
+            lambda f: (f.mkdir(), (f / "config.yaml").write_text("command: prune")),
+            "tinyfusion prune resume=",
+        ),
+        (lambda f: (f.mkdir(), (f / "multirun.yaml").write_text("a: 1")), "can't be read"),
+    ],
+)
+def test_resume_of_what_is_no_run(tf, root, tmp_path, make, fragment) -> None:
+    folder = tmp_path / "run"
+    make(folder)
+    refused(tf("run", f"resume={folder}", exact=True), root, f"resume={folder}", fragment)
+
+
+@pytest.mark.parametrize("extra", ["seed=1", "-m", "resume=b"])
+def test_resume_goes_alone(tf, root, extra) -> None:
+    refused(tf("run", extra, "resume=a", exact=True), root, "resume=", f"remove {extra!r}")

@@ -1,0 +1,78 @@
+"""Help and version: useful, and without the heavy libraries."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tinyfusion
+from tinyfusion.cli import main
+from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS, VALUES
+
+HEAVY = {"torch", "lightning", "hydra", "omegaconf", "numpy", "matplotlib", "peft", "wandb", "rich"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], []])
+def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from tinyfusion.cli import main\n"
+        f"status = main({arguments!r})\n"
+        "print('MODULES', *sorted(sys.modules))\n"
+        "raise SystemExit(status)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(Path(tinyfusion.__file__).parents[1])},
+    )
+    loaded = set(run.stdout.rpartition("MODULES")[2].split())
+    assert "tinyfusion.cli" in loaded and not HEAVY & loaded
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tinyfusion {tinyfusion.__version__}\n"
+
+
+def test_general_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"\n  {command} " in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    for key in COMMANDS[command].__dataclass_fields__:
+        if key in GROUPS:
+            assert f"\n  {key} " in out
+        elif key not in ("command", "guidance"):
+            assert f"\n  {key}=" in out
+    assert "base" not in out.split() and "examples:" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_help_of_run_shows_choices_defaults_and_own_folders(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "pruner").mkdir()
+    (tmp_path / "pruner/mine.yaml").write_text("_target_: my.Pruner\n")
+    main(["run", "--help", "--config-dir", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "indices, learned*, mine, random, shortgpt" in out
+    assert "finetune, kd, masked_kd*, repkd" in out
+    assert "scheme=1:2 " in out and "seed=0 " in out
+
+
+def test_every_key_is_described() -> None:
+    keys = {key for schema in COMMANDS.values() for key in schema.__dataclass_fields__}
+    assert keys - {"command", "guidance"} == (set(GROUPS) | set(VALUES)) - {"experiment"}
+    assert set(OPTIONAL_GROUPS) <= set(GROUPS)

@@ -1,0 +1,218 @@
+"""Killed at any moment, resumed by folder: the result is that of an uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import tinyfusion
+from tinyfusion.cli import main
+from tinyfusion.pruners.fixed import Random
+from tinyfusion.training.module import DenoiserTraining
+
+STEPS = tuple(f"training.{stage}.steps=25" for stage in ("mask_learning", "recovery"))
+PATIENCE = 60.0
+"""Seconds after which a command that was to be killed counts as stuck."""
+
+
+LAUNCHER = """
+import json, os, sys
+import lightning.pytorch, hydra, tinyfusion.stages.run  # once, not in every child
+from tinyfusion.cli import main
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os._exit(main(json.loads(line)))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Runs each command line it is given in a process of its own, which shares its imports."""
+
+
+@pytest.fixture
+def killed_when() -> Iterator[Callable[[Callable[[], bool], list[str]], None]]:
+    """Start a command line in its own process and kill it as soon as a condition holds."""
+    environment = dict(os.environ, PYTHONPATH=str(Path(tinyfusion.__file__).parents[1]))
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def run(reached: Callable[[], bool], arguments: list[str]) -> None:
+        launcher.stdin.write(json.dumps(arguments) + "\n")
+        launcher.stdin.flush()
+        process = int(launcher.stdout.readline())
+        deadline = time.monotonic() + PATIENCE
+        try:
+            while not reached():
+                assert time.monotonic() < deadline, "the command did not get there"
+                time.sleep(0.002)
+        finally:
+            os.kill(process, signal.SIGKILL)
+        assert int(launcher.stdout.readline()) == -signal.SIGKILL
+
+    yield run
+    launcher.stdin.close()
+    launcher.wait(PATIENCE)
+    launcher.stdout.close()
+
+
+def assert_same_files(first: Path, second: Path, *names: str) -> None:
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_killed_three_times(tf, root, killed_when) -> None:
+    fixed = ("recovery=masked_kd", "trainer.resume_every=5", "trainer.log_every=2", *STEPS)
+    whole, broken = root / "whole", root / "broken"
+    assert tf("run", *fixed, f"hydra.run.dir={whole}").status == 0
+    arguments = (whole / "command.txt").read_text().split()[1:]
+
+    start = [*arguments, f"hydra.run.dir={broken}"]
+    killed_when((broken / "prune/resume.ckpt").is_file, start)
+    assert not (broken / "decision.json").exists()
+    # What a kill in the middle of writing leaves behind.
+    (broken / "prune/.resume.0123abcd.ckpt").write_bytes(b"half")
+
+    go_on = ["run", f"resume={broken}"]
+    killed_when((broken / "recover/resume.ckpt").is_file, go_on)
+    assert not (broken / "recovered").exists()
+    assert_same_files(whole, broken, "decision.json", "pruned/model.safetensors")
+    assert not (broken / "prune/.resume.0123abcd.ckpt").exists()
+
+    recovered = broken / "recovered/config.json"
+    killed_when(lambda: recovered.is_file() and not list(broken.glob("*/resume.ckpt")), go_on)
+    assert not (broken / "metrics.json").exists()
+
+    assert main(go_on) == 0
+    assert_same_files(
+        whole,
+        broken,
+        "decision.json",
+        "prune/decision.png",
+        "recovered/model.safetensors",
+        "recovered/config.json",
+        "recovered_live/model.safetensors",
+        "samples.png",
+    )
+    scores = [json.loads((f / "metrics.json").read_text())["models"] for f in (whole, broken)]
+    assert scores[0]["recovered"]["fid"] == scores[1]["recovered"]["fid"]
+    # Nothing is lost from the curves either: two parts, from the start and from the resumption.
+    logged = sorted((broken / "recover/log").glob("version_*/metrics.csv"))
+    assert len(logged) == 2
+
+
+def test_a_finished_run_is_left_alone(tf, only_run) -> None:
+    assert tf("prune", "pruner=random").status == 0
+    folder = only_run("prune")
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    result = tf("prune", f"resume={folder}", exact=True)
+    assert result.status == 0
+    assert result.out == f"prune: {folder} is finished; nothing to do\n"
+    assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+
+
+class _Stop(BaseException):
+    """Ends a run on the spot, as a kill would."""
+
+
+def test_resume_of_a_sweep_finishes_and_starts_runs(tf, root, monkeypatch) -> None:
+    choose, seen = Random.choose, []
+
+    def stopped(self, context):
+        seen.append(context.seed)
+        if context.seed == 1:
+            raise _Stop
+        return choose(self, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Random, "choose", stopped)
+        with pytest.raises(_Stop):
+            tf("prune", "-m", "pruner=random", "seed=0,1,2")
+    assert seen == [0, 1] and len(list(root.rglob("finished.json"))) == 1
+    (sweep,) = (root / "prune").iterdir()
+    result = tf("prune", f"resume={sweep}", exact=True)
+    assert result.status == 0, result.err
+    assert "is finished; nothing to do" in result.out
+    seeds = {json.loads(f.read_text())["seed"] for f in sweep.glob("*/decision.json")}
+    assert seeds == {0, 1, 2} and len(list(sweep.glob("*/finished.json"))) == 3
+    # Once more, there is nothing left to do; another command is refused.
+    assert tf("prune", f"resume={sweep}", exact=True).out.count("nothing to do") == 3
+    refused = tf("run", f"resume={sweep}", exact=True)
+    assert refused.status == 2 and f"tinyfusion prune resume={sweep}" in refused.err
+
+
+def test_resume_file_holds_neither_base_nor_teacher(tf, root, model, monkeypatch) -> None:
+    """Only LoRA and gates in mask learning, only the student in recovery."""
+    kept = {}
+    unlink = Path.unlink
+
+    def keep(self, missing_ok=False):
+        if self.name == "resume.ckpt" and self.is_file():
+            kept[self.parent.name] = torch.load(self, weights_only=True)
+        return unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", keep)
+    assert tf("run", "trainer.resume_every=2").status == 0
+    names = kept["prune"]["state_dict"]
+    assert names and all("lora_" in n or "gates" in n for n in names)
+    assert all(name.startswith("student.") for name in kept["recover"]["state_dict"])
+
+
+def test_an_interrupt_from_the_keyboard(tf, only_run, monkeypatch) -> None:
+    step = DenoiserTraining.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DenoiserTraining, "training_step", interrupted)
+        result = tf("prune", "trainer.resume_every=2")
+    assert result.status == 130 and "resume=" in result.err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    folder = only_run("prune")
+    assert f"resume={folder}" in result.out
+    again = tf("prune", f"resume={folder}", exact=True)
+    assert again.status == 0 and "going on from" in again.out
+
+
+def test_a_diverging_run_ends_in_one_line_and_keeps_its_checkpoint(tf, only_run, monkeypatch):
+    losses = DenoiserTraining.training_step
+
+    def broken(self, batch, batch_idx):
+        loss = losses(self, batch, batch_idx)
+        return loss * (float("nan") if self.global_step >= 3 else 1.0)
+
+    monkeypatch.setattr(DenoiserTraining, "training_step", broken)
+    result = tf("prune", "training.mask_learning.steps=30", "trainer.resume_every=1")
+    assert result.status == 1
+    assert len(result.err.strip().splitlines()) == 1 and "10 steps in a row" in result.err
+    assert (only_run("prune") / "prune/resume.ckpt").is_file()
+
+
+def test_two_processes_never_work_in_one_folder(tf, only_run) -> None:
+    import fcntl
+
+    assert tf("prune", "pruner=random").status == 0
+    folder = only_run("prune")
+    (folder / "finished.json").unlink()
+    with open(folder / "config.yaml") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        result = tf("prune", f"resume={folder}", exact=True)
+    assert result.status == 2 and "another process is working" in result.err

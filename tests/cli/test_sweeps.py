@@ -1,0 +1,146 @@
+"""Sweeps: readable folders, list schemes, failures that hide nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+import tinyfusion as tf_api
+from tinyfusion.settings.compose import MAX_NAME, run_name
+
+D19 = "[[3,4],[3,4],[2,4],[3,4],[2,4],[3,4],[3,4]]"
+
+
+def sweep_folder(root):
+    (folder,) = (root / "prune").iterdir()
+    return folder
+
+
+@pytest.fixture
+def prune(tf, tmp_path, model, monkeypatch):
+    """A sweep whose folder names hold only what varies: the rest is in an experiment file."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/small.yaml").write_text(
+        "# @package _global_\n"
+        f"checkpoint: {model}\n"
+        "training: {mask_learning: {steps: 3, batch_size: 8}}\n"
+    )
+
+    def run(*overrides: str):
+        fixed = ["experiment=small", "--config-dir", str(tmp_path)]
+        return tf(
+            "prune", "-m", f"output_root={tmp_path / 'outputs'}", *overrides, *fixed, exact=True
+        )
+
+    return run
+
+
+def test_grid_of_schemes_and_deltas(prune, root) -> None:
+    result = prune("scheme=1:2,2:4", "delta=lora,full,frozen")
+    assert result.status == 0, result.err
+    folder = sweep_folder(root)
+    assert {f.parent.name for f in folder.glob("*/finished.json")} == {
+        f"scheme={scheme},delta={delta},experiment=small"
+        for scheme in ("1of2", "2of4")
+        for delta in ("lora", "full", "frozen")
+    }
+    config = OmegaConf.load(folder / "scheme=2of4,delta=full,experiment=small/config.yaml")
+    assert config.scheme == "2:4" and config.pruner.delta._target_.endswith("Full")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["scheme=1:2", "delta=lora", "seed=0"], "scheme=1of2,delta=lora,seed=0"),
+        ([r"scheme=1\:2"], "scheme=1of2"),
+        (["training.recovery.steps=5"], "training.recovery.steps=5"),
+        (["output_root=/a/b", "seed=1"], "seed=1"),
+        ([], "default"),
+    ],
+)
+def test_names(overrides, name) -> None:
+    assert run_name(overrides) == name
+
+
+def test_names_of_lists_keep_apart() -> None:
+    names = {
+        run_name([f"scheme={s}"]) for s in (D19, "[[1,2],[1,2]]", "[[1,21],[2]]", "[[1,2,1,2]]")
+    }
+    assert len(names) == 4
+    for name in names:
+        assert not set(name) & set("[]{}:'\"/\\ ,")
+
+
+def test_paths_are_named_by_their_last_part_and_kept_apart() -> None:
+    names = [run_name([f"checkpoint={p}"]) for p in ("/a/model", "/b/model")]
+    assert all(name.startswith("checkpoint=model-") for name in names) and len(set(names)) == 2
+
+
+def test_long_names_are_cut_and_stay_apart() -> None:
+    many = [f"training.recovery.key{i}=value" for i in range(20)]
+    names = {run_name([*many, "seed=0"]), run_name([*many, "seed=1"])}
+    assert len(names) == 2
+    assert all(len(name) <= MAX_NAME + 7 for name in names)
+
+
+def test_list_schemes_in_a_sweep(prune, root) -> None:
+    result = prune("scheme=[[1,2],[1,2]],[[1,4]],2:4")
+    assert result.status == 0, result.err
+    found = {
+        json.dumps(tf_api.Decision.load(file).scheme)
+        for file in sweep_folder(root).glob("*/decision.json")
+    }
+    assert found == {"[[1, 2], [1, 2]]", "[[1, 4]]", "[[2, 4]]"}
+
+
+def test_the_published_list_of_groups(tf, root, tmp_path, make_model, only_run) -> None:
+    deep = make_model(tmp_path / "deep", depth=28)
+    result = tf("prune", f"scheme={D19}", f"checkpoint={deep}", "training.mask_learning.steps=2")
+    assert result.status == 0, result.err
+    assert len(tf_api.Decision.load(only_run("prune") / "decision.json").kept) == 19
+
+
+def test_one_bad_run_does_not_hide_the_others(prune, root) -> None:
+    result = prune("scheme=1:3,2:4,1:2", "pruner=random")
+    assert result.status == 2
+    lines = result.err.strip().splitlines()
+    assert len(lines) == 2
+    assert "scheme=1of3" in lines[0] and "not a multiple of 3" in lines[0]
+    assert lines[1] == "tinyfusion: 1 of 3 runs failed"
+    runs = [f for f in sweep_folder(root).iterdir() if f.is_dir()]
+    assert len(runs) == 2 and all((run / "finished.json").is_file() for run in runs)
+
+
+def test_a_choice_that_does_not_exist_stops_the_sweep_before_it_begins(prune, root) -> None:
+    result = prune("pruner=random,magic")
+    assert result.status == 2 and "pruner=magic is not known" in result.err
+    assert not root.exists() or not list(root.rglob("decision.json"))
+
+
+def test_the_same_run_twice_in_a_sweep(prune, root) -> None:
+    result = prune("pruner=random", "seed=3,3")
+    assert result.status == 2 and "already holds a run" in result.err
+    assert len(list(root.rglob("finished.json"))) == 1
+
+
+def test_flags_may_stand_anywhere(tf, root) -> None:
+    assert tf("prune", "pruner=random", "-m", "seed=0,1").status == 0
+    assert len(list(root.rglob("finished.json"))) == 2
+
+
+def test_a_failure_that_is_our_own_keeps_the_other_runs(prune, root, monkeypatch) -> None:
+    from tinyfusion.pruners.fixed import Random
+
+    choose = Random.choose
+
+    def broken(self, context):
+        if context.seed == 0:
+            raise RuntimeError("a bug")
+        return choose(self, context)
+
+    monkeypatch.setattr(Random, "choose", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        prune("pruner=random", "seed=0,1")
+    assert len(list(root.rglob("finished.json"))) == 1

@@ -1,0 +1,60 @@
+"""Scores on a fixed noised batch."""
+
+import pytest
+import torch
+
+from tinyfusion.backbones.dit import DiT
+from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.processes.gaussian import GaussianDiffusion
+
+
+@pytest.fixture
+def net():
+    net = DiT(4, 2, 1, hidden_size=8, depth=4, num_heads=2, num_classes=3)
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return net
+
+
+@pytest.fixture
+def held_out():
+    images = torch.rand(20, 1, 4, 4) * 2 - 1
+    return HeldOutLoss(GaussianDiffusion(), images, torch.arange(20) % 3, repeats=2, batch_size=7)
+
+
+def test_same_batch_every_time_and_mode_restored(net, held_out):
+    net.train()
+    assert held_out(net) == held_out(net)
+    assert net.training
+
+
+def test_batch_size_does_not_matter(net, held_out):
+    whole = HeldOutLoss(
+        held_out.process, held_out.batch.clean[:20], held_out.labels[:20], repeats=2, batch_size=99
+    )
+    assert held_out(net)["loss"] == pytest.approx(whole(net)["loss"], rel=1e-5)
+
+
+def test_loss_is_that_of_the_process(net, held_out):
+    with torch.no_grad():
+        out = net(held_out.batch.noisy, held_out.batch.t, held_out.labels)
+    terms = held_out.process.loss(out, held_out.batch)
+    scores = held_out(net)
+    assert scores["loss"] == pytest.approx(float(terms["loss"].mean()), rel=1e-5)
+    assert scores["loss_stderr"] == pytest.approx(float(terms["loss"].std() / 40**0.5), rel=1e-4)
+
+
+def test_times_cover_the_schedule_evenly(held_out):
+    times = held_out.batch.t.sort().values
+    slices = (times * 40 // 1000).tolist()
+    assert slices == list(range(40))
+
+
+def test_distance_counts_noise_channels_only(net, held_out):
+    out = held_out.predict(net)
+    other = out.clone()
+    other[:, 1:] += 5.0
+    assert held_out.distance(out, other) == 0.0
+    other[:, :1] += 0.5
+    assert held_out.distance(out, other) == pytest.approx(0.25)

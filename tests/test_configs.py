@@ -1,0 +1,94 @@
+"""Every shipped configuration composes, is accepted, and builds what it names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from tinyfusion.settings.check import check
+from tinyfusion.settings.compose import build
+from tinyfusion.settings.overview import choices, conf_folder
+from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS, TrainerSettings
+
+# What a choice asks the user for.
+REQUIRED = {
+    ("pruner", "indices"): ["pruner.kept=[0,1]"],
+    ("data", "imagefolder"): ["data.root=images", "data.size=8"],
+    ("experiment", "paper"): ["checkpoint=model"],
+}
+# Built from what only a run has, or too large to build here.
+NOT_BUILT = {("data", "imagefolder")}
+LARGE = ("dit_b", "dit_l", "dit_xl")
+
+CHOICES = [
+    (group, choice) for group in GROUPS for choice in choices(group) if group != "experiment"
+]
+
+
+@pytest.fixture(autouse=True)
+def _configuration() -> Iterator[None]:
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        yield
+
+
+def composed(command: str, *overrides: str) -> DictConfig:
+    return check(compose(command, [*overrides]))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_defaults_of_a_command(command: str) -> None:
+    cfg = composed(command)
+    assert cfg.command == command
+    for group in GROUPS:
+        if group in cfg and group not in (*OPTIONAL_GROUPS, "teacher"):
+            assert "_target_" in cfg[group], group
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids="=".join)
+def test_choice_composes_and_builds(group: str, choice: str) -> None:
+    command = next(c for c in ("run", *COMMANDS) if group in COMMANDS[c].__dataclass_fields__)
+    cfg = composed(command, f"{group}={choice}", *REQUIRED.get((group, choice), []))
+    if group == "callbacks":
+        for node in cfg.callbacks.values():
+            assert build(node) is not None
+    elif group == "teacher":
+        assert cfg.teacher.path in ("source", None)
+    elif (group, choice) not in NOT_BUILT and not choice.startswith(LARGE):
+        assert build(cfg[group]) is not None
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_every_experiment_composes(name: str) -> None:
+    file = conf_folder() / "experiment" / f"{name}.yaml"
+    assert file.read_text().startswith("# @package _global_\n")
+    composed("run", f"experiment={name}", *REQUIRED.get(("experiment", name), []))
+
+
+def test_experiments_win_over_a_commands_own_values(tmp_path: Path) -> None:
+    for command in COMMANDS:
+        text = (conf_folder() / f"{command}.yaml").read_text()
+        assert text.index("- _self_") < text.index("- experiment: null")
+
+
+@pytest.mark.parametrize("choice", choices("trainer"))
+def test_trainer_settings(choice: str) -> None:
+    assert isinstance(build(composed("run", f"trainer={choice}").trainer), TrainerSettings)
+
+
+def test_evaluation_samples_with_the_chosen_sampler() -> None:
+    cfg = composed("run", "sampler=ddim_50", "callbacks=evaluate")
+    for node in (cfg.evaluation, cfg.callbacks.evaluate.evaluation, cfg.callbacks.sample_grid):
+        assert node.sampler._target_.endswith("DDIMSampler")
+
+
+def test_every_configuration_file_says_what_it_is() -> None:
+    bare = [
+        file.relative_to(conf_folder()).as_posix()
+        for file in conf_folder().rglob("*.yaml")
+        if not file.read_text().startswith("#")
+    ]
+    assert not bare, f"no comment on the first line: {sorted(bare)}"

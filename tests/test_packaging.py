@@ -1,0 +1,75 @@
+"""An installed wheel holds everything: modules, configuration and assets."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def settings() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]
+
+
+def test_every_package_is_listed() -> None:
+    found = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for file in (ROOT / "tinyfusion").rglob("__init__.py")
+    }
+    assert set(settings()["packages"]) == found | {"tinyfusion.conf"}
+
+
+def test_wheel_holds_configuration_and_assets(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    copy = tmp_path / "source"
+    copy.mkdir()
+    for name in ("tinyfusion", "conf"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        source = ROOT / name
+        (copy / name).write_text(source.read_text() if source.is_file() else "")
+    build = (
+        "from setuptools.build_meta import build_wheel; import sys; print(build_wheel(sys.argv[1]))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=copy, check=True, capture_output=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = set(archive.namelist())
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "tinyfusion").rglob("*.py")}
+    assets = {
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / "tinyfusion/assets").rglob("*")
+        if p.suffix in (".safetensors", ".json")
+    }
+    configuration = {
+        f"tinyfusion/conf/{p.relative_to(ROOT / 'conf').as_posix()}"
+        for p in (ROOT / "conf").rglob("*.yaml")
+    }
+    assert assets and configuration
+    assert modules | assets | configuration <= inside
+    assert not [name for name in inside if name.startswith(("conf/", "tests/"))]
+    # The unpacked wheel finds its own configuration.
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    code = "from tinyfusion.settings.overview import conf_folder; print(conf_folder())"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(run.stdout.strip()) == site / "tinyfusion" / "conf"

@@ -1,0 +1,88 @@
+"""How samples develop during training: the same noise at every recorded step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from tinyfusion.callbacks.evaluate import averaged_weights
+from tinyfusion.errors import InputError
+from tinyfusion.figures.grid import comparison_grid
+from tinyfusion.pixels import to_uint8
+from tinyfusion.samplers.generate import balanced_labels, generate
+from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
+from tinyfusion.samplers.reverse import Sampler
+from tinyfusion.training.mask_learning import MaskLearning
+from tinyfusion.training.module import DenoiserTraining
+
+
+class SampleGrid(Callback):
+    """Draws one row of samples per recorded step, one column per class, with averaged weights.
+
+    The picture is written anew at every record, so an interrupted run has one too.
+
+    Args:
+        every: optimiser steps between two rows; the last step always has one.
+        sampler: how to sample.
+        guidance: guidance of the samples.
+        seed: seed of the noise, the same for all rows.
+        columns: at most this many classes.
+
+    Raises:
+        InputError: ``every`` or ``columns`` is below 1.
+    """
+
+    file = "samples_progress.png"
+
+    def __init__(
+        self,
+        every: int,
+        sampler: Sampler,
+        guidance: Guidance = NO_GUIDANCE,
+        seed: int = 0,
+        columns: int = 10,
+    ) -> None:
+        for name, value in (("every", every), ("columns", columns)):
+            if value < 1:
+                raise InputError(f"callbacks.sample_grid.{name}={value} must be at least 1")
+        self.every, self.columns = every, columns
+        self.sampler, self.guidance, self.seed = sampler, guidance, seed
+        self.rows: dict[int, Tensor] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record where the stage begins."""
+        self._record(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Record if it is time."""
+        step = trainer.global_step
+        if step % self.every == 0 or step == trainer.max_steps:
+            self._record(trainer, pl_module)
+
+    def _record(self, trainer: Trainer, module: LightningModule) -> None:
+        step = trainer.global_step
+        if isinstance(module, MaskLearning) or step in self.rows or not trainer.is_global_zero:
+            return
+        assert isinstance(module, DenoiserTraining)
+        net = module.trained_net
+        num_classes = net.config()["num_classes"]
+        labels = balanced_labels(min(self.columns, num_classes), num_classes)
+        with averaged_weights(module), torch.no_grad():
+            samples = generate(net, module.process, self.sampler, labels, self.seed, self.guidance)
+        self.rows[step] = to_uint8(samples)
+        pictures = {f"step {step}": row for step, row in sorted(self.rows.items())}
+        comparison_grid(pictures, Path(trainer.default_root_dir) / self.file)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows for the resume checkpoint."""
+        return {"rows": dict(self.rows)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the rows of a resume checkpoint."""
+        self.rows = dict(state_dict["rows"])

@@ -1,0 +1,152 @@
+"""Refusing a configuration that can't be meant: unknown keys, wrong types, missing values."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tinyfusion.errors import InputError
+from tinyfusion.settings.compose import locate
+from tinyfusion.settings.messages import one_line
+from tinyfusion.settings.overview import choices
+from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS
+
+_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def check(cfg: DictConfig) -> DictConfig:
+    """Refuse unknown keys, wrong types and missing values anywhere in a configuration.
+
+    The top level is merged onto the command's schema; every node with a ``_target_`` is held
+    against that callable's signature. Nothing is built.
+
+    Args:
+        cfg: composed configuration with a ``command`` key.
+
+    Returns:
+        The configuration with all interpolations resolved.
+
+    Raises:
+        InputError: one line naming the key and what would be valid.
+    """
+    command = cfg.get("command")
+    if command not in COMMANDS:
+        raise InputError(f"command={command!r} is not known; valid: {', '.join(COMMANDS)}")
+    schema = OmegaConf.structured(COMMANDS[command])
+    unknown = [key for key in cfg if key not in schema]
+    if unknown:
+        raise InputError(
+            f"unknown key {str(unknown[0])!r} for 'tinyfusion {command}'; "
+            f"valid: {', '.join(sorted(key for key in schema if key != 'command'))}"
+        )
+    missing = [key for key in cfg if OmegaConf.is_missing(cfg, key)]
+    if missing:
+        raise InputError(f"{missing[0]}= must be given for this configuration")
+    try:
+        OmegaConf.resolve(cfg)
+        merged = OmegaConf.merge(schema, cfg)
+    except OmegaConfBaseException as error:
+        raise InputError(one_line(error)) from None
+    _check_groups(merged)
+    for path, node in _targets(merged, ""):
+        _check_target(path, node)
+    return merged
+
+
+def _check_groups(cfg: DictConfig) -> None:
+    """Every group is chosen and says what to build."""
+    for group in GROUPS:
+        if group not in cfg or group == "teacher":
+            continue
+        node = cfg[group]
+        if node is None:
+            if group in OPTIONAL_GROUPS:
+                continue
+            raise InputError(f"{group}=null: choose one of {', '.join(choices(group))}")
+        # Callbacks are a dictionary of nodes by name.
+        nodes = {group: node}
+        if group == "callbacks" and isinstance(node, DictConfig):
+            nodes = {f"{group}.{key}": value for key, value in node.items() if value is not None}
+        for path, value in nodes.items():
+            if not isinstance(value, DictConfig) or "_target_" not in value:
+                raise InputError(
+                    f"{path} has no _target_ (the class to build); choose one of "
+                    f"{', '.join(choices(group))}, or write a configuration file with a _target_"
+                )
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield path, node
+        for key in node:
+            if not OmegaConf.is_missing(node, key):
+                yield from _targets(node[key], f"{path}.{key}" if path else str(key))
+    elif isinstance(node, ListConfig):
+        for index, item in enumerate(node):
+            yield from _targets(item, f"{path}[{index}]")
+
+
+def _check_target(path: str, node: DictConfig) -> None:
+    target = locate(node["_target_"], path)
+    parameters = inspect.signature(target).parameters
+    names = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given = [str(key) for key in node if not str(key).startswith("_")]
+    unknown = [key for key in given if key not in names]
+    if unknown and not open_ended:
+        raise InputError(
+            f"unknown key '{path}.{unknown[0]}'; valid for {path}: {', '.join(sorted(names))}"
+        )
+    unset = [key for key in given if OmegaConf.is_missing(node, key)]
+    required = [n for n in names if parameters[n].default is inspect.Parameter.empty]
+    if not node.get("_partial_", False):
+        unset += [name for name in required if name not in given]
+    if unset:
+        raise InputError(f"'{path}.{unset[0]}' must be given: {path}.{unset[0]}=...")
+    hints = _hints(target)
+    for key in given:
+        if key in hints:
+            _check_type(f"{path}.{key}", node[key], hints[key])
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Annotations of a callable's arguments; none where they can't be read."""
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # an annotation may name what is only imported for type checkers
+        return {}
+
+
+def _check_type(path: str, value: Any, hint: Any) -> None:
+    """Refuse what can't be of the annotated type; unusual annotations are let be."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    wanted = [option for option in options if option is not type(None)]
+    if value is None:
+        if hint is Any or len(wanted) < len(options):
+            return
+        raise InputError(f"{path}=null: a value must be given")
+    if isinstance(value, DictConfig):
+        return  # an object of its own, checked as such
+    if all(option in _PLAIN for option in wanted):
+        if not any(_fits(value, option) for option in wanted):
+            valid = " or ".join(_PLAIN[option] for option in wanted)
+            raise InputError(f"{path}={value!r} must be {valid}")
+    elif len(wanted) == 1 and not isinstance(value, ListConfig):
+        option = wanted[0]
+        if get_origin(option) in (list, tuple, Sequence):
+            raise InputError(f"{path}={value!r} must be a list, such as [0,1]")
+        if is_dataclass(option) or getattr(option, "_is_protocol", False):
+            raise InputError(f"{path}={value!r} must be a configuration with a _target_")
+
+
+def _fits(value: Any, plain: type) -> bool:
+    if isinstance(value, bool):
+        return plain is bool
+    return isinstance(value, int | float if plain is float else plain)

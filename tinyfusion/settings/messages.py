@@ -1,0 +1,75 @@
+"""Messages of the configuration libraries, condensed to one line that says what is valid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from tinyfusion.errors import InputError
+from tinyfusion.settings.overview import choices
+from tinyfusion.settings.schema import COMMANDS, GROUPS
+
+_NO_SUCH_FILE = re.compile(r"Could not find '(?P<group>[\w/]+)/(?P<choice>[^'/]*)'")
+_NO_SUCH_KEY = re.compile(r"Could not (?:override|append|delete)[^']*'(?P<key>[^']+)'")
+_NO_SUCH_GROUP = re.compile(r"Could not override '(?P<key>[\w/]+)'\.\s*No match in the defaults")
+_KEY = re.compile(r"full_key: (?P<key>\S+)")
+_NOISE = ("full_key:", "object_type=", "reference_type=", "Set the environment variable")
+
+
+def one_line(error: BaseException) -> str:
+    """A library's message on one line, led by the key it is about."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    joined = "; ".join(line for line in lines if not line.startswith(_NOISE))
+    key = _KEY.search(text)
+    if key and key["key"] not in joined:
+        joined = f"{key['key']}: {joined}"
+    return joined or type(error).__name__
+
+
+def refuse_null_groups(overrides: Sequence[str]) -> None:
+    """Refuse ``group=null``, which Hydra can't read.
+
+    Raises:
+        InputError: naming the group's choices.
+    """
+    for text in overrides:
+        group, _, value = text.partition("=")
+        if group in GROUPS and value in ("", "null", "None"):
+            raise InputError(f"{text}: choose one of {', '.join(choices(group))}")
+
+
+def explain(error: BaseException, command: str, folders: Sequence[Path] = ()) -> str:
+    """One line on what the command line asked for and what would be valid.
+
+    Args:
+        error: what Hydra or OmegaConf raised while composing.
+        command: the command that was given.
+        folders: further configuration folders (``--config-dir``).
+    """
+    text = str(error)
+    known = list(COMMANDS[command].__dataclass_fields__)
+    found = _NO_SUCH_FILE.search(text)
+    if found:
+        group, valid = found["group"], choices(found["group"], folders)
+        if valid:
+            return f"{group}={found['choice']} is not known; valid: {', '.join(valid)}"
+        return f"unknown group {group!r}; valid: {', '.join(known)}"
+    found = _NO_SUCH_GROUP.search(text) or _NO_SUCH_KEY.search(text)
+    if found:
+        key = found["key"]
+        if "." not in key:
+            near = get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            return (
+                f"unknown key {key!r} for 'tinyfusion {command}'; {hint}"
+                f"valid: {', '.join(k for k in sorted(known) if k != 'command')}"
+            )
+        return (
+            f"unknown key {key!r}: the chosen configuration does not have it; "
+            f"'tinyfusion {command} --cfg job' prints what there is, +{key}=... adds an argument "
+            "that it leaves at its default"
+        )
+    return one_line(error)

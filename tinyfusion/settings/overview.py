@@ -1,0 +1,110 @@
+"""The help of a command, read from the text of its configuration files.
+
+Imports nothing outside the standard library, so that ``tinyfusion run --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinyfusion.settings.schema import COMMANDS, GROUPS, SUMMARIES, VALUES
+
+WIDTH = 100
+
+EXAMPLES: dict[str, Sequence[str]] = {
+    "pretrain": ("seed=1", "training.pretrain.steps=5000 logger=tensorboard"),
+    "prune": (
+        "scheme=2:4 delta=full",
+        "'scheme=[[3,4],[3,4],[2,4],[3,4],[2,4],[3,4],[3,4]]'",
+        "pruner=shortgpt keep=14",
+        "pruner=indices 'pruner.kept=[0,2,4,6]'",
+    ),
+    "recover": (
+        "checkpoint=MODEL decision=FOLDER/decision.json recovery=kd",
+        "checkpoint=FOLDER/pruned teacher.path=MODEL",
+    ),
+    "sample": ("checkpoint=FOLDER/recovered n=20 'labels=[3,7]' guidance.scale=2",),
+    "evaluate": ("checkpoint=FOLDER/recovered teacher.path=digits",),
+    "run": (
+        "scheme=2:4 delta=full seed=1",
+        "-m scheme=1:2,2:4,7:14 delta=lora,full,frozen",
+        "experiment=demo trainer=gpu",
+        "--config-dir DIR pruner=mine          (your own DIR/pruner/mine.yaml)",
+        "resume=outputs/run/FOLDER             (go on with a killed run)",
+        "--cfg job                             (print the whole configuration)",
+    ),
+}
+
+
+def conf_folder() -> Path:
+    """The shipped configuration, in an installed wheel or in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "base.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"no configuration folder beside {package}")
+
+
+def choices(group: str, folders: Sequence[Path] = ()) -> list[str]:
+    """Names that a group can be set to.
+
+    Args:
+        group: name of the group, such as ``pruner``.
+        folders: further configuration folders (``--config-dir``).
+    """
+    found: set[str] = set()
+    for folder in (conf_folder(), *folders):
+        for file in (folder / group).rglob("*.yaml"):
+            found.add(file.relative_to(folder / group).with_suffix("").as_posix())
+    return sorted(found)
+
+
+def overview(command: str, folders: Sequence[Path] = ()) -> str:
+    """Groups with their choices, values with their defaults, and examples.
+
+    Args:
+        command: one of ``COMMANDS``.
+        folders: further configuration folders (``--config-dir``).
+    """
+    chosen, values = _defaults(command)
+    lines = [
+        f"tinyfusion {command}: {SUMMARIES[command]}",
+        "",
+        f"usage: tinyfusion {command} [key=value ...] [-m]",
+        "",
+        "groups (group=choice, then group.key=value; * is the default):",
+    ]
+    for group, text in GROUPS.items():
+        names = choices(group, folders)
+        if not names or group not in (*COMMANDS[command].__dataclass_fields__, "experiment"):
+            continue
+        listed = ", ".join(f"{name}*" if name == chosen.get(group) else name for name in names)
+        lines.append(f"  {group:<12}{text}")
+        lines += textwrap.wrap(
+            listed, WIDTH, initial_indent=" " * 16, subsequent_indent=" " * 16,
+            break_on_hyphens=False,
+        )  # fmt: skip
+    lines += ["", "values (key=value):"]
+    for key, text in VALUES.items():
+        if key in COMMANDS[command].__dataclass_fields__:
+            shown = f"{key}={values.get(key, 'null')}"
+            lines.append(f"  {shown:<24}{text}")
+    lines += ["", "examples:"]
+    lines += [f"  tinyfusion {command} {example}" for example in EXAMPLES[command]]
+    return "\n".join(lines) + "\n"
+
+
+def _defaults(command: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Default choice of every group and default of every plain value, as written."""
+    chosen: dict[str, str] = {}
+    values: dict[str, str] = {}
+    for name in ("base", command):
+        for line in (conf_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.split("#")[0].partition(":")
+            if line.startswith("  - ") and value:
+                chosen[key.removeprefix("  - ")] = value.strip()
+            elif key and not key.startswith((" ", "-")) and value.strip():
+                values[key] = value.strip().strip('"')
+    return chosen, values
