@@ -55,3 +55,17 @@ def test_narrow_terminals_are_not_overrun_and_lose_nothing():
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 30
     assert "\u2026" not in out.getvalue()
+
+
+def test_narrow_terminals_get_the_table_turned():
+    rows = [{"model": name, **{key: 1.25 for key in "abcdefgh"}} for name in ("deep", "shallow")]
+    columns = {"model": Column("model")} | {k: Column(f"figure {k}", ".2f") for k in "abcdefgh"}
+    wide, narrow = (
+        Console(file=io.StringIO(), width=width, force_terminal=True) for width in (200, 60)
+    )
+    for console in (wide, narrow):
+        print_table(rows, columns, console=console)
+    assert "figure a" in wide.file.getvalue().splitlines()[1]
+    lines = narrow.file.getvalue().splitlines()
+    assert "deep" in lines[1] and "shallow" in lines[1] and "figure a" not in lines[1]
+    assert sum("1.25" in line for line in lines) == 8

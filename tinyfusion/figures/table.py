@@ -72,6 +72,17 @@ def print_table(
         console: where to print; default: standard output.
     """
     console = console or Console()
+    table = _rich(rows, columns, title)
+    needed = Console(file=console.file, width=10_000).measure(table).maximum
+    if not console.is_terminal:
+        # A log file has no width that a table would have to fit.
+        console = Console(file=console.file, width=needed)
+    elif needed > console.width and len(rows) < len(columns):
+        table = _rich(*_turned(rows, columns), title)
+    console.print(table)
+
+
+def _rich(rows: Rows, columns: Mapping[str, Column], title: str | None) -> Table:
     # Text objects, because rich would read "[3,4]" in plain strings as markup.
     table = Table(title=None if title is None else Text(title), title_justify="left")
     for key, column in columns.items():
@@ -79,11 +90,19 @@ def print_table(
         table.add_column(Text(column.header), justify=justify, overflow="fold")
     for cells in _cells(rows, columns):
         table.add_row(*map(Text, cells))
-    if not console.is_terminal:
-        # A log file has no width that a table would have to fit.
-        unlimited = Console(file=console.file, width=10_000)
-        console = Console(file=console.file, width=unlimited.measure(table).maximum)
-    console.print(table)
+    return table
+
+
+def _turned(rows: Rows, columns: Mapping[str, Column]) -> tuple[Rows, Mapping[str, Column]]:
+    """Rows and columns exchanged, for narrow terminals; the first column becomes the heads."""
+    first, *others = columns
+    cells = _cells(rows, columns)
+    heads = {first: columns[first]} | {str(i): Column(line[0]) for i, line in enumerate(cells)}
+    turned = [
+        {first: columns[key].header} | {str(i): line[place] for i, line in enumerate(cells)}
+        for place, key in enumerate(others, start=1)
+    ]
+    return turned, heads
 
 
 def _cells(rows: Rows, columns: Mapping[str, Column]) -> list[list[str]]:

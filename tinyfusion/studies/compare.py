@@ -24,8 +24,8 @@ COLUMNS = {
     "parameters": Column("parameters", ",d"),
     "speed_up": Column("speed-up", ".2f"),
     "fid": Column("FID", ".3f"),
-    "held_out_loss": Column("held-out loss", ".4f"),
-    "teacher_distance": Column("distance to teacher", ".4f"),
+    "held_out_loss": Column("loss", ".4f"),
+    "teacher_distance": Column("to teacher", ".4f"),
 }
 
 LOOKING_GUIDANCE = 1.5
@@ -49,7 +49,7 @@ def compare(runs: Sequence[FinishedRun], folder: Path, detail: str = "learned") 
     nets: dict[str, Backbone] = {"teacher": load(first.config["checkpoint"])}
     for run in runs:
         if run.method == detail:
-            name = f"{run.method}, before recovery"
+            name = f"{run.method}, only cut"
             rows.append({"model": name, **run.models["pruned"]})
             nets[name] = load(run.folder / "pruned")
         rows.append({"model": f"{run.method}, recovered", **run.models["recovered"]})

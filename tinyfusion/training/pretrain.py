@@ -59,7 +59,11 @@ class Pretraining(DenoiserTraining):
         """Score the averaged weights from time to time."""
         step = self.global_step
         if step % self.held_out_every == 0 or step == self.total_steps:
-            self.log_dict(self.held_out_scores(), prog_bar=True)
+            scores = self.held_out_scores()
+            self.log_dict(scores, prog_bar=True, logger=False)
+            # Straight to the loggers: `log` keeps only what falls on a multiple of log_every.
+            for logger in self.loggers:
+                logger.log_metrics(scores, step)
 
     @torch.no_grad()
     def held_out_scores(self) -> dict[str, float]:
