@@ -19,7 +19,13 @@ def main() -> int:
     """Run the sweep, print the table and where the pictures are; overrides pass through."""
     began = time.perf_counter()
     folder = Path("outputs") / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    overrides = ["experiment=demo", f"pruner={','.join(PRUNERS)}", f"hydra.sweep.dir={folder}"]
+    # The root decides where scores are cached: this run's own folder, so that its time is true.
+    overrides = [
+        "experiment=demo",
+        f"pruner={','.join(PRUNERS)}",
+        f"hydra.sweep.dir={folder}",
+        f"output_root={folder}",
+    ]
     status = tinyfusion(["run", "-m", *overrides, *sys.argv[1:]])
     if status:
         return status

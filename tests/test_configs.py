@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from tinyfusion.backbones.dit import DiT
+from tinyfusion.backbones.presets import PRESETS
+from tinyfusion.errors import InputError
 from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
 from tinyfusion.settings.overview import choices, conf_folder
@@ -18,7 +21,6 @@ from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS, Traine
 REQUIRED = {
     ("pruner", "indices"): ["pruner.kept=[0,1]"],
     ("data", "imagefolder"): ["data.root=images", "data.size=8"],
-    ("experiment", "paper"): ["checkpoint=model"],
 }
 # Built from what only a run has, or too large to build here.
 NOT_BUILT = {("data", "imagefolder")}
@@ -57,15 +59,61 @@ def test_choice_composes_and_builds(group: str, choice: str) -> None:
             assert build(node) is not None
     elif group == "teacher":
         assert cfg.teacher.path in ("source", None)
+    elif (group, choice) == ("evaluation", "none"):
+        assert cfg.evaluation is None
     elif (group, choice) not in NOT_BUILT and not choice.startswith(LARGE):
         assert build(cfg[group]) is not None
 
 
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", choices("experiment"))
-def test_every_experiment_composes(name: str) -> None:
+def test_every_experiment_composes_for_every_command(name: str, command: str) -> None:
     file = conf_folder() / "experiment" / f"{name}.yaml"
     assert file.read_text().startswith("# @package _global_\n")
-    composed("run", f"experiment={name}", *REQUIRED.get(("experiment", name), []))
+    cfg = composed(command, f"experiment={name}", *REQUIRED.get(("experiment", name), []))
+    # What other commands have is dropped; what this one has is taken.
+    assert set(cfg) == set(COMMANDS[command].__dataclass_fields__)
+    assert cfg.sampler.steps == {"paper": 250}.get(name, 20)
+
+
+def test_scores_stay_out_whatever_an_experiment_sets() -> None:
+    assert composed("run", "experiment=demo", "evaluation=none").evaluation is None
+
+
+def test_keys_of_other_commands_are_refused_on_the_command_line() -> None:
+    cfg = compose("evaluate", ["pruner=random"])
+    with pytest.raises(InputError, match="unknown key 'pruner' for 'tinyfusion evaluate'"):
+        check(cfg, ["pruner=random"])
+    with pytest.raises(InputError, match="unknown key 'guidance'"):
+        check(compose("run", ["+guidance.scale=2"]), ["+guidance.scale=2"])
+
+
+def test_backbones_are_the_presets() -> None:
+    assert set(choices("backbone")) == set(PRESETS)
+    for name, arguments in PRESETS.items():
+        file = OmegaConf.load(conf_folder() / "backbone" / f"{name}.yaml")
+        assert file.pop("_target_") == f"{DiT.__module__}.{DiT.__name__}"
+        assert file == arguments, name
+
+
+def test_paths_that_exist_become_absolute(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "images", "source"):
+        (tmp_path / name).mkdir()
+    data = ("data=imagefolder", "data.root=images", "data.size=8")
+    cfg = composed("run", "checkpoint=model", "decision=missing.json", *data)
+    assert cfg.checkpoint == str(tmp_path / "model")
+    assert cfg.data.root == str(tmp_path / "images")
+    assert cfg.output_root == str(tmp_path / "outputs")
+    assert cfg.teacher.path == "source" and cfg.decision == "missing.json"
+    assert composed("run").checkpoint == "digits"
+
+
+@pytest.mark.parametrize("value", ["warm_up=-1", "learning_rate_end=-0.1"])
+def test_training_settings_refuse_negative_values(value: str) -> None:
+    cfg = composed("run", f"++training.recovery.{value}")
+    with pytest.raises(InputError, match=value):
+        build(cfg.training)
 
 
 def test_experiments_win_over_a_commands_own_values(tmp_path: Path) -> None:

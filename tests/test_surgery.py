@@ -1,4 +1,4 @@
-"""Cutting a backbone leaves every kept tensor as it was (METHODS 1.10, item 6)."""
+"""Cutting a backbone leaves every kept tensor as it was."""
 
 from __future__ import annotations
 

@@ -87,8 +87,7 @@ def _resume(command: str, folder: Path) -> int:
 
     overrides = sweep_overrides(command, folder)
     if overrides is None:
-        resume_folder(command, folder)
-        return 0
+        return resume_folder(command, folder)
     return _compose_and_run(command, overrides, resuming=True)
 
 

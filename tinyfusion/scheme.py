@@ -40,7 +40,7 @@ class Group:
         return comb(self.size, self.keep)
 
     def choices(self) -> list[tuple[int, ...]]:
-        """Kept positions of every pattern, in lexicographic order (METHODS 1.2)."""
+        """Kept positions of every pattern, in lexicographic order."""
         return list(combinations(range(self.size), self.keep))
 
 

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 import tinyfusion as tf_api
+
+TRAINING = tuple(
+    f"training.{stage}.{key}"
+    for stage in ("mask_learning", "recovery")
+    for key in ("steps=2", "batch_size=4")
+)
 
 
 def columns(file: Path) -> list[str]:
@@ -31,6 +38,7 @@ def test_run_chains_prune_recover_evaluate(tf, root, model, only_run) -> None:
         "finished.json",
         "metrics.json",
         "prune/decision.png",
+        "prune/decision_trace.json",
         "prune/log/version_0/metrics.csv",
         "pruned/config.json",
         "pruned/model.safetensors",
@@ -93,6 +101,10 @@ def test_prune(tf, only_run, overrides, kept) -> None:
     assert kept is None or list(decision.kept) == kept
     net = tf_api.load(folder / "pruned")
     assert net.depth == len(decision.kept) and net.kept_from == decision.kept
+    models = json.loads((folder / "metrics.json").read_text())["models"]
+    assert models["source"]["depth"] == 4 and models["pruned"]["depth"] == net.depth
+    assert 0 < models["source"]["held_out_loss"] != models["pruned"]["held_out_loss"]
+    assert models["pruned"]["parameters"] < models["source"]["parameters"]
 
 
 @pytest.mark.parametrize("recovery", ["finetune", "kd", "repkd", "masked_kd"])
@@ -105,6 +117,12 @@ def test_recover_from_the_full_model_and_a_decision(tf, only_run, tmp_path, reco
     logged = columns(folder / "recover/log/version_0/metrics.csv")
     assert ("train/features" in logged) == (recovery in ("repkd", "masked_kd"))
     assert ("train/kd" in logged) == (recovery != "finetune")
+    assert tf_api.Decision.load(folder / "decision.json").kept == (0, 3)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["skipped_steps"] == 0
+    before, after = metrics["models"]["pruned"], metrics["models"]["recovered"]
+    assert before["held_out_loss"] != after["held_out_loss"]
+    assert ("teacher_distance" in after) == (recovery != "finetune")
 
 
 def test_recover_an_already_pruned_model(tf, only_run, tmp_path, model) -> None:
@@ -139,6 +157,7 @@ def test_evaluate(tf, only_run, model) -> None:
     row = json.loads((only_run("evaluate") / "metrics.json").read_text())["model"]
     assert row["teacher_distance"] == 0 and row["depth"] == 4
     assert {"fid", "precision", "recall", "images_per_s", "macs"} <= set(row)
+    assert "ratio" not in row
 
 
 def test_pretrain(tf, only_run) -> None:
@@ -160,6 +179,16 @@ def test_a_decision_made_elsewhere_is_applied(tf, only_run, tmp_path) -> None:
     folder = only_run("run")
     assert not (folder / "prune").exists()
     assert json.loads((folder / "metrics.json").read_text())["decision"]["kept"] == [1, 2]
+    assert "scheme, keep and pruner are not used" in result.out
+    assert "other weights" not in result.out
+
+
+def test_a_decision_made_from_other_weights_is_pointed_out(tf, tmp_path) -> None:
+    decision = tf_api.Decision((1, 2), 4, source_sha256="0" * 64).save(tmp_path / "d.json")
+    for command in ("run", "recover"):
+        result = tf(command, f"decision={decision}", "recovery=finetune")
+        assert result.status == 0, result.err
+        assert "was made from other weights (SHA-256 000000000000...)" in result.out
 
 
 def test_same_seed_same_weights(tf, root) -> None:
@@ -184,5 +213,47 @@ def test_other_models_than_the_data_are_refused(tf, root, tmp_path) -> None:
     from tinyfusion.backbones.dit import DiT
 
     tf_api.save_model(DiT(8, 2, 3, 16, 4, 2, num_classes=10), tmp_path / "colour", {})
-    result = tf("sample", f"checkpoint={tmp_path / 'colour'}")
+    result = tf("evaluate", f"checkpoint={tmp_path / 'colour'}")
     assert result.status == 2 and "in_channels" in result.err
+    # Sampling needs no data.
+    assert tf("sample", f"checkpoint={tmp_path / 'colour'}", "n=2").status == 0
+
+
+def test_run_on_a_folder_of_images_without_scores(tf, only_run, tmp_path) -> None:
+    for index in range(10):
+        (tmp_path / "images" / str(index)).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (25 * index, 0, 0)).save(tmp_path / f"images/{index}/a.png")
+    net = tf_api.DiT(8, 2, 3, 16, 4, 2, num_classes=10)
+    tf_api.save_model(net, tmp_path / "colour", {})
+    result = tf(
+        "run",
+        f"checkpoint={tmp_path / 'colour'}",
+        "data=imagefolder",
+        f"data.root={tmp_path / 'images'}",
+        "data.size=8",
+        "data.held_out=0",
+        "evaluation=none",
+        *TRAINING,
+        small=False,
+    )
+    assert result.status == 0, result.err
+    folder = only_run("run")
+    models = json.loads((folder / "metrics.json").read_text())["models"]
+    assert models["recovered"]["depth"] == 2 and set(models["source"]) == {"depth", "parameters"}
+    assert tf_api.load(folder / "recovered").in_channels == 3
+    assert not (folder / "samples.png").exists()
+
+
+def test_pretrain_without_scores(tf, only_run) -> None:
+    small = ("backbone.depth=2", "backbone.hidden_size=16", "backbone.num_heads=2")
+    steps = ("training.pretrain.steps=2", "training.pretrain.batch_size=4")
+    result = tf("pretrain", *small, *steps, "evaluation=none", small=False)
+    assert result.status == 0, result.err
+    row = json.loads((only_run("pretrain") / "metrics.json").read_text())["model"]
+    assert set(row) == {"depth", "parameters", "held_out_loss", "held_out_loss_stderr"}
+
+
+def test_a_scheme_is_read_only_if_it_is_needed(tf, root) -> None:
+    assert tf("prune", "pruner=indices", "pruner.kept=[0]", "scheme=1:3").status == 0
+    assert tf("prune", "pruner=random", "keep=3", "scheme=1:3").status == 0
+    assert tf("prune", "pruner=random", "scheme=1:3").status == 2

@@ -20,7 +20,7 @@ def refused(result, root: Path, *fragments: str) -> None:
     assert lines[0].startswith("tinyfusion: error: ")
     for fragment in fragments:
         assert fragment in lines[0], lines[0]
-    assert "step" not in result.out  # no work was done
+    assert ": step" not in result.out  # no work was done
     assert not root.exists(), list(root.rglob("*"))
 
 
@@ -78,6 +78,18 @@ def refused(result, root: Path, *fragments: str) -> None:
         (["evaluation.num_samples=1"], ["evaluation.num_samples=1"]),
         (["delta.rank=0"], ["delta.rank=0"]),
         (["pruner._target_=no.such.Class"], ["pruner._target_='no.such.Class'"]),
+        # sampling that would fail after training
+        (["sampler.steps=2000"], ["sampler", "2000"]),
+        (["evaluation.guidance.channels=3"], ["evaluation: guidance channels=3", "1 channel"]),
+        (["callbacks=evaluate", "callbacks.sample_grid.guidance.channels=2"], ["callbacks.sample"]),
+        (
+            ["callbacks=evaluate", "callbacks.evaluate.evaluation.extractor=nothing"],
+            ["'nothing' is not registered"],
+        ),
+        # what the machine, Lightning or torch refuse
+        (["trainer.precision=foo"], ["trainer: ", "precision=foo"]),
+        (["trainer.strategy=foo"], ["trainer: ", "strategy=foo"]),
+        (["optimizer.weight_decay=-1"], ["optimizer: ", "weight_decay"]),
         (["training.recovery.batch_size=7", "+training.recovery.accumulate=2"], ["batch_size=7"]),
         # data and files
         (["checkpoint=/no/such/file"], ["'/no/such/file' does not exist"]),
@@ -114,11 +126,52 @@ def test_scoring_that_can_not_work_is_refused_before_training(tf, root, tmp_path
         (tmp_path / "images" / name).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / "images" / name / "a.png")
     data = ("data=imagefolder", f"data.root={tmp_path / 'images'}", "data.channels=1")
-    refused(tf("run", *data, "data.size=8"), root, "data.held_out=0")
+    refused(tf("run", *data, "data.size=8"), root, "data.held_out=256", "10 images")
+    refused(tf("run", *data, "data.size=8", "data.held_out=0"), root, "data.held_out=0")
+    wrong = tf("run", *data, "data.size=16", "data.held_out=2", "backbone=dit_digits")
+    assert wrong.status == 2
     result = tf("run", *data, "data.size=16", "data.held_out=2", "checkpoint=none")
     refused(result, root, "'none' does not exist")
     result = tf("evaluate", *data, "data.size=8", "data.held_out=2", "data.channels=3")
     refused(result, root, "in_channels=1 but the data has 3")
+
+
+def test_a_gpu_that_is_not_there(tf, root, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for command in ("run", "sample"):
+        refused(tf(command, "trainer=gpu"), root, "trainer: accelerator=gpu")
+
+
+def test_guidance_of_a_model_without_a_null_class(tf, root, tmp_path) -> None:
+    net = tf_api.DiT(8, 2, 1, 16, 4, 2, num_classes=10, class_dropout_prob=0.0)
+    tf_api.save_model(net, tmp_path / "plain", {})
+    plain = f"checkpoint={tmp_path / 'plain'}"
+    refused(tf("run", plain, "evaluation.guidance.scale=2"), root, "evaluation: ", "null class")
+    refused(tf("sample", plain, "guidance.scale=2"), root, "guidance: ", "null class")
+    assert tf("sample", plain, "guidance.scale=1", "n=2").status == 0
+
+
+def test_wrong_sampling_is_refused_by_sample(tf, root) -> None:
+    refused(tf("sample", "sampler.steps=2000"), root, "sampler", "2000")
+    refused(tf("sample", "guidance.channels=2"), root, "guidance: ", "1 channel")
+    refused(tf("sample", "data=digits"), root, "unknown key 'data'")
+
+
+def test_evaluate_needs_a_protocol_and_a_teacher_that_exists(tf, root) -> None:
+    refused(tf("evaluate", "evaluation=none", small=False), root, "evaluation=none")
+    refused(tf("evaluate", "teacher=from_source"), root, "teacher.path=source")
+
+
+def test_the_paper_recipe_on_other_images_than_latents(tf, root) -> None:
+    result = tf("run", "experiment=paper", small=False)
+    refused(result, root, "evaluation: guidance channels=3")
+    for command in ("run", "prune", "recover", "evaluate", "sample"):
+        refused(
+            tf(command, "experiment=paper", "output_root=" + str(root), exact=True),
+            root,
+            "checkpoint= must be given",
+        )
 
 
 def test_truncated_checkpoint(tf, root, tmp_path, model) -> None:

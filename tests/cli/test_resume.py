@@ -17,7 +17,7 @@ import torch
 import tinyfusion
 from tinyfusion.cli import main
 from tinyfusion.pruners.fixed import Random
-from tinyfusion.training.module import DenoiserTraining
+from tinyfusion.training.module import DenoiserTraining, TrainingDivergedError
 
 STEPS = tuple(f"training.{stage}.steps=25" for stage in ("mask_learning", "recovery"))
 PATIENCE = 60.0
@@ -104,6 +104,7 @@ def test_killed_three_times(tf, root, killed_when) -> None:
         broken,
         "decision.json",
         "prune/decision.png",
+        "prune/decision_trace.json",
         "recovered/model.safetensors",
         "recovered/config.json",
         "recovered_live/model.safetensors",
@@ -204,6 +205,72 @@ def test_a_diverging_run_ends_in_one_line_and_keeps_its_checkpoint(tf, only_run,
     assert result.status == 1
     assert len(result.err.strip().splitlines()) == 1 and "10 steps in a row" in result.err
     assert (only_run("prune") / "prune/resume.ckpt").is_file()
+
+
+def test_a_diverging_run_that_is_resumed_ends_in_one_line(tf, only_run, monkeypatch) -> None:
+    def broken(self, batch, batch_idx):
+        raise TrainingDivergedError("the loss was not finite")
+
+    monkeypatch.setattr(DenoiserTraining, "training_step", broken)
+    assert tf("prune").status == 1
+    result = tf("prune", f"resume={only_run('prune')}", exact=True)
+    assert result.status == 1
+    assert result.err == "tinyfusion: error: the loss was not finite\n"
+
+
+def test_a_failing_run_does_not_end_the_resumption_of_others(tf, root, monkeypatch) -> None:
+    choose = Random.choose
+
+    def stopped(self, context):
+        raise _Stop
+
+    def diverged(self, context):
+        if context.seed == 0:
+            raise TrainingDivergedError("the loss was not finite")
+        return choose(self, context)
+
+    for seed in (0, 1):
+        with monkeypatch.context() as patch, pytest.raises(_Stop):
+            patch.setattr(Random, "choose", stopped)
+            tf("prune", "pruner=random", f"seed={seed}", f"hydra.run.dir={root}/all/{seed}")
+    monkeypatch.setattr(Random, "choose", diverged)
+    result = tf("prune", f"resume={root / 'all'}", exact=True)
+    assert result.status == 1 and "1 of 2 runs failed" in result.err
+    assert "error: 0: the loss was not finite" in result.err
+    assert (root / "all/1/finished.json").is_file()
+
+
+def test_resume_from_another_folder(tf, tmp_path, make_model, monkeypatch) -> None:
+    def stopped(self, context):
+        raise _Stop
+
+    make_model(tmp_path / "here/model")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with monkeypatch.context() as patch, pytest.raises(_Stop):
+        patch.setattr(Random, "choose", stopped)
+        tf("prune", "pruner=random", "checkpoint=model", "hydra.run.dir=run", "output_root=out")
+    monkeypatch.chdir(tmp_path / "there")
+    result = tf("prune", "resume=../here/run", exact=True)
+    assert result.status == 0, result.err
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_a_further_rank_takes_no_lock_and_writes_nothing(tf, only_run, monkeypatch) -> None:
+    import fcntl
+
+    assert tf("prune", "pruner=random").status == 0
+    folder = only_run("prune")
+    (folder / "finished.json").unlink()
+    (folder / ".torn.0123abcd.json").write_text("half")
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with open(folder / "config.yaml") as first_rank:
+        fcntl.flock(first_rank, fcntl.LOCK_EX)
+        result = tf("prune", f"resume={folder}", exact=True)
+    assert result.status == 0, result.err
+    assert result.out == ""
+    assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
 
 
 def test_two_processes_never_work_in_one_folder(tf, only_run) -> None:

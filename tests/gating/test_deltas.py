@@ -1,4 +1,4 @@
-"""What each weight update trains (METHODS 1.4)."""
+"""What each weight update trains."""
 
 from __future__ import annotations
 

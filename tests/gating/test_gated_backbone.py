@@ -1,4 +1,4 @@
-"""A gated forward is the forward of the sampled sub-network (METHODS 1.10, items 3 and 4)."""
+"""A gated forward is the forward of the sampled sub-network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of the learned choice (METHODS 1.10, items 1 to 4)."""
+"""Laws of the learned choice."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import torch
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.data.digits import Digits
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.metrics.evaluation import Evaluation, for_table
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.samplers.ddim import DDIMSampler
 from tinyfusion.samplers.guidance import Guidance
@@ -36,7 +36,16 @@ def test_score_has_every_figure_and_is_reproducible(nets):
     assert row["fid_std"] > 0 and row["depth"] == 4
     single = [protocol(seeds=(seed,)).score(nets, process, source)["fid"] for seed in (0, 1)]
     assert row["fid"] == pytest.approx(sum(single) / 2)
+    assert for_table(row) == {k: v for k, v in row.items() if k != "fid_std"} | {
+        "fid": (row["fid"], row["fid_std"])
+    }
     assert row["parameters"] == sum(p.numel() for p in nets.parameters())
+
+
+def test_one_seed_has_no_spread(nets):
+    row = protocol(held_out_repeats=1).score(nets, GaussianDiffusion(), Digits())
+    assert "fid_std" not in row
+    assert for_table(row) == row
 
 
 def test_speed_is_relative_to_the_first(nets):
@@ -53,7 +62,15 @@ def test_floor_is_that_of_the_real_data():
 
 
 def test_useless_protocols_are_refused():
-    with pytest.raises(InputError, match="num_samples=3"):
-        protocol(num_samples=3)
+    wrong = {
+        "num_samples": 3,
+        "batch_size": 0,
+        "held_out_repeats": 0,
+        "speed_samples": -1,
+        "speed_repeats": 0,
+    }
+    for name, value in wrong.items():
+        with pytest.raises(InputError, match=f"evaluation.{name}={value} must be at least"):
+            protocol(**{name: value})
     with pytest.raises(InputError, match="seeds is empty"):
         protocol(seeds=())

@@ -23,10 +23,19 @@ def held_out():
     return HeldOutLoss(GaussianDiffusion(), images, torch.arange(20) % 3, repeats=2, batch_size=7)
 
 
-def test_same_batch_every_time_and_mode_restored(net, held_out):
+def test_same_batch_every_time_and_modes_restored(net, held_out):
     net.train()
+    net.blocks[0].eval()  # a part that is frozen by hand stays so
+    before = [module.training for module in net.modules()]
     assert held_out(net) == held_out(net)
-    assert net.training
+    assert [module.training for module in net.modules()] == before
+
+    def fail(*_):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        held_out.predict(net, fail)
+    assert [module.training for module in net.modules()] == before
 
 
 def test_batch_size_does_not_matter(net, held_out):

@@ -9,7 +9,7 @@ from torch import nn
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.errors import InputError
 from tinyfusion.metrics import speed
-from tinyfusion.metrics.speed import compare_speed, macs, parameters, sampling_speed
+from tinyfusion.metrics.speed import compare_speed, macs, parameters
 
 
 def dit_macs(side: int, patch: int, channels: int, width: int, depth: int) -> int:
@@ -91,15 +91,6 @@ def test_routines_are_timed_in_turn_and_compared_within_rounds(clock):
     }
     assert measured["student"]["images_per_s"] == 6
     assert measured["student"]["ratio"] == 2
-
-
-def test_speed_of_one_routine(clock):
-    run = routine(clock, "only", [3, 6, 2], [])
-    assert sampling_speed(run, repeats=3, warmup=0) == {
-        "images_per_s": 4,
-        "images_per_s_min": 2,
-        "images_per_s_max": 6,
-    }
 
 
 @pytest.mark.parametrize(

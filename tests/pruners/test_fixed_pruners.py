@@ -1,4 +1,4 @@
-"""Hand-written and random choices (METHODS A5)."""
+"""Hand-written and random choices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block influence (METHODS A1)."""
+"""Block influence."""
 
 from __future__ import annotations
 

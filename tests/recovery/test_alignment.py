@@ -1,4 +1,4 @@
-"""Pairs of student and teacher blocks (METHODS 1.7)."""
+"""Pairs of student and teacher blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hidden-state distance without massive activations (METHODS 1.6 and 1.10, item 7)."""
+"""Hidden-state distance without massive activations."""
 
 from __future__ import annotations
 

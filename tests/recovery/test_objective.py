@@ -54,11 +54,11 @@ def test_finetuning_needs_no_teacher() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task_weight": -1.0}, r"task_weight=-1\.0 must not be negative"),
-        ({"feature_weight_end": -1.0}, "feature_weight_end"),
-        ({"task_weight": 0.0}, "both 0"),
-        ({"feature_mask": "all"}, "feature_mask='all' is not known; valid: none"),
-        ({"num_sigmas": 0.0}, "num_sigmas=0.0 must be positive"),
+        ({"task_weight": -1.0}, r"^recovery\.task_weight=-1\.0 must not be negative"),
+        ({"feature_weight_end": -1.0}, r"^recovery\.feature_weight_end"),
+        ({"task_weight": 0.0}, "^recovery: .*both 0"),
+        ({"feature_mask": "all"}, r"^recovery\.feature_mask='all' is not known; valid: none"),
+        ({"num_sigmas": 0.0}, r"^recovery\.num_sigmas=0.0 must be positive"),
     ],
 )
 def test_impossible_settings_are_refused(arguments: dict[str, object], message: str) -> None:

@@ -22,7 +22,7 @@ def write_run(folder, method, seed, fid):
         folder / "metrics.json",
         {
             "models": {"recovered": {"fid": fid}},
-            "protocol": {},
+            "protocol": {"num_samples": 4},
             "floor": {},
             "decision": {"method": method, "kept": [0, 2]},
         },

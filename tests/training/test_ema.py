@@ -1,4 +1,4 @@
-"""Moving averages (METHODS 1.4 and 2.21)."""
+"""Moving averages."""
 
 from __future__ import annotations
 

@@ -1,13 +1,15 @@
-"""A step that is not finite changes nothing; ten in a row end the run (METHODS 2.7)."""
+"""A step that is not finite changes nothing; ten in a row end the run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from tinyfusion.recovery.objective import Objective
@@ -103,6 +105,27 @@ def test_nine_in_a_row_do_not(faulty, run) -> None:
     module.bad_loss = tuple(range(1, 10))
     run(module)
     assert (module.skipped_steps, module.skipped_in_a_row) == (9, 0)
+
+
+@pytest.mark.parametrize(("kind", "skipped"), [("bad_gradient", 0), ("bad_loss", 2)])
+def test_overflow_of_scaled_gradients_is_left_to_the_scaler(
+    faulty, run, monkeypatch, kind: str, skipped: int
+) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    def trainer(precision: str, plugins: list[Any], **rest: Any) -> Trainer:
+        return Trainer(plugins=[*plugins, MixedPrecision("16-mixed", "cpu", scaler)], **rest)
+
+    monkeypatch.setattr("tinyfusion.stages.fit.Trainer", trainer)
+    module, seen = faulty(5), Snapshots()
+    setattr(module, kind, (2, 3))
+    run(module, callbacks=[seen])
+    assert module.skipped_steps == skipped
+    weights = [[v for k, v in after.items() if "student" in k] for after in seen.after.values()]
+    pairs = [all(map(torch.equal, *pair)) for pair in pairwise(weights)]
+    assert pairs == [False, True, True, False], "both steps are left out"
+    # A bad loss with a good gradient is nothing that another scale would help.
+    assert scaler.get_scale() == (2.0 if kind == "bad_gradient" else 8.0)
 
 
 def test_gradients_are_clipped_to_the_global_norm(make_net, shared, run) -> None:

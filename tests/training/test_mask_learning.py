@@ -1,4 +1,4 @@
-"""Learning the mask end to end on tiny networks (METHODS 1.4 and 1.10, item 5)."""
+"""Learning the mask end to end on tiny networks."""
 
 from __future__ import annotations
 

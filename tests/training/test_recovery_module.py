@@ -1,4 +1,4 @@
-"""What the recovery stage feeds to student and teacher (METHODS 1.6 and 1.10, items 8 and 10)."""
+"""What the recovery stage feeds to student and teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An interrupted run ends like one that never was (METHODS 1.10, item 9)."""
+"""An interrupted run ends like one that never was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules are functions of the step (METHODS 1.4, 1.5 and 1.10, item 10)."""
+"""Schedules are functions of the step."""
 
 from __future__ import annotations
 

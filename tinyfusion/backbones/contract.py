@@ -10,7 +10,8 @@ Shape suffixes: B batch, T tokens, D width, C channels, H height, W width of the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         blocks: the residual blocks in the order in which they run. Removing one means leaving
-            the states unchanged (METHODS section 0).
+            the states unchanged.
         kept_from: for each block, its index in the model this one was pruned from, or ``None``
             for a model that was not pruned.
     """
@@ -93,6 +94,18 @@ def forward_with_states(
         return out_BTD
 
     return net(x, t, y, run_block=runner), states
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Put ``net`` in eval mode and give each of its modules its own mode back afterwards."""
+    training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def count_parameters(net: nn.Module, trainable_only: bool = False) -> int:

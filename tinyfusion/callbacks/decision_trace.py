@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,43 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tinyfusion.errors import InputError
 from tinyfusion.figures.decision import DecisionTrace as Record
 from tinyfusion.figures.decision import decision_trace
-from tinyfusion.training.mask_learning import MaskLearning
+from tinyfusion.files import write_text
+from tinyfusion.training.mask_learning import DecisionState, MaskLearning
+
+ALL_UP_TO = 64
+"""Groups of at most so many patterns are recorded with the probability of each."""
+
+LIKELIEST = 5
+"""Patterns recorded of larger groups."""
 
 
 class DecisionTrace(Callback):
-    """Records the decision while a mask is learned and draws it at the end.
+    """Records the decision while a mask is learned; draws and writes the records at the end.
+
+    ``decision_trace.json`` is a list of records with ``step``; ``kept`` and ``kept_live``, the
+    blocks by the averaged and by the live gates; and, of the averaged gates, one entry per group
+    of ``confidence``, ``entropy`` (nats) and ``probabilities``: pairs of pattern index (in
+    lexicographic order of the kept positions) and probability, of all patterns of a group of up
+    to 64 and of the five likeliest, likeliest first, of a larger one.
 
     Args:
         every: optimiser steps between two records.
+
+    Attributes:
+        records: the records so far, as they are written.
+
+    Raises:
+        InputError: ``every`` is below 1.
     """
 
     file = "decision.png"
+    data_file = "decision_trace.json"
 
     def __init__(self, every: int = 5) -> None:
         if every < 1:
             raise InputError(f"callbacks.decision_trace.every={every} must be at least 1")
         self.every = every
-        self.records: list[Record] = []
+        self.records: list[dict[str, Any]] = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -35,29 +56,47 @@ class DecisionTrace(Callback):
         step = trainer.global_step
         if not isinstance(pl_module, MaskLearning) or step == 0:
             return
-        last = step == pl_module.total_steps
-        if (step % self.every == 0 or last) and (not self.records or self.records[-1].step != step):
-            state = pl_module.decision_state()
-            self.records.append(Record(step, state.kept, tuple(state.confidence)))
+        due = step % self.every == 0 or step == pl_module.total_steps
+        if due and (not self.records or self.records[-1]["step"] != step):
+            self.records.append(_record(step, pl_module.decision_state()))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the figure beside the stage's other files."""
+        """Draw the figure beside the stage's other files and write the records beside it."""
         if (
             not isinstance(pl_module, MaskLearning)
             or not self.records
             or not trainer.is_global_zero
         ):
             return
+        folder = Path(trainer.default_root_dir)
+        lines = ",\n".join(json.dumps(record) for record in self.records)
+        write_text(folder / self.data_file, f"[\n{lines}\n]\n")
+        trace = [Record(r["step"], tuple(r["kept"]), tuple(r["confidence"])) for r in self.records]
         groups = [tuple(group.blocks) for group in pl_module.gated.gates.scheme.groups]
-        decision_trace(self.records, groups, Path(trainer.default_root_dir) / self.file)
+        decision_trace(trace, groups, folder / self.file)
 
     def state_dict(self) -> dict[str, Any]:
-        """Records as plain data for the resume checkpoint."""
-        return {"records": [[r.step, list(r.kept), list(r.confidence)] for r in self.records]}
+        """Records, which are plain data, for the resume checkpoint."""
+        return {"records": list(self.records)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the records of a resume checkpoint."""
-        self.records = [
-            Record(step, tuple(kept), tuple(confidence))
-            for step, kept, confidence in state_dict["records"]
-        ]
+        self.records = list(state_dict["records"])
+
+
+def _record(step: int, state: DecisionState) -> dict[str, Any]:
+    return {
+        "step": step,
+        "kept": list(state.kept),
+        "kept_live": list(state.kept_live),
+        "confidence": state.confidence,
+        "entropy": state.entropy,
+        "probabilities": [_pairs(probabilities) for probabilities in state.probabilities],
+    }
+
+
+def _pairs(probabilities: list[float]) -> list[list[float]]:
+    pairs = [[pattern, probability] for pattern, probability in enumerate(probabilities)]
+    if len(pairs) <= ALL_UP_TO:
+        return pairs
+    return sorted(pairs, key=lambda pair: -pair[1])[:LIKELIEST]

@@ -35,7 +35,6 @@ class Checkpoint:
             the file: copy before changing them.
         path: the file that holds the weights.
         sha256: hex digest of that file.
-        note: what the file is, in words.
         backbone: family (``"dit"``), or ``None`` if the file does not say.
         arguments: constructor arguments, or ``None`` if the file does not say.
         kept_from: for each block its index in the model this one was pruned from, or ``None``.
@@ -45,7 +44,6 @@ class Checkpoint:
     state: dict[str, Tensor]
     path: Path
     sha256: str
-    note: str
     backbone: str | None = None
     arguments: dict[str, Any] | None = None
     kept_from: tuple[int, ...] | None = None
@@ -79,10 +77,10 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
             config = read_json(config_path, "config")
             if _is_ours(config) and _weights_of(config, config_path)["file"] == path.name:
                 return _read_configured(path, config, config_path)
-        state, note = _read_safetensors(path), "bare safetensors state dict"
+        state = _read_safetensors(path)
     else:
-        state, note = _pick_state(path, _read_torch(path))
-    return Checkpoint(_cleaned(path, state), path, sha256_of(path), note)
+        state = _pick_state(path, _read_torch(path))
+    return Checkpoint(_cleaned(path, state), path, sha256_of(path))
 
 
 def _read_folder(folder: Path) -> Checkpoint:
@@ -119,7 +117,6 @@ def _read_configured(path: Path, config: dict[str, Any], config_path: Path) -> C
         state=_cleaned(path, _read_safetensors(path)),
         path=path,
         sha256=digest,
-        note="model folder",
         backbone=config["backbone"],
         arguments=config["arguments"],
         kept_from=_kept_from(config, config_path),
@@ -201,16 +198,15 @@ def _read_torch(path: Path) -> Any:
         ) from None
 
 
-def _pick_state(path: Path, content: Any) -> tuple[dict[str, Any], str]:
-    """The weights of a PyTorch file and what the file is, in words."""
+def _pick_state(path: Path, content: Any) -> dict[str, Any]:
+    """The weights of a PyTorch file."""
     if isinstance(content, Mapping):
         for key in ("ema", "model"):
             if _is_state(content.get(key)):
-                note = f"training checkpoint, weights under {key!r}"
-                logger.info("%s: %s", path, note)
-                return dict(content[key]), note
+                logger.info("%s: training checkpoint, weights under %r", path, key)
+                return dict(content[key])
         if _is_state(content):
-            return dict(content), "bare PyTorch state dict"
+            return dict(content)
     found = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
     raise InputError(
         f"{path}: holds neither a state dict nor a training checkpoint with 'ema' or 'model', "

@@ -1,4 +1,4 @@
-"""The co-trained weight update that stands in for the fine-tuning to come (METHODS 1.4).
+"""The co-trained weight update that stands in for the fine-tuning to come (TinyFusion, section 3).
 
 Each class attaches an update to a network in place and leaves exactly its own parameters
 trainable. The update is thrown away with the network after the decision.

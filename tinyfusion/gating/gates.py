@@ -1,4 +1,4 @@
-"""Learned choice among the keep-patterns of every group (TinyFusion, section 3; METHODS 1.2-1.4).
+"""Learned choice among the keep-patterns of every group (TinyFusion, section 3).
 
 Shape suffixes: B batch, C choices of one group, M positions of one group, L blocks, K all choices
 of all groups side by side.
@@ -17,13 +17,19 @@ START_LOGIT = 0.02
 
 
 class GroupGate(nn.Module):
-    """A categorical distribution over the keep-patterns of one group."""
+    """A categorical distribution over the keep-patterns of one group.
+
+    Attributes:
+        patterns: kept block indices of every pattern; listed once, there can be thousands.
+    """
 
     choices_CM: Tensor
 
     def __init__(self, group: Group) -> None:
         super().__init__()
-        rows = [[float(m in kept) for m in range(group.size)] for kept in group.choices()]
+        choices = group.choices()
+        self.patterns = [tuple(group.start + m for m in kept) for kept in choices]
+        rows = [[float(m in kept) for m in range(group.size)] for kept in choices]
         self.register_buffer("choices_CM", torch.tensor(rows), persistent=False)
         self.logits_C = nn.Parameter(torch.full((len(rows),), START_LOGIT))
 
@@ -93,12 +99,14 @@ class Gates(nn.Module):
 
     def decide(self, logits: list[Tensor] | None = None) -> tuple[int, ...]:
         """Most probable pattern of every group as kept block indices."""
-        logits = self.logits() if logits is None else logits
-        kept = []
-        for group, values in zip(self.scheme.groups, logits, strict=True):
-            best = group.choices()[int(values.argmax())]
-            kept += [group.start + position for position in best]
-        return tuple(kept)
+        choice = likeliest(self.logits() if logits is None else logits)
+        patterns = (gate.patterns[i] for gate, i in zip(self.groups, choice, strict=True))
+        return tuple(block for kept in patterns for block in kept)
+
+
+def likeliest(logits: list[Tensor]) -> list[int]:
+    """Index of the most probable pattern of each group, in the order of `Group.choices`."""
+    return [int(values.argmax()) for values in logits]
 
 
 def entropy(probabilities: list[Tensor]) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class Evaluation:
         num_samples: samples per seed, spread evenly over the classes.
         sampler: how samples are drawn.
         guidance: guidance of the scored samples (1 at digits scale: more distorts FID there).
-        seeds: sampling seeds; metrics are means over them and ``fid_std`` is their spread.
+        seeds: sampling seeds; metrics are means over them; of several, ``fid_std`` is the spread.
         extractor: torch-fidelity feature extractor.
         batch_size: samples per batch.
         held_out_repeats: how often each held-out image is noised.
@@ -52,8 +52,17 @@ class Evaluation:
     speed_repeats: int = 3
 
     def __post_init__(self) -> None:
-        if self.num_samples < 4:
-            raise InputError(f"evaluation.num_samples={self.num_samples} must be at least 4")
+        least = {
+            "num_samples": 4,
+            "batch_size": 1,
+            "held_out_repeats": 1,
+            "speed_samples": 0,
+            "speed_repeats": 1,
+        }
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value < minimum:
+                raise InputError(f"evaluation.{name}={value} must be at least {minimum}")
         if not self.seeds:
             raise InputError("evaluation.seeds is empty; give at least one sampling seed")
 
@@ -121,9 +130,9 @@ class Evaluation:
             progress: show bars.
 
         Returns:
-            ``fid`` (mean over seeds), ``fid_std``, ``inception_score``, ``precision``,
-            ``recall``, ``held_out_loss`` and its standard error, ``held_out_mse``, ``depth``,
-            ``parameters``, ``macs`` (one forward, one sample).
+            ``fid`` (mean over seeds), ``fid_std`` (with several seeds), ``inception_score``,
+            ``precision``, ``recall``, ``held_out_loss`` and its standard error,
+            ``held_out_mse``, ``depth``, ``parameters``, ``macs`` (one forward, one sample).
         """
         reference = source.reference()
         runs = [
@@ -137,7 +146,6 @@ class Evaluation:
         losses = held_out.of(out)
         row: dict[str, float] = {
             **means,
-            "fid_std": float(fids.std()) if len(fids) > 1 else 0.0,
             "held_out_loss": losses["loss"],
             "held_out_loss_stderr": losses["loss_stderr"],
             "held_out_mse": losses["mse"],
@@ -145,6 +153,9 @@ class Evaluation:
             "parameters": parameters(net),
             "macs": macs(net),
         }
+        if len(fids) > 1:
+            # Of one seed there is no spread to speak of; 0 would read as a perfect one.
+            row["fid_std"] = float(fids.std())
         if teacher is not None:
             row["teacher_distance"] = held_out.distance(out, held_out.predict(teacher))
         return row
@@ -173,3 +184,20 @@ class Evaluation:
             return run
 
         return compare_speed({name: runner(net) for name, net in nets.items()}, self.speed_repeats)
+
+
+def for_table(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a row of `Evaluation.score` with FID and its spread in one cell.
+
+    Args:
+        row: values by key; other keys stay as they are.
+
+    Returns:
+        With ``fid_std`` in ``row``, ``fid`` is the pair (mean, spread), which tables show as
+        "mean ± spread", and ``fid_std`` is gone.
+    """
+    shown = dict(row)
+    spread = shown.pop("fid_std", None)
+    if spread is not None:
+        shown["fid"] = (shown["fid"], spread)
+    return shown

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
+from tinyfusion.backbones.contract import Backbone, BlockRunner, evaluating, run_plain
 from tinyfusion.processes.gaussian import GaussianDiffusion, batch_means, mean_flat
 from tinyfusion.seeding import generator
 
 
 class HeldOutLoss:
-    """Scores networks on fixed data with common random numbers (METHODS 1.12 and A3).
+    """Scores networks on fixed data with common random numbers.
 
     Args:
         process: the diffusion process.
@@ -47,17 +47,15 @@ class HeldOutLoss:
     @torch.no_grad()
     def predict(self, net: Backbone, run_block: BlockRunner = run_plain) -> Tensor:
         """Raw predictions for the fixed batch, in evaluation mode, on the CPU."""
-        was_training = net.training
-        net.eval()
         device = next(net.parameters()).device
         times = self.process.network_time(self.batch.t)
         parts = []
-        for start in range(0, len(times), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            inputs = (self.batch.noisy[rows], times[rows], self.labels[rows])
-            out = net(*(value.to(device) for value in inputs), run_block=run_block)
-            parts.append(out.float().cpu())
-        net.train(was_training)
+        with evaluating(net):
+            for start in range(0, len(times), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                inputs = (self.batch.noisy[rows], times[rows], self.labels[rows])
+                out = net(*(value.to(device) for value in inputs), run_block=run_block)
+                parts.append(out.float().cpu())
         return torch.cat(parts)
 
     def __call__(self, net: Backbone, run_block: BlockRunner = run_plain) -> dict[str, float]:

@@ -48,17 +48,6 @@ def macs(net: nn.Module, inputs: tuple[Tensor, ...] | None = None) -> int:
     return counter.get_total_flops() // 2
 
 
-def sampling_speed(run: Callable[[], int], repeats: int = 3, warmup: int = 1) -> dict[str, float]:
-    """Images per second of one sampling routine; see :func:`compare_speed`.
-
-    Returns:
-        ``images_per_s`` (median) and its spread, ``images_per_s_min`` and ``images_per_s_max``.
-    """
-    measured = compare_speed({"run": run}, repeats, warmup)["run"]
-    del measured["ratio"]
-    return measured
-
-
 def compare_speed(
     runs: Mapping[str, Callable[[], int]], repeats: int = 3, warmup: int = 1
 ) -> dict[str, dict[str, float]]:

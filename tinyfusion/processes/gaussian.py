@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from tinyfusion.errors import InputError
+from tinyfusion.processes.likelihood import discretised_log_likelihood, gaussian_kl
+from tinyfusion.processes.respacing import respaced_times
+from tinyfusion.processes.tables import Tables
 
 
 @dataclass(frozen=True)
@@ -50,84 +53,6 @@ def mean_flat(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
 
 
-def gaussian_kl(mean_1: Tensor, log_var_1: Tensor, mean_2: Tensor, log_var_2: Tensor) -> Tensor:
-    """KL divergence N(mean_1) || N(mean_2) per element, in nats."""
-    return 0.5 * (
-        log_var_2
-        - log_var_1
-        - 1.0
-        + torch.exp(log_var_1 - log_var_2)
-        + (mean_1 - mean_2) ** 2 * torch.exp(-log_var_2)
-    )
-
-
-def discretised_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Log-likelihood in nats of 8-bit data in [-1, 1] under a Gaussian, per element.
-
-    Bins are 2/255 wide and open beyond +-0.999; the normal CDF is approximated by a tanh and
-    probabilities are clamped at 1e-12 (arXiv 2006.11239, section 3.3).
-    """
-
-    def cdf(z: Tensor) -> Tensor:
-        return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z**3)))
-
-    inverse_std = torch.exp(-log_std)
-    upper = cdf(inverse_std * (x - mean + 1.0 / 255.0))
-    lower = cdf(inverse_std * (x - mean - 1.0 / 255.0))
-    probability = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1.0 - lower, upper - lower))
-    return probability.clamp(min=1e-12).log()
-
-
-def respaced_times(spec: int | str, num_steps: int) -> list[int]:
-    """Original times that a respaced process keeps, ascending.
-
-    Args:
-        spec: a number of steps (spread evenly, end points included), ``"ddimN"`` (fixed integer
-            stride from 0) or a comma list such as ``"10,15,25"`` (equal sections, each with its
-            own count).
-        num_steps: length of the full process.
-
-    Raises:
-        InputError: the specification can't be read or asks for more steps than there are.
-    """
-    text = str(spec).strip()
-    if text.startswith("ddim"):
-        count = _positive(text[4:], spec)
-        for stride in range(1, num_steps):
-            if len(range(0, num_steps, stride)) == count:
-                return list(range(0, num_steps, stride))
-        raise InputError(
-            f"sampler steps {spec!r}: no integer stride visits exactly {count} of "
-            f"{num_steps} steps; give a plain number instead"
-        )
-    counts = [_positive(part, spec) for part in text.split(",")]
-    size, extra = divmod(num_steps, len(counts))
-    start, times = 0, []
-    for section, count in enumerate(counts):
-        length = size + (1 if section < extra else 0)
-        if count > length:
-            raise InputError(
-                f"sampler steps {spec!r}: {count} steps asked of a section of {length}; "
-                f"valid: 1 to {length}"
-            )
-        stride = 1.0 if count == 1 else (length - 1) / (count - 1)
-        position = 0.0
-        for _ in range(count):
-            times.append(start + round(position))
-            position += stride
-        start += length
-    return times
-
-
-def _positive(text: str, spec: int | str) -> int:
-    if not text.strip().isdigit() or int(text) < 1:
-        raise InputError(
-            f"sampler steps {spec!r} can't be read: give a number such as 50, 'ddim50', or a "
-            "comma list such as '10,15,25'"
-        )
-    return int(text)
-
-
 class GaussianDiffusion:
     """The 1000-step linear-schedule process of DDPM, as DiT uses it.
 
@@ -155,27 +80,34 @@ class GaussianDiffusion:
                 f"{num_steps}, {beta_start}, {beta_end}"
             )
         betas = torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
-        self._set(betas, torch.arange(num_steps), num_steps, clip)
+        self._set(betas, torch.arange(num_steps), clip)
 
-    def _set(self, betas_S: Tensor, time_map_S: Tensor, full: int, clip: bool) -> None:
+    def _set(self, betas_S: Tensor, time_map_S: Tensor, clip: bool) -> None:
         self.clip = clip
-        self.num_train_steps = full
         self.time_map_S = time_map_S
         self.betas_S = betas_S
         alphas_S = 1.0 - betas_S
-        self.alphas_cumprod_S = alphas_S.cumprod(0)
-        self.alphas_cumprod_prev_S = torch.cat(
-            [torch.ones(1, dtype=torch.float64), self.alphas_cumprod_S[:-1]]
-        )
+        kept_S = self.alphas_cumprod_S = alphas_S.cumprod(0)
+        kept_before_S = torch.cat([torch.ones(1, dtype=torch.float64), kept_S[:-1]])
+        self.alphas_cumprod_prev_S = kept_before_S
         # DDPM, equations 6 and 7.
-        one_minus = 1.0 - self.alphas_cumprod_S
-        self._posterior_variance_S = betas_S * (1.0 - self.alphas_cumprod_prev_S) / one_minus
+        variance_S = betas_S * (1.0 - kept_before_S) / (1.0 - kept_S)
         # The variance at t = 0 is zero, so its logarithm is taken from t = 1.
-        clipped = self._posterior_variance_S.clone()
-        clipped[0] = clipped[1] if len(clipped) > 1 else betas_S[0]
-        self._posterior_log_variance_S = clipped.log()
-        self._mean_clean_S = betas_S * self.alphas_cumprod_prev_S.sqrt() / one_minus
-        self._mean_noisy_S = (1.0 - self.alphas_cumprod_prev_S) * alphas_S.sqrt() / one_minus
+        variance_S[0] = variance_S[1] if len(variance_S) > 1 else betas_S[0]
+        # DDPM's "fixed large" variance: beta, but the posterior's at t = 0.
+        fixed_S = torch.cat([variance_S[:1], betas_S[1:]])
+        self._tables = Tables(
+            time=time_map_S,
+            clean_in_noisy=kept_S.sqrt(),
+            noise_in_noisy=(1.0 - kept_S).sqrt(),
+            noisy_in_clean=(1.0 / kept_S).sqrt(),
+            noise_in_clean=(1.0 / kept_S - 1.0).sqrt(),
+            clean_in_mean=betas_S * kept_before_S.sqrt() / (1.0 - kept_S),
+            noisy_in_mean=(1.0 - kept_before_S) * alphas_S.sqrt() / (1.0 - kept_S),
+            least_log_variance=variance_S.log(),
+            largest_log_variance=betas_S.log(),
+            fixed_log_variance=fixed_S.log(),
+        )
 
     @property
     def num_steps(self) -> int:
@@ -188,17 +120,12 @@ class GaussianDiffusion:
         kept = self.alphas_cumprod_S[times]
         previous = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
         shorter = object.__new__(GaussianDiffusion)
-        shorter._set(1.0 - kept / previous, self.time_map_S[times], self.num_train_steps, self.clip)
+        shorter._set(1.0 - kept / previous, self.time_map_S[times], self.clip)
         return shorter
-
-    @staticmethod
-    def _at(table_S: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        values = table_S.to(like.device)[t].to(like.dtype)
-        return values.view(-1, *[1] * (like.ndim - 1))
 
     def network_time(self, t: Tensor) -> Tensor:
         """Times as the network was trained on them, from times of this chain, shape (B,)."""
-        return self.time_map_S.to(t.device)[t]
+        return self._tables.at("time", t, t)
 
     def times_from_uniform(self, uniform_B: Tensor) -> Tensor:
         """Map uniform draws in [0, 1) of shape (B,) to training times."""
@@ -206,27 +133,27 @@ class GaussianDiffusion:
 
     def add_noise(self, clean: Tensor, t: Tensor, noise: Tensor) -> NoisyBatch:
         """Noise clean data to times ``t`` (DDPM, equation 4)."""
-        kept = self._at(self.alphas_cumprod_S.sqrt(), t, clean)
-        added = self._at((1.0 - self.alphas_cumprod_S).sqrt(), t, clean)
+        kept = self._tables.at("clean_in_noisy", t, clean)
+        added = self._tables.at("noise_in_noisy", t, clean)
         return NoisyBatch(clean, noise, kept * clean + added * noise, t)
 
     def clean_from_noise(self, noisy: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Clean data implied by a noise prediction."""
-        a = self._at((1.0 / self.alphas_cumprod_S).sqrt(), t, noisy)
-        b = self._at((1.0 / self.alphas_cumprod_S - 1.0).sqrt(), t, noisy)
+        a = self._tables.at("noisy_in_clean", t, noisy)
+        b = self._tables.at("noise_in_clean", t, noisy)
         return a * noisy - b * noise
 
     def noise_from_clean(self, noisy: Tensor, t: Tensor, clean: Tensor) -> Tensor:
         """Noise implied by a prediction of the clean data."""
-        a = self._at((1.0 / self.alphas_cumprod_S).sqrt(), t, noisy)
-        b = self._at((1.0 / self.alphas_cumprod_S - 1.0).sqrt(), t, noisy)
+        a = self._tables.at("noisy_in_clean", t, noisy)
+        b = self._tables.at("noise_in_clean", t, noisy)
         return (a * noisy - clean) / b
 
     def posterior(self, clean: Tensor, noisy: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(x_{t-1} | x_t, x_0) (DDPM, equation 7)."""
-        mean = self._at(self._mean_clean_S, t, noisy) * clean
-        mean = mean + self._at(self._mean_noisy_S, t, noisy) * noisy
-        return mean, self._at(self._posterior_log_variance_S, t, noisy).expand_as(mean)
+        mean = self._tables.at("clean_in_mean", t, noisy) * clean
+        mean = mean + self._tables.at("noisy_in_mean", t, noisy) * noisy
+        return mean, self._tables.at("least_log_variance", t, noisy).expand_as(mean)
 
     def split(self, out: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
         """Network output as noise prediction and variance values (``None`` if not learned).
@@ -258,15 +185,12 @@ class GaussianDiffusion:
         between its two bounds. Without learned variance the larger bound is used.
         """
         noise, values = self.split(out, noisy.shape[1])
-        lower = self._at(self._posterior_log_variance_S, t, noisy)
         if values is None:
-            # DDPM's "fixed large" variance: beta, but the posterior's at t = 0.
-            table = self.betas_S.clone()
-            table[0] = self._posterior_log_variance_S[0].exp()
-            log_variance = self._at(table.log(), t, noisy).expand_as(noisy)
+            log_variance = self._tables.at("fixed_log_variance", t, noisy).expand_as(noisy)
         else:
             fraction = (values + 1.0) / 2.0
-            upper = self._at(self.betas_S.log(), t, noisy)
+            lower = self._tables.at("least_log_variance", t, noisy)
+            upper = self._tables.at("largest_log_variance", t, noisy)
             log_variance = fraction * upper + (1.0 - fraction) * lower
         clean = self.clean_from_noise(noisy, t, noise)
         if self.clip if clip is None else clip:
@@ -298,7 +222,8 @@ class GaussianDiffusion:
             teacher_out: same shape, no gradient.
             batch: what both networks saw.
             variance: add KL(teacher || student) of the reverse step in bits per dimension; at
-                t = 0 it is the student's decoder likelihood instead (METHODS 2.3).
+                t = 0 it is the student's decoder likelihood of the clean
+                data instead, as in the reference implementation of TinyFusion.
         """
         channels = batch.clean.shape[1]
         student_noise, values = self.split(student_out, channels)

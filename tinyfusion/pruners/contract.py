@@ -7,7 +7,7 @@ that names its class in ``_target_``. A user's own needs nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -44,14 +44,14 @@ class PruningContext:
         net: the source model; the pruner's own copy, which it may alter.
         process: the diffusion process.
         source: images.
-        scheme: the N:M scheme laid over the model, or ``None`` if only ``keep`` was given.
-        keep: number of blocks that stay.
+        scheme: the N:M scheme laid over the model, or ``None`` if the pruner uses none or none
+            was given.
+        keep: number of blocks that stay; 0 for a pruner that needs none (``uses_keep``).
         seed: the run's seed.
         folder: where the pruner may write.
         fit: runs a training stage with the job's trainer, resuming it if it was interrupted:
             ``fit(module, settings_key)``.
         shared: keyword arguments of `DenoiserTraining` for a settings key.
-        settings: seeds and sizes that pruners may read.
     """
 
     net: Backbone
@@ -63,7 +63,6 @@ class PruningContext:
     folder: Path
     fit: Callable[[DenoiserTraining, str], None]
     shared: Callable[[str], dict[str, Any]]
-    settings: dict[str, Any] = field(default_factory=dict)
 
     def calibration(self, num_samples: int) -> HeldOutLoss:
         """A fixed noised batch of training images, the same for every candidate.
@@ -86,7 +85,14 @@ class PruningContext:
 
 
 class Pruner(Protocol):
-    """A way of choosing blocks; what ``conf/pruner/*.yaml`` builds."""
+    """A way of choosing blocks; what ``conf/pruner/*.yaml`` builds.
+
+    A class that decides within the groups of a scheme says so by ``uses_scheme = True``; for
+    others, which may leave the attribute out, the scheme is only another way to say ``keep``.
+    ``uses_keep = False`` (default: true) says that the number of blocks is the pruner's own.
+    """
+
+    uses_scheme: bool
 
     def choose(self, context: PruningContext) -> Choice:
         """Choose ``context.keep`` of the model's blocks."""

@@ -19,6 +19,9 @@ class Indices:
         kept: 0-based block indices, in any order.
     """
 
+    uses_scheme = False
+    uses_keep = False
+
     def __init__(self, kept: Sequence[int]) -> None:
         self.kept = list(kept)
 
@@ -32,11 +35,13 @@ class Indices:
 
 
 class Random:
-    """A set drawn uniformly among all sets of ``keep`` blocks (METHODS A5).
+    """A set drawn uniformly among all sets of ``keep`` blocks.
 
     Args:
         draw_seed: seed of the draw; ``None`` takes the run's seed.
     """
+
+    uses_scheme = False
 
     def __init__(self, draw_seed: int | None = None) -> None:
         self.draw_seed = draw_seed

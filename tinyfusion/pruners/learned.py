@@ -1,4 +1,4 @@
-"""TinyFusion's own pruner: learn the distribution over keep-patterns (METHODS 1)."""
+"""TinyFusion's own pruner: learn the distribution over keep-patterns (arXiv 2412.01199)."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class Learned:
         InputError: a factor, temperature or scale that is not positive, or a decay outside
             [0, 1).
     """
+
+    uses_scheme = True
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""ShortGPT: drop the blocks that turn their input least (arXiv 2403.03853; METHODS A1).
+"""ShortGPT: drop the blocks that turn their input least (arXiv 2403.03853).
 
 Shape suffixes: B batch, T tokens, D width, L blocks.
 """
@@ -69,8 +69,10 @@ class ShortGPT:
 
     Args:
         num_samples: calibration samples, noised at times spread over the whole schedule.
-        protect_last: never remove the last block, as the reference does (METHODS 2.13).
+        protect_last: never remove the last block, as TinyFusion's reference does.
     """
+
+    uses_scheme = False
 
     def __init__(self, num_samples: int = 1024, protect_last: bool = True) -> None:
         self.num_samples, self.protect_last = num_samples, protect_last

@@ -1,4 +1,8 @@
-"""Which student block is compared with which teacher block (METHODS 1.7)."""
+"""Which student block is compared with which teacher block.
+
+The reference implementation of TinyFusion pairs student block i with teacher block 2i + 1, which
+fits 1:2 groups alone; here the pairs follow the decision.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,10 @@ def alignment(
     With groups, the last kept block of a group is paired with the block that closes the group.
     Without, the depth is cut at the kept blocks: each student block is paired with the teacher
     block just before the next kept one, and the last with the teacher's last.
+
+    A file of a pruned model says which blocks were kept, not in which groups: to recover one by
+    itself along its groups, give the decision too. Without it the pairs are those of a decision
+    without groups; of 1:2 groups there are as many, some ending one teacher block later.
 
     Args:
         kept: the student's blocks as ascending indices into the teacher.

@@ -16,8 +16,8 @@ MASKS = ("none", "separate", "intersection")
 def ordinary(states_BTD: Tensor, num_sigmas: float) -> Tensor:
     """True where a state lies within ``num_sigmas`` standard deviations of its sample's mean.
 
-    Mean and unbiased standard deviation are taken per sample over tokens and channels together
-    (METHODS 1.6 and 2.2).
+    Mean and unbiased standard deviation are taken per sample over tokens and channels together,
+    as in the reference implementation of TinyFusion.
     """
     flat = states_BTD.flatten(1)
     mean = flat.mean(1).view(-1, *[1] * (states_BTD.ndim - 1))

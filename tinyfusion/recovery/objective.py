@@ -1,4 +1,4 @@
-"""What a recovery minimises: task loss, output distillation and hidden states (METHODS 1.6)."""
+"""What a recovery minimises: task loss, output distillation, hidden states (TinyFusion, 4.4)."""
 
 from __future__ import annotations
 
@@ -44,16 +44,15 @@ class Objective:
         }
         for name, value in weights.items():
             if value < 0:
-                raise InputError(f"recovery.objective.{name}={value} must not be negative")
+                raise InputError(f"recovery.{name}={value} must not be negative")
         if task_weight + output_weight == 0:
-            raise InputError("recovery.objective: task_weight and output_weight are both 0")
+            raise InputError("recovery: task_weight and output_weight are both 0")
         if feature_mask not in MASKS:
             raise InputError(
-                f"recovery.objective.feature_mask={feature_mask!r} is not known; "
-                f"valid: {', '.join(MASKS)}"
+                f"recovery.feature_mask={feature_mask!r} is not known; valid: {', '.join(MASKS)}"
             )
         if num_sigmas <= 0:
-            raise InputError(f"recovery.objective.num_sigmas={num_sigmas} must be positive")
+            raise InputError(f"recovery.num_sigmas={num_sigmas} must be positive")
         self.task_weight, self.output_weight = task_weight, output_weight
         self.feature_weight, self.feature_weight_end = feature_weight, feature_weight_end
         self.feature_mask, self.num_sigmas = feature_mask, num_sigmas

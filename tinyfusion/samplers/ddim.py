@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.tables import Tables
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.samplers.reverse import NoiseSource, OnStep, count_steps, walk_back
 
@@ -43,19 +46,31 @@ class DDIMSampler:
     ) -> Tensor:
         """See `Sampler`; ``noise`` is called for the start and, if ``eta`` > 0, once per step."""
         chain = process.respaced(self.steps)
-        return walk_back(self._step, chain, net, noise, labels, guidance, on_step)
+        step = partial(self._step, self._coefficients(chain))
+        return walk_back(step, chain, net, noise, labels, guidance, on_step)
+
+    def _coefficients(self, chain: GaussianDiffusion) -> Tables:
+        kept_S, kept_next_S = chain.alphas_cumprod_S, chain.alphas_cumprod_prev_S
+        # Equation 16, then equation 12.
+        variance_S = self.eta**2 * (1 - kept_next_S) / (1 - kept_S) * (1 - kept_S / kept_next_S)
+        return Tables(
+            clean=kept_next_S.sqrt(),
+            predicted_noise=(1 - kept_next_S - variance_S).clamp(min=0).sqrt(),
+            fresh_noise=variance_S.sqrt(),
+        )
 
     def _step(
-        self, chain: GaussianDiffusion, out: Tensor, x: Tensor, t: Tensor, draw: NoiseSource
+        self,
+        coefficients: Tables,
+        chain: GaussianDiffusion,
+        out: Tensor,
+        x: Tensor,
+        t: Tensor,
+        draw: NoiseSource,
     ) -> Tensor:
         clean = chain.reverse_step(out, x, t).clean
         # Where the clean data was clamped, the noise that belongs to it is another one.
         noise = chain.noise_from_clean(x, t, clean)
-        shape = (-1, *[1] * (x.ndim - 1))
-        kept = chain.alphas_cumprod_S.to(x.device)[t].view(shape)
-        kept_next = chain.alphas_cumprod_prev_S.to(x.device)[t].view(shape)
-        # Equation 16, then equation 12.
-        variance = self.eta**2 * (1 - kept_next) / (1 - kept) * (1 - kept / kept_next)
-        towards_x = (1 - kept_next - variance).clamp(min=0).sqrt()
-        mean = kept_next.sqrt().to(x.dtype) * clean + towards_x.to(x.dtype) * noise
-        return mean if self.eta == 0 else mean + variance.sqrt().to(x.dtype) * draw()
+        mean = coefficients.at("clean", t, x) * clean
+        mean = mean + coefficients.at("predicted_noise", t, x) * noise
+        return mean if self.eta == 0 else mean + coefficients.at("fresh_noise", t, x) * draw()

@@ -5,14 +5,13 @@ Shape suffixes: N samples, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
-from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.contract import Backbone, evaluating
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
@@ -23,18 +22,6 @@ from tinyfusion.seeding import SampleNoise
 def balanced_labels(count: int, num_classes: int) -> Tensor:
     """Labels 0, 1, ..., num_classes-1, 0, 1, ... of shape (count,)."""
     return torch.arange(count) % num_classes
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Put ``net`` in eval mode and give each of its modules its own mode back afterwards."""
-    training = [module for module in net.modules() if module.training]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def generate(

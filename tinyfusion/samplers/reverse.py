@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, dtype_of
-from tinyfusion.processes.gaussian import GaussianDiffusion, respaced_times
+from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.respacing import respaced_times
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 
 NoiseSource = Callable[[], Tensor]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -17,20 +19,24 @@ from tinyfusion.settings.messages import one_line
 from tinyfusion.settings.overview import choices
 from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS
 
+_PATHS = ("checkpoint", "decision", "teacher.path", "data.root", "output_root")
 _PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def check(cfg: DictConfig) -> DictConfig:
+def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     """Refuse unknown keys, wrong types and missing values anywhere in a configuration.
 
     The top level is merged onto the command's schema; every node with a ``_target_`` is held
-    against that callable's signature. Nothing is built.
+    against that callable's signature. Nothing is built. Keys of other commands, which experiment
+    files that serve several commands bring along, are dropped.
 
     Args:
         cfg: composed configuration with a ``command`` key.
+        overrides: what the command line said; a key of another command is refused there.
 
     Returns:
-        The configuration with all interpolations resolved.
+        The configuration with all interpolations resolved and paths that exist made absolute, so
+        that a run can be resumed from anywhere.
 
     Raises:
         InputError: one line naming the key and what would be valid.
@@ -39,12 +45,15 @@ def check(cfg: DictConfig) -> DictConfig:
     if command not in COMMANDS:
         raise InputError(f"command={command!r} is not known; valid: {', '.join(COMMANDS)}")
     schema = OmegaConf.structured(COMMANDS[command])
-    unknown = [key for key in cfg if key not in schema]
+    typed = {re.split(r"[=.@]", text.lstrip("+~"))[0] for text in overrides}
+    foreign = {key for other in COMMANDS.values() for key in other.__dataclass_fields__} - typed
+    unknown = [key for key in cfg if key not in schema and key not in foreign]
     if unknown:
         raise InputError(
             f"unknown key {str(unknown[0])!r} for 'tinyfusion {command}'; "
             f"valid: {', '.join(sorted(key for key in schema if key != 'command'))}"
         )
+    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key in schema])
     missing = [key for key in cfg if OmegaConf.is_missing(cfg, key)]
     if missing:
         raise InputError(f"{missing[0]}= must be given for this configuration")
@@ -53,10 +62,28 @@ def check(cfg: DictConfig) -> DictConfig:
         merged = OmegaConf.merge(schema, cfg)
     except OmegaConfBaseException as error:
         raise InputError(one_line(error)) from None
+    for group in OPTIONAL_GROUPS:
+        # How a choice says that the group is left out, whatever an experiment sets in it.
+        if group in merged and isinstance(merged[group], DictConfig):
+            if "_target_" in merged[group] and merged[group]["_target_"] is None:
+                merged[group] = None
     _check_groups(merged)
     for path, node in _targets(merged, ""):
         _check_target(path, node)
+    for key in _PATHS:
+        _make_absolute(merged, key)
     return merged
+
+
+def _make_absolute(cfg: DictConfig, key: str) -> None:
+    """Replace a relative path by the absolute one if it exists; names and hub ids stay."""
+    value = OmegaConf.select(cfg, key)
+    # To pathlib, the empty string is the working folder.
+    if not isinstance(value, str) or not value or (key, value) == ("teacher.path", "source"):
+        return
+    path = Path(value).expanduser()
+    if path.exists() or key == "output_root":
+        OmegaConf.update(cfg, key, str(path.absolute()))
 
 
 def _check_groups(cfg: DictConfig) -> None:

@@ -9,9 +9,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tinyfusion.errors import InputError
-from tinyfusion.settings.overview import conf_folder
-
-__all__ = ["MAX_NAME", "build", "conf_folder", "locate", "run_name"]
 
 MAX_NAME = 120
 """Longest run-folder name; longer ones are cut and end in a hash."""

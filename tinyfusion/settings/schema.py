@@ -53,6 +53,12 @@ class TrainingSettings:
         for name in ("learning_rate", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise InputError(f"training: {name}={getattr(self, name)} must be positive")
+        if self.warm_up < 0:
+            raise InputError(f"training: warm_up={self.warm_up} must be at least 0")
+        if self.learning_rate_end is not None and self.learning_rate_end < 0:
+            raise InputError(
+                f"training: learning_rate_end={self.learning_rate_end} must not be negative"
+            )
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"training: ema_decay={self.ema_decay} must be in [0, 1)")
         if self.label_drop is not None and not 0 <= self.label_drop < 1:
@@ -115,7 +121,6 @@ class Common:
     num_heads: int | None = None
     backbone: Any = None
     process: Any = None
-    data: Any = None
     trainer: Any = None
     sampler: Any = None
 
@@ -124,6 +129,7 @@ class Common:
 class Training(Common):
     """Keys of the commands that train."""
 
+    data: Any = None
     training: Any = None
     optimizer: Any = None
     logger: Any = None
@@ -170,6 +176,7 @@ class Sample(Common):
 class Evaluate(Common):
     """`tinyfusion evaluate`."""
 
+    data: Any = None
     evaluation: Any = None
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
 
@@ -222,7 +229,7 @@ GROUPS: dict[str, str] = {
 }
 """What each configuration group decides, in the order of the help."""
 
-OPTIONAL_GROUPS = ("backbone", "callbacks", "delta")
+OPTIONAL_GROUPS = ("backbone", "callbacks", "delta", "evaluation")
 """Groups that may be null."""
 
 VALUES: dict[str, str] = {
@@ -249,7 +256,6 @@ class StageTraining:
     pretrain: TrainingSettings | None = None
     mask_learning: TrainingSettings | None = None
     recovery: TrainingSettings | None = None
-    extra: dict[str, TrainingSettings] = field(default_factory=dict)
 
     def of(self, stage: str) -> TrainingSettings:
         """Settings of one stage.
@@ -257,7 +263,7 @@ class StageTraining:
         Raises:
             InputError: the configuration has none for it.
         """
-        settings = getattr(self, stage, None) or self.extra.get(stage)
+        settings = getattr(self, stage, None)
         if settings is None:
             raise InputError(f"the chosen training config has no section for {stage!r}")
         return settings

@@ -13,9 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import resolve
+from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, print_table
 from tinyfusion.files import read_json, write_json
-from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.metrics.evaluation import Evaluation, for_table
 from tinyfusion.stages.setup import Setup
 from tinyfusion.version import __version__
 
@@ -38,20 +39,30 @@ COLUMNS = {
 def main(cfg: DictConfig, folder: Path) -> None:
     """Write ``metrics.json`` for ``checkpoint=`` and print it."""
     setup = Setup(cfg, folder)
+    if cfg.evaluation is None:
+        raise InputError("evaluation=none leaves nothing to do; choose a protocol to score by")
+    path = cfg.teacher.path
+    if path == "source":
+        raise InputError(
+            "teacher.path=source: a checkpoint does not hold the model it was cut from; give "
+            "teacher.path=PATH, or teacher=none"
+        )
     net = setup.load(cfg.checkpoint)
-    path = cfg.teacher.path if cfg.teacher.path != "source" else None
     teacher = None if path is None else setup.load(path, key="teacher.path")
     evaluation = setup.evaluation
+    assert evaluation is not None
     net.to(setup.device)
     row = evaluation.score(net, setup.process, setup.source, teacher, progress=setup.bars)
-    row |= evaluation.speed({"model": net}, setup.process).get("model", {})
+    speed = evaluation.speed({"model": net}, setup.process).get("model", {})
+    # With one model there is nothing for its speed to be a ratio to.
+    row |= {key: value for key, value in speed.items() if key != "ratio"}
     floor = cached_floor(setup, evaluation)
     write_json(
         folder / "metrics.json",
         {"model": row, "protocol": evaluation.protocol(), "floor": floor},
     )
     title = protocol_line(evaluation, floor)
-    print_table([{"model": Path(cfg.checkpoint).name, **row}], COLUMNS, title)
+    print_table([{"model": Path(cfg.checkpoint).name, **for_table(row)}], COLUMNS, title)
     log.info("evaluate: figures in %s", folder / "metrics.json")
 
 
@@ -72,7 +83,11 @@ def cached_score(
     digest = setup.source_hash(checkpoint)
     return _cached(
         setup,
-        {"weights": digest, "file": str(resolve(checkpoint)) if digest is None else None},
+        {
+            "weights": digest,
+            "file": str(resolve(checkpoint)) if digest is None else None,
+            "model": net.config(),
+        },
         lambda: evaluation.score(net, setup.process, setup.source, progress=setup.bars),
         f"scores of {checkpoint}",
     )
@@ -93,11 +108,13 @@ def _cached(
 ) -> dict[str, Any]:
     """A result kept under ``<output_root>/cache/``.
 
-    It is keyed by ``key``, the data, the process, the protocol and this package's version.
+    It is keyed by ``key``, the data with its number of images, the process, the protocol and
+    this package's version.
     """
     nodes = (setup.cfg.evaluation, setup.cfg.process, setup.cfg.data)
     key = key | {
         "config": [OmegaConf.to_container(node, resolve=True) for node in nodes],
+        "images": len(setup.source),
         "version": __version__,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
@@ -82,11 +82,8 @@ def fit(
     if resume.is_file():
         log.info("%s: going on from %s", stage, resume)
     with _quiet():
-        trainer = Trainer(
-            accelerator=trainer_settings.accelerator,
-            devices=trainer_settings.devices,
-            strategy=trainer_settings.strategy,
-            precision=trainer_settings.precision,
+        trainer = new_trainer(
+            trainer_settings,
             max_steps=settings.steps,
             max_epochs=-1,
             accumulate_grad_batches=settings.accumulate,
@@ -94,8 +91,6 @@ def fit(
             logger=logger if logger is not None else False,
             callbacks=[*callbacks, *extra, ResumeCheckpoint(folder, trainer_settings.resume_every)],
             plugins=[AtomicCheckpointIO()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=folder,
             # Lightning checks a gradient clip value only if one is given; the module clips itself.
@@ -104,7 +99,25 @@ def fit(
         )
         module.train()
         _train(trainer, module, data, resume if resume.is_file() else None)
-    module.to("cpu" if not torch.cuda.is_available() else module.device)
+
+
+def new_trainer(settings: TrainerSettings, **options: Any) -> Trainer:
+    """A trainer on the devices that were asked for.
+
+    Args:
+        settings: device, precision and strategy.
+        options: further arguments of Lightning's ``Trainer``.
+    """
+    with _quiet():
+        return Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            strategy=settings.strategy,
+            precision=settings.precision,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options,
+        )
 
 
 def _train(

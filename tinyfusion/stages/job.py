@@ -22,6 +22,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.files import write_json, write_text
 from tinyfusion.settings.check import check
 from tinyfusion.settings.schema import COMMANDS
+from tinyfusion.tracking import is_first_rank
 from tinyfusion.training.module import TrainingDivergedError
 from tinyfusion.version import __version__
 
@@ -54,6 +55,23 @@ class Session:
     done: int = 0
     sweep: Path | None = None
 
+    @contextmanager
+    def reporting(self, where: str = "") -> Iterator[None]:
+        """Run one job: what the user can mend is one line on stderr and does not end the others.
+
+        Args:
+            where: name of the job, if there are several.
+        """
+        try:
+            yield
+        except (InputError, TrainingDivergedError) as error:
+            status = 2 if isinstance(error, InputError) else 1
+            self.failures.append((str(error), status))
+            name = f"{where}: " if where else ""
+            print(f"tinyfusion: error: {name}{' '.join(str(error).split())}", file=sys.stderr)
+        else:
+            self.done += 1
+
     def close(self) -> int:
         """Summarise a sweep with failures on stderr and return the exit status."""
         if not self.failures:
@@ -85,15 +103,9 @@ def attempt(cfg: DictConfig) -> None:
     where = ""
     if hydra.mode == RunMode.MULTIRUN:
         session.sweep = Path(hydra.sweep.dir)
-        where = f"{Path(hydra.runtime.output_dir).name}: "
-    try:
+        where = Path(hydra.runtime.output_dir).name
+    with session.reporting(where):
         start(cfg, session.resuming)
-    except (InputError, TrainingDivergedError) as error:
-        status = 2 if isinstance(error, InputError) else 1
-        session.failures.append((str(error), status))
-        print(f"tinyfusion: error: {where}{' '.join(str(error).split())}", file=sys.stderr)
-    else:
-        session.done += 1
 
 
 def start(cfg: DictConfig, resuming: bool = False) -> None:
@@ -113,14 +125,14 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     if resuming and (folder / CONFIG_FILE).is_file():
-        resume_folder(str(cfg.command), folder)
+        _resume_run(str(cfg.command), folder)
         return
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+    if not is_first_rank():
         # A further rank of a run whose first rank has checked everything and owns the folder.
-        _run(check(cfg), folder)
+        _run(check(cfg, hydra.overrides.task), folder)
         return
     try:
-        cfg = check(cfg)
+        cfg = check(cfg, hydra.overrides.task)
         if hydra.mode == RunMode.MULTIRUN and (cfg.trainer.get("devices") or 1) != 1:
             raise InputError(
                 f"trainer.devices={cfg.trainer.devices} in a sweep: Lightning starts further "
@@ -174,12 +186,14 @@ def sweep_overrides(command: str, folder: Path) -> list[str] | None:
     return ["-m", *flags, *task, *settings, f"hydra.sweep.dir='{folder.absolute()}'"]
 
 
-def resume_folder(command: str, folder: Path) -> None:
+def resume_folder(command: str, folder: Path) -> int:
     """Go on with an interrupted run, or with every run in the folder.
 
+    Returns:
+        Exit status; what failed has been reported, and the other runs were gone on with.
+
     Raises:
-        InputError: no such folder, no run in it, a run of another command, or one that another
-            process is working on.
+        InputError: no such folder, or no run in it.
     """
     if not folder.is_dir():
         raise InputError(f"resume={folder}: there is no such folder")
@@ -187,23 +201,40 @@ def resume_folder(command: str, folder: Path) -> None:
     runs = runs or sorted(file.parent for file in folder.glob(f"*/{CONFIG_FILE}"))
     if not runs:
         raise InputError(f"resume={folder}: no {CONFIG_FILE} in it or in its subfolders")
+    several = Session(sys.argv, resuming=True)
     for run in runs:
-        try:
-            cfg = OmegaConf.load(run / CONFIG_FILE)
-        except Exception as error:
-            raise InputError(f"resume={run}: {CONFIG_FILE} can't be read: {error}") from None
-        if not isinstance(cfg, DictConfig) or cfg.get("command") not in COMMANDS:
-            raise InputError(f"resume={run}: {CONFIG_FILE} is not the configuration of a run")
-        if cfg.command != command:
-            raise InputError(_other_command(run, cfg.command))
-        if (run / FINISHED_FILE).is_file():
-            print(f"{command}: {run} is finished; nothing to do")
-            continue
-        with _locked(run):
-            for torn in run.rglob(".*"):
-                if torn.is_file() and _TEMPORARY.fullmatch(torn.name):
-                    torn.unlink()
-            _run(check(cfg), run)
+        with several.reporting(run.name if len(runs) > 1 else ""):
+            _resume_run(command, run)
+    return several.close()
+
+
+def _resume_run(command: str, folder: Path) -> None:
+    """Go on with one interrupted run.
+
+    Raises:
+        InputError: no configuration of a run, a run of another command, or one that another
+            process is working on.
+    """
+    try:
+        cfg = OmegaConf.load(folder / CONFIG_FILE)
+    except Exception as error:
+        raise InputError(f"resume={folder}: {CONFIG_FILE} can't be read: {error}") from None
+    if not isinstance(cfg, DictConfig) or cfg.get("command") not in COMMANDS:
+        raise InputError(f"resume={folder}: {CONFIG_FILE} is not the configuration of a run")
+    if cfg.command != command:
+        raise InputError(_other_command(folder, cfg.command))
+    if not is_first_rank():
+        # The first rank, which started this process, holds the folder.
+        _run(check(cfg), folder)
+        return
+    if (folder / FINISHED_FILE).is_file():
+        print(f"{command}: {folder} is finished; nothing to do")
+        return
+    with _locked(folder):
+        for torn in folder.rglob(".*"):
+            if torn.is_file() and _TEMPORARY.fullmatch(torn.name):
+                torn.unlink()
+        _run(check(cfg), folder)
 
 
 def _other_command(folder: Path, command: str) -> str:
@@ -219,8 +250,9 @@ def _run(cfg: DictConfig, folder: Path) -> None:
     stage = importlib.import_module(f"tinyfusion.stages.{cfg.command}")
     try:
         stage.main(cfg, folder)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(folder / FINISHED_FILE, {"finished": now, "version": __version__})
+        if is_first_rank():
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            write_json(folder / FINISHED_FILE, {"finished": now, "version": __version__})
     except InputError:
         raise
     except BaseException:
@@ -270,11 +302,13 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _log_to(folder: Path) -> None:
-    """Messages of this package on the console and in ``run.log``."""
+    """Messages of this package on the console and in ``run.log``; of further ranks none."""
     logger = logging.getLogger("tinyfusion")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if is_first_rank() else logging.CRITICAL)
     logger.propagate = False
     _close_log()
+    if not is_first_rank():
+        return
     console = _Console()
     console.setFormatter(logging.Formatter("%(message)s"))
     file = logging.FileHandler(folder / LOG_FILE)

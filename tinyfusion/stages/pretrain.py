@@ -13,11 +13,10 @@ from omegaconf import DictConfig
 
 from tinyfusion.callbacks.resume import RESUME_FILE
 from tinyfusion.checkpoints import save_model
-from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.metrics.held_out import HeldOutLoss
-from tinyfusion.settings.compose import build
 from tinyfusion.stages.setup import Setup
+from tinyfusion.tracking import is_first_rank
 from tinyfusion.training.pretrain import Pretraining
 from tinyfusion.version import __version__
 
@@ -43,15 +42,15 @@ def git_revision() -> str | None:
 def main(cfg: DictConfig, folder: Path) -> None:
     """Run the command in ``folder``: ``model/`` with the averaged weights and ``metrics.json``."""
     setup = Setup(cfg, folder)
-    if cfg.backbone is None:
-        raise InputError("backbone= must be given to pretrain, for example backbone=dit_digits")
     if (folder / "model" / "config.json").is_file():
         log.info("pretrain: %s is finished", folder)
         return
     # Start weights are drawn from the global generator by torch's initialisers.
     torch.manual_seed(setup.seed)
-    net = build(cfg.backbone)
+    net = setup.new_backbone()
     setup.check_data(net, "backbone")
+    setup.check_held_out()
+    setup.check_plan(net)
     evaluation = setup.evaluation
     settings = setup.settings("pretrain")
     revision = git_revision()
@@ -65,8 +64,16 @@ def main(cfg: DictConfig, folder: Path) -> None:
     )
     stage_folder = folder / "pretrain"
     setup.fit(module, "pretrain", stage_folder)
+    if not is_first_rank():
+        return
+    # Training leaves the network on the CPU.
+    net.to(setup.device)
     with module.ema.averaged(net):
-        row = evaluation.score(net, setup.process, setup.source, progress=setup.bars)
+        if evaluation is None:
+            row: dict[str, Any] = setup.summary(net)
+        else:
+            row = evaluation.score(net, setup.process, setup.source, progress=setup.bars)
+        protocol = {} if evaluation is None else evaluation.protocol()
         provenance: dict[str, Any] = {
             "command": _command(folder),
             "seed": setup.seed,
@@ -77,15 +84,17 @@ def main(cfg: DictConfig, folder: Path) -> None:
             "torch": torch.__version__,
             "python": sys.version.split()[0],
             "skipped_steps": module.skipped_steps,
-            "protocol": evaluation.protocol(),
+            "protocol": protocol,
             "metrics": row,
         }
         save_model(net, folder / "model", provenance)
-    write_json(folder / "metrics.json", {"model": row, "protocol": evaluation.protocol()})
+    write_json(folder / "metrics.json", {"model": row, "protocol": protocol})
     setup.tracking.scores({f"model/{key}": value for key, value in row.items()})
     setup.tracking.finish()
     (stage_folder / RESUME_FILE).unlink(missing_ok=True)
-    log.info("pretrain: FID %.3f, held-out loss %.4f", row["fid"], row["held_out_loss"])
+    if "fid" in row:
+        log.info("pretrain: FID %.3f", row["fid"])
+    log.info("pretrain: held-out loss %.4f", row["held_out_loss"])
     log.info("pretrain: model in %s", folder / "model")
 
 

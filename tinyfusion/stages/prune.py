@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -12,25 +13,33 @@ from tinyfusion.callbacks.resume import RESUME_FILE
 from tinyfusion.checkpoints import save_model
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
+from tinyfusion.files import write_json
 from tinyfusion.pruners.contract import Pruner, PruningContext
 from tinyfusion.scheme import Scheme, parse_scheme
 from tinyfusion.settings.compose import build
 from tinyfusion.stages.setup import Setup
 from tinyfusion.surgery import prune
+from tinyfusion.tracking import is_first_rank
 
 log = logging.getLogger(__name__)
 
-DECISION_FILE = "decision.json"
+DECISION_FILE, METRICS_FILE = "decision.json", "metrics.json"
 PRUNED = "pruned"
 
 
-def budget(cfg: DictConfig, net: Backbone) -> tuple[Scheme | None, int]:
+def budget(cfg: DictConfig, net: Backbone, pruner: Pruner) -> tuple[Scheme | None, int]:
     """The scheme laid over the model, and the number of blocks that stay.
+
+    A scheme that the pruner does not need is not looked at: it need not fit the model.
 
     Raises:
         InputError: neither is given, the scheme does not fit, or ``keep`` is out of range.
     """
-    scheme = None if cfg.scheme is None else parse_scheme(cfg.scheme, net.depth, net.borders)
+    if not getattr(pruner, "uses_keep", True):
+        return None, 0
+    scheme = None
+    if cfg.scheme is not None and (getattr(pruner, "uses_scheme", False) or cfg.keep is None):
+        scheme = parse_scheme(cfg.scheme, net.depth, net.borders)
     keep = cfg.keep if cfg.keep is not None else scheme and scheme.keep
     if keep is None:
         raise InputError("give scheme= (such as 1:2) or keep= (a number of blocks)")
@@ -40,9 +49,11 @@ def budget(cfg: DictConfig, net: Backbone) -> tuple[Scheme | None, int]:
 
 
 def main(cfg: DictConfig, folder: Path) -> None:
-    """Run the command in ``folder``."""
+    """Run the command in ``folder``: the decision, ``pruned/`` and ``metrics.json``."""
     setup = Setup(cfg, folder)
-    decide(setup)
+    decision = decide(setup)
+    if is_first_rank():
+        write_metrics(setup, decision)
     setup.tracking.finish()
     log.info("prune: shallow checkpoint in %s", folder / PRUNED)
 
@@ -59,8 +70,8 @@ def decide(setup: Setup) -> Decision:
         decision = Decision.load(folder / DECISION_FILE)
         log.info("prune: taking the decision in %s", folder / DECISION_FILE)
     else:
-        scheme, keep = budget(cfg, net)
         pruner: Pruner = build(cfg.pruner)
+        scheme, keep = budget(cfg, net, pruner)
         context = PruningContext(
             net=net.to(setup.device),
             process=setup.process,
@@ -84,8 +95,9 @@ def decide(setup: Setup) -> Decision:
             source_sha256=setup.source_hash(cfg.checkpoint),
             config=setup.config,
         )
-        decision.save(folder / DECISION_FILE)
-        (folder / "prune" / RESUME_FILE).unlink(missing_ok=True)
+        if is_first_rank():
+            decision.save(folder / DECISION_FILE)
+            (folder / "prune" / RESUME_FILE).unlink(missing_ok=True)
         # The pruner was free to alter its network: cut a fresh one.
         net = setup.load(cfg.checkpoint)
     log.info("prune: %s keeps %s", decision.method, list(decision.kept))
@@ -96,7 +108,7 @@ def decide(setup: Setup) -> Decision:
 def write_pruned(setup: Setup, net: Backbone, decision: Decision) -> None:
     """Cut ``net`` by ``decision`` into ``pruned/`` unless that is there already."""
     target = setup.folder / PRUNED
-    if (target / "config.json").is_file():
+    if (target / "config.json").is_file() or not is_first_rank():
         return
     provenance = {
         "pruned_from": str(setup.cfg.checkpoint),
@@ -105,6 +117,28 @@ def write_pruned(setup: Setup, net: Backbone, decision: Decision) -> None:
         "seed": setup.seed,
     }
     save_model(prune(net, decision), target, provenance)
+
+
+def write_metrics(setup: Setup, decision: Decision) -> None:
+    """Write ``metrics.json``: size and held-out loss of the source and of the pruned model."""
+    source = setup.load(setup.cfg.checkpoint)
+    models = {
+        "source": setup.summary(source),
+        "pruned": setup.summary(prune(source, decision), source),
+    }
+    write_json(setup.folder / METRICS_FILE, unscored(models, decision))
+    setup.tracking.scores(flat(models))
+
+
+def unscored(models: dict[str, Any], decision: Decision | None) -> dict[str, Any]:
+    """Content of a ``metrics.json`` without samples, in the form of those with samples."""
+    chosen = decision and {"method": decision.method, "kept": list(decision.kept)}
+    return {"models": models, "protocol": {}, "floor": {}, "decision": chosen}
+
+
+def flat(models: dict[str, Any]) -> dict[str, Any]:
+    """Figures of several models for a tracker: ``model/figure`` to number."""
+    return {f"{name}/{key}": value for name, row in models.items() for key, value in row.items()}
 
 
 def _method(cfg: DictConfig) -> str:

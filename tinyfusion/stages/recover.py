@@ -12,12 +12,15 @@ from tinyfusion.callbacks.resume import RESUME_FILE
 from tinyfusion.checkpoints import load, save_model
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
+from tinyfusion.files import read_json, write_json
 from tinyfusion.recovery.alignment import alignment
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.teacher import FrozenTeacher
 from tinyfusion.settings.compose import build
+from tinyfusion.stages.prune import DECISION_FILE, METRICS_FILE, flat, unscored
 from tinyfusion.stages.setup import Setup
 from tinyfusion.surgery import prune
+from tinyfusion.tracking import is_first_rank
 from tinyfusion.training.recovery import Recovery
 
 log = logging.getLogger(__name__)
@@ -26,7 +29,7 @@ RECOVERED, RECOVERED_LIVE = "recovered", "recovered_live"
 
 
 def main(cfg: DictConfig, folder: Path) -> None:
-    """Run the command in ``folder``.
+    """Run the command in ``folder``: ``recovered/``, ``recovered_live/`` and ``metrics.json``.
 
     ``checkpoint=`` is the full model together with ``decision=``, or an already pruned model;
     then ``teacher.path=`` names the model to distil from.
@@ -36,6 +39,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     decision = None
     if cfg.decision is not None:
         decision = Decision.load(cfg.decision)
+        warn_of_other_weights(setup, decision)
         student = prune(net, decision)
     else:
         student = net
@@ -45,9 +49,51 @@ def main(cfg: DictConfig, folder: Path) -> None:
                 "pruned model as checkpoint and its source as teacher.path=PATH"
             )
     teacher = load_teacher(setup, None if decision is None else net)
+    if decision is not None and is_first_rank():
+        decision.save(folder / DECISION_FILE)
+    # Pruning copies: the student is trained in place and its teacher and source are not.
+    before = setup.summary(student, teacher) if is_first_rank() else {}
     recover(setup, student, teacher, decision)
+    if is_first_rank():
+        write_metrics(setup, before, teacher, decision)
     setup.tracking.finish()
     log.info("recover: recovered checkpoint in %s", folder / RECOVERED)
+
+
+def warn_of_other_weights(setup: Setup, decision: Decision) -> None:
+    """Say so if a decision was made from other weights than it is applied to."""
+    found = setup.source_hash(setup.cfg.checkpoint)
+    if None not in (found, decision.source_sha256) and found != decision.source_sha256:
+        log.warning(
+            "decision=%s was made from other weights (SHA-256 %s...) than those of checkpoint=%s "
+            "(%s...)",
+            setup.cfg.decision,
+            decision.source_sha256[:12],
+            setup.cfg.checkpoint,
+            found[:12],
+        )
+
+
+def write_metrics(
+    setup: Setup, before: dict[str, float], teacher: Backbone | None, decision: Decision | None
+) -> None:
+    """Write ``metrics.json``: size, held-out loss and distance to the teacher, before and after.
+
+    Args:
+        setup: the job.
+        before: figures of the student before training.
+        teacher: the network that was distilled from.
+        decision: how the student was cut, if known.
+    """
+    models = {
+        "pruned": before,
+        "recovered": setup.summary(load_recovered(setup.folder), teacher),
+        "recovered (live weights)": setup.summary(load_recovered(setup.folder, True), teacher),
+    }
+    record = read_json(setup.folder / RECOVERED / "config.json", "config")["provenance"]
+    content = unscored(models, decision) | {"skipped_steps": record["skipped_steps"]}
+    write_json(setup.folder / METRICS_FILE, content)
+    setup.tracking.scores(flat(models))
 
 
 def load_teacher(setup: Setup, source: Backbone | None) -> Backbone | None:
@@ -100,6 +146,8 @@ def recover(
     )
     stage_folder = folder / "recover"
     setup.fit(module, "recovery", stage_folder)
+    if not is_first_rank():
+        return
     provenance = {
         "recovered_from": str(setup.cfg.checkpoint),
         "source_sha256": setup.source_hash(setup.cfg.checkpoint),

@@ -18,19 +18,34 @@ from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.figures.table import markdown_table, print_table
 from tinyfusion.files import read_json, write_json, write_text
-from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.metrics.evaluation import Evaluation, for_table
+from tinyfusion.metrics.speed import parameters
 from tinyfusion.pixels import to_uint8
 from tinyfusion.samplers.generate import balanced_labels, generate
 from tinyfusion.settings.compose import build
 from tinyfusion.stages.evaluate import COLUMNS, cached_floor, cached_score, protocol_line
-from tinyfusion.stages.prune import DECISION_FILE, decide, write_pruned
-from tinyfusion.stages.recover import load_recovered, load_teacher, recover
+from tinyfusion.stages.prune import (
+    DECISION_FILE,
+    METRICS_FILE,
+    decide,
+    flat,
+    unscored,
+    write_pruned,
+)
+from tinyfusion.stages.recover import (
+    RECOVERED,
+    load_recovered,
+    load_teacher,
+    recover,
+    warn_of_other_weights,
+)
 from tinyfusion.stages.setup import Setup
 from tinyfusion.surgery import prune
+from tinyfusion.tracking import is_first_rank
 
 log = logging.getLogger(__name__)
 
-METRICS_FILE, TIMES_FILE = "metrics.json", "times.json"
+TIMES_FILE = "times.json"
 
 
 def main(cfg: DictConfig, folder: Path) -> None:
@@ -46,16 +61,34 @@ def main(cfg: DictConfig, folder: Path) -> None:
         decision = _given(setup, source) if cfg.decision is not None else decide(setup)
     with _timed(folder, "recover"):
         recover(setup, prune(source, decision), teacher, decision)
-    with _timed(folder, "evaluate"):
-        score(setup, evaluation, source, decision)
+    if is_first_rank():
+        with _timed(folder, "evaluate"):
+            if evaluation is None:
+                write_sizes(setup, source, decision)
+            else:
+                score(setup, evaluation, source, decision)
     setup.tracking.finish()
 
 
 def _given(setup: Setup, source: Backbone) -> Decision:
+    log.info("run: applying %s; scheme, keep and pruner are not used", setup.cfg.decision)
     decision = Decision.load(setup.cfg.decision)
+    warn_of_other_weights(setup, decision)
     write_pruned(setup, source, decision)
-    decision.save(setup.folder / DECISION_FILE)
+    if is_first_rank():
+        decision.save(setup.folder / DECISION_FILE)
     return decision
+
+
+def write_sizes(setup: Setup, source: Backbone, decision: Decision) -> None:
+    """Write ``metrics.json`` of a run without scores: depths and parameters only."""
+    nets = {"source": source, "recovered": load_recovered(setup.folder)}
+    models = {
+        name: {"depth": net.depth, "parameters": parameters(net)} for name, net in nets.items()
+    }
+    write_json(setup.folder / METRICS_FILE, unscored(models, decision))
+    setup.tracking.scores(flat(models))
+    log.info("run: recovered model in %s", setup.folder / RECOVERED)
 
 
 def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Decision) -> None:
@@ -88,7 +121,7 @@ def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Deci
             "images_per_s_max": speed["images_per_s_max"],
             "speed_up": speed["ratio"],
         }
-    listed = [{"model": name, **row} for name, row in rows.items()]
+    listed = [{"model": name, **for_table(row)} for name, row in rows.items()]
     title = f"{decision.method}: {protocol_line(evaluation, floor)}"
     _grid(setup, evaluation, nets)
     write_text(folder / "table.md", f"{title}\n\n{markdown_table(listed, COLUMNS)}\n")
@@ -101,9 +134,7 @@ def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Deci
             "decision": {"method": decision.method, "kept": list(decision.kept)},
         },
     )
-    setup.tracking.scores(
-        {f"{name}/{key}": value for name, row in rows.items() for key, value in row.items()}
-    )
+    setup.tracking.scores(flat(rows))
     print_table(listed, COLUMNS, title)
     log.info("run: figures and table in %s", folder)
 
@@ -134,7 +165,7 @@ def _timed(folder: Path, stage: str) -> Iterator[None]:
         refused = True
         raise
     finally:
-        if not refused:
+        if not refused and is_first_rank():
             _add_time(folder, stage, time.perf_counter() - began)
 
 

@@ -26,7 +26,11 @@ GRID_COLUMNS = 10
 def main(cfg: DictConfig, folder: Path) -> None:
     """Write ``samples/NNNNNN.png``, ``samples.npz`` (``arr_0``, labels) and ``grid.png``."""
     setup = Setup(cfg, folder)
-    net = setup.load(cfg.checkpoint).to(setup.device)
+    net = setup.load_alone(cfg.checkpoint)
+    sampler, guidance = build(cfg.sampler), build(cfg.guidance)
+    setup.check_sampling(net, "sampler", sampler)
+    setup.check_sampling(net, "guidance", sampler, guidance)
+    net = net.to(setup.device)
     num_classes = net.config()["num_classes"]
     if cfg.n < 1:
         raise InputError(f"n={cfg.n} must be at least 1")
@@ -43,10 +47,10 @@ def main(cfg: DictConfig, folder: Path) -> None:
         generate(
             net,
             setup.process,
-            build(cfg.sampler),
+            sampler,
             labels,
             setup.seed,
-            build(cfg.guidance),
+            guidance,
             batch_size=cfg.batch_size,
             progress=setup.bars,
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,18 +15,25 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.presets import FAMILIES
+from tinyfusion.backbones.presets import build as build_backbone
 from tinyfusion.checkpoints import load, resolve
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.files import sha256_of
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.features import extractor_class
+from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.metrics.speed import parameters
 from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
+from tinyfusion.samplers.reverse import Sampler
 from tinyfusion.seeding import StepNoise
-from tinyfusion.settings.compose import build
+from tinyfusion.settings.compose import build, locate
+from tinyfusion.settings.messages import one_line
 from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
-from tinyfusion.stages.fit import fit
-from tinyfusion.tracking import Tracking
+from tinyfusion.stages.fit import fit, new_trainer
+from tinyfusion.tracking import Tracking, is_first_rank
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.schedules import LearningRate
 
@@ -47,11 +56,25 @@ class Setup:
         self.seed: int = cfg.seed
         self.trainer: TrainerSettings = build(cfg.trainer)
         self.process: GaussianDiffusion = build(cfg.process)
-        self.source: ImageSource = build(cfg.data)
         if self.trainer.threads:
             torch.set_num_threads(self.trainer.threads)
         # Nothing that matters draws from the global generators; this is for third-party code.
         torch.manual_seed(self.seed)
+        self._check_machine()
+
+    def _check_machine(self) -> None:
+        """Refuse a trainer or an optimiser that this machine or these settings can't give."""
+        with _refusing(f"trainer: {_shown(self.trainer)}"):
+            new_trainer(self.trainer, logger=False, enable_checkpointing=False)
+        if "optimizer" in self.cfg:
+            dummy = torch.nn.Parameter(torch.zeros(2, 2, device=self.device))
+            with _refusing("optimizer"):
+                build(self.cfg.optimizer)([{"params": [dummy]}], lr=1e-3)
+
+    @cached_property
+    def source(self) -> ImageSource:
+        """The images."""
+        return build(self.cfg.data)
 
     @cached_property
     def device(self) -> torch.device:
@@ -72,26 +95,61 @@ class Setup:
     @cached_property
     def tracking(self) -> Tracking:
         """The job's tracker, started."""
-        tracking: Tracking = build(self.cfg.logger)
+        # Further ranks train along but log nothing.
+        tracking: Tracking = build(self.cfg.logger) if is_first_rank() else Tracking()
         tracking.start(self.folder, self.cfg.name or self.folder.name, self.config)
         return tracking
 
     def load(self, path: str | None, key: str = "checkpoint") -> Backbone:
-        """Load a checkpoint and hold it against the data.
+        """Load a checkpoint and hold it against the data and all that is to be sampled.
 
         Raises:
-            InputError: no path, an unusable file, or a model for other images than the data's.
+            InputError: no path, an unusable file, a model for other images than the data's, or
+                a sampler or guidance that does not fit the process or the model.
+        """
+        net = self.load_alone(path, key)
+        self.check_data(net, path or key)
+        if key == "checkpoint":
+            self.check_plan(net)
+        return net
+
+    def load_alone(self, path: str | None, key: str = "checkpoint") -> Backbone:
+        """Load a checkpoint; needs no data.
+
+        Raises:
+            InputError: no path, or a file that is unusable or not what ``backbone=`` says.
         """
         if not path:
             raise InputError(f"{key}= must be given: a checkpoint file or a model folder")
-        backbone = self.cfg.backbone
-        arguments = None
-        if backbone is not None and key == "checkpoint":
-            # What is configured is checked against the file; its start values don't matter.
-            arguments = build(backbone).config()
-        net = load(path, backbone=arguments, num_heads=self.cfg.num_heads)
-        self.check_data(net, path)
-        return net
+        # What is configured is checked against the file.
+        expected = self._backbone() if key == "checkpoint" else None
+        return load(path, backbone=expected, num_heads=self.cfg.num_heads)
+
+    def new_backbone(self) -> Backbone:
+        """The configured backbone with its start values, drawn from the global generator."""
+        if self.cfg.backbone is None:
+            raise InputError(
+                f"backbone= must be given to {self.cfg.command}, for example backbone=dit_digits"
+            )
+        return build_backbone(self._backbone())
+
+    def _backbone(self) -> dict[str, Any] | None:
+        """Family and arguments of the configured backbone.
+
+        Raises:
+            InputError: its class is none of the known families.
+        """
+        if self.cfg.backbone is None:
+            return None
+        node = OmegaConf.to_container(self.cfg.backbone, resolve=True)
+        kind = locate(node.pop("_target_"), "backbone")
+        for family, known in FAMILIES.items():
+            if kind is known:
+                return {"backbone": family, **node}
+        valid = ", ".join(f"{known.__module__}.{known.__name__}" for known in FAMILIES.values())
+        raise InputError(
+            f"backbone._target_={self.cfg.backbone['_target_']!r} is no backbone; valid: {valid}"
+        )
 
     def check_data(self, net: Backbone, name: str) -> None:
         """Refuse a model and data that don't fit each other.
@@ -118,29 +176,115 @@ class Setup:
         weights = found / "model.safetensors" if found.is_dir() else found
         return sha256_of(weights) if weights.is_file() else None
 
+    def check_plan(self, net: Backbone) -> None:
+        """Hold everything that is to be sampled during and after training against a model.
+
+        Raises:
+            InputError: see `check_sampling` and `evaluation`.
+        """
+        self.check_sampling(net, "sampler", build(self.cfg.sampler))
+        evaluation = self.evaluation if "evaluation" in self.cfg else None
+        if evaluation is not None:
+            self.check_sampling(net, "evaluation", evaluation.sampler, evaluation.guidance)
+        for name, callback in self._named_callbacks().items():
+            key, drawn = f"callbacks.{name}", callback
+            if isinstance(getattr(callback, "evaluation", None), Evaluation):
+                key, drawn = f"{key}.evaluation", callback.evaluation
+                self._check_protocol(drawn, key)
+            if hasattr(drawn, "sampler"):
+                guidance = getattr(drawn, "guidance", NO_GUIDANCE)
+                self.check_sampling(net, key, drawn.sampler, guidance)
+
+    def check_sampling(
+        self, net: Backbone, key: str, sampler: Sampler, guidance: Guidance = NO_GUIDANCE
+    ) -> None:
+        """Refuse a sampler or guidance that would fail only when it is used.
+
+        Args:
+            net: the model to sample from.
+            key: where the two are configured, for the message.
+            sampler: how to sample.
+            guidance: classifier-free guidance.
+
+        Raises:
+            InputError: steps that don't fit the process, guidance of a model without a null
+                class, or more guided channels than the data has.
+        """
+        try:
+            sampler.num_steps(self.process)
+            if guidance.scale != 1:
+                _ = net.null_label
+        except (InputError, NotImplementedError) as error:
+            raise InputError(f"{key}: {error}") from None
+        available = net.config().get("in_channels", guidance.channels)
+        if guidance.channels is not None and guidance.channels > available:
+            raise InputError(
+                f"{key}: guidance channels={guidance.channels}, but the data has {available} "
+                f"channel(s); valid: 1 to {available}, or null for all"
+            )
+
     @cached_property
-    def evaluation(self) -> Evaluation:
-        """The sampling and scoring protocol, held against the data before anything is trained.
+    def evaluation(self) -> Evaluation | None:
+        """The sampling and scoring protocol, held against the data; ``None`` for no scores.
 
         Raises:
             InputError: an unknown extractor, images that it does not take, or no held-out images.
         """
+        if self.cfg.evaluation is None:
+            return None
         evaluation: Evaluation = build(self.cfg.evaluation)
+        self._check_protocol(evaluation, "evaluation")
+        return evaluation
+
+    def _check_protocol(self, evaluation: Evaluation, key: str) -> None:
         source = self.source
         wanted = getattr(extractor_class(evaluation.extractor), "input_shape", None)
         found = (source.channels, source.size, source.size)
         if wanted is not None and tuple(wanted) != found:
             raise InputError(
-                f"evaluation.extractor={evaluation.extractor} scores images of shape "
+                f"{key}.extractor={evaluation.extractor} scores images of shape "
                 f"{tuple(wanted)} but the data's are {found}; choose another extractor, such as "
-                "inception-v3-compat"
+                "inception-v3-compat (evaluation=inception), or evaluation=none for no scores"
             )
+        self.check_held_out()
+
+    def check_held_out(self) -> None:
+        """Refuse data of which nothing is held out.
+
+        Raises:
+            InputError: so it is.
+        """
         if self.cfg.data.get("held_out") == 0:
             raise InputError(
                 "data.held_out=0 leaves no image to compute the held-out loss on; "
                 "give data.held_out=N"
             )
-        return evaluation
+
+    @cached_property
+    def held_out(self) -> HeldOutLoss | None:
+        """The fixed held-out batch; ``None`` if no image is held out."""
+        images, labels = self.source.held_out()
+        return HeldOutLoss(self.process, images, labels) if len(images) else None
+
+    def summary(self, net: Backbone, teacher: Backbone | None = None) -> dict[str, float]:
+        """Size and held-out figures of a model, without sampling.
+
+        Args:
+            net: the model; it is moved to the job's device.
+            teacher: if given, ``teacher_distance`` is added.
+        """
+        row: dict[str, float] = {"depth": net.depth, "parameters": parameters(net)}
+        if self.held_out is not None:
+            out = self.held_out.predict(net.to(self.device))
+            losses = self.held_out.of(out)
+            row |= {
+                "held_out_loss": losses["loss"],
+                "held_out_loss_stderr": losses["loss_stderr"],
+            }
+            if teacher is not None:
+                wanted = self.held_out.predict(teacher.to(self.device))
+                row["teacher_distance"] = self.held_out.distance(out, wanted)
+        return row
 
     def settings(self, stage: str) -> TrainingSettings:
         """Training settings of a stage.
@@ -182,7 +326,11 @@ class Setup:
 
     def callbacks(self) -> list[Callback]:
         """Fresh callbacks for one training stage."""
-        return [build(node) for node in (self.cfg.callbacks or {}).values() if node is not None]
+        return list(self._named_callbacks().values())
+
+    def _named_callbacks(self) -> dict[str, Callback]:
+        nodes = self.cfg.callbacks if "callbacks" in self.cfg else None
+        return {str(name): build(node) for name, node in (nodes or {}).items() if node is not None}
 
     def fit(self, module: DenoiserTraining, stage: str, folder: Path) -> None:
         """Train one stage in ``folder``, resuming it if it was interrupted."""
@@ -199,3 +347,20 @@ class Setup:
         )
         for figure in sorted(folder.glob("*.png")):
             self.tracking.image(f"{folder.name}/{figure.stem}", figure)
+
+
+@contextmanager
+def _refusing(key: str) -> Iterator[None]:
+    """What a library refuses, as one line led by ``key``."""
+    try:
+        yield
+    except InputError:
+        raise
+    # Lightning and torch refuse with errors of many kinds.
+    except Exception as error:
+        raise InputError(f"{key}: {one_line(error)}") from None
+
+
+def _shown(trainer: TrainerSettings) -> str:
+    names = ("accelerator", "devices", "strategy", "precision")
+    return ", ".join(f"{name}={getattr(trainer, name)}" for name in names)

@@ -67,13 +67,13 @@ def read_run(folder: Path | str) -> FinishedRun:
     times = folder / "times.json"
     return FinishedRun(
         folder=folder,
-        method=metrics["decision"]["method"],
-        kept=tuple(metrics["decision"]["kept"]),
+        method=metrics.get("decision", {}).get("method", ""),
+        kept=tuple(metrics.get("decision", {}).get("kept", ())),
         seed=config["seed"],
         config=config,
-        models=metrics["models"],
-        protocol=metrics["protocol"],
-        floor=metrics["floor"],
+        models=metrics.get("models", {}),
+        protocol=metrics.get("protocol", {}),
+        floor=metrics.get("floor", {}),
         times=read_json(times, "times") if times.is_file() else {},
     )
 
@@ -86,7 +86,8 @@ def read_sweep(folder: Path | str) -> list[FinishedRun]:
     """
     folder = Path(folder)
     found = sorted(file.parent for file in folder.rglob(METRICS_FILE))
-    runs = [read_run(run) for run in found if (run / "decision.json").is_file()]
+    # `prune` and `recover` leave figures of their own, but no scored student.
+    runs = [run for run in map(read_run, found) if "recovered" in run.models and run.protocol]
     if not runs:
         raise InputError(f"{folder} holds no finished run (no {METRICS_FILE} below it)")
     return runs

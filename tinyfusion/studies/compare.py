@@ -11,6 +11,7 @@ from tinyfusion.checkpoints import load
 from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.figures.table import Column, markdown_table, print_table
 from tinyfusion.files import write_text
+from tinyfusion.metrics.evaluation import for_table
 from tinyfusion.pixels import to_uint8
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.samplers.generate import balanced_labels, generate
@@ -69,6 +70,7 @@ def compare(runs: Sequence[FinishedRun], folder: Path, detail: str = "learned") 
         for name, net in nets.items()
     }
     comparison_grid(pictures, folder / "comparison.png")
+    rows = [for_table(row) for row in rows]
     write_text(folder / "comparison.md", f"{protocol(first)}\n\n{markdown_table(rows, COLUMNS)}\n")
     print_table(rows, COLUMNS, protocol(first))
     return rows

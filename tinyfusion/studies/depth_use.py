@@ -42,9 +42,9 @@ def depth_use(
     Returns:
         ``full`` (the whole model's loss) and ratios to it: ``first_half``; ``shortgpt``, the half
         that block influence keeps (with its ``shortgpt_kept``); ``oracle``, even blocks of the
-        first half and odd ones of the second (METHODS A4); ``random_min``, ``random_median``;
-        ``consecutive``, one per window of a quarter of the depth removed, and
-        ``consecutive_min``; ``single``, one per block removed.
+        first half and odd ones of the second (the pattern of BK-SDM, arXiv 2305.15798);
+        ``random_min``, ``random_median``; ``consecutive``, one per window of a quarter of the
+        depth removed, and ``consecutive_min``; ``single``, one per block removed.
     """
     depth, half, quarter = net.depth, net.depth // 2, net.depth // 4
     everything = set(range(depth))

@@ -13,7 +13,7 @@ class Ema:
     """Average of the trainable parameters of a module.
 
     The decay warms up as ``min(decay, (1 + n) / (10 + n))`` after ``n`` updates, so that a short
-    run does not end with an average that is mostly its starting point (METHODS 2.21).
+    run does not end with an average that is mostly its starting point.
 
     Args:
         module: whose trainable parameters are averaged.

@@ -1,4 +1,4 @@
-"""Learning which blocks to keep (TinyFusion, section 3; METHODS 1.1-1.4).
+"""Learning which blocks to keep (TinyFusion, arXiv 2412.01199, section 3).
 
 Shape suffixes: B batch, K choices of all groups side by side.
 """
@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.gating.gated_backbone import GatedBackbone
-from tinyfusion.gating.gates import Gates, entropy
+from tinyfusion.gating.gates import Gates, entropy, likeliest
 from tinyfusion.training.ema import Ema
 from tinyfusion.training.module import DenoiserTraining, Prepared
 from tinyfusion.training.schedules import Linear
+
+MOST_LOGGED = 8
+"""Groups of more patterns than this have no curve for each pattern's probability."""
 
 
 class DecisionState(NamedTuple):
@@ -23,6 +27,8 @@ class DecisionState(NamedTuple):
     Attributes:
         kept: block indices by the moving average of the gates.
         kept_live: block indices by the live gates.
+        choice: index of the most probable pattern, per group (average gates).
+        choice_live: the same by the live gates.
         confidence: probability of the chosen pattern, per group (average gates).
         entropy: entropy of each group's distribution in nats (average gates).
         probabilities: distribution over the patterns, per group (average gates).
@@ -30,6 +36,8 @@ class DecisionState(NamedTuple):
 
     kept: tuple[int, ...]
     kept_live: tuple[int, ...]
+    choice: list[int]
+    choice_live: list[int]
     confidence: list[float]
     entropy: list[float]
     probabilities: list[list[float]]
@@ -121,25 +129,44 @@ class MaskLearning(DenoiserTraining):
         return {"total": terms.pop("loss"), **terms}
 
     def after_step(self) -> None:
-        """Log the state of the choice."""
-        state = self.decision_state()
-        self.log("gates/temperature", self.gated.gates.temperature)
-        self.log("gates/mean_confidence", sum(state.confidence) / len(state.confidence))
-        for index, (confidence, spread) in enumerate(
-            zip(state.confidence, state.entropy, strict=True)
-        ):
-            self.log(f"gates/confidence_{index}", confidence)
-            self.log(f"gates/entropy_{index}", spread)
+        """Log the state of the choice at the logger's steps: reading it waits for the device."""
+        step = self.global_step
+        if step % self.trainer.log_every_n_steps and step != self.total_steps:
+            return
+        state, gates = self.decision_state(), self.gated.gates
+        values: dict[str, float] = {
+            "temperature": gates.temperature,
+            "scale": gates.scale,
+            "mean_confidence": sum(state.confidence) / len(state.confidence),
+        }
+        for index, probabilities in enumerate(state.probabilities):
+            values[f"choice_{index}"] = float(state.choice[index])
+            values[f"choice_live_{index}"] = float(state.choice_live[index])
+            values[f"confidence_{index}"] = state.confidence[index]
+            values[f"entropy_{index}"] = state.entropy[index]
+            if len(probabilities) <= MOST_LOGGED:
+                values |= {f"p_{index}_{pattern}": p for pattern, p in enumerate(probabilities)}
+        self.log_dict({f"gates/{name}": value for name, value in values.items()})
 
     def decision_state(self) -> DecisionState:
         """The choice as it stands."""
         gates = self.gated.gates
-        averaged = [self.gate_ema.shadow[f"groups.{i}.logits_C"] for i in range(len(gates.groups))]
+        averaged = _on_cpu(
+            [self.gate_ema.shadow[f"groups.{i}.logits_C"] for i in range(len(gates.groups))]
+        )
+        live = _on_cpu(gates.logits())
         probabilities = gates.probabilities(averaged)
         return DecisionState(
             kept=gates.decide(averaged),
-            kept_live=gates.decide(),
+            kept_live=gates.decide(live),
+            choice=likeliest(averaged),
+            choice_live=likeliest(live),
             confidence=[float(p.max()) for p in probabilities],
             entropy=entropy(probabilities),
             probabilities=[p.tolist() for p in probabilities],
         )
+
+
+def _on_cpu(logits: list[Tensor]) -> list[Tensor]:
+    """The logits of all groups, brought over in one piece."""
+    return list(torch.cat(logits).cpu().split([len(values) for values in logits]))

@@ -146,11 +146,16 @@ class DenoiserTraining(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip to the global norm, or drop all gradients if the step is not finite."""
+        """Clip to the global norm, or drop all gradients if the step is not finite.
+
+        Under float16 with a gradient scaler only the loss is judged: overflowing gradients are
+        how the scaler finds its scale, and it leaves those steps out itself.
+        """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        finite = self._loss_is_finite and bool(torch.isfinite(norm))
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        finite = self._loss_is_finite and (scaled or bool(torch.isfinite(norm)))
         self._loss_is_finite = True
         # The loss is local to a rank: one bad rank makes every rank skip.
         finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)

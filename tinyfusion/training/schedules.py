@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 def progress(step: int, total_steps: int) -> float:
-    """Share of the run behind ``step``, from 0 at the first to 1 at the last (METHODS 1.4)."""
+    """Share of the run behind ``step``, from 0 at the first to 1 at the last."""
     return min(1.0, step / max(total_steps - 1, 1))
 
 
