@@ -243,7 +243,7 @@ class SavingRecorder(Recorder):
 @pytest.mark.slow
 def test_two_devices_train_on_the_batches_of_one(source: ImageFolder, tmp_path: Path) -> None:
     single = train(source, save=SaveAt(tmp_path, steps=(2,)))
-    trainer = make_trainer(STEPS, 2, devices=2, strategy="ddp_spawn")
+    trainer = make_trainer(STEPS, 2, devices=2, strategy="ddp_fork")
     data = TrainingData(source, 3, "test", STEPS, GLOBAL_BATCH, accumulate=2)
     trainer.fit(SavingRecorder(tmp_path), datamodule=data, ckpt_path=tmp_path / "2.ckpt")
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
