@@ -82,7 +82,7 @@ class DenoiserTraining(LightningModule):
         self.skipped_in_a_row = 0
         self._optimizer = optimizer
         self._learning_rate = learning_rate
-        self._loss_is_finite = True
+        self._loss_is_finite: Tensor | bool = True
         self._last_step = 0
         # A resume checkpoint holds only what is trained (see on_save_checkpoint).
         self.strict_loading = False
@@ -124,8 +124,8 @@ class DenoiserTraining(LightningModule):
         """Mean loss of a micro-batch, with its terms logged."""
         terms = batch_means(self.step_losses(self.prepare(batch, self.null_label)))
         loss = terms.pop("total")
-        finite = bool(torch.isfinite(loss.detach()))
-        self._loss_is_finite = self._loss_is_finite and finite
+        # Stays on the device: only the end of the step asks for it.
+        self._loss_is_finite = torch.isfinite(loss.detach()) & self._loss_is_finite
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
         return loss
@@ -155,7 +155,8 @@ class DenoiserTraining(LightningModule):
         norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        finite = self._loss_is_finite and (scaled or bool(torch.isfinite(norm)))
+        judged = self._loss_is_finite if scaled else torch.isfinite(norm) & self._loss_is_finite
+        finite = bool(judged)
         self._loss_is_finite = True
         # The loss is local to a rank: one bad rank makes every rank skip.
         finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)
