@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from tinyfusion.backbones.contract import count_parameters
-from tinyfusion.backbones.presets import PRESETS, build, build_empty, family_of, preset
+from tinyfusion.backbones.presets import (
+    PRESETS,
+    build,
+    build_empty,
+    family_of,
+    preset,
+    preset_family,
+)
 from tinyfusion.errors import InputError
 
 TINY = {"input_size": 8, "in_channels": 1, "hidden_size": 16, "num_heads": 2, "num_classes": 10}
@@ -18,6 +25,9 @@ PUBLISHED = {
     "DiT-XL/2 depth 7": "dit_xl_2_d7",
     "DiT-L/2": "dit_l_2",
     "DiT-B/2": "dit_b_2",
+    "SiT-XL/2 depth 28": "sit_xl_2",
+    "SiT-XL/2 depth 14": "sit_xl_2_d14",
+    "SiT-XL/2 depth 7": "sit_xl_2_d7",
 }
 
 
@@ -26,9 +36,9 @@ def on_meta(name):
         return build(name)
 
 
-def test_every_published_dit_count_has_a_preset(golden_folder):
+def test_every_published_dit_and_sit_count_has_a_preset(golden_folder):
     counts = json.loads((golden_folder / "paper_params.json").read_text())["models"]
-    assert {name for name in counts if name.startswith("DiT")} == set(PUBLISHED)
+    assert {name for name in counts if name.startswith(("DiT", "SiT"))} == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("published", PUBLISHED)
@@ -48,12 +58,14 @@ def test_every_preset_builds(name):
         net.config().items()
         >= {k: v for k, v in PRESETS[name].items() if k != "gate_bias_init"}.items()
     )
-    assert family_of(net) == "dit"
+    assert family_of(net) == preset_family(name) == name[:3]
 
 
 def test_all_sizes_and_patches_exist():
-    names = {f"dit_{size}_{patch}" for size in ("s", "b", "l", "xl") for patch in (2, 4, 8)}
-    assert names <= set(PRESETS)
+    sizes = [f"{size}_{patch}" for size in ("s", "b", "l", "xl") for patch in (2, 4, 8)]
+    assert {f"{family}_{size}" for family in ("dit", "sit") for size in sizes} <= set(PRESETS)
+    for size in sizes:
+        assert PRESETS[f"sit_{size}"] == PRESETS[f"dit_{size}"]
 
 
 def test_empty_build_has_shapes_and_tables_and_fills_no_linear(monkeypatch):
@@ -93,6 +105,7 @@ def test_preset_is_a_copy():
 def test_build_from_arguments_names_the_family():
     arguments = {**TINY, "depth": 3}
     assert build({"backbone": "dit", **arguments}).depth == build(arguments).depth == 3
+    assert family_of(build({"backbone": "sit", **arguments})) == "sit"
 
 
 @pytest.mark.parametrize(

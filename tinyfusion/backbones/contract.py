@@ -16,14 +16,48 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 BlockRunner = Callable[[int, nn.Module, Tensor, Any], Tensor]
 """``runner(index, block, states_BTD, condition) -> states_BTD``."""
 
 
 def run_plain(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
-    """Run one block as it is."""
+    """Run one block as it is; every other runner runs its blocks through this one.
+
+    In a block that :func:`recompute_blocks` marked, autograd keeps the input alone and computes
+    the block again in the backward pass.
+    """
+    if getattr(block, _RECOMPUTED, False) and torch.is_grad_enabled():
+        return checkpoint(block, states_BTD, condition, use_reentrant=False)
     return block(states_BTD, condition)
+
+
+_RECOMPUTED = "_tinyfusion_recomputed"
+
+
+def recompute_blocks(net: Backbone, recompute: bool = True) -> None:
+    """Trade time for memory: recompute the blocks' activations in the backward pass.
+
+    Args:
+        net: the network; forwards without gradients stay as they are.
+        recompute: whether to, from now on.
+    """
+    for block in net.blocks:
+        setattr(block, _RECOMPUTED, recompute)
+
+
+def compile_blocks(net: Backbone, backend: str) -> None:
+    """Compile every block in place; names, state dict and hooks stay as they are.
+
+    Blocks are alike, so that compiling them takes about as long as compiling one of them.
+
+    Args:
+        net: the network.
+        backend: name of a ``torch.compile`` backend, such as ``inductor``.
+    """
+    for block in net.blocks:
+        block.compile(backend=backend)
 
 
 class Backbone(nn.Module, ABC):
@@ -34,10 +68,22 @@ class Backbone(nn.Module, ABC):
             the states unchanged.
         kept_from: for each block, its index in the model this one was pruned from, or ``None``
             for a model that was not pruned.
+        process_kind: kind of process whose times and targets the backbone was made for:
+            ``"diffusion"`` (integer steps) or ``"interpolant"`` (real times in 0..1).
     """
 
     blocks: nn.ModuleList
     kept_from: tuple[int, ...] | None = None
+    process_kind: str = "diffusion"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let peft save adapters of any backbone.
+
+        It takes the attribute ``config`` of a model for a configuration of transformers and asks
+        that for ``to_dict()``; the answer is what it assumes of models without one.
+        """
+        super().__init_subclass__(**options)
+        cls.config.to_dict = lambda: {"model_type": "custom"}
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -88,7 +134,7 @@ def forward_with_states(
     states: dict[int, Tensor] = {}
 
     def runner(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
-        out_BTD = block(states_BTD, condition)
+        out_BTD = run_plain(index, block, states_BTD, condition)
         if index in wanted:
             states[index] = out_BTD
         return out_BTD

@@ -12,14 +12,15 @@ from torch.overrides import TorchFunctionMode
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.backbones.sit import SiT
 from tinyfusion.errors import InputError
 
-FAMILIES: dict[str, type[Backbone]] = {"dit": DiT}
+FAMILIES: dict[str, type[Backbone]] = {"dit": DiT, "sit": SiT}
 """Class behind the word that ``config.json`` stores under ``backbone``."""
 
 
-def _dit(hidden_size: int, depth: int, num_heads: int, patch_size: int = 2) -> dict[str, Any]:
-    """Arguments of a DiT on 32x32x4 latents with 1000 classes (arXiv 2212.09748, table 1)."""
+def _latent(hidden_size: int, depth: int, num_heads: int, patch_size: int = 2) -> dict[str, Any]:
+    """Arguments of a DiT or SiT on 32x32x4 latents with 1000 classes."""
     return {
         "input_size": 32,
         "patch_size": patch_size,
@@ -31,8 +32,10 @@ def _dit(hidden_size: int, depth: int, num_heads: int, patch_size: int = 2) -> d
     }
 
 
+# DiT (arXiv 2212.09748), table 1, and SiT (arXiv 2401.08740), which has the same sizes.
 PRESETS: dict[str, dict[str, Any]] = {
-    f"dit_{size}_{patch_size}": _dit(*shape, patch_size)
+    f"{family}_{size}_{patch_size}": _latent(*shape, patch_size)
+    for family in ("dit", "sit")
     for size, shape in {
         "s": (384, 12, 6),
         "b": (768, 12, 12),
@@ -41,10 +44,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     }.items()
     for patch_size in (2, 4, 8)
 }
-"""Constructor arguments by preset name."""
+"""Constructor arguments by preset name, whose first word is the family."""
 
-# TinyFusion (arXiv 2412.01199), table 1: DiT-XL/2 cut to 7, 14 and 19 blocks.
-PRESETS |= {f"dit_xl_2_d{depth}": _dit(1152, depth, 16) for depth in (7, 14, 19)}
+# TinyFusion (arXiv 2412.01199), table 1: DiT-XL/2 cut to 7, 14 and 19 blocks, and SiT-XL/2.
+PRESETS |= {f"dit_xl_2_d{depth}": _latent(1152, depth, 16) for depth in (7, 14, 19)}
+PRESETS |= {f"sit_xl_2_d{depth}": _latent(1152, depth, 16) for depth in (7, 14)}
 
 # Ours: a miniature of DiT-XL/2 for 8x8 digits, with the same 28 blocks. The published start of the
 # gates (0) leaves the second half of so small a model unused.
@@ -73,6 +77,11 @@ def preset(name: str) -> dict[str, Any]:
     return dict(PRESETS[name])
 
 
+def preset_family(name: str) -> str:
+    """Family of preset ``name``: a key of :data:`FAMILIES`."""
+    return name.partition("_")[0]
+
+
 def build(name_or_arguments: str | Mapping[str, Any]) -> Backbone:
     """Build a freshly initialised backbone.
 
@@ -87,7 +96,8 @@ def build(name_or_arguments: str | Mapping[str, Any]) -> Backbone:
         InputError: unknown preset, family or argument, or a value that can't be built.
     """
     if isinstance(name_or_arguments, str):
-        name_or_arguments = preset(name_or_arguments)
+        name = name_or_arguments
+        name_or_arguments = {"backbone": preset_family(name), **preset(name)}
     arguments = dict(name_or_arguments)
     family = arguments.pop("backbone", "dit")
     if family not in FAMILIES:

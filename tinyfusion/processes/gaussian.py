@@ -67,6 +67,9 @@ class GaussianDiffusion:
         InputError: an empty chain, or variances outside (0, 1).
     """
 
+    kind = "diffusion"
+    """Which backbones it takes: those of this ``process_kind``."""
+
     def __init__(
         self,
         num_steps: int = 1000,
