@@ -13,7 +13,17 @@ from tinyfusion.version import __version__
 if TYPE_CHECKING:
     from tinyfusion.backbones.contract import Backbone
     from tinyfusion.backbones.dit import DiT
-    from tinyfusion.checkpoints import load, push_to_hub, save_model
+    from tinyfusion.backbones.sit import SiT
+    from tinyfusion.checkpoints import (
+        load,
+        push_to_hub,
+        remap_lora,
+        save_diffusers,
+        save_model,
+        save_public,
+        set_convention,
+        use_published_convention,
+    )
     from tinyfusion.decision import Decision
     from tinyfusion.processes.gaussian import GaussianDiffusion
     from tinyfusion.samplers.generate import generate
@@ -26,12 +36,18 @@ _HOMES = {
     "DiT": "tinyfusion.backbones.dit",
     "GaussianDiffusion": "tinyfusion.processes.gaussian",
     "Scheme": "tinyfusion.scheme",
+    "SiT": "tinyfusion.backbones.sit",
     "generate": "tinyfusion.samplers.generate",
     "load": "tinyfusion.checkpoints",
     "parse_scheme": "tinyfusion.scheme",
     "prune": "tinyfusion.surgery",
     "push_to_hub": "tinyfusion.checkpoints",
+    "remap_lora": "tinyfusion.checkpoints",
+    "save_diffusers": "tinyfusion.checkpoints",
     "save_model": "tinyfusion.checkpoints",
+    "save_public": "tinyfusion.checkpoints",
+    "set_convention": "tinyfusion.checkpoints",
+    "use_published_convention": "tinyfusion.checkpoints",
 }
 
 __all__ = [
@@ -40,13 +56,19 @@ __all__ = [
     "DiT",
     "GaussianDiffusion",
     "Scheme",
+    "SiT",
     "__version__",
     "generate",
     "load",
     "parse_scheme",
     "prune",
     "push_to_hub",
+    "remap_lora",
+    "save_diffusers",
     "save_model",
+    "save_public",
+    "set_convention",
+    "use_published_convention",
 ]
 
 

@@ -6,3 +6,9 @@ class InputError(ValueError):
 
     The command line prints it as one line; every other exception keeps its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, cut to its first sentence or line, for our own message."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text.partition(". ")[0]

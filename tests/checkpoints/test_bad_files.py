@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinyfusion.checkpoints import load
+from tinyfusion.checkpoints import load, save_model
 from tinyfusion.errors import InputError
 
 
@@ -43,7 +43,7 @@ def test_code_is_refused_and_not_executed(net, tmp_path, kind):
     # The protected loader does not know the opcodes of pickle protocol 4 that name a function.
     refused(
         path,
-        "asks for more than plain tensors"
+        "refused, because it is a plain pickle, which may run code"
         if kind == "pickle_4"
         else r"refused, because the file asks to run posix\.system; valid: a file that holds only",
     )
@@ -79,6 +79,14 @@ def test_truncated_files_are_refused(net, tmp_path, layout, share):
     refused(path, "not a readable (PyTorch|safetensors) file, perhaps truncated")
 
 
+@pytest.mark.parametrize(
+    ("start", "reason"), [(b"", "it is empty"), (b"\x89PNG\r\n", r"it begins with b'\\x89PNG'")]
+)
+def test_other_files_are_refused_with_what_they_are(tmp_path, start, reason):
+    (tmp_path / "net.pt").write_bytes(start)
+    refused(tmp_path / "net.pt", rf"not a readable PyTorch file, perhaps truncated \({reason}")
+
+
 @pytest.mark.parametrize("name", ["notes.pt", "notes.safetensors", "notes.txt"])
 def test_text_is_refused(tmp_path, name):
     (tmp_path / name).write_text("these are not weights\n" * 50)
@@ -100,6 +108,64 @@ def test_weights_that_are_not_finite_are_refused(net, tmp_path, value, dtype):
     state["blocks.1.attn.proj.bias"][:2] = value
     save_file(state, tmp_path / "net.safetensors")
     refused(tmp_path / "net.safetensors", "'blocks.1.attn.proj.bias' holds 2 values that are not")
+
+
+@pytest.mark.parametrize("key", [None, "ema", "model"])
+def test_nan_in_half_precision_pytorch_files_is_refused(net, tmp_path, key):
+    state = {name: tensor.half() for name, tensor in net.state_dict().items()}
+    state["blocks.3.mlp.fc2.weight"][5, 7] = float("nan")
+    torch.save({key: state} if key else state, tmp_path / "net.pt")
+    refused(tmp_path / "net.pt", "'blocks.3.mlp.fc2.weight' holds 1 values that are not finite")
+
+
+def test_nan_in_what_is_not_used_does_no_harm(net, tmp_path):
+    raw = {name: tensor * float("nan") for name, tensor in net.state_dict().items()}
+    torch.save({"model": raw, "ema": net.state_dict()}, tmp_path / "net.pt")
+    assert load(tmp_path / "net.pt", num_heads=4).depth == 4
+
+
+@pytest.mark.parametrize("cut", [1, 22, 100, 5000, -5000, -100, -22, -1])
+def test_training_checkpoints_cut_anywhere_are_refused(net, tmp_path, cut):
+    content = {"model": net.state_dict(), "ema": net.state_dict(), "args": argparse.Namespace(a=1)}
+    torch.save(content, tmp_path / "net.pt")
+    whole = (tmp_path / "net.pt").read_bytes()
+    (tmp_path / "net.pt").write_bytes(whole[:cut])
+    refused(tmp_path / "net.pt", "not a readable PyTorch file, perhaps truncated")
+
+
+def test_names_decide_nothing(net, tmp_path):
+    save_file(net.state_dict(), tmp_path / "net.pt")
+    torch.save(net.state_dict(), tmp_path / "net.safetensors")
+    for name in ("net.pt", "net.safetensors"):
+        assert load(tmp_path / name, num_heads=4).depth == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight", "mid_block.a", "conv_out.b"],
+            r"not a DiT state dict: it has no tensor 'x_embedder.proj.weight' \(first tensors: "
+            r"conv_in.weight, conv_out.b, down_blocks.0.resnets.0.conv1.weight\)$",
+        ),
+        (["base_model.model.blocks.0.attn.qkv.lora_A.weight"], "those of a LoRA adapter; give the"),
+    ],
+)
+def test_other_architectures_are_refused(tmp_path, names, message):
+    save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "unet.safetensors")
+    refused(tmp_path / "unet.safetensors", message)
+
+
+def test_folders_without_a_model_say_what_they_hold(net, tmp_path):
+    refused(tmp_path, "not a model folder, it holds nothing; valid: config.json and model.safet")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    refused(tmp_path / "adapter", "not a model folder, but a LoRA adapter; give the model")
+    save_model(net, tmp_path / "run" / "pruned")
+    save_model(net, tmp_path / "run" / "recovered")
+    refused(tmp_path / "run", "but it holds some; give one of .*run/pruned, .*run/recovered$")
+    (tmp_path / "run" / "decision.json").write_text("{}")
+    refused(tmp_path / "run" / "decision.json", "a JSON file, not a checkpoint; 'tinyfusion insp")
 
 
 def test_integer_tensors_are_refused(net, tmp_path):

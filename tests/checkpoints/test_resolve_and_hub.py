@@ -1,6 +1,8 @@
 """Names, paths and hub ids. Nothing here reaches the network."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -27,6 +29,7 @@ def no_network(monkeypatch):
         raise AssertionError("the hub must not be asked")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
 
 
 def test_packaged_name(packaged, no_network):
@@ -60,29 +63,106 @@ def test_unknown_names_list_what_is_valid(name, tmp_path, no_network):
     )
 
 
-def test_hub_id_is_downloaded(net, tmp_path, monkeypatch):
-    folder, asked = save_model(net, tmp_path / "cache"), []
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub whose repositories are folders under tmp_path/hub; records what is downloaded."""
+    fetched = {}
+
+    def model_info(self, repo_id, timeout):
+        files = [file for file in (tmp_path / "hub" / repo_id).rglob("*") if file.is_file()]
+        names = [file.relative_to(tmp_path / "hub" / repo_id).as_posix() for file in files]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
     def download(repo_id, allow_patterns):
-        asked.append((repo_id, allow_patterns))
-        return str(folder)
+        fetched[repo_id] = allow_patterns
+        for name in allow_patterns:
+            target = tmp_path / "cache" / repo_id / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "hub" / repo_id / name, target)
+        return str(tmp_path / "cache" / repo_id)
 
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return fetched
+
+
+def make(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_hub_id_is_downloaded(net, tmp_path, hub):
+    folder = save_model(net, tmp_path / "hub/someone/tinydit-d14")
+    make(folder, "README.md", "samples/grid.safetensors")
     assert load("someone/tinydit-d14").depth == 4
-    assert asked == [("someone/tinydit-d14", ["*.json", "*.safetensors"])]
+    assert hub == {"someone/tinydit-d14": ["config.json", "model.safetensors"]}
 
 
-def test_unreachable_hub_is_one_line(monkeypatch):
+STEM = "diffusion_pytorch_model"
+
+
+@pytest.mark.parametrize(
+    ("weights", "taken"),
+    [
+        ([f"{STEM}.bin"], [f"{STEM}.bin"]),
+        ([f"{STEM}.bin", f"{STEM}.safetensors"], [f"{STEM}.safetensors"]),
+        ([f"{STEM}.safetensors", f"{STEM}.fp16.safetensors"], [f"{STEM}.safetensors"]),
+        ([f"{STEM}.fp16.safetensors"], [f"{STEM}.fp16.safetensors"]),
+        (
+            [f"{STEM}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+            + [f"{STEM}.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)],
+            [f"{STEM}-0000{i}-of-00002.safetensors" for i in (1, 2)],
+        ),
+    ],
+)
+def test_of_a_pipeline_only_the_denoiser_is_downloaded(tmp_path, hub, weights, taken):
+    make(
+        tmp_path / "hub/someone/pipe",
+        *("model_index.json", "transformer/config.json", f"vae/{STEM}.safetensors"),
+        *("vae/config.json", "scheduler/scheduler_config.json", "README.md", "notes.bin"),
+        *(f"transformer/{name}" for name in weights),
+    )
+    assert resolve("someone/pipe") == tmp_path / "cache/someone/pipe"
+    wanted = {"model_index.json", "transformer/config.json", *(f"transformer/{n}" for n in taken)}
+    assert set(hub["someone/pipe"]) == wanted
+
+
+def test_repository_without_weights_is_refused_before_anything_is_downloaded(tmp_path, hub):
+    make(tmp_path / "hub/someone/texts", "README.md", "config.json")
+    with pytest.raises(InputError, match="'someone/texts' holds no weights in a supported layout"):
+        resolve("someone/texts")
+    assert not hub
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
     def fail(*_, **__):
         raise ConnectionError("no route to host\nmore")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    return fail
+
+
+def test_unreachable_hub_is_one_line(monkeypatch, unreachable):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(InputError) as caught:
         load("someone/tinydit-d14")
     assert str(caught.value) == (
         "checkpoint 'someone/tinydit-d14' is no local path and could not be fetched from the hub: "
         "no route to host"
     )
+
+
+def test_what_was_fetched_earlier_needs_no_network(net, tmp_path, monkeypatch, unreachable):
+    folder = save_model(net, tmp_path / "cache")
+
+    def cached(repo_id, local_files_only):
+        assert local_files_only
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    assert load("someone/tinydit-d14").depth == 4
 
 
 class FakeHub:

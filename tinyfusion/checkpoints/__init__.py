@@ -4,10 +4,13 @@ This package holds the only ``torch.load`` of the project; it never runs code fr
 """
 
 from tinyfusion.checkpoints.construct import load, to_backbone
+from tinyfusion.checkpoints.convention import set_convention, use_published_convention
+from tinyfusion.checkpoints.export import save_diffusers, save_public
 from tinyfusion.checkpoints.hub import push_to_hub
 from tinyfusion.checkpoints.infer import infer_dit
 from tinyfusion.checkpoints.locate import resolve
-from tinyfusion.checkpoints.read import Checkpoint, read_checkpoint
+from tinyfusion.checkpoints.lora import remap_lora
+from tinyfusion.checkpoints.read import Checkpoint, read_checkpoint, weights_sha256
 from tinyfusion.checkpoints.write import save_model
 
 __all__ = [
@@ -16,7 +19,13 @@ __all__ = [
     "load",
     "push_to_hub",
     "read_checkpoint",
+    "remap_lora",
     "resolve",
+    "save_diffusers",
     "save_model",
+    "save_public",
+    "set_convention",
     "to_backbone",
+    "use_published_convention",
+    "weights_sha256",
 ]

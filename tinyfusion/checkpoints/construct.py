@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,13 @@ from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.dit import PUBLISHED_HEADS
-from tinyfusion.backbones.presets import FAMILIES, PRESETS, build_empty
+from tinyfusion.backbones.presets import FAMILIES, PRESETS, build_empty, preset_family
 from tinyfusion.checkpoints.infer import infer_dit
 from tinyfusion.checkpoints.read import Checkpoint, read_checkpoint
+from tinyfusion.checkpoints.training_file import TRAINING
 from tinyfusion.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # Start values and training settings: they don't change what the network computes.
 _FREE_ARGUMENTS = {"gate_bias_init", "class_dropout_prob"}
@@ -30,9 +35,10 @@ def load(
     Args:
         path: a model folder, a weight file, the name of a packaged model (``digits``) or a hub
             id ``owner/name``.
-        backbone: what the file is expected to be: a family (``"dit"``), a preset name
-            (``"dit_xl_2_d14"``) or constructor arguments. Arguments left out are taken from the
-            file.
+        backbone: what the file is expected to be: a family (``"dit"``, ``"sit"``), a preset name
+            (``"dit_xl_2_d14"``), or constructor arguments with the family under ``backbone``.
+            Arguments left out are taken from the file. A file that does not say whether it is a
+            DiT or a SiT, whose tensors are the same, is taken for a DiT.
         num_heads: attention heads, for a bare state dict of a width that was not published.
 
     Returns:
@@ -62,7 +68,8 @@ def to_backbone(
         raise InputError(
             f"{checkpoint.path}: is a {checkpoint.backbone!r}, but backbone={backbone!r} was given"
         )
-    # A bare file is read as DiT unless told otherwise.
+    for line in _choices(checkpoint, assumed=family is None and checkpoint.backbone is None):
+        _say_once(line)
     family = family or checkpoint.backbone or "dit"
     if family not in FAMILIES:
         raise InputError(
@@ -74,12 +81,37 @@ def to_backbone(
         arguments["num_heads"] = _published_heads(checkpoint.path, arguments.get("hidden_size"))
 
     net = _empty(checkpoint.path, family, arguments)
-    state = {name: tensor.to(torch.float32, copy=True) for name, tensor in checkpoint.state.items()}
-    _check_shapes(checkpoint.path, state, net, given=backbone)
+    misfits = shape_misfits(checkpoint.state, net)
+    if misfits:
+        what = "the architecture its config or its tensors describe"
+        if backbone is not None:
+            what = f"backbone={backbone if isinstance(backbone, str) else dict(backbone)!r}"
+        raise InputError(f"{checkpoint.path}: does not fit {what}: {misfits}")
     _check_claims(checkpoint, claims)
+    state = {name: tensor.to(torch.float32, copy=True) for name, tensor in checkpoint.state.items()}
+    if _is_rounded(checkpoint.state["pos_embed"], net.pos_embed):
+        state["pos_embed"] = net.pos_embed.detach().clone()
     net.load_state_dict(state, assign=True)
     net.kept_from = checkpoint.kept_from
     return net.eval()
+
+
+def _choices(checkpoint: Checkpoint, assumed: bool) -> Iterator[str]:
+    """What was taken for granted in reading a file, in lines for its user."""
+    if checkpoint.layout.startswith(TRAINING):
+        yield f"{checkpoint.path}: {checkpoint.layout}"
+    for note in checkpoint.notes:
+        yield f"{checkpoint.path}: {note}"
+    if assumed:
+        yield (
+            f"{checkpoint.path}: read as DiT; SiT files look the same: give backbone=sit for one"
+        )
+
+
+@cache
+def _say_once(line: str) -> None:
+    # A warning, because that is what a script's user sees without configuring anything.
+    logger.warning(line)
 
 
 def _expected(backbone: str | Mapping[str, Any] | None) -> tuple[str | None, dict[str, Any]]:
@@ -92,7 +124,7 @@ def _expected(backbone: str | Mapping[str, Any] | None) -> tuple[str | None, dic
     if backbone in FAMILIES:
         return backbone, {}
     if backbone in PRESETS:
-        return backbone.split("_")[0], dict(PRESETS[backbone])
+        return preset_family(backbone), dict(PRESETS[backbone])
     raise InputError(f"backbone={backbone!r} is unknown; valid: {', '.join([*FAMILIES, *PRESETS])}")
 
 
@@ -114,23 +146,33 @@ def _empty(path: Path, family: str, arguments: dict[str, Any]) -> Backbone:
         raise InputError(f"{path}: {error}") from None
 
 
-def _check_shapes(
-    path: Path, state: Mapping[str, Tensor], net: Backbone, given: str | Mapping[str, Any] | None
-) -> None:
+def _is_rounded(stored: Tensor, table: Tensor) -> bool:
+    """Whether a file in half precision holds the fixed position table, rounded as its weights."""
+    half = stored.dtype in (torch.float16, torch.bfloat16)
+    # Its values are within -1..1, where rounding changes them by a quarter of eps at most.
+    bound = torch.finfo(stored.dtype).eps / 4 + 1e-6
+    return half and bool((stored.float() - table).abs().max() <= bound)
+
+
+def shape_misfits(state: Mapping[str, Tensor], net: Backbone) -> str:
+    """The first three tensors of a file that differ from those of a module, with both shapes.
+
+    Args:
+        state: tensors under public names.
+        net: the module that they are to become.
+
+    Returns:
+        Empty if all fit.
+    """
     in_file = {name: tuple(tensor.shape) for name, tensor in state.items()}
     in_net = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     differing = [n for n in {**in_net, **in_file} if in_file.get(n) != in_net.get(n)]
-    if not differing:
-        return
     listed = "; ".join(
         f"{name}: {in_file.get(name, 'absent')} in the file, {in_net.get(name, 'absent')} expected"
         for name in differing[:3]
     )
     rest = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-    what = "the architecture its config or its tensors describe"
-    if given is not None:
-        what = f"backbone={given if isinstance(given, str) else dict(given)!r}"
-    raise InputError(f"{path}: does not fit {what}: {listed}{rest}")
+    return listed + rest
 
 
 def _check_claims(checkpoint: Checkpoint, claims: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ def infer_dit(state: Mapping[str, Tensor], origin: str) -> dict[str, Any]:
     for one, as in every published file.
 
     Args:
-        state: tensors under public DiT names.
+        state: tensors under public DiT names, which are those of SiT too.
         origin: name of the file, for error messages.
 
     Returns:
@@ -61,14 +61,22 @@ def infer_dit(state: Mapping[str, Tensor], origin: str) -> dict[str, Any]:
 
 def _shape(state: Mapping[str, Tensor], name: str, rank: int, origin: str) -> tuple[int, ...]:
     if name not in state:
-        first = ", ".join(list(state)[:3])
         raise InputError(
-            f"{origin}: not a DiT state dict: it has no tensor {name!r} (first tensors: {first})"
+            f"{origin}: not a DiT state dict: it has no tensor {name!r}{_what_instead(state)}"
         )
     shape = tuple(state[name].shape)
     if len(shape) != rank or 0 in shape:
         raise InputError(f"{origin}: not a DiT state dict: tensor {name!r} has shape {shape}")
     return shape
+
+
+def _what_instead(state: Mapping[str, Tensor]) -> str:
+    """A guess at what some tensors are, by their names."""
+    if any(name.startswith("transformer_blocks.") for name in state):
+        return ", but those of a diffusers transformer; keep its config.json beside it"
+    if any(".lora_" in name for name in state):
+        return ", but those of a LoRA adapter; give the model that it belongs to"
+    return f" (first tensors: {', '.join(list(state)[:3])})"
 
 
 def _depth(state: Mapping[str, Tensor], origin: str) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import tinyfusion.assets
-from tinyfusion.errors import InputError
+from tinyfusion.checkpoints.layout import DIFFUSERS_STEM, PIPELINE_FILE, TRANSFORMER_FOLDER
+from tinyfusion.errors import InputError, first_line
 
 PACKAGED = {"digits": "digits_teacher"}
 """Models that ship inside the package: name and folder under ``tinyfusion/assets``."""
@@ -22,7 +24,7 @@ def resolve(path_or_name: Path | str) -> Path:
 
     Args:
         path_or_name: an existing path, else the name of a packaged model (``digits``), else a
-            hub id ``owner/name``, whose JSON and safetensors files are downloaded.
+            hub id ``owner/name``, of which the files that make the model are downloaded.
 
     Returns:
         A path that exists.
@@ -57,14 +59,43 @@ def _download(repo_id: str) -> Path:
     import huggingface_hub
 
     try:
-        folder = huggingface_hub.snapshot_download(
-            repo_id, allow_patterns=["*.json", "*.safetensors"]
-        )
+        found = huggingface_hub.HfApi().model_info(repo_id, timeout=30)
     # The hub client passes on errors of its HTTP library, which differs between its versions.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        try:  # what was fetched earlier is there without a network
+            return Path(huggingface_hub.snapshot_download(repo_id, local_files_only=True))
+        except Exception:
+            raise InputError(
+                f"checkpoint {repo_id!r} is no local path and could not be fetched from the hub: "
+                f"{first_line(error)}"
+            ) from None
+    wanted = _wanted([file.rfilename for file in found.siblings or ()], repo_id)
+    try:
+        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=wanted))
+    except Exception as error:
         raise InputError(
-            f"checkpoint {repo_id!r} is no local path and could not be fetched from the hub: "
-            f"{reason}"
+            f"checkpoint {repo_id!r} could not be fetched from the hub: {first_line(error)}"
         ) from None
-    return Path(folder)
+
+
+def _wanted(names: Sequence[str], repo_id: str) -> list[str]:
+    """The files of a repository that make the model: of a pipeline its denoiser alone.
+
+    Raises:
+        InputError: the repository holds no weights.
+    """
+    folder = f"{TRANSFORMER_FOLDER}/" if PIPELINE_FILE in names else ""
+    inside = [name for name in names if name.rpartition("/")[0] == folder.rstrip("/")]
+    weights = [name for name in inside if name.endswith(".safetensors")]
+    # Of the same weights in several types, those that loading takes.
+    variant = re.compile(rf"{DIFFUSERS_STEM}\.\w+(-\d+-of-\d+)?\.safetensors")
+    plain = [name for name in weights if not variant.fullmatch(name.rpartition("/")[2])]
+    weights = plain or weights or [name for name in inside if name.endswith(".bin")]
+    if not weights:
+        raise InputError(
+            f"hub repository {repo_id!r} holds no weights in a supported layout; valid: a model "
+            "folder of tinyfusion, or a diffusers model or pipeline"
+        )
+    records = [name for name in names if name.endswith(".json") and "/" not in name]
+    records += [name for name in inside if name.endswith(".json")]
+    return sorted({*records, *weights})

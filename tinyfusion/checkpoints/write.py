@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, count_parameters
 from tinyfusion.backbones.presets import family_of
 from tinyfusion.checkpoints.layout import CONFIG_FILE, FORMAT, FORMAT_VERSION, WEIGHTS_FILE
+from tinyfusion.checkpoints.tensors import write_tensors
 from tinyfusion.errors import InputError
-from tinyfusion.files import sha256_of, write_atomic, write_json
+from tinyfusion.files import sha256_of, write_json
 from tinyfusion.version import __version__
 
 
@@ -44,10 +44,8 @@ def save_model(
     folder = Path(folder)
     family = family_of(net)
     json.dumps(provenance)  # fails here, before any file is touched
-    state = {name: _stored(name, tensor, half) for name, tensor in net.state_dict().items()}
-    weights = write_atomic(
-        folder / WEIGHTS_FILE, lambda path: save_file(state, path, metadata={"format": "pt"})
-    )
+    state = {name: stored(name, tensor, half) for name, tensor in net.state_dict().items()}
+    weights = write_tensors(folder / WEIGHTS_FILE, state)
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -63,7 +61,17 @@ def save_model(
     return folder
 
 
-def _stored(name: str, tensor: Tensor, half: bool) -> Tensor:
+def stored(name: str, tensor: Tensor, half: bool) -> Tensor:
+    """A tensor as files hold it: on the CPU, without gradient, float16 if ``half``.
+
+    Args:
+        name: its name; the fixed position table (``pos_embed``) is never halved.
+        tensor: any tensor.
+        half: store floating tensors as float16.
+
+    Raises:
+        InputError: float16 can't hold it.
+    """
     tensor = tensor.detach().cpu().contiguous()
     if not half or not tensor.is_floating_point() or name == "pos_embed":
         return tensor

@@ -1,0 +1,99 @@
+"""The tools beside the commands, and what the commands make of other people's files."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tinyfusion
+from tinyfusion.checkpoints import load
+from tinyfusion.cli import TOOLS, main
+
+
+def test_tools_are_listed_exist_and_have_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    for tool, summary in TOOLS.items():
+        assert f"\n  {tool:<10}  {summary}\n" in out
+        assert main([tool, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(f"usage: tinyfusion {tool} ")
+        assert callable(importlib.import_module(f"tinyfusion.tools.{tool.replace('-', '_')}").main)
+    assert main(["inspct"]) == 2
+    assert capsys.readouterr().err.rstrip().endswith(", ".join(TOOLS))
+
+
+def test_tools_leave_logging_as_they_found_it(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("tinyfusion")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    assert main(["inspect", "digits"]) == 0
+    assert main(["inspect", "/no/such"]) == 2
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before
+
+
+def test_output_may_be_cut_off_by_its_reader() -> None:
+    code = "from tinyfusion.cli import main; raise SystemExit(main(['inspect', 'digits']))"
+    environment = {"PYTHONPATH": str(Path(tinyfusion.__file__).parents[1])}
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, env=environment
+    )
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (0, b"")
+
+
+@pytest.fixture
+def bare(model: Path, tmp_path: Path) -> Path:
+    """The tiny model as a file that says neither its heads nor its family."""
+    torch.save(load(model).state_dict(), tmp_path / "bare.pt")
+    return tmp_path / "bare.pt"
+
+
+def test_commands_say_that_a_bare_file_was_read_as_dit(tf, bare, only_run) -> None:
+    result = tf("sample", f"checkpoint={bare}", "num_heads=2", "n=2")
+    assert result.status == 0, result.err
+    line = f"{bare}: read as DiT; SiT files look the same: give backbone=sit for one\n"
+    assert result.out.count(line) == 1
+    assert line in (only_run("sample") / "run.log").read_text()
+
+
+def test_saying_dit_of_any_size_needs_no_remark(tf, bare) -> None:
+    result = tf("sample", f"checkpoint={bare}", "num_heads=2", "n=2", "backbone=dit")
+    assert result.status == 0, result.err
+    assert "read as DiT" not in result.out
+
+
+@pytest.mark.parametrize("command", ["prune", "recover", "sample", "evaluate", "run"])
+def test_sit_in_a_process_for_dit_is_refused_before_work(tf, bare, root, command) -> None:
+    result = tf(command, f"checkpoint={bare}", "num_heads=2", "backbone=sit")
+    assert result.status == 2 and result.err.count("\n") == 1
+    assert f"{bare}: a SiT needs a process of kind 'interpolant', but" in result.err
+    assert "process=GaussianDiffusion is of kind 'diffusion'" in result.err
+    assert not root.exists()
+
+
+def test_new_sit_in_a_process_for_dit_is_refused(tf, root) -> None:
+    result = tf("pretrain", "backbone=sit_s_8", "backbone.depth=1", small=False)
+    assert result.status == 2 and "a SiT needs a process of kind 'interpolant'" in result.err
+    assert not root.exists()
+
+
+def test_a_family_alone_is_no_size_for_a_new_model(tf, root) -> None:
+    result = tf("pretrain", "backbone=dit")
+    assert result.status == 2 and not root.exists()
+    assert "backbone=dit says what a checkpoint is, not how large a new model" in result.err
+    assert "choose one of dit_s_2, " in result.err and "sit_" not in result.err
+
+
+def test_size_that_the_file_does_not_have_is_refused(tf, bare, root) -> None:
+    result = tf("sample", f"checkpoint={bare}", "backbone=sit_s_2")
+    assert result.status == 2 and not root.exists()
+    assert "pos_embed: (1, 16, 16) in the file, (1, 256, 384) expected; x_embedder" in result.err

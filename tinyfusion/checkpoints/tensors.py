@@ -1,0 +1,198 @@
+"""Tensors of one weights file, written, and read without executing anything in it.
+
+This module holds the only ``torch.load`` of the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import pickle
+import re
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tinyfusion.errors import InputError, first_line
+from tinyfusion.files import sha256_of, write_atomic
+
+# The format allows no longer header; what starts with other bytes is no safetensors file.
+_LONGEST_HEADER = 100_000_000
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as the safetensors format says: header length, then ``{``.
+
+    Where the beginning is missing or damaged, its name decides how its error is worded.
+    """
+    with open(path, "rb") as handle:
+        start = handle.read(9)
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER:
+        return True
+    is_torch = start.startswith((b"PK\x03\x04", b"\x80\x02"))
+    return path.suffix == ".safetensors" and not is_torch
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, mapped from it.
+
+    Raises:
+        InputError: damaged or truncated.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: not a readable safetensors file, perhaps truncated ({first_line(error)})"
+        ) from None
+
+
+def read_torch(path: Path) -> Any:
+    """Content of a file that ``torch.save`` wrote: tensors, plain values, a Namespace.
+
+    Raises:
+        InputError: damaged, truncated, or asking for anything else.
+    """
+    # Mapping reads only the tensors that are used: a training checkpoint holds four copies.
+    can_map = zipfile.is_zipfile(path)
+    # By this name alone newer versions of torch would take the file for the other format.
+    misnamed = path.suffix == ".safetensors"
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on pickle versions; errors say enough
+            if misnamed:
+                with open(path, "rb") as handle:
+                    return torch.load(handle, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
+    except MemoryError:
+        raise
+    # A damaged pickle can fail in any way: unknown opcodes, bad indices, broken text.
+    except Exception as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found:
+            raise InputError(
+                f"{path}: refused, because the file asks to run {found[1]}; valid: a file that "
+                "holds only tensors, numbers, text and an argparse.Namespace"
+            ) from None
+        with open(path, "rb") as handle:
+            start = handle.read(4)
+        if start[:1] == b"\x80" and start[1:2] > b"\x02":  # torch.save writes protocol 2
+            raise InputError(
+                f"{path}: refused, because it is a plain pickle, which may run code; valid: a file "
+                "that torch.save wrote"
+            ) from None
+        reason = first_line(error)
+        if not start:
+            reason = "it is empty"
+        elif start[:1] != b"\x80" and not b"PK\x03\x04".startswith(start):
+            reason = f"it begins with {start!r}, as no such file does"
+        # torch's own text on pickles advises to load them without protection: not repeated.
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = "its pickle is damaged or asks for more than plain tensors"
+        raise InputError(
+            f"{path}: not a readable PyTorch file, perhaps truncated ({reason})"
+        ) from None
+
+
+def write_tensors(path: Path, state: Mapping[str, Tensor]) -> Path:
+    """Write a weights file, as a whole or not at all, in the format that its suffix says.
+
+    Args:
+        path: ``.safetensors``, else a file for ``torch.load``.
+        state: contiguous tensors on the CPU, no two of which share memory.
+
+    Raises:
+        OSError: it could not be written.
+    """
+
+    def write(file: Path) -> None:
+        if path.suffix == ".safetensors":
+            with disk_errors():
+                save_file(dict(state), file, metadata={"format": "pt"})
+            return
+        with open(file, "wb") as handle:  # given the name, torch would not say what failed
+            try:
+                torch.save(dict(state), handle)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+    return write_atomic(path, write)
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Let what safetensors can't write be an ``OSError``, as for every other file."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(first_line(error)) from error
+
+
+def is_state(value: Any) -> bool:
+    """Whether a value is a state dict: at least one tensor, nothing but tensors, by name."""
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
+
+
+def cleaned(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without wrapper prefixes; refuses values that no model can hold.
+
+    Args:
+        path: where they were read, for messages.
+        state: tensors of the file.
+
+    Raises:
+        InputError: a name that occurs twice, a type that is not floating, a value that is not
+            finite.
+    """
+    public: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        bare = name.replace("_orig_mod.", "")
+        while bare.startswith("module."):
+            bare = bare.removeprefix("module.")
+        if bare in public:
+            raise InputError(f"{path}: holds tensor {bare!r} twice, the second as {name!r}")
+        if not tensor.is_floating_point():
+            raise InputError(f"{path}: tensor {name!r} is {tensor.dtype}; valid: floating types")
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise InputError(
+                f"{path}: tensor {name!r} holds {bad} values that are not finite (NaN or infinity)"
+            )
+        public[bare] = tensor.detach()
+    return public
+
+
+def dtypes_of(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Types of some tensors, such as ``("float16", "float32")``, the most frequent first."""
+    elements: Counter[str] = Counter()
+    for tensor in state.values():
+        elements[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    return tuple(name for name, _ in elements.most_common())
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """SHA-256 of one file; of several, that of the list of theirs.
+
+    The list is what ``sha256sum`` prints for the files in order of their names, so that
+    ``sha256sum FILES | sha256sum`` in their folder gives the same.
+    """
+    if len(files) == 1:
+        return sha256_of(files[0])
+    ordered = sorted(files, key=lambda file: file.name)
+    lines = (f"{sha256_of(file)}  {file.name}\n" for file in ordered)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,144 @@
+"""PyTorch files that hold more than a state dict: which part is the model, what the rest says."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tinyfusion.checkpoints.checkpoint import Checkpoint
+from tinyfusion.checkpoints.infer import infer_dit
+from tinyfusion.checkpoints.tensors import is_state
+from tinyfusion.errors import InputError
+
+TRAINING = "training checkpoint"
+"""How the layout of a file with more than the weights begins."""
+
+_LATENT_FACTOR = 8
+"""Pixels per latent cell of the autoencoder that DiT and SiT were published with."""
+_SIZES = {"S": (384, 12), "B": (768, 12), "L": (1024, 24), "XL": (1152, 28)}
+"""Width and depth of the published sizes by letter."""
+
+
+def pick_state(path: Path, content: Any) -> tuple[dict[str, Any], str | None]:
+    """The weights of a PyTorch file, and the key they were under; averaged ones are preferred.
+
+    Raises:
+        InputError: it holds no weights of a model.
+    """
+    if isinstance(content, Mapping):
+        for key in ("ema", "model"):
+            if is_state(content.get(key)):
+                return dict(content[key]), key
+        if is_state(content):
+            return dict(content), None
+        if is_lightning(content):
+            raise InputError(f"{path}: {lightning_summary(path, content)}")
+    found = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
+    raise InputError(
+        f"{path}: holds neither a state dict nor a training checkpoint with 'ema' or 'model', "
+        f"found {found}"
+    )
+
+
+def is_lightning(content: Any) -> bool:
+    """Whether the content of a PyTorch file is a checkpoint of a Lightning trainer."""
+    return isinstance(content, Mapping) and "pytorch-lightning_version" in content
+
+
+def lightning_summary(path: Path, content: Mapping[str, Any]) -> str:
+    """What a Lightning checkpoint is and what can be done with it."""
+    step = content.get("global_step")
+    if "tinyfusion" not in content:
+        return (
+            f"a checkpoint of a Lightning trainer at step {step}, whose module is not known here; "
+            "save the state dict of its network alone"
+        )
+    # A stage's folder lies in the run's.
+    runs = [parent for parent in path.absolute().parents[:2] if (parent / "config.yaml").is_file()]
+    return (
+        f"resume checkpoint of a run at step {step}, not a model; go on with "
+        f"resume={runs[0] if runs else 'FOLDER'}"
+    )
+
+
+def with_training_facts(
+    checkpoint: Checkpoint, content: Mapping[str, Any], chosen: str
+) -> Checkpoint:
+    """Add what the rest of a training checkpoint says.
+
+    Args:
+        checkpoint: the weights.
+        content: the whole file.
+        chosen: key of the weights.
+    """
+    also = {str(k): _in_words(v) for k, v in content.items() if k not in (chosen, "args")}
+    found = content.get("args")
+    args = vars(found) if isinstance(found, argparse.Namespace) else found
+    args = {str(k): _plain(v) for k, v in args.items()} if isinstance(args, Mapping) else {}
+    family = _family(args.get("model"))
+    notes = _contradictions(args, checkpoint) if family else []
+    return replace(
+        checkpoint,
+        backbone=family,
+        layout=f"{TRAINING}, weights under {chosen!r}"
+        + ("" if chosen == "ema" else f" (it holds no {'usable ' * ('ema' in content)}'ema')"),
+        provenance={"args": args} if args else {},
+        also=also,
+        notes=tuple(notes),
+    )
+
+
+def _family(model: Any) -> str | None:
+    match = re.match(r"(DiT|SiT)-", model) if isinstance(model, str) else None
+    return match[1].lower() if match else None
+
+
+def _contradictions(args: Mapping[str, Any], checkpoint: Checkpoint) -> list[str]:
+    """Where the recorded arguments say something else than the tensors, which are believed."""
+    found = infer_dit(checkpoint.state, str(checkpoint.path))
+    said: dict[str, tuple[str, int]] = {}  # by argument: the word in args, the value
+    # Names such as DiT-XL/2; DiT-D14/2 is DiT-XL/2 cut to 14 blocks.
+    match = re.fullmatch(r"[DS]iT-(?:(S|B|L|XL)|D(\d+))/(\d+)", str(args.get("model", "")))
+    if match:
+        width, depth = _SIZES[match[1]] if match[1] else (_SIZES["XL"][0], int(match[2]))
+        sizes = {"hidden_size": width, "depth": depth, "patch_size": int(match[3])}
+        said |= {key: ("model", value) for key, value in sizes.items()}
+    if type(args.get("image_size")) is int:
+        said["input_size"] = ("image_size", args["image_size"] // _LATENT_FACTOR)
+    if type(args.get("num_classes")) is int:
+        said["num_classes"] = ("num_classes", args["num_classes"])
+    return [
+        f"its args say {word}={args[word]}, which means {key}={value}, but its tensors have "
+        f"{key}={found[key]}; the tensors are believed"
+        for key, (word, value) in said.items()
+        if found[key] != value
+    ]
+
+
+def _in_words(value: Any) -> str:
+    if is_state(value):
+        return f"state dict of {len(value)} tensors"
+    if isinstance(value, Mapping) and {"state", "param_groups"} <= set(value):
+        return f"optimizer state of {len(value['state'])} tensors"
+    if isinstance(value, Tensor):
+        return f"tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping | list | tuple):
+        return f"{type(value).__name__} of {len(value)} entries"
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return str(value)

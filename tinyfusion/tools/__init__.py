@@ -1,0 +1,1 @@
+"""Commands that take files and options, compose no configuration and make no run folder."""

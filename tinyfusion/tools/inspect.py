@@ -1,0 +1,159 @@
+"""``tinyfusion inspect FILE``: what a file is, without running anything of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tinyfusion.tools.arguments import Parser
+
+_DESCRIPTION = """\
+Print what a file or folder is: a checkpoint in any supported layout, a decision, a LoRA adapter
+or a resume checkpoint. Nothing in it is executed.
+"""
+
+_EXAMPLES = """\
+examples:
+  tinyfusion inspect DiT-XL-2-256x256.pt
+  tinyfusion inspect outputs/run/FOLDER/recovered
+  tinyfusion inspect outputs/run/FOLDER/decision.json
+  tinyfusion inspect facebook/DiT-XL-2-256 --json     (a hub id)
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the tool.
+
+    Args:
+        argv: arguments after ``tinyfusion inspect``.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        InputError: wrong arguments, no such file, or one that is damaged or of no known kind.
+    """
+    parser = Parser("inspect", description=_DESCRIPTION, epilog=_EXAMPLES)
+    parser.add_argument(
+        "file", metavar="FILE", help="file, folder, packaged model (digits) or hub id owner/name"
+    )
+    parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    options = parser.parse_args(argv)
+
+    from tinyfusion.tools.report import report
+
+    facts = examine(options.file)
+    print(json.dumps(facts, indent=2) if options.json else report(facts))
+    return 0
+
+
+def examine(name: Path | str) -> dict[str, Any]:
+    """Facts about whatever a name means, as data that JSON can hold.
+
+    Args:
+        name: anything that :func:`tinyfusion.checkpoints.resolve` understands.
+
+    Returns:
+        Facts; ``kind`` says which: ``model``, ``decision``, ``adapter`` or ``resume checkpoint``.
+
+    Raises:
+        InputError: no such file, or one that is damaged or of no known kind.
+    """
+    from tinyfusion.checkpoints import read_checkpoint, resolve
+    from tinyfusion.checkpoints.describe import describe
+    from tinyfusion.checkpoints.layout import ADAPTER_FILE, ADAPTER_WEIGHTS
+
+    path = resolve(name)
+    found: dict[str, Any] | None = None
+    if path.is_dir():
+        if (path / ADAPTER_FILE).is_file():
+            found = _adapter(path)
+    elif path.name == ADAPTER_FILE or (
+        path.name == ADAPTER_WEIGHTS and path.with_name(ADAPTER_FILE).is_file()
+    ):
+        found = _adapter(path.parent)
+    elif path.suffix == ".json":
+        found = _decision(path)
+    else:
+        found = _resume_checkpoint(path)
+    return {"path": str(name), **(found or describe(read_checkpoint(path)))}
+
+
+def _decision(path: Path) -> dict[str, Any] | None:
+    """Facts about a ``decision.json``; ``None`` for other JSON files."""
+    from tinyfusion.decision import FORMAT, Decision
+    from tinyfusion.files import read_json
+
+    content = read_json(path, "JSON")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return None
+    decision = Decision.from_dict(content, where=f"decision file {str(path)!r}")
+    probabilities = decision.probabilities
+    return {
+        "kind": "decision",
+        "method": decision.method,
+        "scheme": None if decision.groups is None else str(decision.groups),
+        "source_depth": decision.source_depth,
+        "depth": len(decision.kept),
+        "kept": list(decision.kept),
+        "dropped": list(decision.dropped),
+        "confidence": [max(group) for group in probabilities] if probabilities else None,
+        "seed": decision.seed,
+        "source_sha256": decision.source_sha256,
+        "version": decision.version,
+        "scores": sorted(decision.scores),
+    }
+
+
+def _adapter(folder: Path) -> dict[str, Any]:
+    """Facts about a PEFT adapter folder."""
+    from tinyfusion.checkpoints.layout import ADAPTER_FILE, ADAPTER_WEIGHTS
+    from tinyfusion.checkpoints.tensors import digest_of, dtypes_of, read_safetensors
+    from tinyfusion.errors import InputError
+    from tinyfusion.files import read_json
+
+    config = read_json(folder / ADAPTER_FILE, "adapter config")
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise InputError(f"{folder / ADAPTER_FILE}: not the config of a PEFT adapter")
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        raise InputError(f"{folder}: a PEFT adapter without {weights.name}")
+    state = read_safetensors(weights)
+    blocks = {int(index) for name in state for index in re.findall(r"blocks\.(\d+)\.", name)}
+    targets = config.get("target_modules")
+    return {
+        "kind": "adapter",
+        "format": f"PEFT adapter ({config['peft_type']})",
+        "rank": config.get("r"),
+        "alpha": config.get("lora_alpha"),
+        "targets": sorted(targets) if isinstance(targets, list) else targets,
+        "base_model": config.get("base_model_name_or_path"),
+        "blocks": sorted(blocks),
+        "tensors": len(state),
+        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "dtypes": list(dtypes_of(state)),
+        "bytes": weights.stat().st_size,
+        "sha256": digest_of((weights,)),
+    }
+
+
+def _resume_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Facts about a Lightning checkpoint; ``None`` for other files."""
+    from tinyfusion.checkpoints.tensors import is_safetensors, read_torch
+    from tinyfusion.checkpoints.training_file import is_lightning, lightning_summary
+
+    content = None if is_safetensors(path) else read_torch(path)
+    if not is_lightning(content):
+        return None
+    return {
+        "kind": "resume checkpoint",
+        "format": lightning_summary(path, content),
+        "step": content.get("global_step"),
+        "tensors": len(content.get("state_dict", {})),
+        "lightning": str(content["pytorch-lightning_version"]),
+        "ours": "tinyfusion" in content,
+        "bytes": path.stat().st_size,
+    }

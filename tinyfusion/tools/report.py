@@ -1,0 +1,152 @@
+"""Facts about a file as aligned plain text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+WIDTH = 100
+
+Row = tuple[str, str]
+
+
+def report(facts: Mapping[str, Any]) -> str:
+    """Text for the terminal, without a newline at the end.
+
+    Args:
+        facts: what :func:`tinyfusion.tools.inspect.examine` found.
+    """
+    rows = {
+        "model": _model,
+        "decision": _decision,
+        "adapter": _adapter,
+        "resume checkpoint": _resume,
+    }[facts["kind"]](facts)
+    return "\n".join([str(facts["path"]), *_aligned(list(rows))])
+
+
+def _model(facts: Mapping[str, Any]) -> Iterator[Row]:
+    same = "" if facts["backbone"] else ": their files look the same"
+    yield "architecture", facts["architecture"] + same
+    yield "format", facts["format"]
+    yield "depth", f"{facts['depth']} blocks"
+    kept = facts["kept_from"]
+    if kept is not None:
+        yield "kept blocks", f"{_listed(kept)} (numbers in the model it was pruned from)"
+    yield "width", str(facts["width"])
+    yield "heads", _heads(facts)
+    yield "MLP width", str(facts["mlp_width"])
+    yield "patch size", str(facts["patch_size"])
+    size = facts["input_size"]
+    yield "input", f"{facts['in_channels']} x {size} x {size}"
+    null = "and the null class" if facts["null_class"] else "without null class"
+    yield "classes", f"{facts['num_classes']} {null}"
+    sigma = "with" if facts["learn_sigma"] else "without"
+    yield "output", f"{facts['out_channels']} channels, {sigma} learned sigma"
+    yield "parameters", f"{facts['parameters']:,}"
+    yield from _file(facts)
+    numbers = facts["convention"]
+    yield (
+        "convention",
+        f"frequency divisor {numbers['frequency_divisor']:g}, norm epsilon "
+        f"{numbers['mlp_norm_eps']:g}: {numbers['meaning']}",
+    )
+    for note in facts["notes"]:
+        yield "note", note
+    if facts["also_holds"]:
+        yield "also holds", ""
+        yield from _nested(facts["also_holds"])
+    yield "provenance", "" if facts["provenance"] else "not recorded"
+    yield from _nested(facts["provenance"])
+
+
+def _heads(facts: Mapping[str, Any]) -> str:
+    if facts["heads"] is not None:
+        return str(facts["heads"])
+    if facts["heads_by_width"] is not None:
+        return f"{facts['heads_by_width']} (as published for this width; the file does not say)"
+    return "not in the file: give num_heads= to load it"
+
+
+def _file(facts: Mapping[str, Any]) -> Iterator[Row]:
+    yield "dtype", ", ".join(facts["dtypes"])
+    yield "size", _bytes(facts["bytes"])
+    yield "SHA-256", facts["sha256"]
+
+
+def _decision(facts: Mapping[str, Any]) -> Iterator[Row]:
+    yield "this is", "a decision: which blocks of a model stay; use it as decision=FILE"
+    yield "method", facts["method"]
+    yield "scheme", facts["scheme"] or "none: blocks were chosen without groups"
+    yield "depth", f"{facts['depth']} of {facts['source_depth']} blocks stay"
+    yield "kept blocks", _listed(facts["kept"])
+    yield "dropped blocks", _listed(facts["dropped"])
+    if facts["confidence"]:
+        yield "confidence", _listed(f"{value:.2f}" for value in facts["confidence"]) + " by group"
+    if facts["scores"]:
+        yield "evidence", ", ".join(facts["scores"])
+    yield "seed", str(facts["seed"])
+    yield "source SHA-256", facts["source_sha256"] or "not recorded"
+    yield "written by", f"tinyfusion {facts['version']}"
+
+
+def _adapter(facts: Mapping[str, Any]) -> Iterator[Row]:
+    yield "format", facts["format"]
+    yield "rank, alpha", f"{facts['rank']}, {facts['alpha']}"
+    targets = facts["targets"]
+    yield "targets", ", ".join(targets) if isinstance(targets, list) else str(targets)
+    yield "base model", facts["base_model"] or "not recorded"
+    yield "blocks", _listed(facts["blocks"]) or "none"
+    yield "parameters", f"{facts['parameters']:,} in {facts['tensors']} tensors"
+    yield from _file(facts)
+
+
+def _resume(facts: Mapping[str, Any]) -> Iterator[Row]:
+    yield "this is", facts["format"]
+    yield "step", str(facts["step"])
+    yield "holds", f"{facts['tensors']} tensors of the trained module, optimizer and loop state"
+    yield "size", _bytes(facts["bytes"])
+    yield "written by", f"Lightning {facts['lightning']}"
+
+
+def _nested(values: Any, level: int = 1) -> Iterator[Row]:
+    """Rows of a tree of mappings, deeper ones further in."""
+    for key, value in values.items():
+        name = "  " * level + str(key)
+        if isinstance(value, Mapping) and value:
+            yield name, ""
+            yield from _nested(value, level + 1)
+        else:
+            yield name, _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value) or "none"
+    return "none" if value is None or value == {} else str(value)
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _bytes(count: int) -> str:
+    value, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{count} bytes" if unit == "bytes" else f"{value:.3g} {unit}"
+
+
+def _aligned(rows: list[Row]) -> Iterator[str]:
+    """Names in one column and values in another; what is nested has columns of its own."""
+    widths = [max((len(n) for n, _ in rows if n.startswith(" ") == b), default=0) for b in (0, 1)]
+    for name, value in rows:
+        width = widths[name.startswith(" ")] + 2
+        # Paths and hashes stay whole.
+        yield from textwrap.wrap(
+            value, WIDTH, initial_indent=f"  {name:<{width}}", break_long_words=False,
+            subsequent_indent=" " * (width + 2), break_on_hyphens=False,
+        ) or [f"  {name}"]  # fmt: skip
