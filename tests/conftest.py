@@ -30,3 +30,22 @@ def golden_folder() -> Path:
 def golden(golden_folder: Path) -> Callable[[str], dict[str, Tensor]]:
     """Loader of one golden file: ``golden("dit")["out"]``."""
     return lambda name: load_file(golden_folder / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small ``AutoencoderKL`` with random weights: 4 channels, factor 2."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    net = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    folder = tmp_path_factory.mktemp("autoencoder")
+    net.save_pretrained(folder)
+    return folder

@@ -29,7 +29,8 @@ class Batch(NamedTuple):
     move them to the device and can't put a frozen dataclass such as ``Rows`` together again.
 
     Attributes:
-        images: shape (B, C, H, W), in [-1, 1].
+        images: what `ImageSource.fetch` gave; on the training device what `ImageSource.finish`
+            made of it: float32, shape (B, C, H, W).
         labels: shape (B,), int64.
         step: optimiser step.
         first: position of the first row in the global batch.
@@ -189,6 +190,11 @@ class TrainingData(LightningDataModule):
         self._seed, self._stage = seed, stage
         self._total_steps, self._global_batch = total_steps, global_batch
         self._accumulate, self._num_workers = accumulate, num_workers
+        self._augment = StepNoise(seed, stage)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Finish the batch where it is trained on: latents are drawn and scaled here."""
+        return batch._replace(images=self.source.finish(batch.images, self._augment, batch.rows))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of this rank, from the trainer's global step to the last step.
@@ -219,9 +225,8 @@ class TrainingData(LightningDataModule):
             rank=trainer.global_rank,
             world=trainer.world_size,
         )
-        augment = StepNoise(self._seed, self._stage)
         return _StatelessLoader(
-            _TrainingImages(self.source, augment, self._global_batch),
+            _TrainingImages(self.source, self._augment, self._global_batch),
             batch_sampler=sampler,
             collate_fn=_already_a_batch,
             num_workers=self._num_workers,

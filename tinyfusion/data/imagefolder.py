@@ -19,6 +19,10 @@ SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", "
 MODES = {1: "L", 3: "RGB"}
 
 
+class UndecodableImageError(InputError):
+    """The content of an image file can't be decoded."""
+
+
 class ImageFolder(ImageSource):
     """Images ``root/<class>/**/<image>``; classes are numbered in the order of their names.
 
@@ -30,6 +34,13 @@ class ImageFolder(ImageSource):
         channels: 3 (colour) or 1 (grey).
         flip: mirror each training image left to right with probability one half.
         held_out: how many images are held out; which ones is the same in every run.
+        probe: decode the first image of every class at once, so that a folder of other things is
+            noticed before training.
+
+    Attributes:
+        files: every image file, training and held-out, in the order of their numbers.
+        labels: the class of every file, int64, shape (number of files,).
+        classes: names of the classes.
 
     Raises:
         InputError: a wrong argument; ``root`` is missing, holds no class folder or a class folder
@@ -44,22 +55,24 @@ class ImageFolder(ImageSource):
         channels: int = 3,
         flip: bool = True,
         held_out: int = 0,
+        probe: bool = True,
     ) -> None:
         if size < 1:
             raise InputError(f"data.size={size}: must be at least 1 pixel")
         if channels not in MODES:
             raise InputError(f"data.channels={channels}: must be 1 (grey) or 3 (colour)")
         self.size, self.channels, self._flip = size, channels, flip
-        self._files, self._labels, first_of_class = _find_images(Path(root).expanduser())
-        self.num_classes = len(first_of_class)
-        if not 0 <= held_out < len(self._files):
+        self.root = Path(root).expanduser()
+        self.files, self.labels, self.classes, first_of_class = _find_images(self.root)
+        self.num_classes = len(self.classes)
+        if not 0 <= held_out < len(self.files):
             raise InputError(
-                f"data.held_out={held_out}: must be between 0 and {len(self._files) - 1}, "
-                f"as {str(root)!r} holds {len(self._files)} images"
+                f"data.held_out={held_out}: must be between 0 and {len(self.files) - 1}, "
+                f"as {str(root)!r} holds {len(self.files)} images"
             )
-        self._train, self._held_out = split_order(len(self._files), held_out)
-        # Reading everything would take too long; a wrong kind of folder shows up here already.
-        self._read(first_of_class)
+        self._train, self._held_out = split_order(len(self.files), held_out)
+        if probe:
+            self._read(first_of_class)
 
     def __len__(self) -> int:
         return len(self._train)
@@ -83,21 +96,33 @@ class ImageFolder(ImageSource):
         return self._read(torch.cat([self._train, self._held_out]).tolist())
 
     def _pick(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        return self._read(numbers.tolist()).float() / 127.5 - 1, self._labels[numbers]
+        return self._read(numbers.tolist()).float() / 127.5 - 1, self.labels[numbers]
 
     def _read(self, numbers: Iterable[int]) -> Tensor:
         """Cropped images by number of file, uint8 0..255, shape (B, C, H, W)."""
         shape = (self.size, self.size, self.channels)
-        arrays = [self._decode(self._files[number]).reshape(shape) for number in numbers]
+        arrays = [self.decode(self.files[number]) for number in numbers]
         stacked = torch.from_numpy(np.stack(arrays)) if arrays else torch.empty(0, *shape)
         return stacked.to(torch.uint8).permute(0, 3, 1, 2).contiguous()
 
-    def _decode(self, file: str) -> np.ndarray:
+    def decode(self, file: str) -> np.ndarray:
+        """The cropped image of one file, uint8 0..255, shape (H, W, C).
+
+        Raises:
+            UndecodableImageError: its content can't be decoded.
+            InputError: it can't be read.
+        """
         try:
             with Image.open(file) as image:
-                return np.asarray(centre_crop(image.convert(MODES[self.channels]), self.size))
+                cropped = centre_crop(image.convert(MODES[self.channels]), self.size)
+                return np.asarray(cropped).reshape(self.size, self.size, self.channels)
+        except MemoryError:
+            raise
         except Exception as error:  # Pillow's decoders raise many kinds for a broken file
-            raise InputError(f"image file {file!r} can't be decoded: {error}") from error
+            # An error of the system, such as a missing file, says nothing about the content.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise InputError(f"image file {file!r} can't be read: {error.strerror}") from error
+            raise UndecodableImageError(f"image file {file!r} can't be decoded: {error}") from error
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -117,8 +142,8 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def _find_images(root: Path) -> tuple[list[str], Tensor, list[int]]:
-    """Image files in order, their labels (N,), and the number of each class's first file."""
+def _find_images(root: Path) -> tuple[list[str], Tensor, list[str], list[int]]:
+    """Image files in order, labels (N,), class names, and the number of each class's first file."""
     if not root.is_dir():
         raise InputError(f"data.root={str(root)!r}: no such folder")
     classes = sorted(
@@ -146,4 +171,4 @@ def _find_images(root: Path) -> tuple[list[str], Tensor, list[int]]:
                 f"({', '.join(sorted(SUFFIXES))})"
             )
         labels += [label] * (len(files) - first_of_class[-1])
-    return files, torch.tensor(labels), first_of_class
+    return files, torch.tensor(labels), classes, first_of_class

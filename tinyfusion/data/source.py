@@ -11,19 +11,21 @@ from tinyfusion.seeding import Rows, StepNoise
 
 
 class ImageSource(ABC):
-    """Labelled images of one size, split into training and held-out images.
+    """Labelled images, or latents of images, of one size; training ones and held-out ones.
 
     ``len(source)`` is the number of training images.
 
     Attributes:
         num_classes: number of classes; labels are 0..num_classes-1.
-        channels: image channels.
-        size: height and width in pixels.
+        channels: channels of what the diffusion model is trained on.
+        size: its height and width.
+        pixels: whether that is pixels; if not, it is latents and there is no `reference`.
     """
 
     num_classes: int
     channels: int
     size: int
+    pixels: bool = True
 
     @abstractmethod
     def __len__(self) -> int:
@@ -33,7 +35,7 @@ class ImageSource(ABC):
     def fetch(
         self, indices: Tensor, augment: StepNoise | None, rows: Rows | None
     ) -> tuple[Tensor, Tensor]:
-        """Training images by number.
+        """Training images by number, as they are stored; runs where batches are loaded.
 
         Args:
             indices: numbers of training images, 0..len(self)-1, shape (B,).
@@ -41,16 +43,44 @@ class ImageSource(ABC):
             rows: which rows of the global batch these are (B = rows.count); used by ``augment``.
 
         Returns:
-            images in [-1, 1], float32, shape (B, C, H, W), and labels, int64, shape (B,).
+            what `finish` takes, first axis B, and labels, int64, shape (B,). Unless `finish` is
+            overridden: images in [-1, 1], float32, shape (B, C, H, W).
         """
+
+    def finish(self, stored: Tensor, augment: StepNoise | None, rows: Rows | None) -> Tensor:
+        """Turn what `fetch` gave into training inputs; runs on the device that trains.
+
+        Args:
+            stored: what `fetch` gave, on any device.
+            augment: the same draws as in `fetch`; None for none.
+            rows: the same rows as in `fetch`.
+
+        Returns:
+            float32, shape (B, C, H, W), on the device of ``stored``: images in [-1, 1], or
+            latents times their scale factor.
+        """
+        return stored
+
+    def plain(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Training inputs (B, C, H, W) and labels (B,) without any draw, as in `held_out`.
+
+        Args:
+            indices: numbers of training images, 0..len(self)-1, shape (B,).
+        """
+        stored, labels = self.fetch(indices, None, None)
+        return self.finish(stored, None, None), labels
 
     @abstractmethod
     def held_out(self) -> tuple[Tensor, Tensor]:
-        """All held-out images (N, C, H, W) in [-1, 1] and their labels (N,), never augmented."""
+        """All held-out training inputs (N, C, H, W) and labels (N,), without any draw."""
 
     @abstractmethod
     def reference(self) -> Tensor:
-        """All real images, training then held-out, uint8 0..255, shape (N, C, H, W)."""
+        """All real images, training then held-out, uint8 0..255, shape (N, C, H, W).
+
+        Raises:
+            InputError: the source holds no pixels (see ``pixels``).
+        """
 
 
 def split_order(size: int, held_out: int) -> tuple[Tensor, Tensor]:

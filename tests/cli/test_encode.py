@@ -1,0 +1,309 @@
+"""`tinyfusion encode`: killed, divided, short of room, and trained on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tinyfusion
+from tinyfusion.data.latents import Latents
+
+COUNT, SHARD = 12, 4
+
+# Runs the command once undisturbed, which imports everything, then, for another store, in forks:
+# each is killed at a later rename than the one before, until one gets through.
+KILLED = """
+import os, signal, sys
+from tinyfusion import files
+from tinyfusion.cli import main
+
+whole, killed, *rest = sys.argv[1:]
+assert main(["encode", f"store={whole}", *rest]) == 0
+for last in range(4, 40):  # the first three are of the run's folder
+    child = os.fork()
+    if not child:
+        calls, replace = 0, os.replace
+        def killing(source, target):
+            global calls
+            calls += 1
+            if calls == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+        files.os.replace = killing
+        os._exit(main(["encode", f"store={killed}", *rest]))
+    status = os.waitpid(child, 0)[1]
+    if not os.WIFSIGNALED(status):
+        print("KILLS", last - 4, "STATUS", os.WEXITSTATUS(status))
+        break
+"""
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    draws = np.random.default_rng(0)
+    for number in range(COUNT):
+        file = tmp_path / "images" / "ab"[number % 2] / f"{number:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(0, 256, (18, 16, 3), np.uint8)).save(file)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def arguments(images: Path, tiny_autoencoder: Path, root: Path) -> Callable[..., list[str]]:
+    """Command line of `encode` into a store."""
+
+    def line(store: Path, *more: str) -> list[str]:
+        return [
+            "encode",
+            f"data.root={images}",
+            "data.size=16",
+            "autoencoder=kl",
+            f"autoencoder.path={tiny_autoencoder}",
+            "autoencoder.batch_size=3",
+            f"store={store}",
+            f"shard_size={SHARD}",
+            f"output_root={root}",
+            "trainer.threads=1",
+            *more,
+        ]
+
+    return line
+
+
+@pytest.fixture
+def encode(arguments, tf):
+    """Run `encode` in this process."""
+    return lambda store, *more: tf(*arguments(store, *more), small=False, exact=True)
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in store.iterdir()}
+
+
+def test_what_it_prints_and_writes(encode, tmp_path, only_run) -> None:
+    result = encode(tmp_path / "store")
+    assert result.status == 0, result
+    assert "12 images of 2 classes" in result.out and "latents of 4x8x8" in result.out
+    assert "12.3 kB for the images and 12.3 kB for their mirrors" in result.out
+    assert "12 of 12 images (100.0 %)" in result.out and "images/s" in result.out
+    names = {f"shard-{n:05d}{end}" for n in range(3) for end in (".json", ".images.npy")}
+    names |= {f"shard-{n:05d}.mirrors.npy" for n in range(3)}
+    assert set(contents(tmp_path / "store")) == names | {"plan.json", "index.json", "labels.npy"}
+    assert (only_run("encode") / "finished.json").is_file()
+    source = Latents(tmp_path / "store", verify=True)
+    assert (len(source), source.num_classes, source.channels, source.size) == (12, 2, 4, 8)
+
+
+def test_the_same_command_on_a_finished_store_changes_nothing(encode, tmp_path) -> None:
+    encode(tmp_path / "store")
+    before = contents(tmp_path / "store")
+    again = encode(tmp_path / "store")
+    assert again.status == 0 and "images/s" not in again.out
+    assert contents(tmp_path / "store") == before
+
+
+@pytest.mark.slow
+def test_killed_anywhere_and_started_again_it_writes_the_same(arguments, tmp_path) -> None:
+    stores = tmp_path / "whole", tmp_path / "killed"
+    rest = [text for text in arguments("")[1:] if not text.startswith("store=")]
+    path = str(Path(tinyfusion.__file__).parents[1])
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, stores), *rest],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    _, kills, _, status = run.stdout.split()[-4:]
+    assert status == "0" and int(kills) >= 6, run.stdout
+    assert contents(stores[1]) == contents(stores[0])
+
+
+def test_parts_make_up_the_whole(encode, tmp_path) -> None:
+    encode(tmp_path / "whole")
+    second = encode(tmp_path / "parts", "parts=2", "part=1")
+    assert second.status == 0 and "part 1 of 2 is done" in second.out
+    assert "2 of 3 shards" in second.out
+    assert not (tmp_path / "parts" / "index.json").exists()
+    assert encode(tmp_path / "parts", "parts=2", "part=0").status == 0
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_make_up_the_whole(encode, tmp_path) -> None:
+    encode(tmp_path / "whole")
+    result = encode(tmp_path / "two", "workers=2")
+    assert result.status == 0 and "12 of 12 images" in result.out
+    assert contents(tmp_path / "two") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_what_a_worker_refuses_is_one_line(encode, images, tmp_path) -> None:
+    (images / "b" / "11.png").write_text("not a picture")
+    result = encode(tmp_path / "two", "workers=2")
+    assert result.status == 2 and "b/11.png' can't be decoded" in result.err
+    assert len(result.err.splitlines()) == 1, result.err
+
+
+def test_a_part_that_another_process_works_on_is_left_to_it(encode, tmp_path) -> None:
+    store = tmp_path / "store"
+    encode(store, "parts=2", "part=1")
+    with open(store / ".part-0-of-2.lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        result = encode(store, "parts=2", "part=0")
+    assert result.status == 2 and "another process is encoding part=0 parts=2" in result.err
+    assert encode(store, "parts=2", "part=0").status == 0
+
+
+def test_an_undecodable_image_is_named_or_left_out_and_listed(
+    encode, images, tmp_path, root
+) -> None:
+    (images / "a" / "00.png").write_text("not a picture")  # the first of its class
+    result = encode(tmp_path / "store")
+    assert result.status == 2 and "a/00.png' can't be decoded" in result.err
+    result = encode(tmp_path / "store", "skip_undecodable=true")
+    assert result.status == 0
+    assert "left out 1 image(s)" in result.out and "a/00.png: cannot identify" in result.out
+    index = json.loads((tmp_path / "store" / "index.json").read_text())
+    assert index["count"] == 11 and [s["file"] for s in index["skipped"]] == ["a/00.png"]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes, as when the disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_torn_file(encode, tmp_path, only_run) -> None:
+    encode(tmp_path / "whole")
+    store = tmp_path / "store"
+    encode(store, "parts=3", "part=0")
+    shard = (store / "shard-00000.images.npy").stat().st_size
+    with largest_file(shard - 1):
+        result = encode(store)
+    assert result.status == 2
+    (line,) = result.err.splitlines()
+    assert "can't be written: File too large; 4 of 12 images are stored (1 of 3 shards)" in line
+    assert "start the same command again" in line
+    assert not [file for file in store.iterdir() if file.name.startswith(".shard")]
+    assert not (store / "shard-00001.json").exists()
+    assert encode(store).status == 0
+    assert contents(store) == contents(tmp_path / "whole")
+
+
+def test_resume_by_run_folder(encode, tf, tmp_path, root) -> None:
+    with largest_file(2000):
+        assert encode(tmp_path / "store").status == 2
+    (folder,) = (root / "encode").iterdir()
+    result = tf("encode", f"resume={folder}", small=False, exact=True)
+    assert result.status == 0, result
+    assert len(Latents(tmp_path / "store", verify=True)) == COUNT
+
+
+def test_too_little_room_is_said_before_the_start(encode, tmp_path, monkeypatch, root) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 0, 20_000))
+    result = encode(tmp_path / "store")
+    assert result.status == 2 and not root.exists()
+    assert "25.3 kB are still to be written, but only 20.0 kB are free" in result.err
+    assert not list((tmp_path / "store").glob("shard*"))
+    # What is there already needs no more room.
+    monkeypatch.undo()
+    encode(tmp_path / "store", "parts=2", "part=0")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 0, 20_000))
+    assert encode(tmp_path / "store").status == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["store=null"], "store= must be given"),
+        (["autoencoder.path=/no/such"], "autoencoder.path='/no/such' does not exist"),
+        (["autoencoder.batch_size=0"], "autoencoder.batch_size=0 must be at least 1"),
+        (["data.size=15"], "data.size=15 must be a multiple of 2"),
+        (["data.root=/no/such"], "data.root='/no/such': no such folder"),
+        (["part=1"], "part=1 parts=1: valid are part=0 to parts - 1"),
+        (["workers=0"], "workers=0 must be at least 1"),
+        (["shard_size=0"], "shard_size=0 must be at least 1"),
+        (["trainer.accelerator=tpu"], "trainer.accelerator=tpu: valid are cpu, gpu and auto"),
+        (["moments=maybe"], "moments"),
+        (["sampler=ddim_50"], "unknown key 'sampler' for 'tinyfusion encode'"),
+    ],
+)
+def test_wrong_input_is_refused_before_work(encode, tmp_path, root, overrides, message) -> None:
+    result = encode(tmp_path / "store", *overrides)
+    assert result.status == 2 and message in result.err, result
+    assert len(result.err.splitlines()) == 1
+    assert not root.exists() and not (tmp_path / "store").exists()
+
+
+def test_only_folders_are_encoded(tf, root, tmp_path, tiny_autoencoder) -> None:
+    line = ["data=digits", f"store={tmp_path / 'store'}", f"output_root={root}"]
+    coder = ["autoencoder=kl", f"autoencoder.path={tiny_autoencoder}"]
+    result = tf("encode", *line, *coder, small=False, exact=True)
+    assert result.status == 2 and "give data=imagefolder" in result.err
+    result = tf("encode", *line, "autoencoder=none", small=False, exact=True)
+    assert result.status == 2 and "autoencoder= must be given" in result.err
+
+
+def test_train_prune_and_recover_on_a_store(encode, tf, tmp_path, only_run) -> None:
+    encode(tmp_path / "store")
+    data = (
+        "data=latents",
+        f"data.root={tmp_path / 'store'}",
+        "data.held_out=3",
+        "process=ddpm_latents",
+        "evaluation=none",
+    )
+    net = ("input_size=8", "in_channels=4", "num_classes=2", "depth=4", "hidden_size=16")
+    result = tf(
+        "pretrain", *data, *(f"backbone.{value}" for value in net),
+        "training.pretrain.steps=3", "training.pretrain.batch_size=4", small=False,
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    model = only_run("pretrain") / "model"
+    steps = [
+        f"training.{stage}.{key}"
+        for stage in ("mask_learning", "recovery")
+        for key in ("steps=3", "batch_size=4")
+    ]
+    result = tf("run", *data, f"checkpoint={model}", *steps, small=False)
+    assert result.status == 0, result.err
+    assert (only_run("run") / "recovered" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), "process.clip=true clamps to the range of pixels"),
+        (("process=ddpm_latents", "checkpoint=digits"), "in_channels=1 but the data has 4"),
+        (("process=ddpm_latents", "data.flip=maybe"), "data.flip='maybe'"),
+        (("process=ddpm_latents", "data.verify=true"), "shard-00001.images.npy' is damaged"),
+        (("process=ddpm_latents", "+data.scale=1"), "'data.scale'; valid for data: draw, flip"),
+    ],
+)
+def test_what_does_not_fit_is_refused(encode, tf, tmp_path, overrides, message) -> None:
+    encode(tmp_path / "store")
+    shard = tmp_path / "store" / "shard-00001.images.npy"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    line = ("data=latents", f"data.root={tmp_path / 'store'}", "data.held_out=3")
+    result = tf("run", *line, *overrides)
+    assert result.status == 2 and message in result.err, result
