@@ -1,14 +1,21 @@
 """A scoring protocol on a tiny model."""
 
+import numpy as np
 import pytest
 import torch
 
+from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.data.digits import Digits
+from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.evaluation import Evaluation, for_table
+from tinyfusion.metrics.features import extractor_class
+from tinyfusion.metrics.fidelity import fidelity
+from tinyfusion.pixels import to_uint8
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.samplers.ddim import DDIMSampler
+from tinyfusion.samplers.generate import generate
 from tinyfusion.samplers.guidance import Guidance
 
 
@@ -74,3 +81,86 @@ def test_useless_protocols_are_refused():
             protocol(**{name: value})
     with pytest.raises(InputError, match="seeds is empty"):
         protocol(seeds=())
+
+
+class Latents(ImageSource):
+    """Twelve random latents; the last four are held out."""
+
+    num_classes, channels, size, pixels = 3, 4, 4, False
+
+    def __init__(self):
+        self.values = torch.randn(12, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+
+    def __len__(self):
+        return 8
+
+    def fetch(self, indices, augment, rows):
+        return self.values[indices] / 2, indices % 3
+
+    def finish(self, stored, augment, rows):
+        return 2 * stored
+
+    def held_out(self):
+        return self.values[8:], torch.arange(4) % 3
+
+    def reference(self):
+        raise InputError("latents have no pixels")
+
+
+@pytest.fixture
+def colours(monkeypatch):
+    """A registered extractor that takes decoded pictures."""
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    digits = extractor_class("tinyfusion-digits")
+
+    class Colours(digits):
+        input_shape = (3, 8, 8)
+
+        def forward(self, input):
+            return super().forward(input[:, :1])
+
+    monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, "colours", Colours)
+    return "colours"
+
+
+@pytest.fixture(scope="module")
+def latent_net():
+    torch.manual_seed(0)
+    return DiT(4, 2, 4, hidden_size=16, depth=1, num_heads=2, num_classes=3).eval()
+
+
+def test_samples_of_a_latent_model_are_decoded(latent_net, tiny_autoencoder, colours):
+    decoder = Autoencoder(str(tiny_autoencoder), batch_size=3)
+    evaluation = protocol(num_samples=8, autoencoder=decoder, extractor=colours)
+    process, source = GaussianDiffusion(), Latents()
+    pictures = evaluation.samples(latent_net, process, seed=0)
+    assert pictures.shape == (8, 3, 8, 8) and pictures.dtype == torch.uint8
+    latents = generate(latent_net, process, DDIMSampler(3), torch.arange(8) % 3, 0)
+    assert torch.equal(pictures, to_uint8(decoder.decode(latents)))
+    row = evaluation.score(latent_net, process, source)
+    assert row["fid"] > 0 and row["held_out_loss"] > 0
+    # The real images are decoded training latents.
+    assert evaluation.protocol()["reference"] == "decoded training latents"
+    real = evaluation.real(source)
+    assert torch.equal(real, to_uint8(decoder.decode(source.values[:8])))
+    assert row["fid"] == pytest.approx(fidelity(pictures, real, colours)["fid"])
+
+
+def test_reference_takes_the_place_of_the_data(latent_net, tiny_autoencoder, colours, tmp_path):
+    images = torch.randint(0, 256, (9, 8, 8, 3), dtype=torch.uint8).numpy()
+    np.savez(tmp_path / "reference.npz", arr_0=images)
+    evaluation = protocol(
+        num_samples=8,
+        autoencoder=Autoencoder(str(tiny_autoencoder)),
+        extractor=colours,
+        reference=str(tmp_path / "reference.npz"),
+        reference_samples=6,
+    )
+    assert (evaluation.real(Latents()).permute(0, 2, 3, 1).numpy() == images[:6]).all()
+    assert evaluation.protocol()["reference"].endswith("reference.npz")
+
+
+def test_latents_without_decoder_are_refused(nets):
+    with pytest.raises(InputError, match="holds latents: give autoencoder="):
+        protocol().real(Latents())

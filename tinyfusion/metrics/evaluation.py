@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.fidelity import fidelity, real_halves_fid
 from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.metrics.reference import read_reference
 from tinyfusion.metrics.speed import compare_speed, macs, parameters
-from tinyfusion.pixels import to_uint8
 from tinyfusion.processes.gaussian import GaussianDiffusion
-from tinyfusion.samplers.generate import balanced_labels, generate
+from tinyfusion.samplers.generate import (
+    balanced_labels,
+    decode_images,
+    generate,
+    generate_images,
+)
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.samplers.reverse import Sampler
 
@@ -36,6 +42,13 @@ class Evaluation:
         held_out_repeats: how often each held-out image is noised.
         speed_samples: images per timed run; 0 leaves speed out.
         speed_repeats: timed runs per model.
+        autoencoder: decoder of a model of latents; ``None`` for one of pixels. Speed is measured
+            without it.
+        reference: real images to score against, see `metrics.reference.read_reference`;
+            ``None`` for the data's own: all images of a data set of pixels, and decoded training
+            latents of one of latents, as many as there are samples. The latter is a score against
+            reconstructions, not the published protocol.
+        reference_samples: use at most so many real images.
 
     Raises:
         InputError: a count below its minimum.
@@ -50,6 +63,10 @@ class Evaluation:
     held_out_repeats: int = 4
     speed_samples: int = 128
     speed_repeats: int = 3
+    autoencoder: Autoencoder | None = None
+    reference: str | None = None
+    reference_samples: int | None = None
+    _real: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         least = {
@@ -59,6 +76,8 @@ class Evaluation:
             "speed_samples": 0,
             "speed_repeats": 1,
         }
+        if self.reference_samples is not None:
+            least["reference_samples"] = 4
         for name, minimum in least.items():
             value = getattr(self, name)
             if value < minimum:
@@ -68,6 +87,9 @@ class Evaluation:
 
     def protocol(self) -> dict[str, Any]:
         """The settings that stand beside a table, as plain data."""
+        reference = self.reference
+        if reference is None and self.autoencoder is not None:
+            reference = "decoded training latents"
         return {
             "num_samples": self.num_samples,
             "sampler": type(self.sampler).__name__,
@@ -75,19 +97,53 @@ class Evaluation:
             "guidance": self.guidance.scale,
             "sampling_seeds": list(self.seeds),
             "extractor": self.extractor,
+            "reference": reference,
         }
 
-    def floor(self, source: ImageSource, draws: int = 3) -> dict[str, float]:
+    def real(self, source: ImageSource, device: torch.device | None = None) -> Tensor:
+        """Real images to score against, uint8, shape (M, C, H, W); the same at every call.
+
+        Args:
+            source: the data.
+            device: where latents are decoded.
+
+        Raises:
+            InputError: latents without a decoder or ``reference``, or an unreadable ``reference``.
+        """
+        # Models are scored one after the other: what was read or decoded for one is kept.
+        if id(source) not in self._real:
+            self._real.clear()
+            self._real[id(source)] = self._read_real(source, device or torch.device("cpu"))
+        return self._real[id(source)]
+
+    def _read_real(self, source: ImageSource, device: torch.device) -> Tensor:
+        if self.reference is not None:
+            return read_reference(self.reference, self.reference_samples)
+        if source.pixels:
+            return source.reference()[: self.reference_samples]
+        if self.autoencoder is None:
+            raise InputError(
+                "scores need images but the data holds latents: give autoencoder=, or "
+                "evaluation=none for no scores"
+            )
+        count = min(len(source), self.reference_samples or self.num_samples)
+        latents, _ = source.plain(torch.arange(count))
+        return decode_images(latents, self.autoencoder, device)
+
+    def floor(
+        self, source: ImageSource, draws: int = 3, device: torch.device | None = None
+    ) -> dict[str, float]:
         """FID between two random halves of the real data: no model can be expected below it.
 
         Args:
             source: real images.
             draws: number of random splits.
+            device: where latents are decoded.
 
         Returns:
             ``fid_real_halves`` and ``fid_real_halves_std`` over the splits.
         """
-        real = source.reference()
+        real = self.real(source, device)
         fids = torch.tensor(
             [real_halves_fid(real, seed, self.extractor) for seed in range(draws)],
             dtype=torch.float64,
@@ -99,17 +155,17 @@ class Evaluation:
     ) -> Tensor:
         """Images to be scored, uint8, shape (num_samples, C, H, W)."""
         labels = balanced_labels(self.num_samples, net.config()["num_classes"])
-        images = generate(
+        return generate_images(
             net,
             process,
             self.sampler,
             labels,
             seed,
             self.guidance,
+            self.autoencoder,
             batch_size=self.batch_size,
             progress=progress,
         )
-        return to_uint8(images)
 
     def score(
         self,
@@ -134,7 +190,7 @@ class Evaluation:
             ``precision``, ``recall``, ``held_out_loss`` and its standard error,
             ``held_out_mse``, ``depth``, ``parameters``, ``macs`` (one forward, one sample).
         """
-        reference = source.reference()
+        reference = self.real(source, next(net.parameters()).device)
         runs = [
             fidelity(self.samples(net, process, seed, progress), reference, self.extractor)
             for seed in self.seeds

@@ -11,8 +11,10 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone, evaluating
 from tinyfusion.errors import InputError
+from tinyfusion.pixels import to_uint8
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.samplers.reverse import Sampler
@@ -81,6 +83,75 @@ def generate(
             samples = sampler(net, process, noise, chosen, guidance, advance)
             batches.append(samples.cpu())
     return torch.cat(batches) if batches else torch.empty(0, *shape)
+
+
+def generate_images(
+    net: Backbone,
+    process: GaussianDiffusion,
+    sampler: Sampler,
+    labels: Tensor,
+    seed: int,
+    guidance: Guidance = NO_GUIDANCE,
+    autoencoder: Autoencoder | None = None,
+    batch_size: int = 256,
+    first_index: int = 0,
+    progress: bool = False,
+) -> Tensor:
+    """Sample one picture per label, through the decoder for models of latents.
+
+    Args:
+        net: the denoiser.
+        process: the full process that ``net`` was trained on.
+        sampler: how to sample.
+        labels: integers, shape (N,).
+        seed: sampling seed.
+        guidance: classifier-free guidance.
+        autoencoder: decoder of the latents; ``None`` for a model of pixels.
+        batch_size: samples per batch, >= 1.
+        first_index: number of the first sample, for work that is split.
+        progress: show a bar.
+
+    Returns:
+        Images, uint8 0..255, shape (N, C, H, W), on the CPU.
+
+    Raises:
+        InputError: see :func:`generate`; or the decoder takes other channels than ``net`` makes.
+    """
+    samples = generate(
+        net,
+        process,
+        sampler,
+        labels,
+        seed,
+        guidance,
+        batch_size=batch_size,
+        first_index=first_index,
+        progress=progress,
+    )
+    if autoencoder is None:
+        return to_uint8(samples)
+    return decode_images(samples, autoencoder, next(net.parameters()).device)
+
+
+def decode_images(latents: Tensor, autoencoder: Autoencoder, device: torch.device) -> Tensor:
+    """Pictures of scaled latents.
+
+    Args:
+        latents: scaled latents, shape (N, C, h, w), N >= 1.
+        autoencoder: their decoder; moved to ``device``.
+        device: where to decode.
+
+    Returns:
+        Images, uint8 0..255, shape (N, 3, h * factor, w * factor), on the CPU; kept as bytes
+        batch by batch, because fifty thousand of them would not fit as floats.
+    """
+    autoencoder.to(device)
+    return torch.cat(
+        [
+            to_uint8(autoencoder.decode(batch.to(device))).cpu()
+            for batch in latents.split(autoencoder.batch_size)
+        ]
+    )
 
 
 def _check_labels(net: Backbone, labels: Tensor) -> None:

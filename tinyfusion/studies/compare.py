@@ -12,9 +12,8 @@ from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.figures.table import Column, markdown_table, print_table
 from tinyfusion.files import write_text
 from tinyfusion.metrics.evaluation import for_table
-from tinyfusion.pixels import to_uint8
 from tinyfusion.processes.gaussian import GaussianDiffusion
-from tinyfusion.samplers.generate import balanced_labels, generate
+from tinyfusion.samplers.generate import balanced_labels, generate_images
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.settings.compose import build
 from tinyfusion.studies.collect import FinishedRun
@@ -57,15 +56,14 @@ def compare(runs: Sequence[FinishedRun], folder: Path, detail: str = "learned") 
         nets[f"{run.method}, recovered"] = load(run.folder / "recovered")
     classes = min(10, next(iter(nets.values())).config()["num_classes"])
     pictures = {
-        name: to_uint8(
-            generate(
-                net,
-                process,
-                build(first.config["sampler"]),
-                balanced_labels(classes, classes),
-                seed=1,
-                guidance=Guidance(LOOKING_GUIDANCE),
-            )
+        name: generate_images(
+            net,
+            process,
+            build(first.config["sampler"]),
+            balanced_labels(classes, classes),
+            seed=1,
+            guidance=Guidance(LOOKING_GUIDANCE),
+            autoencoder=build(first.config.get("autoencoder")),
         )
         for name, net in nets.items()
     }
