@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tinyfusion.errors import InputError
-from tinyfusion.tracking import TensorBoard, Tracking, Wandb, is_first_rank
+from tinyfusion.tracking import TensorBoard, Tracking, Wandb
 
 CONFIG = {"seed": 3, "pruner": {"_target_": "x"}}
 
@@ -66,24 +66,6 @@ def used(tracking: Tracking, folder: Path, picture: Path) -> None:
     tracking.image("prune/decision", picture)
     tracking.scores({"recovered/fid": 1.5})
     tracking.finish()
-
-
-@pytest.mark.parametrize(
-    ("environment", "first"),
-    [
-        ({}, True),
-        ({"LOCAL_RANK": "0"}, True),
-        ({"LOCAL_RANK": "1"}, False),
-        ({"RANK": "4", "LOCAL_RANK": "0"}, False),
-        ({"SLURM_PROCID": "1"}, False),
-    ],
-)
-def test_the_first_rank_is_known_by_the_environment(monkeypatch, environment, first) -> None:
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert is_first_rank() is first
 
 
 def test_csv_keeps_every_row(tmp_path: Path, picture: Path) -> None:

@@ -22,14 +22,6 @@ from tinyfusion.errors import InputError
 log = logging.getLogger(__name__)
 
 
-def is_first_rank() -> bool:
-    """Whether this process is the one that writes, scores and logs; the only one, or rank 0."""
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name]) == 0
-    return True
-
-
 class Tracking:
     """CSV files only, and the base of the other trackers.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,14 +13,6 @@ from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.module import DenoiserTraining
 
 log = logging.getLogger(__name__)
-
-
-def averaged_weights(module: DenoiserTraining) -> ExitStack:
-    """A context within which all of a stage's networks hold their averaged weights."""
-    stack = ExitStack()
-    for ema, net in module.averages.values():
-        stack.enter_context(ema.averaged(net))
-    return stack
 
 
 class EvaluateDuringTraining(Callback):
@@ -52,12 +43,13 @@ class EvaluateDuringTraining(Callback):
         if isinstance(pl_module, MaskLearning) or step % self.every or step == self._last:
             return
         self._last = step
-        if step == 0 or not trainer.is_global_zero:
+        if step == 0:
             return
-        with averaged_weights(pl_module):
-            row = self.evaluation.score(
-                pl_module.trained_net, pl_module.process, trainer.datamodule.source
-            )
+        assert isinstance(pl_module, DenoiserTraining)
+        with pl_module.scored_net() as net:
+            if net is None:  # a further rank, which waits at the next step
+                return
+            row = self.evaluation.score(net, pl_module.process, trainer.datamodule.source)
         for logger in trainer.loggers:
             logger.log_metrics({f"evaluate/{name}": value for name, value in row.items()}, step)
         log.info(

@@ -52,7 +52,7 @@ class StageProgress(Callback):
             return
         self._last = step
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, loss=_loss(outputs))
+            self._bar.update(self._task, completed=step, loss=_loss(trainer, outputs))
         elif step % max(1, trainer.max_steps // self.lines) == 0 or step == trainer.max_steps:
             speed = (step - self._first) / (time.perf_counter() - self._began)
             log.info(
@@ -60,7 +60,7 @@ class StageProgress(Callback):
                 self.stage,
                 step,
                 trainer.max_steps,
-                _loss(outputs),
+                _loss(trainer, outputs),
                 speed,
             )
 
@@ -78,5 +78,8 @@ class StageProgress(Callback):
             self._bar = None
 
 
-def _loss(outputs: Any) -> str:
-    return f"loss {float(outputs['loss']):.4f}" if outputs else ""
+def _loss(trainer: Trainer, outputs: Any) -> str:
+    """Loss of the step's last micro-batch, which Lightning has divided by their number."""
+    if not outputs:
+        return ""
+    return f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.4f}"

@@ -9,11 +9,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from tinyfusion.callbacks.evaluate import averaged_weights
+from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import comparison_grid
-from tinyfusion.pixels import to_uint8
-from tinyfusion.samplers.generate import balanced_labels, generate
+from tinyfusion.samplers.generate import balanced_labels, generate_images
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.samplers.reverse import Sampler
 from tinyfusion.training.mask_learning import MaskLearning
@@ -31,6 +30,7 @@ class SampleGrid(Callback):
         guidance: guidance of the samples.
         seed: seed of the noise, the same for all rows.
         columns: at most this many classes.
+        autoencoder: decoder of a model of latents; ``None`` for one of pixels.
 
     Raises:
         InputError: ``every`` or ``columns`` is below 1.
@@ -45,12 +45,14 @@ class SampleGrid(Callback):
         guidance: Guidance = NO_GUIDANCE,
         seed: int = 0,
         columns: int = 10,
+        autoencoder: Autoencoder | None = None,
     ) -> None:
         for name, value in (("every", every), ("columns", columns)):
             if value < 1:
                 raise InputError(f"callbacks.sample_grid.{name}={value} must be at least 1")
         self.every, self.columns = every, columns
         self.sampler, self.guidance, self.seed = sampler, guidance, seed
+        self.autoencoder = autoencoder
         self.rows: dict[int, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,15 +69,24 @@ class SampleGrid(Callback):
 
     def _record(self, trainer: Trainer, module: LightningModule) -> None:
         step = trainer.global_step
-        if isinstance(module, MaskLearning) or step in self.rows or not trainer.is_global_zero:
+        if isinstance(module, MaskLearning) or step in self.rows:
             return
         assert isinstance(module, DenoiserTraining)
-        net = module.trained_net
-        num_classes = net.config()["num_classes"]
-        labels = balanced_labels(min(self.columns, num_classes), num_classes)
-        with averaged_weights(module), torch.no_grad():
-            samples = generate(net, module.process, self.sampler, labels, self.seed, self.guidance)
-        self.rows[step] = to_uint8(samples)
+        with module.scored_net() as net, torch.no_grad():
+            if net is None:  # a further rank, which only has to know that the step is recorded
+                self.rows[step] = torch.empty(0)
+                return
+            num_classes = net.config()["num_classes"]
+            labels = balanced_labels(min(self.columns, num_classes), num_classes)
+            self.rows[step] = generate_images(
+                net,
+                module.process,
+                self.sampler,
+                labels,
+                self.seed,
+                self.guidance,
+                self.autoencoder,
+            )
         pictures = {f"step {step}": row for step, row in sorted(self.rows.items())}
         comparison_grid(pictures, Path(trainer.default_root_dir) / self.file)
 

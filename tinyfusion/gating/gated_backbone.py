@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.contract import Backbone, run_plain
 from tinyfusion.gating.gates import Gates
 
 
@@ -36,6 +36,7 @@ class GatedBackbone(nn.Module):
 
         def run_gated(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
             keep_B11 = keep_BL[:, index].view(-1, *[1] * (states_BTD.ndim - 1))
-            return keep_B11 * block(states_BTD, condition) + (1 - keep_B11) * states_BTD
+            out_BTD = run_plain(index, block, states_BTD, condition)
+            return keep_B11 * out_BTD + (1 - keep_B11) * states_BTD
 
         return self.net(x, t, y, run_block=run_gated)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tinyfusion.scheme import Group, Scheme
 
@@ -89,8 +90,12 @@ class Gates(nn.Module):
         )
 
     def logits(self) -> list[Tensor]:
-        """Detached copies of the logits, one tensor (C,) per group."""
-        return [gate.logits_C.detach().clone() for gate in self.groups]
+        """Detached copies of the logits, one tensor (C,) per group.
+
+        Logits that are divided among devices are gathered: all ranks must ask together.
+        """
+        logits = [gate.logits_C.detach() for gate in self.groups]
+        return [v.full_tensor() if isinstance(v, DTensor) else v.clone() for v in logits]
 
     def probabilities(self, logits: list[Tensor] | None = None) -> list[Tensor]:
         """``softmax(scale * logits)`` per group, of the given or the live logits."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from tinyfusion.training.sharding import full, laid_out_as, local
+
 
 class Ema:
-    """Average of the trainable parameters of a module.
+    """Average of the trainable parameters of a module, divided among devices as they are.
 
     The decay warms up as ``min(decay, (1 + n) / (10 + n))`` after ``n`` updates, so that a short
     run does not end with an average that is mostly its starting point.
@@ -28,16 +31,23 @@ class Ema:
             name: parameter.detach().clone() for name, parameter in _trained(module)
         }
 
+    def decay_at(self, update: int) -> float:
+        """Decay of the update that follows ``update`` others."""
+        return min(self.decay, (1 + update) / (10 + update)) if self.warm_up else self.decay
+
+    def start_share(self, updates: int) -> float:
+        """Share that the start still has in the average after so many updates."""
+        return math.prod(self.decay_at(update) for update in range(updates))
+
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move the average towards the parameters' present values."""
-        warm = (1 + self.num_updates) / (10 + self.num_updates)
-        decay = min(self.decay, warm) if self.warm_up else self.decay
+        decay = self.decay_at(self.num_updates)
         live = dict(_trained(module))
         names = list(self.shadow)
         torch._foreach_lerp_(
-            [self.shadow[name] for name in names],
-            [live[name].detach() for name in names],
+            [local(self.shadow[name]) for name in names],
+            [local(live[name].detach()) for name in names],
             1.0 - decay,
         )
         self.num_updates += 1
@@ -56,19 +66,28 @@ class Ema:
             for name, value in backup.items():
                 live[name].copy_(value)
 
-    def to(self, device: torch.device | str) -> None:
-        """Move the average to a device."""
-        self.shadow = {name: value.to(device) for name, value in self.shadow.items()}
+    def follow(self, module: nn.Module) -> None:
+        """Lay the average out as the parameters now are: on their device, whole or divided.
+
+        Called on all ranks if either is divided.
+        """
+        live = dict(_trained(module))
+        self.shadow = {
+            name: laid_out_as(full(value), live[name].detach())
+            for name, value in self.shadow.items()
+        }
 
     def state_dict(self) -> dict[str, object]:
-        """Plain state for a resume checkpoint."""
-        return {"shadow": self.shadow, "num_updates": self.num_updates}
+        """Plain state for a resume checkpoint, whole; called on all ranks if it is divided."""
+        shadow = {name: full(value) for name, value in self.shadow.items()}
+        return {"shadow": shadow, "num_updates": self.num_updates}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore the state of a resume checkpoint."""
         assert set(state["shadow"]) == set(self.shadow)
         for name, value in state["shadow"].items():
-            self.shadow[name].copy_(value)
+            own = self.shadow[name]
+            local(own).copy_(local(laid_out_as(value, own)))
         self.num_updates = state["num_updates"]
 
 

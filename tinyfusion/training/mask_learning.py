@@ -16,6 +16,7 @@ from tinyfusion.gating.gates import Gates, entropy, likeliest
 from tinyfusion.training.ema import Ema
 from tinyfusion.training.module import DenoiserTraining, Prepared
 from tinyfusion.training.schedules import Linear
+from tinyfusion.training.sharding import full
 
 MOST_LOGGED = 8
 """Groups of more patterns than this have no curve for each pattern's probability."""
@@ -65,6 +66,8 @@ class MaskLearning(DenoiserTraining):
         shared: arguments of `DenoiserTraining`.
     """
 
+    trained = "gated"
+
     def __init__(
         self,
         net: Backbone,
@@ -89,10 +92,9 @@ class MaskLearning(DenoiserTraining):
         """The averaged gates; the weight update is thrown away and needs no average."""
         return {"gates": (self.gate_ema, self.gated.gates)}
 
-    @property
-    def trained_net(self) -> Backbone:
+    def net_within(self, trained: nn.Module) -> Backbone:
         """The network under the gates."""
-        return self.gated.net
+        return trained.net
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Weight update at the base rate, gates faster; clipped together."""
@@ -130,8 +132,7 @@ class MaskLearning(DenoiserTraining):
 
     def after_step(self) -> None:
         """Log the state of the choice at the logger's steps: reading it waits for the device."""
-        step = self.global_step
-        if step % self.trainer.log_every_n_steps and step != self.total_steps:
+        if not self.logs_now:
             return
         state, gates = self.decision_state(), self.gated.gates
         values: dict[str, float] = {
@@ -149,11 +150,10 @@ class MaskLearning(DenoiserTraining):
         self.log_dict({f"gates/{name}": value for name, value in values.items()})
 
     def decision_state(self) -> DecisionState:
-        """The choice as it stands."""
+        """The choice as it stands; asked for by all ranks together, which may each hold a part."""
         gates = self.gated.gates
-        averaged = _on_cpu(
-            [self.gate_ema.shadow[f"groups.{i}.logits_C"] for i in range(len(gates.groups))]
-        )
+        shadow = self.gate_ema.shadow
+        averaged = _on_cpu([full(shadow[f"groups.{i}.logits_C"]) for i in range(len(gates.groups))])
         live = _on_cpu(gates.logits())
         probabilities = gates.probabilities(averaged)
         return DecisionState(

@@ -9,17 +9,16 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from tinyfusion.backbones.contract import Backbone
 from tinyfusion.data.datamodule import Batch
 from tinyfusion.processes.gaussian import GaussianDiffusion, NoisyBatch, batch_means
 from tinyfusion.seeding import Rows, StepNoise
-from tinyfusion.training.ema import Ema
+from tinyfusion.training.networks import TrainedNetworks
 from tinyfusion.training.schedules import LearningRate
+from tinyfusion.training.sharding import full
 
 OptimizerPartial = Callable[[Iterable[dict[str, Any]]], Optimizer]
 """What `conf/optimizer/*.yaml` builds: an optimiser that still lacks its parameter groups."""
@@ -45,7 +44,7 @@ class Prepared(NamedTuple):
     rows: Rows
 
 
-class DenoiserTraining(LightningModule):
+class DenoiserTraining(TrainedNetworks):
     """Base of the three training stages; a stage adds its loss and its parameter groups.
 
     Every random number is drawn from (seed, stage, step, position), the learning rate and all
@@ -84,6 +83,8 @@ class DenoiserTraining(LightningModule):
         self._learning_rate = learning_rate
         self._loss_is_finite: Tensor | bool = True
         self._last_step = 0
+        self._terms: dict[str, Tensor] = {}
+        self._num_micro = 0
         # A resume checkpoint holds only what is trained (see on_save_checkpoint).
         self.strict_loading = False
 
@@ -99,11 +100,6 @@ class DenoiserTraining(LightningModule):
 
     def after_step(self) -> None:
         """Called once per optimiser step, when the averages have taken it; may log."""
-
-    @property
-    def averages(self) -> dict[str, tuple[Ema, nn.Module]]:
-        """Moving averages by name, with the module each one follows."""
-        return {}
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -121,24 +117,36 @@ class DenoiserTraining(LightningModule):
         return Prepared(self.process.add_noise(batch.images, t, noise), labels, rows)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean loss of a micro-batch, with its terms logged."""
+        """Mean loss of a micro-batch."""
         terms = batch_means(self.step_losses(self.prepare(batch, self.null_label)))
-        loss = terms.pop("total")
+        loss = terms["total"]
         # Stays on the device: only the end of the step asks for it.
         self._loss_is_finite = torch.isfinite(loss.detach()) & self._loss_is_finite
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        # Summed up for the log, which shows means over the global batch.
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, 0.0) + value.detach()
+        self._num_micro += 1
         return loss
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether the step just taken is one of those that are logged."""
+        step = self.global_step
+        return step % self.trainer.log_every_n_steps == 0 or step == self.total_steps
+
+    def _log_terms(self) -> None:
+        """Log the mean loss terms of the global batch; all ranks call this at the same steps."""
+        names = list(self._terms)
+        means = torch.stack([self._terms[name] for name in names]) / self._num_micro
+        values = self.trainer.strategy.reduce(means, reduce_op="mean").tolist()
+        terms = dict(zip(names, values, strict=True))
+        self.log_dict({"train/loss": terms.pop("total")})
+        self.log_dict({f"train/{name}": value for name, value in terms.items()})
 
     @property
     def null_label(self) -> int | None:
         """Label that stands for a dropped one, if labels are dropped."""
         return None if self.label_drop == 0 else self.trained_net.null_label
-
-    @property
-    def trained_net(self) -> Backbone:
-        """The network that this stage trains."""
-        raise NotImplementedError
 
     def configure_gradient_clipping(
         self,
@@ -152,8 +160,7 @@ class DenoiserTraining(LightningModule):
         how the scaler finds its scale, and it leaves those steps out itself.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = full(nn.utils.clip_grad_norm_(parameters, self.clip_norm))
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         judged = self._loss_is_finite if scaled else torch.isfinite(norm) & self._loss_is_finite
         finite = bool(judged)
@@ -188,15 +195,13 @@ class DenoiserTraining(LightningModule):
             ema.update(module)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Call `after_step` once per optimiser step."""
+        """Log the loss and call `after_step`, once per optimiser step."""
         if self.global_step != self._last_step:  # else a micro-batch of an accumulated step
             self._last_step = self.global_step
+            if self.logs_now:
+                self._log_terms()
+            self._terms, self._num_micro = {}, 0
             self.after_step()
-
-    def on_fit_start(self) -> None:
-        """Put the averages where the weights are."""
-        for ema, _ in self.averages.values():
-            ema.to(self.device)
 
     def on_train_start(self) -> None:
         """Note where the run begins: only now is the step of a resumed run known."""

@@ -24,6 +24,8 @@ class Pretraining(DenoiserTraining):
         shared: arguments of `DenoiserTraining`.
     """
 
+    trained = "net"
+
     def __init__(
         self,
         net: Backbone,
@@ -43,11 +45,6 @@ class Pretraining(DenoiserTraining):
         """The averaged network."""
         return {"net": (self.ema, self.net)}
 
-    @property
-    def trained_net(self) -> Backbone:
-        """The network."""
-        return self.net
-
     def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
         """Terms of the process's own loss."""
         noisy = prepared.noisy
@@ -60,15 +57,17 @@ class Pretraining(DenoiserTraining):
         step = self.global_step
         if step % self.held_out_every == 0 or step == self.total_steps:
             scores = self.held_out_scores()
-            self.log_dict(scores, prog_bar=True, logger=False)
+            self.log_dict(scores, logger=False)
             # Straight to the loggers: `log` keeps only what falls on a multiple of log_every.
             for logger in self.loggers:
                 logger.log_metrics(scores, step)
 
     @torch.no_grad()
     def held_out_scores(self) -> dict[str, float]:
-        """Held-out loss of the averaged and of the live weights."""
-        live = self.held_out(self.net)
-        with self.ema.averaged(self.net):
-            averaged = self.held_out(self.net)
-        return {"held_out/loss": averaged["loss"], "held_out/loss_live": live["loss"]}
+        """Held-out loss of the averaged and of the live weights; nothing on further ranks."""
+        scores = {}
+        for name, averaged in (("loss_live", False), ("loss", True)):
+            with self.scored_net(averaged) as net:
+                if net is not None:
+                    scores[f"held_out/{name}"] = self.held_out(net)["loss"]
+        return scores

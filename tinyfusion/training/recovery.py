@@ -27,6 +27,8 @@ class Recovery(DenoiserTraining):
         shared: arguments of `DenoiserTraining`.
     """
 
+    trained = "student"
+
     def __init__(
         self,
         student: Backbone,
@@ -47,11 +49,6 @@ class Recovery(DenoiserTraining):
     def averages(self) -> dict[str, tuple[Ema, Backbone]]:
         """The averaged student."""
         return {"student": (self.ema, self.student)}
-
-    @property
-    def trained_net(self) -> Backbone:
-        """The student."""
-        return self.student
 
     def on_fit_start(self) -> None:
         """Bring the teacher, which Lightning does not know, to the device."""

@@ -1,0 +1,70 @@
+"""A run's folder: whose it is, what lies in it, and leaving none that looks like a run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from tinyfusion.errors import InputError
+
+CONFIG_FILE, COMMAND_FILE = "config.yaml", "command.txt"
+LOG_FILE, FINISHED_FILE = "run.log", "finished.json"
+
+
+def claim(folder: Path) -> None:
+    """Take an empty folder for a run: whoever creates the configuration file owns it.
+
+    Raises:
+        InputError: it holds a run already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        os.close(os.open(folder / CONFIG_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        raise InputError(
+            f"{folder} already holds a run; go on with it by resume={folder}, or choose another "
+            "folder (hydra.run.dir=...)"
+        ) from None
+
+
+def unclaim(folder: Path) -> None:
+    """Give up a folder whose run was refused before any work; else leave it as it is."""
+    if entries(folder) <= {CONFIG_FILE, COMMAND_FILE, LOG_FILE}:
+        for name in (CONFIG_FILE, COMMAND_FILE, LOG_FILE):
+            (folder / name).unlink(missing_ok=True)
+        discard(folder)
+
+
+def discard(folder: Path) -> None:
+    """Remove the folders that Hydra made for a job that was refused, as far as they are empty."""
+    for empty in (folder, *folder.parents[:2]):
+        if not empty.is_dir() or entries(empty) or empty == Path.cwd():
+            return
+        empty.rmdir()
+
+
+def entries(folder: Path) -> set[str]:
+    """Names of what lies in a folder; nothing if there is none."""
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[TextIO]:
+    """Hold the folder; the lock ends with the last process that has the file open.
+
+    Yields:
+        The open file that carries the lock.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with open(folder / CONFIG_FILE) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is working in {folder}; wait for it") from None
+        yield handle

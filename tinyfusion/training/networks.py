@@ -1,0 +1,108 @@
+"""What a training stage trains, with its averages: whole, or divided among the devices (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.training.ema import Ema
+from tinyfusion.training.sharding import FullySharded, filled, full, outline, shard
+
+
+class TrainedNetworks(LightningModule):
+    """Base of the training stages, which say what they train; steps are in `DenoiserTraining`.
+
+    Networks that the strategy divides among the devices are whole again on every rank when
+    training has ended.
+    """
+
+    trained: str
+    """Name of the attribute that holds all that is trained, and what it is trained within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # In a tuple, so that Lightning does not take it for a part of this module.
+        self._outline: tuple[nn.Module, ...] = ()
+
+    @property
+    def averages(self) -> dict[str, tuple[Ema, nn.Module]]:
+        """Moving averages by name, with the module each one follows."""
+        return {}
+
+    @property
+    def trained_net(self) -> Backbone:
+        """The network that this stage trains; another object after training in parts (FSDP2)."""
+        return self.net_within(getattr(self, self.trained))
+
+    def net_within(self, trained: nn.Module) -> Backbone:
+        """The network itself in the attribute called ``trained``, or in a copy of it."""
+        return trained
+
+    def configure_model(self) -> None:
+        """Divide networks and averages among the devices, if the strategy is to do so."""
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, FullySharded) or self._outline:
+            return
+        root = getattr(self, self.trained)
+        self._outline = (outline(root),)
+        shard(root, self.trained_net.blocks, strategy.device_mesh)
+        for ema, module in self.averages.values():
+            ema.follow(module)
+
+    def on_fit_start(self) -> None:
+        """Put the averages where the weights are."""
+        if not self._outline:
+            for ema, module in self.averages.values():
+                ema.follow(module)
+
+    def on_fit_end(self) -> None:
+        """Make divided networks and averages whole again, on the CPU of every rank."""
+        if not self._outline:
+            return
+        parameters = getattr(self, self.trained).named_parameters()
+        values = {name: full(p.detach()).cpu() for name, p in parameters}
+        setattr(self, self.trained, filled(self._outline[0], values))
+        self._outline = ()
+        for ema, module in self.averages.values():
+            ema.follow(module)
+
+    @contextmanager
+    def scored_net(self, averaged: bool = True) -> Iterator[Backbone | None]:
+        """The trained network for the first rank to sample from and score; ``None`` on the others.
+
+        Must be entered by all ranks together, as a divided network is gathered here.
+
+        Args:
+            averaged: with averaged instead of live weights.
+        """
+        first = self.trainer.is_global_zero
+        if self._outline:
+            whole = self._gathered(averaged)
+            yield whole if first else None
+            return
+        with ExitStack() as stack:
+            for ema, module in self.averages.values() if averaged and first else ():
+                stack.enter_context(ema.averaged(module))
+            yield self.trained_net if first else None
+
+    @torch.no_grad()
+    def _gathered(self, averaged: bool) -> Backbone | None:
+        """A whole copy of the trained network; on further ranks, which help to gather, none."""
+        held: dict[int, Tensor] = {}
+        for ema, module in self.averages.values() if averaged else ():
+            live = dict(module.named_parameters())
+            held |= {id(live[name]): value for name, value in ema.shadow.items()}
+        values: dict[str, Tensor] = {}
+        for name, parameter in getattr(self, self.trained).named_parameters():
+            value = full(held.get(id(parameter), parameter.detach()))
+            if self.trainer.is_global_zero:
+                values[name] = value
+        if not self.trainer.is_global_zero:
+            return None
+        copied = filled(self._outline[0], values).to(self.device)
+        return self.net_within(copied)
