@@ -111,6 +111,15 @@ class Decision:
         """The scheme laid over the source model, if there was one."""
         return None if self.scheme is None else parse_scheme(self.scheme, self.source_depth)
 
+    def summary(self) -> dict[str, Any]:
+        """What a model's provenance tells of the decision, as plain data."""
+        return {
+            "method": self.method,
+            "scheme": self.scheme,
+            "kept": list(self.kept),
+            "source_depth": self.source_depth,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data as written to ``decision.json``."""
         values = asdict(self)

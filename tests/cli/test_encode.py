@@ -16,10 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import tinyfusion
+from tinyfusion.backbones.dit import DiT
+from tinyfusion.checkpoints import save_model
 from tinyfusion.data.latents import Latents
+from tinyfusion.training.recovery import Recovery
 
 COUNT, SHARD = 12, 4
 
@@ -288,6 +292,56 @@ def test_train_prune_and_recover_on_a_store(encode, tf, tmp_path, only_run) -> N
     result = tf("run", *data, f"checkpoint={model}", *steps, small=False)
     assert result.status == 0, result.err
     assert (only_run("run") / "recovered" / "model.safetensors").is_file()
+
+
+def test_a_published_experiment_in_miniature_interrupted_and_resumed(
+    encode, tf, tmp_path, tiny_autoencoder, monkeypatch
+) -> None:
+    encode(tmp_path / "store")
+    torch.manual_seed(0)
+    net = DiT(8, 2, 4, hidden_size=16, depth=4, num_heads=2, num_classes=2)
+    line = [
+        "run",
+        "experiment=imagenet/tinydit_d14",
+        f"checkpoint={save_model(net, tmp_path / 'model')}",
+        "backbone=dit",
+        f"data.root={tmp_path / 'store'}",
+        "data.held_out=3",
+        f"autoencoder.path={tiny_autoencoder}",
+        "evaluation=none",
+        "trainer=cpu",
+        "trainer.resume_every=2",
+        *(f"training.mask_learning.{key}" for key in ("steps=5", "batch_size=4")),
+        *(f"training.recovery.{key}" for key in ("steps=5", "batch_size=4")),
+    ]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    result = tf(*line, f"hydra.run.dir={whole}", exact=True)
+    assert (result.status, result.err) == (0, "")
+    # Of each stage that it is not the recipe; of the gates that they hardly left their start.
+    warned = [text.split("warning: ")[1] for text in result.out.splitlines() if "warning" in text]
+    assert [text[:30] for text in warned] == [
+        "differs from the recipe 'tinyf",
+        "the average of the gates will ",
+        "differs from the recipe 'tinyf",
+    ]
+
+    with monkeypatch.context() as patched:
+
+        def interrupted(module: Recovery) -> None:
+            if module.global_step == 3:
+                raise KeyboardInterrupt
+
+        patched.setattr(Recovery, "after_step", interrupted)
+        assert tf(*line, f"hydra.run.dir={broken}", exact=True).status == 130
+    result = tf("run", f"resume={broken}", exact=True)
+    assert result.status == 0 and "going on from" in result.out
+    for name in (
+        "decision.json",
+        "recovered/model.safetensors",
+        "recovered_live/model.safetensors",
+    ):
+        # Posteriors, mirrors and order follow from the step alone.
+        assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS, VALUES
 HEAVY = {"torch", "lightning", "hydra", "omegaconf", "numpy", "matplotlib", "peft", "wandb", "rich"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["run", "--help"], ["convert", "--help"], []]
+)
 def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
     code = (
         "import sys\n"

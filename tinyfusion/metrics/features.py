@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tinyfusion.errors import InputError
+from tinyfusion.errors import InputError, first_line
 from tinyfusion.metrics.classifier import DigitsClassifier, load_digits_classifier
 
 if TYPE_CHECKING:
@@ -36,6 +36,28 @@ def extractor_class(name: str) -> type[FeatureExtractorBase]:
         known = ", ".join(sorted(FEATURE_EXTRACTORS_REGISTRY))
         raise InputError(f"feature extractor {name!r} is not registered; known: {known}")
     return FEATURE_EXTRACTORS_REGISTRY[name]
+
+
+@cache
+def fetch_extractor(name: str) -> None:
+    """Build an extractor once, so that its weights are here before they are needed.
+
+    Raises:
+        InputError: nothing is registered under that name, or its weights are not on this machine
+            and can't be fetched, or can't be read.
+    """
+    kind = extractor_class(name)
+    layers = [kind.get_default_feature_layer_for_metric("fid")]
+    try:
+        # Weights replace start values, which are drawn from the global generator.
+        with torch.random.fork_rng(devices=[]):
+            kind(name, layers)
+    except Exception as error:  # downloads and broken files raise errors of many kinds
+        raise InputError(
+            f"the weights of the feature extractor {name!r} can't be fetched or read "
+            f"({first_line(error)}); fetch them where there is a network, into the same folder of "
+            f"torch.hub ({torch.hub.get_dir()}), or give evaluation=none for no scores"
+        ) from None
 
 
 @cache

@@ -80,7 +80,7 @@ class PruningContext:
         order = permutation(self.seed, 0, len(self.source))
         repeats = -(-num_samples // len(order))
         indices = torch.cat([order] * repeats)[:num_samples]
-        images, labels = self.source.fetch(indices, None, None)
+        images, labels = self.source.plain(indices)
         return HeldOutLoss(self.process, images, labels, repeats=1, seed=self.seed)
 
 

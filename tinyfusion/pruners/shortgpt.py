@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import Backbone, BlockRunner
+from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
 from tinyfusion.errors import InputError
 from tinyfusion.pruners.contract import Choice, PruningContext
 
@@ -39,7 +39,7 @@ def block_influence(net: Backbone, calibration: Calibration) -> Tensor:
 
     def runner(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
         nonlocal samples
-        out_BTD = block(states_BTD, condition)
+        out_BTD = run_plain(index, block, states_BTD, condition)
         cosine_BT = F.cosine_similarity(out_BTD, states_BTD, dim=-1, eps=1e-8)
         cosine_L[index] += float(cosine_BT.mean(1).double().sum())
         samples += len(states_BTD) if index == 0 else 0

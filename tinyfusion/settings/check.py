@@ -19,7 +19,16 @@ from tinyfusion.settings.messages import one_line
 from tinyfusion.settings.overview import choices
 from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS
 
-_PATHS = ("checkpoint", "decision", "teacher.path", "data.root", "output_root")
+_PATHS = (
+    "checkpoint",
+    "decision",
+    "teacher.path",
+    "data.root",
+    "autoencoder.path",
+    "evaluation.reference",
+    "store",
+    "output_root",
+)
 _PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -57,21 +66,22 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     missing = [key for key in cfg if OmegaConf.is_missing(cfg, key)]
     if missing:
         raise InputError(f"{missing[0]}= must be given for this configuration")
+    # Groups that are left out and paths come before interpolations, which are to see the result.
+    for group in OPTIONAL_GROUPS:
+        # How a choice says that the group is left out, whatever an experiment sets in it.
+        if group in cfg and isinstance(cfg[group], DictConfig):
+            if "_target_" in cfg[group] and cfg[group]["_target_"] is None:
+                cfg[group] = None
     try:
+        for key in _PATHS:
+            _make_absolute(cfg, key)
         OmegaConf.resolve(cfg)
         merged = OmegaConf.merge(schema, cfg)
     except OmegaConfBaseException as error:
         raise InputError(one_line(error)) from None
-    for group in OPTIONAL_GROUPS:
-        # How a choice says that the group is left out, whatever an experiment sets in it.
-        if group in merged and isinstance(merged[group], DictConfig):
-            if "_target_" in merged[group] and merged[group]["_target_"] is None:
-                merged[group] = None
     _check_groups(merged)
     for path, node in _targets(merged, ""):
         _check_target(path, node)
-    for key in _PATHS:
-        _make_absolute(merged, key)
     return merged
 
 
@@ -82,7 +92,7 @@ def _make_absolute(cfg: DictConfig, key: str) -> None:
     if not isinstance(value, str) or not value or (key, value) == ("teacher.path", "source"):
         return
     path = Path(value).expanduser()
-    if path.exists() or key == "output_root":
+    if path.exists() or key in ("output_root", "store"):
         OmegaConf.update(cfg, key, str(path.absolute()))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tinyfusion.errors import InputError
+from tinyfusion.ranks import shared_stamp
 
 MAX_NAME = 120
 """Longest run-folder name; longer ones are cut and end in a hash."""
@@ -46,6 +47,7 @@ def run_name(overrides: Sequence[str]) -> str:
 OmegaConf.register_new_resolver(
     "tinyfusion.run_name", lambda overrides: run_name(list(overrides)), replace=True
 )
+OmegaConf.register_new_resolver("tinyfusion.stamp", shared_stamp, replace=True)
 
 
 def locate(target: str, path: str) -> Callable[..., Any]:

@@ -14,6 +14,12 @@ from tinyfusion.settings.schema import COMMANDS, GROUPS, SUMMARIES, VALUES
 WIDTH = 100
 
 EXAMPLES: dict[str, Sequence[str]] = {
+    "encode": (
+        "data.root=IMAGES data.size=256 store=LATENTS trainer=gpu",
+        "data.root=IMAGES data.size=256 store=LATENTS trainer=gpu workers=8",
+        "data.root=IMAGES data.size=256 store=LATENTS part=0 parts=2  (part=1 elsewhere)",
+        "autoencoder=kl autoencoder.path=MODEL autoencoder.subfolder=vae ...",
+    ),
     "pretrain": ("seed=1", "training.pretrain.steps=5000 logger=tensorboard"),
     "prune": (
         "scheme=2:4 delta=full",
@@ -31,6 +37,8 @@ EXAMPLES: dict[str, Sequence[str]] = {
         "scheme=2:4 delta=full seed=1",
         "-m scheme=1:2,2:4,7:14 delta=lora,full,frozen",
         "experiment=demo trainer=gpu",
+        "experiment=imagenet/tinydit_d14 checkpoint=FILE data.root=STORE",
+        "experiment=imagenet/tinydit_d14 dry_run=true       (what that would take)",
         "--config-dir DIR pruner=mine          (your own DIR/pruner/mine.yaml)",
         "resume=outputs/run/FOLDER             (go on with a killed run)",
         "--cfg job                             (print the whole configuration)",

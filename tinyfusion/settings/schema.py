@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinyfusion.errors import InputError
+from tinyfusion.training.recipes import RECIPES
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,6 @@ class TrainingSettings:
     Attributes:
         steps: optimiser steps.
         batch_size: images per optimiser step over all devices (the *global* batch).
-        accumulate: micro-batches per optimiser step and device.
         learning_rate: peak rate.
         learning_rate_end: rate at the last step (cosine); ``None`` keeps it constant.
         warm_up: steps of linear warm-up.
@@ -37,7 +37,6 @@ class TrainingSettings:
 
     steps: int
     batch_size: int
-    accumulate: int = 1
     learning_rate: float = 1e-4
     learning_rate_end: float | None = None
     warm_up: int = 0
@@ -47,7 +46,7 @@ class TrainingSettings:
     held_out_every: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "held_out_every"):
+        for name in ("steps", "batch_size", "held_out_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"training: {name}={getattr(self, name)} must be at least 1")
         for name in ("learning_rate", "clip_norm"):
@@ -65,15 +64,30 @@ class TrainingSettings:
             raise InputError(f"training: label_drop={self.label_drop} must be in [0, 1)")
 
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Lightning's names of what training can compute in.
+
+Not those of weights in half precision, in which steps at the rates used here round to nothing.
+"""
+
+
 @dataclass(frozen=True)
 class TrainerSettings:
     """Where and how training runs.
 
     Attributes:
         accelerator: ``cpu``, ``gpu`` or ``auto``.
-        devices: number of devices.
-        precision: Lightning's precision name, such as ``32-true`` or ``bf16-mixed``.
+        devices: number of devices per node; -1 takes all.
+        num_nodes: number of machines.
+        precision: one of `PRECISIONS`: weights are always float32; ``16-mixed``, with a gradient
+            scaler, is how the reference code trains.
         strategy: Lightning's strategy name.
+        micro_batch: most images that a device takes at once; ``None``: its whole share of the
+            global batch. How many micro-batches make a step follows from this.
+        checkpoint_blocks: recompute each block's activations in the backward pass instead of
+            keeping them.
+        compile: compile the blocks of student and teacher.
+        compile_backend: what compiles them.
         num_workers: data-loading processes per device.
         threads: CPU threads of torch; ``None`` leaves torch's choice.
         resume_every: optimiser steps between two resume checkpoints.
@@ -83,8 +97,13 @@ class TrainerSettings:
 
     accelerator: str = "auto"
     devices: int = 1
+    num_nodes: int = 1
     precision: str = "32-true"
     strategy: str = "auto"
+    micro_batch: int | None = None
+    checkpoint_blocks: bool = False
+    compile: bool = False
+    compile_backend: str = "inductor"
     num_workers: int = 0
     threads: int | None = None
     resume_every: int = 100
@@ -92,9 +111,19 @@ class TrainerSettings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("devices", "resume_every", "log_every"):
+        for name in ("num_nodes", "resume_every", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"trainer.{name}={getattr(self, name)} must be at least 1")
+        if self.devices < 1 and self.devices != -1:
+            raise InputError(f"trainer.devices={self.devices} must be at least 1, or -1 for all")
+        if self.precision not in PRECISIONS:
+            raise InputError(
+                f"trainer.precision={self.precision} is not known; valid: {', '.join(PRECISIONS)}"
+            )
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise InputError(
+                f"trainer.micro_batch={self.micro_batch} must be at least 1, or null for all"
+            )
 
 
 @dataclass
@@ -121,6 +150,7 @@ class Common:
     num_heads: int | None = None
     backbone: Any = None
     process: Any = None
+    autoencoder: Any = None
     trainer: Any = None
     sampler: Any = None
 
@@ -134,6 +164,8 @@ class Training(Common):
     optimizer: Any = None
     logger: Any = None
     callbacks: Any = None
+    dry_run: bool = False
+    dry_run_probe: bool | None = None
 
 
 @dataclass
@@ -191,7 +223,28 @@ class Run(Prune):
     evaluation: Any = None
 
 
-COMMANDS: dict[str, type[Common]] = {
+@dataclass
+class Encode:
+    """`tinyfusion encode`."""
+
+    command: str = ""
+    resume: str | None = None
+    output_root: str = "outputs"
+    data: Any = None
+    autoencoder: Any = None
+    trainer: Any = None
+    store: str | None = None
+    moments: bool = True
+    mirrors: bool = True
+    skip_undecodable: bool = False
+    shard_size: int = 1000
+    workers: int | None = None
+    part: int = 0
+    parts: int = 1
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "encode": Encode,
     "pretrain": Pretrain,
     "prune": Prune,
     "recover": Recover,
@@ -201,6 +254,7 @@ COMMANDS: dict[str, type[Common]] = {
 }
 
 SUMMARIES: dict[str, str] = {
+    "encode": "turn an image folder into latents, once, before training on them",
     "pretrain": "train a backbone from its random start",
     "prune": "choose the blocks to keep and cut the checkpoint",
     "recover": "train a pruned checkpoint back to quality",
@@ -214,7 +268,8 @@ GROUPS: dict[str, str] = {
     "experiment": "a set of overrides, such as a published recipe",
     "backbone": "the network; null takes what the checkpoint says",
     "process": "noising, targets and loss",
-    "data": "images",
+    "autoencoder": "between pictures and latents; none for a model of pixels",
+    "data": "images or latents",
     "pruner": "how the blocks that stay are chosen",
     "delta": "weight update that is learned together with the mask",
     "recovery": "what the pruned network is trained on",
@@ -229,7 +284,7 @@ GROUPS: dict[str, str] = {
 }
 """What each configuration group decides, in the order of the help."""
 
-OPTIONAL_GROUPS = ("backbone", "callbacks", "delta", "evaluation")
+OPTIONAL_GROUPS = ("autoencoder", "backbone", "callbacks", "delta", "evaluation")
 """Groups that may be null."""
 
 VALUES: dict[str, str] = {
@@ -240,10 +295,20 @@ VALUES: dict[str, str] = {
     "n": "number of images",
     "labels": "classes to draw; null: all in turn",
     "batch_size": "images drawn at a time",
+    "store": "folder that the latents are written to; gone on with if unfinished",
+    "moments": "store mean and log-variance of the posterior; false: the mean",
+    "mirrors": "encode the mirrored images, too",
+    "skip_undecodable": "leave out images that can't be decoded, and list them",
+    "shard_size": "images per file",
+    "workers": "processes on this machine, GPUs in turn; null: trainer.devices",
+    "part": "which of the parts this is: 0 to parts - 1",
+    "parts": "into how many parts machines or jobs share the work",
     "seed": "seed of every random draw",
     "num_heads": "attention heads, for a bare state dict of unusual width",
     "name": "name of the run in the logger",
     "output_root": "where run folders are made",
+    "dry_run": "only say what the run would take: parameters, memory, steps, files, time",
+    "dry_run_probe": "time a few real steps for that; null: where there is a GPU",
     "resume": "folder of an interrupted run or sweep; goes alone",
 }
 """What each plain value means, in the order of the help."""
@@ -251,11 +316,30 @@ VALUES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class StageTraining:
-    """Training settings of the stages; what `conf/training/*.yaml` builds."""
+    """Training settings of the stages; what `conf/training/*.yaml` builds.
+
+    Attributes:
+        pretrain: of pre-training.
+        mask_learning: of learning which blocks stay.
+        recovery: of training the pruned network.
+        recipe: name of the published recipe that the values are meant to follow, if any; a run
+            says where it differs.
+
+    Raises:
+        InputError: an unknown recipe.
+    """
 
     pretrain: TrainingSettings | None = None
     mask_learning: TrainingSettings | None = None
     recovery: TrainingSettings | None = None
+    recipe: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.recipe is not None and self.recipe not in RECIPES:
+            raise InputError(
+                f"training.recipe={self.recipe!r} is not known; valid: {', '.join(RECIPES)}, or "
+                "null for none"
+            )
 
     def of(self, stage: str) -> TrainingSettings:
         """Settings of one stage.

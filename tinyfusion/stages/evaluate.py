@@ -69,10 +69,11 @@ def main(cfg: DictConfig, folder: Path) -> None:
 def protocol_line(evaluation: Evaluation, floor: dict[str, float]) -> str:
     """The sampling protocol and the floor of FID in one line, to stand beside a table."""
     p = evaluation.protocol()
+    against = "" if p["reference"] is None else f", against {p['reference']}"
     return (
         f"{p['num_samples']} samples x {len(p['sampling_seeds'])} seed(s), {p['sampler']} "
-        f"{p['sampler_steps']} steps, guidance {p['guidance']}; FID between halves of the real "
-        f"data {floor['fid_real_halves']:.2f} +- {floor['fid_real_halves_std']:.2f}"
+        f"{p['sampler_steps']} steps, guidance {p['guidance']}{against}; FID between halves of the "
+        f"real data {floor['fid_real_halves']:.2f} +- {floor['fid_real_halves_std']:.2f}"
     )
 
 
@@ -98,7 +99,7 @@ def cached_floor(setup: Setup, evaluation: Evaluation) -> dict[str, float]:
     return _cached(
         setup,
         {"floor": True},
-        lambda: evaluation.floor(setup.source),
+        lambda: evaluation.floor(setup.source, device=setup.device),
         "FID between halves of the real data",
     )
 

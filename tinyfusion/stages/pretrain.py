@@ -15,8 +15,9 @@ from tinyfusion.callbacks.resume import RESUME_FILE
 from tinyfusion.checkpoints import save_model
 from tinyfusion.files import write_json
 from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.ranks import is_first_rank
+from tinyfusion.stages.checks import check_data, check_held_out
 from tinyfusion.stages.setup import Setup
-from tinyfusion.tracking import is_first_rank
 from tinyfusion.training.pretrain import Pretraining
 from tinyfusion.version import __version__
 
@@ -48,8 +49,8 @@ def main(cfg: DictConfig, folder: Path) -> None:
     # Start weights are drawn from the global generator by torch's initialisers.
     torch.manual_seed(setup.seed)
     net = setup.new_backbone()
-    setup.check_data(net, "backbone")
-    setup.check_held_out()
+    check_data(net, setup.source, "backbone")
+    check_held_out(cfg.data)
     setup.check_plan(net)
     evaluation = setup.evaluation
     settings = setup.settings("pretrain")
@@ -66,8 +67,8 @@ def main(cfg: DictConfig, folder: Path) -> None:
     setup.fit(module, "pretrain", stage_folder)
     if not is_first_rank():
         return
-    # Training leaves the network on the CPU.
-    net.to(setup.device)
+    # Training leaves the network on the CPU, and as another object if it was divided.
+    net = module.trained_net.to(setup.device)
     with module.ema.averaged(net):
         if evaluation is None:
             row: dict[str, Any] = setup.summary(net)

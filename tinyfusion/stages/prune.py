@@ -15,11 +15,11 @@ from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.pruners.contract import Pruner, PruningContext
+from tinyfusion.ranks import is_first_rank
 from tinyfusion.scheme import Scheme, parse_scheme
 from tinyfusion.settings.compose import build
 from tinyfusion.stages.setup import Setup
 from tinyfusion.surgery import prune
-from tinyfusion.tracking import is_first_rank
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def write_pruned(setup: Setup, net: Backbone, decision: Decision) -> None:
     provenance = {
         "pruned_from": str(setup.cfg.checkpoint),
         "source_sha256": setup.source_hash(setup.cfg.checkpoint),
-        "decision": {"method": decision.method, "kept": list(decision.kept)},
+        "decision": decision.summary(),
         "seed": setup.seed,
     }
     save_model(prune(net, decision), target, provenance)
@@ -132,7 +132,7 @@ def write_metrics(setup: Setup, decision: Decision) -> None:
 
 def unscored(models: dict[str, Any], decision: Decision | None) -> dict[str, Any]:
     """Content of a ``metrics.json`` without samples, in the form of those with samples."""
-    chosen = decision and {"method": decision.method, "kept": list(decision.kept)}
+    chosen = decision and decision.summary()
     return {"models": models, "protocol": {}, "floor": {}, "decision": chosen}
 
 

@@ -13,6 +13,7 @@ from tinyfusion.checkpoints import load, save_model
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
+from tinyfusion.ranks import is_first_rank
 from tinyfusion.recovery.alignment import alignment
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.teacher import FrozenTeacher
@@ -20,7 +21,6 @@ from tinyfusion.settings.compose import build
 from tinyfusion.stages.prune import DECISION_FILE, METRICS_FILE, flat, unscored
 from tinyfusion.stages.setup import Setup
 from tinyfusion.surgery import prune
-from tinyfusion.tracking import is_first_rank
 from tinyfusion.training.recovery import Recovery
 
 log = logging.getLogger(__name__)
@@ -132,18 +132,8 @@ def recover(
     if all((folder / name / "config.json").is_file() for name in (RECOVERED, RECOVERED_LIVE)):
         log.info("recover: taking the model in %s", folder / RECOVERED)
         return
-    objective: Objective = build(setup.cfg.recovery)
-    objective.check(student, teacher)
-    pairs = aligned_pairs(student, teacher, decision) if objective.uses_features else []
     settings = setup.settings("recovery")
-    module = Recovery(
-        student,
-        None if teacher is None else FrozenTeacher(teacher),
-        objective,
-        pairs,
-        settings.ema_decay,
-        **setup.shared("recovery", student),
-    )
+    module = new_module(setup, student, teacher, decision)
     stage_folder = folder / "recover"
     setup.fit(module, "recovery", stage_folder)
     if not is_first_rank():
@@ -155,12 +145,36 @@ def recover(
         "images_seen": settings.steps * settings.batch_size,
         "seed": setup.seed,
         "skipped_steps": module.skipped_steps,
-        "alignment": [list(pair) for pair in pairs],
+        "alignment": [list(pair) for pair in module.pairs],
     }
-    save_model(student, folder / RECOVERED_LIVE, provenance | {"weights": "live"})
-    with module.ema.averaged(student):
-        save_model(student, folder / RECOVERED, provenance | {"weights": "averaged"})
+    if decision is not None:
+        provenance["decision"] = decision.summary()
+    # Not the student given above: that one may have been divided among the devices.
+    trained = module.trained_net
+    save_model(trained, folder / RECOVERED_LIVE, provenance | {"weights": "live"})
+    with module.ema.averaged(trained):
+        save_model(trained, folder / RECOVERED, provenance | {"weights": "averaged"})
     (stage_folder / RESUME_FILE).unlink(missing_ok=True)
+
+
+def new_module(
+    setup: Setup, student: Backbone, teacher: Backbone | None, decision: Decision | None
+) -> Recovery:
+    """The training of ``student``, not begun.
+
+    Raises:
+        InputError: student and teacher can't be compared.
+    """
+    objective: Objective = build(setup.cfg.recovery)
+    objective.check(student, teacher)
+    return Recovery(
+        student,
+        None if teacher is None else FrozenTeacher(teacher),
+        objective,
+        aligned_pairs(student, teacher, decision) if objective.uses_features else [],
+        setup.settings("recovery").ema_decay,
+        **setup.shared("recovery", student),
+    )
 
 
 def aligned_pairs(

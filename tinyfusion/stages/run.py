@@ -20,8 +20,8 @@ from tinyfusion.figures.table import markdown_table, print_table
 from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.metrics.evaluation import Evaluation, for_table
 from tinyfusion.metrics.speed import parameters
-from tinyfusion.pixels import to_uint8
-from tinyfusion.samplers.generate import balanced_labels, generate
+from tinyfusion.ranks import is_first_rank
+from tinyfusion.samplers.generate import balanced_labels, generate_images
 from tinyfusion.settings.compose import build
 from tinyfusion.stages.evaluate import COLUMNS, cached_floor, cached_score, protocol_line
 from tinyfusion.stages.prune import (
@@ -41,7 +41,6 @@ from tinyfusion.stages.recover import (
 )
 from tinyfusion.stages.setup import Setup
 from tinyfusion.surgery import prune
-from tinyfusion.tracking import is_first_rank
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Deci
             "models": rows,
             "protocol": evaluation.protocol(),
             "floor": floor,
-            "decision": {"method": decision.method, "kept": list(decision.kept)},
+            "decision": decision.summary(),
         },
     )
     setup.tracking.scores(flat(rows))
@@ -145,8 +144,13 @@ def _grid(setup: Setup, evaluation: Evaluation, nets: dict[str, Backbone]) -> No
     classes = min(10, setup.source.num_classes)
     labels = balanced_labels(classes, classes)
     rows = {
-        name: to_uint8(
-            generate(nets[name], setup.process, evaluation.sampler, labels, setup.seed + 1)
+        name: generate_images(
+            nets[name],
+            setup.process,
+            evaluation.sampler,
+            labels,
+            setup.seed + 1,
+            autoencoder=evaluation.autoencoder,
         )
         for name in shown
     }

@@ -13,9 +13,9 @@ from PIL import Image
 from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import image_grid
 from tinyfusion.files import write_atomic
-from tinyfusion.pixels import to_uint8
-from tinyfusion.samplers.generate import balanced_labels, generate
+from tinyfusion.samplers.generate import balanced_labels, generate_images
 from tinyfusion.settings.compose import build
+from tinyfusion.stages.checks import check_decoder
 from tinyfusion.stages.setup import Setup
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     sampler, guidance = build(cfg.sampler), build(cfg.guidance)
     setup.check_sampling(net, "sampler", sampler)
     setup.check_sampling(net, "guidance", sampler, guidance)
+    check_decoder(net, setup.process, setup.autoencoder)
     net = net.to(setup.device)
     num_classes = net.config()["num_classes"]
     if cfg.n < 1:
@@ -43,17 +44,16 @@ def main(cfg: DictConfig, folder: Path) -> None:
                 f"labels={list(cfg.labels)}: valid are classes 0..{num_classes - 1}, at least one"
             )
         labels = torch.tensor(list(cfg.labels)).repeat(-(-cfg.n // len(cfg.labels)))[: cfg.n]
-    images = to_uint8(
-        generate(
-            net,
-            setup.process,
-            sampler,
-            labels,
-            setup.seed,
-            guidance,
-            batch_size=cfg.batch_size,
-            progress=setup.bars,
-        )
+    images = generate_images(
+        net,
+        setup.process,
+        sampler,
+        labels,
+        setup.seed,
+        guidance,
+        setup.autoencoder,
+        batch_size=cfg.batch_size,
+        progress=setup.bars,
     )
     pixels = images.permute(0, 2, 3, 1).numpy()
     for index, picture in enumerate(pixels):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,26 +12,37 @@ import torch
 from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.backbones.presets import FAMILIES
+from tinyfusion.backbones.presets import FAMILIES, PRESETS, preset_family
 from tinyfusion.backbones.presets import build as build_backbone
-from tinyfusion.checkpoints import load, resolve
+from tinyfusion.checkpoints import load, weights_sha256
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
-from tinyfusion.files import sha256_of
 from tinyfusion.metrics.evaluation import Evaluation
-from tinyfusion.metrics.features import extractor_class
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.ranks import is_first_rank
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.samplers.reverse import Sampler
 from tinyfusion.seeding import StepNoise
 from tinyfusion.settings.compose import build, locate
-from tinyfusion.settings.messages import one_line
 from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
-from tinyfusion.stages.fit import fit, new_trainer
-from tinyfusion.tracking import Tracking, is_first_rank
+from tinyfusion.stages.batching import split_batch
+from tinyfusion.stages.checks import (
+    check_data,
+    check_decoder,
+    check_extractor,
+    check_files,
+    check_held_out,
+    check_latents,
+    check_machine,
+    check_process,
+    check_sampling,
+)
+from tinyfusion.stages.fit import fit
+from tinyfusion.tracking import Tracking
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.schedules import LearningRate
 
@@ -60,21 +69,27 @@ class Setup:
             torch.set_num_threads(self.trainer.threads)
         # Nothing that matters draws from the global generators; this is for third-party code.
         torch.manual_seed(self.seed)
-        self._check_machine()
+        self.world = self._count_devices()
 
-    def _check_machine(self) -> None:
-        """Refuse a trainer or an optimiser that this machine or these settings can't give."""
-        with _refusing(f"trainer: {_shown(self.trainer)}"):
-            new_trainer(self.trainer, logger=False, enable_checkpointing=False)
-        if "optimizer" in self.cfg:
-            dummy = torch.nn.Parameter(torch.zeros(2, 2, device=self.device))
-            with _refusing("optimizer"):
-                build(self.cfg.optimizer)([{"params": [dummy]}], lr=1e-3)
+    def _count_devices(self) -> int:
+        """Devices of all nodes, which this machine's part must have."""
+        return check_machine(self.trainer, self.cfg.get("optimizer"), self.device)
 
     @cached_property
     def source(self) -> ImageSource:
-        """The images."""
-        return build(self.cfg.data)
+        """The images or latents.
+
+        Raises:
+            InputError: what the data refuses, or a process that does not fit it.
+        """
+        source: ImageSource = build(self.cfg.data)
+        check_latents(source, self.process)
+        return source
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder | None:
+        """Decoder of the model's latents; ``None`` for a model of pixels."""
+        return None if self.cfg.autoencoder is None else build(self.cfg.autoencoder)
 
     @cached_property
     def device(self) -> torch.device:
@@ -108,7 +123,7 @@ class Setup:
                 a sampler or guidance that does not fit the process or the model.
         """
         net = self.load_alone(path, key)
-        self.check_data(net, path or key)
+        check_data(net, self.source, path or key)
         if key == "checkpoint":
             self.check_plan(net)
         return net
@@ -122,8 +137,10 @@ class Setup:
         if not path:
             raise InputError(f"{key}= must be given: a checkpoint file or a model folder")
         # What is configured is checked against the file.
-        expected = self._backbone() if key == "checkpoint" else None
-        return load(path, backbone=expected, num_heads=self.cfg.num_heads)
+        expected = self.backbone() if key == "checkpoint" else None
+        net = load(path, backbone=expected, num_heads=self.cfg.num_heads)
+        check_process(net, self.process, path)
+        return net
 
     def new_backbone(self) -> Backbone:
         """The configured backbone with its start values, drawn from the global generator."""
@@ -131,9 +148,18 @@ class Setup:
             raise InputError(
                 f"backbone= must be given to {self.cfg.command}, for example backbone=dit_digits"
             )
-        return build_backbone(self._backbone())
+        arguments = self.backbone()
+        if set(arguments) == {"backbone"}:
+            family = arguments["backbone"]
+            raise InputError(
+                f"backbone={family} says what a checkpoint is, not how large a new model is to be; "
+                f"choose one of {', '.join(n for n in PRESETS if preset_family(n) == family)}"
+            )
+        net = build_backbone(arguments)
+        check_process(net, self.process, "backbone")
+        return net
 
-    def _backbone(self) -> dict[str, Any] | None:
+    def backbone(self) -> dict[str, Any] | None:
         """Family and arguments of the configured backbone.
 
         Raises:
@@ -151,30 +177,9 @@ class Setup:
             f"backbone._target_={self.cfg.backbone['_target_']!r} is no backbone; valid: {valid}"
         )
 
-    def check_data(self, net: Backbone, name: str) -> None:
-        """Refuse a model and data that don't fit each other.
-
-        Raises:
-            InputError: naming the first difference.
-        """
-        model = net.config()
-        wanted = {
-            "in_channels": self.source.channels,
-            "input_size": self.source.size,
-            "num_classes": self.source.num_classes,
-        }
-        for key, value in wanted.items():
-            if key in model and model[key] != value:
-                raise InputError(
-                    f"{name} has {key}={model[key]} but the data has {value}; choose other data "
-                    "(data=...) or another checkpoint"
-                )
-
-    def source_hash(self, path: str) -> str | None:
-        """SHA-256 of a checkpoint's weights file."""
-        found = Path(resolve(path))
-        weights = found / "model.safetensors" if found.is_dir() else found
-        return sha256_of(weights) if weights.is_file() else None
+    def source_hash(self, path: str) -> str:
+        """SHA-256 of a checkpoint's weights."""
+        return weights_sha256(path)
 
     def check_plan(self, net: Backbone) -> None:
         """Hold everything that is to be sampled during and after training against a model.
@@ -186,6 +191,7 @@ class Setup:
         evaluation = self.evaluation if "evaluation" in self.cfg else None
         if evaluation is not None:
             self.check_sampling(net, "evaluation", evaluation.sampler, evaluation.guidance)
+            check_decoder(net, self.process, evaluation.autoencoder, self.source)
         for name, callback in self._named_callbacks().items():
             key, drawn = f"callbacks.{name}", callback
             if isinstance(getattr(callback, "evaluation", None), Evaluation):
@@ -194,71 +200,38 @@ class Setup:
             if hasattr(drawn, "sampler"):
                 guidance = getattr(drawn, "guidance", NO_GUIDANCE)
                 self.check_sampling(net, key, drawn.sampler, guidance)
+                decoder = getattr(drawn, "autoencoder", None)
+                check_decoder(net, self.process, decoder, self.source)
 
     def check_sampling(
         self, net: Backbone, key: str, sampler: Sampler, guidance: Guidance = NO_GUIDANCE
     ) -> None:
         """Refuse a sampler or guidance that would fail only when it is used.
 
-        Args:
-            net: the model to sample from.
-            key: where the two are configured, for the message.
-            sampler: how to sample.
-            guidance: classifier-free guidance.
-
         Raises:
-            InputError: steps that don't fit the process, guidance of a model without a null
-                class, or more guided channels than the data has.
+            InputError: see `tinyfusion.stages.checks.check_sampling`.
         """
-        try:
-            sampler.num_steps(self.process)
-            if guidance.scale != 1:
-                _ = net.null_label
-        except (InputError, NotImplementedError) as error:
-            raise InputError(f"{key}: {error}") from None
-        available = net.config().get("in_channels", guidance.channels)
-        if guidance.channels is not None and guidance.channels > available:
-            raise InputError(
-                f"{key}: guidance channels={guidance.channels}, but the data has {available} "
-                f"channel(s); valid: 1 to {available}, or null for all"
-            )
+        check_sampling(net, self.process, key, sampler, guidance)
 
     @cached_property
     def evaluation(self) -> Evaluation | None:
         """The sampling and scoring protocol, held against the data; ``None`` for no scores.
 
         Raises:
-            InputError: an unknown extractor, images that it does not take, or no held-out images.
+            InputError: an unknown extractor, images that it does not take, files that are not
+                there, or no held-out images.
         """
         if self.cfg.evaluation is None:
             return None
         evaluation: Evaluation = build(self.cfg.evaluation)
         self._check_protocol(evaluation, "evaluation")
+        if is_first_rank():  # which alone scores
+            check_files(evaluation, self.source, "evaluation")
         return evaluation
 
     def _check_protocol(self, evaluation: Evaluation, key: str) -> None:
-        source = self.source
-        wanted = getattr(extractor_class(evaluation.extractor), "input_shape", None)
-        found = (source.channels, source.size, source.size)
-        if wanted is not None and tuple(wanted) != found:
-            raise InputError(
-                f"{key}.extractor={evaluation.extractor} scores images of shape "
-                f"{tuple(wanted)} but the data's are {found}; choose another extractor, such as "
-                "inception-v3-compat (evaluation=inception), or evaluation=none for no scores"
-            )
-        self.check_held_out()
-
-    def check_held_out(self) -> None:
-        """Refuse data of which nothing is held out.
-
-        Raises:
-            InputError: so it is.
-        """
-        if self.cfg.data.get("held_out") == 0:
-            raise InputError(
-                "data.held_out=0 leaves no image to compute the held-out loss on; "
-                "give data.held_out=N"
-            )
+        check_extractor(evaluation, self.source, key)
+        check_held_out(self.cfg.data)
 
     @cached_property
     def held_out(self) -> HeldOutLoss | None:
@@ -293,13 +266,8 @@ class Setup:
             InputError: there are none, or the global batch can't be split evenly.
         """
         settings: TrainingSettings = build(self.cfg.training).of(stage)
-        parts = settings.accumulate * self.trainer.devices
-        if settings.batch_size % parts:
-            raise InputError(
-                f"training.{stage}.batch_size={settings.batch_size} can't be split evenly into "
-                f"{self.trainer.devices} device(s) x {settings.accumulate} micro-batch(es); "
-                f"choose a multiple of {parts}"
-            )
+        key = f"training.{stage}.batch_size"
+        split_batch(key, settings.batch_size, self.world, self.trainer.micro_batch)
         return settings
 
     def shared(self, stage: str, net: Backbone) -> dict[str, Any]:
@@ -344,23 +312,7 @@ class Setup:
             self.seed,
             self.tracking.logger(folder.name),
             self.callbacks(),
+            build(self.cfg.training).recipe,
         )
         for figure in sorted(folder.glob("*.png")):
             self.tracking.image(f"{folder.name}/{figure.stem}", figure)
-
-
-@contextmanager
-def _refusing(key: str) -> Iterator[None]:
-    """What a library refuses, as one line led by ``key``."""
-    try:
-        yield
-    except InputError:
-        raise
-    # Lightning and torch refuse with errors of many kinds.
-    except Exception as error:
-        raise InputError(f"{key}: {one_line(error)}") from None
-
-
-def _shown(trainer: TrainerSettings) -> str:
-    names = ("accelerator", "devices", "strategy", "precision")
-    return ", ".join(f"{name}={getattr(trainer, name)}" for name in names)

@@ -1,0 +1,173 @@
+"""Speed and memory of the published recipe on this machine, as a table for docs/scale.md.
+
+Random weights of DiT-XL/2 at the paper's batches: learning the mask with LoRA, recovering with a
+teacher, sampling with guidance; eager and compiled. Nothing is downloaded and nothing is kept.
+
+    python scripts/gpu_report.py --output report.md
+    python scripts/gpu_report.py --small        (a miniature on the CPU, to try the script)
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from tinyfusion.backbones.contract import compile_blocks
+from tinyfusion.errors import InputError
+from tinyfusion.files import write_text
+from tinyfusion.metrics.memory import in_gib
+from tinyfusion.metrics.speed import compare_speed
+from tinyfusion.samplers.generate import balanced_labels, generate
+from tinyfusion.settings.check import check
+from tinyfusion.settings.compose import build
+from tinyfusion.settings.overview import conf_folder
+from tinyfusion.stages.batching import split_batch
+from tinyfusion.stages.dry_setup import DrySetup
+from tinyfusion.stages.probe import STEPS, UNTIMED, probe_training
+from tinyfusion.version import __version__
+
+PAPER = ("experiment=imagenet/tinydit_d14", "data.root=none")
+SMALL = (
+    "backbone=dit_digits",
+    "trainer=cpu",
+    "trainer.precision=bf16-mixed",
+    "training.mask_learning.batch_size=8",
+    "training.recovery.batch_size=8",
+    "sampler.steps=2",
+    "evaluation.guidance.scale=1.5",
+)
+
+
+class Row(NamedTuple):
+    """One line of the table; ``per_second`` in samples or images."""
+
+    what: str
+    batch: str
+    compiled: bool
+    per_second: str
+    peak: str
+
+
+def training_rows(setup: DrySetup) -> Iterator[Row]:
+    """Mask learning and recovery."""
+    for stage in setup.stages(setup.on_device):
+        settings = setup.settings(stage.name)
+        split = split_batch(stage.name, settings.batch_size, 1, setup.trainer.micro_batch)
+        batch = f"{settings.batch_size} in {split.micro_batches} x {split.images}"
+        what = {"mask_learning": "mask learning, LoRA", "recovery": "recovery, with teacher"}
+        name = what[stage.name]
+        try:
+            probed = probe_training(
+                stage.module, setup.source, settings, setup.trainer, split, stage.name, setup.seed
+            )
+        except InputError as error:
+            yield Row(name, batch, setup.trainer.compile, f"failed: {error}", "-")
+            continue
+        peak = "-" if probed.peak is None else in_gib(probed.peak)
+        # The next stage's network is not to be counted beside this one's.
+        del stage
+        speed = f"{settings.batch_size / probed.seconds:.1f} samples/s"
+        yield Row(name, batch, setup.trainer.compile, speed, peak)
+
+
+def sampling_rows(setup: DrySetup, batch: int) -> Iterator[Row]:
+    """Sampling with guidance from the whole and from the pruned network, in bfloat16."""
+    evaluation = build(setup.cfg.evaluation)
+    labels = balanced_labels(batch, setup.arguments["num_classes"])
+    steps = evaluation.sampler.num_steps(setup.process)
+    for name, arguments in {
+        "whole": setup.arguments,
+        "pruned": setup.student_arguments(setup.decision()),
+    }.items():
+        net = setup.on_device(arguments).eval().to(torch.bfloat16)
+        if setup.trainer.compile:
+            compile_blocks(net, setup.trainer.compile_backend)
+        if setup.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+        def sample(net=net) -> int:
+            images = generate(
+                net,
+                setup.process,
+                evaluation.sampler,
+                labels,
+                seed=0,
+                guidance=evaluation.guidance,
+                batch_size=batch,
+            )
+            return len(images)
+
+        speed = compare_speed({name: sample})[name]
+        peak = "-"
+        if setup.device.type == "cuda":
+            peak = in_gib(torch.cuda.max_memory_allocated())
+        yield Row(
+            f"sampling, {name} ({arguments['depth']} blocks), {steps} steps, "
+            f"guidance {evaluation.guidance.scale}",
+            str(batch),
+            setup.trainer.compile,
+            f"{speed['images_per_s']:.2f} images/s, "
+            f"{speed['images_per_s'] * steps / batch:.2f} steps/s",
+            peak,
+        )
+
+
+def table(rows: list[Row], device: str, precision: str) -> str:
+    """Markdown, with what the figures depend on above it."""
+    lines = [
+        f"{device}, precision {precision} (sampling: bfloat16 weights), torch {torch.__version__}, "
+        f"tinyfusion {__version__}; training: median of steps {UNTIMED + 1} to {STEPS} on noise; "
+        "sampling: median of 3 rounds after one.",
+        "",
+        "| what | batch | compiled | speed | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        compiled = "yes" if row.compiled else "no"
+        lines.append(f"| {row.what} | {row.batch} | {compiled} | {row.per_second} | {row.peak} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--small", action="store_true", help="a miniature on the CPU")
+    parser.add_argument("--micro-batch", type=int, default=64, help="most images at once")
+    parser.add_argument("--sampling-batch", type=int, default=32)
+    parser.add_argument("--eager-only", action="store_true", help="leave compiled runs out")
+    parser.add_argument("--backend", default="inductor", help="of the compiled runs")
+    parser.add_argument("--output", type=Path, help="file to write the table to, too")
+    parser.add_argument("overrides", nargs="*", help="further key=value of 'tinyfusion run'")
+    arguments = parser.parse_args(argv)
+    if not arguments.small and not torch.cuda.is_available():
+        raise SystemExit("there is no GPU that torch can use here; --small tries the script")
+    rows: list[Row] = []
+    chosen = [*(SMALL if arguments.small else PAPER), *arguments.overrides]
+    chosen.append(f"trainer.micro_batch={arguments.micro_batch}")
+    for compiled in [False] if arguments.eager_only else [False, True]:
+        torch.compiler.reset()
+        more = [f"trainer.compile={compiled}", f"trainer.compile_backend={arguments.backend}"]
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            setup = DrySetup(check(compose("run", [*chosen, *more])))
+        for row in chain(training_rows(setup), sampling_rows(setup, arguments.sampling_batch)):
+            print("; ".join(map(str, row)), flush=True)
+            rows.append(row)
+    gpu = setup.device.type == "cuda"
+    device = torch.cuda.get_device_name() if gpu else f"CPU ({platform.machine()})"
+    text = table(rows, device, setup.trainer.precision)
+    print(f"\n{text}")
+    if arguments.output is not None:
+        write_text(arguments.output, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""What is refused before work starts: machine, data, samplers and scores that don't fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from omegaconf import DictConfig
+
+from tinyfusion.autoencoder import Autoencoder
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.data.source import ImageSource
+from tinyfusion.errors import InputError
+from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.metrics.features import extractor_class, fetch_extractor
+from tinyfusion.metrics.reference import read_reference
+from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
+from tinyfusion.samplers.reverse import Sampler
+from tinyfusion.settings.compose import build
+from tinyfusion.settings.messages import one_line
+from tinyfusion.settings.schema import TrainerSettings
+from tinyfusion.stages.fit import new_trainer
+
+
+def check_machine(
+    trainer: TrainerSettings, optimizer: DictConfig | None, device: torch.device
+) -> int:
+    """Refuse a trainer or an optimiser that this machine or these settings can't give.
+
+    Args:
+        trainer: devices, strategy and precision.
+        optimizer: configuration of the optimiser; ``None`` for a command without one.
+        device: where the optimiser's parameters will be.
+
+    Returns:
+        Number of devices over all nodes.
+
+    Raises:
+        InputError: what Lightning or torch says against them, float16 on a CPU, or an unknown
+            ``compile_backend``.
+    """
+    names = ("accelerator", "devices", "strategy", "precision")
+    shown = ", ".join(f"{name}={getattr(trainer, name)}" for name in names)
+    with _refusing(f"trainer: {shown}"):
+        built = new_trainer(trainer, logger=False, enable_checkpointing=False)
+    if built.precision != trainer.precision and built.precision == "bf16-mixed":
+        raise InputError(
+            f"trainer.precision={trainer.precision} with its gradient scaler needs a GPU, and this "
+            "trainer runs on a CPU; valid there: bf16-mixed, 32-true"
+        )
+    if trainer.compile:
+        # The ones for finding faults are taken, too, but not advertised.
+        if trainer.compile_backend not in torch.compiler.list_backends(exclude_tags=()):
+            raise InputError(
+                f"trainer.compile_backend={trainer.compile_backend!r} is not known; valid: "
+                f"{', '.join(torch.compiler.list_backends())}"
+            )
+    if optimizer is not None:
+        dummy = torch.nn.Parameter(torch.zeros(2, 2, device=device))
+        with _refusing("optimizer"):
+            build(optimizer)([{"params": [dummy]}], lr=1e-3)
+    return built.world_size
+
+
+@contextmanager
+def _refusing(key: str) -> Iterator[None]:
+    """What a library refuses, as one line led by ``key``."""
+    try:
+        yield
+    except InputError:
+        raise
+    # Lightning and torch refuse with errors of many kinds.
+    except Exception as error:
+        raise InputError(f"{key}: {one_line(error)}") from None
+
+
+def check_data(net: Backbone, source: ImageSource, name: str) -> None:
+    """Refuse a model and data that don't fit each other.
+
+    Args:
+        net: the model.
+        source: the data.
+        name: what the model is called in the message.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    model = net.config()
+    wanted = {
+        "in_channels": source.channels,
+        "input_size": source.size,
+        "num_classes": source.num_classes,
+    }
+    for key, value in wanted.items():
+        if key in model and model[key] != value:
+            raise InputError(
+                f"{name} has {key}={model[key]} but the data has {value}; choose other data "
+                "(data=...) or another checkpoint"
+            )
+
+
+def check_latents(source: ImageSource, process: GaussianDiffusion) -> None:
+    """Refuse to train on latents as if they were pixels.
+
+    Args:
+        source: the data.
+        process: the diffusion process.
+
+    Raises:
+        InputError: so it is.
+    """
+    if not source.pixels and getattr(process, "clip", False):
+        raise InputError(
+            "process.clip=true clamps to the range of pixels, but the data holds latents; give "
+            "process=ddpm_latents"
+        )
+
+
+def check_sampling(
+    net: Backbone,
+    process: GaussianDiffusion,
+    key: str,
+    sampler: Sampler,
+    guidance: Guidance = NO_GUIDANCE,
+) -> None:
+    """Refuse a sampler or guidance that would fail only when it is used.
+
+    Args:
+        net: the model to sample from.
+        process: the diffusion process.
+        key: where the two are configured, for the message.
+        sampler: how to sample.
+        guidance: classifier-free guidance.
+
+    Raises:
+        InputError: steps that don't fit the process, guidance of a model without a null
+            class, or more guided channels than the data has.
+    """
+    try:
+        sampler.num_steps(process)
+        if guidance.scale != 1:
+            _ = net.null_label
+    except (InputError, NotImplementedError) as error:
+        raise InputError(f"{key}: {error}") from None
+    available = net.config().get("in_channels", guidance.channels)
+    if guidance.channels is not None and guidance.channels > available:
+        raise InputError(
+            f"{key}: guidance channels={guidance.channels}, but the data has {available} "
+            f"channel(s); valid: 1 to {available}, or null for all"
+        )
+
+
+def check_extractor(evaluation: Evaluation, source: ImageSource, key: str) -> None:
+    """Refuse an extractor that does not take the images that samples become.
+
+    Args:
+        evaluation: the protocol that scores by it.
+        source: the data.
+        key: where the protocol is configured, for the message.
+
+    Raises:
+        InputError: so it is, or there is no decoder to make images of latents.
+    """
+    found = _scored_shape(evaluation, source)
+    if evaluation.autoencoder is None and not source.pixels:
+        raise InputError(
+            f"{key}: scores need images but the data holds latents; give their decoder "
+            "(autoencoder=sd_vae_ft_ema), or evaluation=none for no scores"
+        )
+    wanted = getattr(extractor_class(evaluation.extractor), "input_shape", None)
+    if wanted is not None and tuple(wanted) != found:
+        raise InputError(
+            f"{key}.extractor={evaluation.extractor} scores images of shape "
+            f"{tuple(wanted)} but the data's are {found}; choose another extractor, such as "
+            "inception-v3-compat (evaluation=inception), or evaluation=none for no scores"
+        )
+
+
+def check_files(evaluation: Evaluation, source: ImageSource, key: str) -> None:
+    """Refuse scores that would fail after all training, for want of a file.
+
+    Args:
+        evaluation: the protocol that scores.
+        source: the data.
+        key: where the protocol is configured, for the message.
+
+    Raises:
+        InputError: the weights of extractor or decoder can't be fetched or read, or the reference
+            can't be read or holds images of another shape than what is scored.
+    """
+    fetch_extractor(evaluation.extractor)
+    if evaluation.autoencoder is not None:
+        evaluation.autoencoder.load()
+    if evaluation.reference is None:
+        return
+    found = tuple(read_reference(evaluation.reference, limit=1).shape[1:])
+    scored = _scored_shape(evaluation, source)
+    if found != scored:
+        raise InputError(
+            f"{key}.reference={evaluation.reference!r} holds images of shape {found}, but those "
+            f"that are scored have {scored}"
+        )
+
+
+def _scored_shape(evaluation: Evaluation, source: ImageSource) -> tuple[int, int, int]:
+    """Shape (C, H, W) of the images that samples become."""
+    if evaluation.autoencoder is None:
+        return (source.channels, source.size, source.size)
+    side = source.size * evaluation.autoencoder.factor
+    return (3, side, side)
+
+
+def check_decoder(
+    net: Backbone,
+    process: GaussianDiffusion,
+    decoder: Autoencoder | None,
+    source: ImageSource | None = None,
+) -> None:
+    """Refuse a model whose samples can't be made into pictures.
+
+    Args:
+        net: the model to sample from.
+        process: the diffusion process.
+        decoder: of latents; ``None`` for a model of pixels.
+        source: the data that the model is trained on, if it is.
+
+    Raises:
+        InputError: channels that are no picture's, a decoder of latents with other channels or
+            another scale, or a process that clamps latents as if they were pixels.
+    """
+    channels = net.config().get("in_channels")
+    if decoder is None:
+        if channels not in (None, 1, 3):
+            raise InputError(
+                f"the model has in_channels={channels}, so its samples are latents: give their "
+                "decoder (autoencoder=sd_vae_ft_ema process=ddpm_latents)"
+            )
+        return
+    if channels not in (None, decoder.channels):
+        raise InputError(
+            f"autoencoder: decodes latents of {decoder.channels} channels, but the model has "
+            f"in_channels={channels}; choose another autoencoder, or none for a model of pixels"
+        )
+    if getattr(process, "clip", False):
+        raise InputError(
+            "process.clip=true clamps to the range of pixels, but autoencoder= says that the model "
+            "is one of latents; give process=ddpm_latents"
+        )
+    scale = getattr(source, "scale", None)
+    if scale not in (None, decoder.scale):
+        raise InputError(
+            f"autoencoder: has scaling_factor {decoder.scale}, but the data was encoded with "
+            f"{scale}; choose the autoencoder that made the latents"
+        )
+
+
+def check_held_out(data: DictConfig) -> None:
+    """Refuse a configuration of data of which nothing is held out.
+
+    Raises:
+        InputError: so it is.
+    """
+    if data.get("held_out") == 0:
+        raise InputError(
+            "data.held_out=0 leaves no image to compute the held-out loss on; give data.held_out=N"
+        )
+
+
+def check_process(net: Backbone, process: GaussianDiffusion, name: str) -> None:
+    """Refuse a model that was made for another kind of process than the configured one.
+
+    Args:
+        net: the model.
+        process: the process that it would be trained or sampled with.
+        name: what the user called the model.
+
+    Raises:
+        InputError: its times and targets mean something else.
+    """
+    if net.process_kind != process.kind:
+        raise InputError(
+            f"{name}: a {type(net).__name__} needs a process of kind {net.process_kind!r}, but "
+            f"process={type(process).__name__} is of kind {process.kind!r}; choose another "
+            "process or a checkpoint of another backbone (backbone= says what a bare file is)"
+        )
