@@ -9,8 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from tinyfusion.backbones.dit import DiT
-from tinyfusion.backbones.presets import PRESETS
+from tinyfusion.backbones.presets import FAMILIES, PRESETS, preset_family
 from tinyfusion.errors import InputError
 from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
@@ -19,12 +18,28 @@ from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS, Traine
 
 # What a choice asks the user for.
 REQUIRED = {
+    **{
+        ("experiment", f"imagenet/tinydit_{depth}"): ["data.root=store"]
+        for depth in ("d7", "d14", "d19")
+    },
     ("pruner", "indices"): ["pruner.kept=[0,1]"],
     ("data", "imagefolder"): ["data.root=images", "data.size=8"],
+    ("data", "latents"): ["data.root=store"],
+    ("data", "latent_files"): ["data.root=files"],
+    ("autoencoder", "kl"): ["autoencoder.path=vae"],
+    # Its default data is a folder of images.
+    ("command", "encode"): ["data.root=images", "data.size=8"],
 }
 # Built from what only a run has, or too large to build here.
-NOT_BUILT = {("data", "imagefolder")}
-LARGE = ("dit_b", "dit_l", "dit_xl")
+NOT_BUILT = {
+    ("data", "imagefolder"),
+    ("data", "latents"),
+    ("data", "latent_files"),
+    ("autoencoder", "kl"),
+    ("backbone", "dit"),
+    ("backbone", "sit"),
+}
+LARGE = ("dit_b", "dit_l", "dit_xl", "sit_b", "sit_l", "sit_xl")
 
 CHOICES = [
     (group, choice) for group in GROUPS for choice in choices(group) if group != "experiment"
@@ -43,7 +58,7 @@ def composed(command: str, *overrides: str) -> DictConfig:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_defaults_of_a_command(command: str) -> None:
-    cfg = composed(command)
+    cfg = composed(command, *REQUIRED.get(("command", command), []))
     assert cfg.command == command
     for group in GROUPS:
         if group in cfg and group not in (*OPTIONAL_GROUPS, "teacher"):
@@ -59,8 +74,8 @@ def test_choice_composes_and_builds(group: str, choice: str) -> None:
             assert build(node) is not None
     elif group == "teacher":
         assert cfg.teacher.path in ("source", None)
-    elif (group, choice) == ("evaluation", "none"):
-        assert cfg.evaluation is None
+    elif (group, choice) in (("evaluation", "none"), ("autoencoder", "none")):
+        assert cfg[group] is None
     elif (group, choice) not in NOT_BUILT and not choice.startswith(LARGE):
         assert build(cfg[group]) is not None
 
@@ -70,10 +85,28 @@ def test_choice_composes_and_builds(group: str, choice: str) -> None:
 def test_every_experiment_composes_for_every_command(name: str, command: str) -> None:
     file = conf_folder() / "experiment" / f"{name}.yaml"
     assert file.read_text().startswith("# @package _global_\n")
-    cfg = composed(command, f"experiment={name}", *REQUIRED.get(("experiment", name), []))
+    required = REQUIRED.get(("experiment", name), REQUIRED.get(("command", command), []))
+    cfg = composed(command, f"experiment={name}", *required)
     # What other commands have is dropped; what this one has is taken.
     assert set(cfg) == set(COMMANDS[command].__dataclass_fields__)
-    assert cfg.sampler.steps == {"paper": 250}.get(name, 20)
+    if "sampler" in cfg:
+        assert cfg.sampler.steps == (250 if name.startswith("imagenet/") else 20)
+
+
+def test_what_points_at_a_group_sees_the_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vae").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cfg = composed("run", "autoencoder=kl", "autoencoder.path=vae", "evaluation.reference=vae")
+    assert cfg.autoencoder.path == cfg.evaluation.autoencoder.path == str(tmp_path / "vae")
+    assert cfg.evaluation.reference == str(tmp_path / "vae")
+
+
+def test_a_group_that_is_left_out_is_null_where_others_point_at_it() -> None:
+    cfg = composed("run", "callbacks=evaluate")
+    assert cfg.autoencoder is None and cfg.evaluation.autoencoder is None
+    assert cfg.callbacks.sample_grid.autoencoder is None
 
 
 def test_scores_stay_out_whatever_an_experiment_sets() -> None:
@@ -88,11 +121,13 @@ def test_keys_of_other_commands_are_refused_on_the_command_line() -> None:
         check(compose("run", ["+guidance.scale=2"]), ["+guidance.scale=2"])
 
 
-def test_backbones_are_the_presets() -> None:
-    assert set(choices("backbone")) == set(PRESETS)
-    for name, arguments in PRESETS.items():
+def test_backbones_are_the_presets_and_the_families() -> None:
+    # A family alone says what a checkpoint is, whatever its size.
+    assert set(choices("backbone")) == {*PRESETS, *FAMILIES}
+    for name, arguments in {**PRESETS, **{family: {} for family in FAMILIES}}.items():
         file = OmegaConf.load(conf_folder() / "backbone" / f"{name}.yaml")
-        assert file.pop("_target_") == f"{DiT.__module__}.{DiT.__name__}"
+        kind = FAMILIES[preset_family(name)]
+        assert file.pop("_target_") == f"{kind.__module__}.{kind.__name__}"
         assert file == arguments, name
 
 

@@ -19,6 +19,7 @@ ROOT = Path(tinyfusion.__file__).parent
 ORDER = [
     "version",
     "errors",
+    "ranks",
     "assets",
     "pixels",
     "files",
@@ -27,6 +28,7 @@ ORDER = [
     "decision",
     "backbones",
     "checkpoints",
+    "autoencoder",
     "processes",
     "samplers",
     "data",
@@ -42,6 +44,7 @@ ORDER = [
     "settings",
     "stages",
     "studies",
+    "tools",
     "cli",
 ]
 

@@ -6,7 +6,9 @@ Nothing heavy is imported before it is known that there is work to do, so ``--he
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +25,9 @@ usage: tinyfusion COMMAND [key=value ...] [-m]
 commands:
 {commands}
 
+tools:
+{tools}
+
 Keys choose and change parts of the configuration, for example
   tinyfusion run scheme=2:4 delta=full seed=1
   tinyfusion run -m scheme=1:2,2:4,7:14 delta=lora,full,frozen     (a sweep, one folder per run)
@@ -31,6 +36,13 @@ Keys choose and change parts of the configuration, for example
 
 'tinyfusion COMMAND --help' lists a command's keys and choices; 'tinyfusion --version'.
 """
+
+TOOLS = {
+    "inspect": "print what a checkpoint, decision or adapter is",
+    "convert": "write a checkpoint in another layout: ours, public or diffusers",
+    "remap-lora": "carry a LoRA adapter of the full model over to a pruned one",
+}
+"""Commands that take files and options instead of keys, and make no run folder."""
 
 CONFIG_FLAGS = ("--config-dir", "-cd")
 
@@ -56,16 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        width = max(map(len, SUMMARIES))
-        commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in SUMMARIES.items())
-        print(USAGE.format(commands=commands), end="")
+        print(USAGE.format(commands=_listed(SUMMARIES), tools=_listed(TOOLS)), end="")
         return 0
     if arguments[0] in ("-V", "--version", "version"):
         print(f"tinyfusion {__version__}")
         return 0
     command, *rest = arguments
+    if command in TOOLS:
+        return _use(command, rest)
     if command not in SUMMARIES:
-        raise InputError(f"unknown command {command!r}; valid: {', '.join(SUMMARIES)}")
+        valid = ", ".join([*SUMMARIES, *TOOLS])
+        raise InputError(f"unknown command {command!r}; valid: {valid}")
     if any(flag in ("-h", "--help") for flag in rest):
         from tinyfusion.settings.overview import overview
 
@@ -82,16 +95,44 @@ def _main(arguments: list[str]) -> int:
     return _compose_and_run(command, rest)
 
 
+def _listed(summaries: dict[str, str]) -> str:
+    width = max(map(len, [*SUMMARIES, *TOOLS]))
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in summaries.items())
+
+
+def _use(tool: str, arguments: list[str]) -> int:
+    """Run a tool; what it logs goes to stderr, so that its output can be piped."""
+    logger, console = logging.getLogger("tinyfusion"), logging.StreamHandler()
+    logger.addHandler(console)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        module = importlib.import_module(f"tinyfusion.tools.{tool.replace('-', '_')}")
+        status = module.main(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output has seen enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as stop:  # argparse leaves this way after --help
+        return int(stop.code or 0)
+    finally:
+        logger.removeHandler(console)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
 def _resume(command: str, folder: Path) -> int:
-    from tinyfusion.stages.job import resume_folder, sweep_overrides
+    from tinyfusion.stages.resume import resume_folder, sweep_overrides
 
     overrides = sweep_overrides(command, folder)
     if overrides is None:
         return resume_folder(command, folder)
-    return _compose_and_run(command, overrides, resuming=True)
+    return _compose_and_run(command, overrides)
 
 
-def _compose_and_run(command: str, rest: list[str], resuming: bool = False) -> int:
+def _compose_and_run(command: str, rest: list[str]) -> int:
     """Let Hydra compose the configuration(s), make the folder(s) and call the job(s)."""
     # Hydra prints its own report and exits unless asked for the plain exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -103,16 +144,26 @@ def _compose_and_run(command: str, rest: list[str], resuming: bool = False) -> i
     from tinyfusion.settings.messages import explain, refuse_null_groups
     from tinyfusion.settings.overview import conf_folder
     from tinyfusion.stages import job
+    from tinyfusion.stages.session import Session
 
+    # A key of the commands that train; also taken as one that is added.
+    rest = [text.removeprefix("+") if text.startswith("+dry_run") else text for text in rest]
     arguments = _ordered(rest)
     refuse_null_groups(rest)
+    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(rest):
+        _refuse_ranks()
     before = sys.argv
-    job.session = session = job.Session(before, resuming)
+    job.session = session = Session()
     sys.argv = [f"tinyfusion {command}", *arguments]
     run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)
     try:
         run(job.attempt)()
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        cause: BaseException | None = error
+        while cause is not None:  # a resolver of ours may have refused
+            if isinstance(cause, InputError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
         raise InputError(explain(error, command, _own_folders(rest))) from None
     except SystemExit as stop:  # Hydra leaves this way after --cfg, --info and the like
         return int(stop.code or 0)
@@ -120,6 +171,23 @@ def _compose_and_run(command: str, rest: list[str], resuming: bool = False) -> i
         sys.argv = before
         job.session = None
     return session.close()
+
+
+def _refuse_ranks() -> None:
+    """Refuse a sweep in a process that is one of several.
+
+    Raises:
+        InputError: so it is.
+    """
+    from tinyfusion.ranks import is_one_of_several_nodes, is_rank
+
+    if is_rank() or is_one_of_several_nodes():
+        raise InputError(
+            "a sweep can't be run by ranks that were started apart (torchrun, srun, NODE_RANK): "
+            "each would run the whole of it; start 'tinyfusion COMMAND -m' once, which starts the "
+            "ranks of every run itself, or leave that to hydra/launcher=submitit_slurm with "
+            "hydra.launcher.tasks_per_node=DEVICES"
+        )
 
 
 def _ordered(rest: list[str]) -> list[str]:

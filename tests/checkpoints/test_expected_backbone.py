@@ -67,7 +67,7 @@ def test_heads_given_twice_must_agree(bare):
     ("backbone", "message"),
     [
         ("dit_xl_3", "backbone='dit_xl_3' is unknown; valid: dit, sit, dit_s_2"),
-        ({"backbone": "mar"}, "is a 'dit', but backbone={'backbone': 'mar'} was given"),
+        ({"backbone": "mar"}, "is a 'dit', but backbone='mar' was given"),
         ({"widht": 3}, "has no argument 'widht'"),
         ({"num_heads": 5}, "num_heads must divide hidden_size"),
     ],

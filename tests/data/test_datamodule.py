@@ -208,6 +208,16 @@ def test_workers_give_the_same_batches(source: ImageFolder, tmp_path: Path) -> N
     assert_same(resumed.seen, full.seen[3:])
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_broken_image_is_one_line_wherever_it_is_read(
+    source: ImageFolder, tmp_path: Path, num_workers: int
+) -> None:
+    (tmp_path / "images/1/7.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"7\.png' can't be decoded") as caught:
+        train(source, num_workers=num_workers)
+    assert "Traceback" not in str(caught.value)
+
+
 def test_other_micro_batches_on_resume_fit_or_are_refused(
     source: ImageFolder, tmp_path: Path
 ) -> None:

@@ -46,7 +46,11 @@ def shown(capsys: pytest.CaptureFixture[str]):
 
 def test_everything_about_a_pruned_model(net: DiT, tmp_path: Path, shown) -> None:
     pruned = prune(net, [0, 3])
-    record = {"command": "tinyfusion prune", "source": {"path": "x.pt", "sizes": [1, 2]}, "a": None}
+    record = {
+        "command": "tinyfusion prune",
+        "source": {"path": "x.pt", "sizes": [1, [2, 3]]},
+        "a": None,
+    }
     weights = save_model(pruned, tmp_path / "pruned", record, half=True) / "model.safetensors"
     assert shown(tmp_path / "pruned") == [
         ("architecture", "DiT"),
@@ -69,7 +73,7 @@ def test_everything_about_a_pruned_model(net: DiT, tmp_path: Path, shown) -> Non
         ("command", "tinyfusion prune"),
         ("source", ""),
         ("path", "x.pt"),
-        ("sizes", "1, 2"),
+        ("sizes", "1, [2, 3]"),
         ("a", "none"),
     ]
 

@@ -61,12 +61,13 @@ def to_backbone(
     if num_heads is not None:
         if claims.get("num_heads", num_heads) != num_heads:
             raise InputError(
-                f"num_heads={num_heads}, but backbone={backbone!r} has {claims['num_heads']}"
+                f"num_heads={num_heads}, but backbone={_shown(backbone)} has {claims['num_heads']}"
             )
         claims["num_heads"] = num_heads
     if family and checkpoint.backbone and family != checkpoint.backbone:
         raise InputError(
-            f"{checkpoint.path}: is a {checkpoint.backbone!r}, but backbone={backbone!r} was given"
+            f"{checkpoint.path}: is a {checkpoint.backbone!r}, but backbone={_shown(backbone)} was "
+            "given"
         )
     for line in _choices(checkpoint, assumed=family is None and checkpoint.backbone is None):
         _say_once(line)
@@ -85,7 +86,7 @@ def to_backbone(
     if misfits:
         what = "the architecture its config or its tensors describe"
         if backbone is not None:
-            what = f"backbone={backbone if isinstance(backbone, str) else dict(backbone)!r}"
+            what = f"backbone={_shown(backbone)}"
         raise InputError(f"{checkpoint.path}: does not fit {what}: {misfits}")
     _check_claims(checkpoint, claims)
     state = {name: tensor.to(torch.float32, copy=True) for name, tensor in checkpoint.state.items()}
@@ -112,6 +113,15 @@ def _choices(checkpoint: Checkpoint, assumed: bool) -> Iterator[str]:
 def _say_once(line: str) -> None:
     # A warning, because that is what a script's user sees without configuring anything.
     logger.warning(line)
+
+
+def _shown(backbone: str | Mapping[str, Any] | None) -> str:
+    """What was asked for, as the user would write it."""
+    if not isinstance(backbone, Mapping):
+        return repr(backbone)
+    family = backbone.get("backbone", "dit")
+    rest = [f"{key}={value}" for key, value in backbone.items() if key != "backbone"]
+    return f"{family!r} with {', '.join(rest)}" if rest else repr(family)
 
 
 def _expected(backbone: str | Mapping[str, Any] | None) -> tuple[str | None, dict[str, Any]]:

@@ -127,8 +127,11 @@ class StepBatchSampler(Sampler[list[SampleKey]]):
         return images
 
 
-class _TrainingImages(Dataset[Batch]):
+class _TrainingImages(Dataset[Batch | InputError]):
     """Fetches a whole micro-batch at once.
+
+    What the data refuses is handed on in place of the batch: torch would put a worker's traceback
+    into its message.
 
     Args:
         source: the images.
@@ -139,15 +142,18 @@ class _TrainingImages(Dataset[Batch]):
     def __init__(self, source: ImageSource, augment: StepNoise, global_batch: int) -> None:
         self._source, self._augment, self._global_batch = source, augment, global_batch
 
-    def __getitems__(self, keys: list[SampleKey]) -> Batch:
+    def __getitems__(self, keys: list[SampleKey]) -> Batch | InputError:
         step, first, _ = keys[0]
         indices = torch.tensor([image for _, _, image in keys])
         rows = Rows(step, first, len(keys), self._global_batch)
-        images, labels = self._source.fetch(indices, self._augment, rows)
+        try:
+            images, labels = self._source.fetch(indices, self._augment, rows)
+        except InputError as error:
+            return error
         return Batch(images, labels, step, first, self._global_batch)
 
 
-class _StatelessLoader(DataLoader[Batch]):
+class _StatelessLoader(DataLoader[Batch | InputError]):
     """Tells Lightning that it can be resumed; what it yields follows from the global step alone."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,11 +198,21 @@ class TrainingData(LightningDataModule):
         self._accumulate, self._num_workers = accumulate, num_workers
         self._augment = StepNoise(seed, stage)
 
+    def on_before_batch_transfer(self, batch: Batch | InputError, dataloader_idx: int) -> Batch:
+        """Raise what the data has refused where the batch was fetched.
+
+        Raises:
+            InputError: such as an image that can't be decoded.
+        """
+        if isinstance(batch, InputError):
+            raise batch
+        return batch
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Finish the batch where it is trained on: latents are drawn and scaled here."""
         return batch._replace(images=self.source.finish(batch.images, self._augment, batch.rows))
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Batch | InputError]:
         """Micro-batches of this rank, from the trainer's global step to the last step.
 
         Raises:
@@ -234,5 +250,5 @@ class TrainingData(LightningDataModule):
         )
 
 
-def _already_a_batch(batch: Batch) -> Batch:
+def _already_a_batch(batch: Batch | InputError) -> Batch | InputError:
     return batch

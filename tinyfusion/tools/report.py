@@ -123,7 +123,8 @@ def _nested(values: Any, level: int = 1) -> Iterator[Row]:
 
 def _plain(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(_plain(item) for item in value) or "none"
+        items = (f"[{_plain(item)}]" if isinstance(item, list) else _plain(item) for item in value)
+        return ", ".join(items) or "none"
     return "none" if value is None or value == {} else str(value)
 
 
