@@ -88,7 +88,7 @@ class TrainerSettings:
             keeping them.
         compile: compile the blocks of student and teacher.
         compile_backend: what compiles them.
-        num_workers: data-loading processes per device.
+        num_workers: data-loading processes per device; at most one per processor is started.
         threads: CPU threads of torch; ``None`` leaves torch's choice.
         resume_every: optimiser steps between two resume checkpoints.
         log_every: optimiser steps between two log entries.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -39,6 +41,13 @@ def devices_per_node(settings: TrainerSettings) -> int:
             "processors: trainer.accelerator=cpu trainer.devices=2 trainer.precision=32-true"
         )
     return found or 1
+
+
+def loader_processes(settings: TrainerSettings) -> int:
+    """Data-loading processes of a device: as configured, at most one per processor it may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return min(settings.num_workers, len(os.sched_getaffinity(0)))
+    return min(settings.num_workers, os.cpu_count() or 1)
 
 
 def strategy_of(settings: TrainerSettings) -> str | Strategy:

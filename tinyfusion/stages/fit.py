@@ -21,7 +21,12 @@ from tinyfusion.data.datamodule import TrainingData
 from tinyfusion.data.source import ImageSource
 from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
 from tinyfusion.stages.batching import split_batch
-from tinyfusion.stages.devices import devices_per_node, environment, strategy_of
+from tinyfusion.stages.devices import (
+    devices_per_node,
+    environment,
+    loader_processes,
+    strategy_of,
+)
 from tinyfusion.stages.schedule import announce
 from tinyfusion.training.module import DenoiserTraining
 
@@ -110,7 +115,7 @@ def fit(
             settings.steps,
             settings.batch_size,
             split.micro_batches,
-            trainer_settings.num_workers,
+            loader_processes(trainer_settings),
         )
         announce(module, settings, trainer_settings, split, stage, len(source), recipe)
         prepare(module, trainer_settings)
