@@ -142,6 +142,9 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert found["losses"] == pytest.approx(wanted["losses"], rel=1e-5)
     assert len(found["losses"]) == STEPS
     assert found["state"].keys() == wanted["state"].keys()
+    loss = max(abs(a - b) for a, b in zip(found["losses"], wanted["losses"], strict=True))
+    state = max(float((found["state"][n] - v).abs().max()) for n, v in wanted["state"].items())
+    print(f"largest difference: losses {loss:.2g}, state {state:.2g}")  # shown by pytest -rP
     for name, value in wanted["state"].items():
         torch.testing.assert_close(found["state"][name], value, rtol=1e-3, atol=2e-5, msg=name)
 
