@@ -22,6 +22,7 @@ ORDER = [
     "ranks",
     "assets",
     "pixels",
+    "quiet",
     "files",
     "seeding",
     "scheme",

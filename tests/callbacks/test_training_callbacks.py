@@ -119,6 +119,22 @@ def test_sample_grid_has_a_row_per_record(tmp_path, source) -> None:
         assert picture.width > 5 * 40 and picture.height > 3 * 40
 
 
+def test_sample_grid_shows_what_the_decoder_makes(tmp_path, source) -> None:
+    class Mirror:
+        batch_size = 2
+
+        def to(self, device):
+            return self
+
+        def decode(self, latents):
+            return latents.flip(3)
+
+    grids = [SampleGrid(6, AncestralSampler(2), autoencoder=d) for d in (None, Mirror())]
+    for number, grid in enumerate(grids):
+        trained("recovery", tmp_path / str(number), source, grid)
+    assert torch.equal(grids[1].rows[6], grids[0].rows[6].flip(3))
+
+
 def test_sample_grid_goes_on_after_a_resumption(tmp_path, source) -> None:
     grid = SampleGrid(2, AncestralSampler(2))
     trained("recovery", tmp_path, source, grid, resume_every=4)

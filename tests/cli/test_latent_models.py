@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.checkpoints import save_model
+from tinyfusion.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +64,56 @@ def test_a_decoder_of_other_channels_is_refused(tf, tiny_autoencoder):
     )
     assert result.status == 2
     assert "decodes latents of 4 channels, but the model has in_channels=1" in result.err
+
+
+def test_a_run_on_latents_shows_and_scores_pictures(
+    tf, tmp_path, tiny_autoencoder, only_run, monkeypatch
+):
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    from tinyfusion.metrics.features import extractor_class
+
+    class Corners(extractor_class("tinyfusion-digits")):
+        input_shape = (3, 16, 16)
+
+        def forward(self, input):
+            return super().forward(input[:, :1, :8, :8])
+
+    monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, "corners", Corners)
+    shown = {}
+    monkeypatch.setattr(
+        "tinyfusion.stages.run.comparison_grid", lambda rows, path: shown.update(rows)
+    )
+    monkeypatch.setattr("tinyfusion.tracking.Tracking.image", lambda *_: None)
+    draws = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = draws.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    decoder = ("autoencoder=kl", f"autoencoder.path={tiny_autoencoder}")
+    store = tmp_path / "latents"
+    images = (f"data.root={tmp_path / 'images'}", "data.size=16")
+    assert main(["encode", *images, *decoder, f"store={store}", f"output_root={tmp_path}"]) == 0
+    torch.manual_seed(0)
+    net = DiT(8, 2, 4, hidden_size=16, depth=2, num_heads=2, num_classes=2)
+    result = tf(
+        "run",
+        *decoder,
+        f"checkpoint={save_model(net, tmp_path / 'model')}",
+        "data=latents",
+        f"data.root={store}",
+        "data.held_out=8",
+        "process=ddpm_latents",
+        "pruner=random",
+        "keep=1",
+        "recovery=kd",
+        "evaluation.extractor=corners",
+        "evaluation.seeds=[0]",
+    )
+    assert result.status == 0, result.err
+    assert set(shown) == {"source", "pruned", "recovered"}
+    assert all(row.shape == (2, 3, 16, 16) for row in shown.values())
+    metrics = json.loads((only_run("run") / "metrics.json").read_text())
+    assert metrics["models"]["recovered"]["fid"] > 0
+    assert "decoded" in metrics["protocol"]["reference"]

@@ -164,3 +164,11 @@ def test_reference_takes_the_place_of_the_data(latent_net, tiny_autoencoder, col
 def test_latents_without_decoder_are_refused(nets):
     with pytest.raises(InputError, match="holds latents: give autoencoder="):
         protocol().real(Latents())
+
+
+def test_at_most_so_many_real_images():
+    source = Digits()
+    assert torch.equal(protocol(reference_samples=50).real(source), source.reference()[:50])
+    assert len(protocol().real(source)) == 1797
+    with pytest.raises(InputError, match="reference_samples=3 must be at least 4"):
+        protocol(reference_samples=3)

@@ -1,4 +1,4 @@
-"""A run may be resumed with other micro-batches, as on another number of devices."""
+"""Micro-batches change nothing: not what is logged, nor a run resumed with others."""
 
 from __future__ import annotations
 
@@ -44,3 +44,31 @@ def test_resuming_with_other_micro_batches(
     assert resumed.ema.num_updates == whole.ema.num_updates == 6
     for name, value in whole.student.state_dict().items():
         torch.testing.assert_close(resumed.student.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+class LoggedLosses(Callback):
+    """Losses by step; a step's is logged after the callbacks were called at its end."""
+
+    def __init__(self) -> None:
+        self.by_step: dict[int, float] = {}
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step:
+            self.by_step[trainer.global_step] = float(trainer.callback_metrics["train/loss"])
+
+    def on_train_end(self, trainer: Any, *_: Any) -> None:
+        self.by_step[trainer.global_step] = float(trainer.callback_metrics["train/loss"])
+
+
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_logged_losses_are_means_over_all_micro_batches(
+    run, make_net, shared, tmp_path, accumulate: int
+) -> None:
+    logged = {}
+    for micro in (1, accumulate):
+        module = Recovery(make_net(2), None, Objective(), [], 0.9, **shared(4))
+        watch = LoggedLosses()
+        run(module, accumulate=micro, folder=tmp_path / str(micro), callbacks=[watch], log_every=1)
+        logged[micro] = watch.by_step
+    assert list(logged[1]) == [1, 2, 3, 4] and len(set(logged[1].values())) == 4
+    assert logged[accumulate] == pytest.approx(logged[1], rel=1e-4)
