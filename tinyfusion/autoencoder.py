@@ -6,6 +6,7 @@ Shape suffixes: B batch, C latent channels, H and W pixels, h and w latent cells
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from tinyfusion.errors import InputError, first_line
 from tinyfusion.files import read_json, sha256_of
+from tinyfusion.quiet import at_least
 
 CONFIG_FILE = "config.json"
 WEIGHTS = "diffusion_pytorch_model*.safetensors"
@@ -211,24 +213,20 @@ class Autoencoder:
         _ = self.config, self._weight_files()
         # Imported late: diffusers takes seconds and only models of latents need it.
         from diffusers import AutoencoderKL
-        from diffusers.utils import logging
 
-        level = logging.get_verbosity()
-        logging.set_verbosity_error()
         try:
-            net, report = AutoencoderKL.from_pretrained(
-                str(self.folder),
-                use_safetensors=True,
-                low_cpu_mem_usage=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            with at_least(logging.ERROR, "diffusers"):
+                net, report = AutoencoderKL.from_pretrained(
+                    str(self.folder),
+                    use_safetensors=True,
+                    low_cpu_mem_usage=False,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
         # Broken files and other shapes raise errors of many kinds.
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"autoencoder.path={self.path!r} can't be loaded: {reason}") from None
-        finally:
-            logging.set_verbosity(level)
         for kind in ("missing", "unexpected"):
             names = sorted(report[f"{kind}_keys"])
             if names:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from tinyfusion.checkpoints.tensors import disk_errors, write_tensors
 from tinyfusion.checkpoints.write import save_model, stored
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json, write_text
+from tinyfusion.quiet import at_least
 
 # The process that DiT is trained with here and in the public code: 1000 steps, betas linear in
 # 1e-4..2e-2, nothing clamped, the last step ends at clean data. "leading" visits the times of
@@ -176,7 +175,8 @@ def save_diffusers(
 
     def fill(target: Path) -> None:
         inner = target / TRANSFORMER_FOLDER
-        with _quiet(), disk_errors():
+        # diffusers remarks on saving; what goes wrong it raises.
+        with at_least(logging.ERROR, "diffusers"), disk_errors():
             transformer.save_pretrained(inner, max_shard_size=shard_size)
             walk.save_pretrained(target / "scheduler")
             pipeline.save_config(target)
@@ -202,15 +202,3 @@ def _copy_vae(source: Path, target: Path) -> None:
     for file in sorted(source.glob("diffusion_pytorch_model*")):
         if file.name.endswith((".safetensors", ".safetensors.index.json")):
             shutil.copyfile(file, target / file.name)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No remarks of diffusers on saving; errors are raised, not logged."""
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -12,7 +12,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.checkpoints import resolve
 from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, print_table
 from tinyfusion.files import read_json, write_json
@@ -77,20 +76,13 @@ def protocol_line(evaluation: Evaluation, floor: dict[str, float]) -> str:
     )
 
 
-def cached_score(
-    setup: Setup, evaluation: Evaluation, net: Backbone, checkpoint: str
-) -> dict[str, Any]:
-    """Score a checkpoint that many runs share (the teacher of a sweep) once."""
-    digest = setup.source_hash(checkpoint)
+def cached_score(setup: Setup, evaluation: Evaluation, net: Backbone) -> dict[str, Any]:
+    """Score the job's checkpoint, which many runs share (the teacher of a sweep), once."""
     return _cached(
         setup,
-        {
-            "weights": digest,
-            "file": str(resolve(checkpoint)) if digest is None else None,
-            "model": net.config(),
-        },
+        {"weights": setup.source_hash, "model": net.config()},
         lambda: evaluation.score(net, setup.process, setup.source, progress=setup.bars),
-        f"scores of {checkpoint}",
+        f"scores of {setup.cfg.checkpoint}",
     )
 
 

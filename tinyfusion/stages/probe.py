@@ -7,8 +7,6 @@ import gc
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.memory import peak_gpu_memory
 from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.quiet import at_least
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.seeding import Rows, StepNoise, generator
 from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
@@ -114,7 +113,9 @@ def probe_training(
     )
     short = dataclasses.replace(settings, steps=STEPS, batch_size=share)
     clock = _StepClock()
-    with tempfile.TemporaryDirectory() as folder, _silent():
+    # Without what a stage says of itself: a probe is none.
+    quiet = at_least(logging.CRITICAL, "tinyfusion")
+    with tempfile.TemporaryDirectory() as folder, quiet:
         try:
             fit(module, source, short, alone, Path(folder), stage, seed, None, [clock])
         except torch.cuda.OutOfMemoryError:
@@ -190,15 +191,3 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without what a stage says of itself: a probe is none."""
-    logger = logging.getLogger("tinyfusion")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -51,27 +52,33 @@ def budget(cfg: DictConfig, net: Backbone, pruner: Pruner) -> tuple[Scheme | Non
 def main(cfg: DictConfig, folder: Path) -> None:
     """Run the command in ``folder``: the decision, ``pruned/`` and ``metrics.json``."""
     setup = Setup(cfg, folder)
-    decision = decide(setup)
+    source = setup.load(cfg.checkpoint)
+    decision = decide(setup, source)
     if is_first_rank():
-        write_metrics(setup, decision)
+        write_metrics(setup, source, decision)
     setup.tracking.finish()
     log.info("prune: shallow checkpoint in %s", folder / PRUNED)
 
 
-def decide(setup: Setup) -> Decision:
+def decide(setup: Setup, source: Backbone) -> Decision:
     """Choose blocks, write ``decision.json`` and ``pruned/``; finished work is not repeated.
+
+    Args:
+        setup: the job.
+        source: the loaded checkpoint; left as it is.
 
     Raises:
         InputError: the checkpoint, scheme or pruner don't fit together.
     """
     cfg, folder = setup.cfg, setup.folder
-    net = setup.load(cfg.checkpoint)
     if (folder / DECISION_FILE).is_file():
         decision = Decision.load(folder / DECISION_FILE)
         log.info("prune: taking the decision in %s", folder / DECISION_FILE)
     else:
         pruner: Pruner = build(cfg.pruner)
-        scheme, keep = budget(cfg, net, pruner)
+        scheme, keep = budget(cfg, source, pruner)
+        # The pruner is free to alter its network.
+        net = copy.deepcopy(source)
         context = PruningContext(
             net=net.to(setup.device),
             process=setup.process,
@@ -86,22 +93,20 @@ def decide(setup: Setup) -> Decision:
         choice = pruner.choose(context)
         decision = Decision(
             kept=choice.kept,
-            source_depth=net.depth,
+            source_depth=source.depth,
             method=_method(cfg),
             scheme=choice.scheme.sizes if choice.scheme else None,
             probabilities=choice.probabilities,
             scores=choice.scores,
             seed=setup.seed,
-            source_sha256=setup.source_hash(cfg.checkpoint),
+            source_sha256=setup.source_hash,
             config=setup.config,
         )
         if is_first_rank():
             decision.save(folder / DECISION_FILE)
             (folder / "prune" / RESUME_FILE).unlink(missing_ok=True)
-        # The pruner was free to alter its network: cut a fresh one.
-        net = setup.load(cfg.checkpoint)
     log.info("prune: %s keeps %s", decision.method, list(decision.kept))
-    write_pruned(setup, net, decision)
+    write_pruned(setup, source, decision)
     return decision
 
 
@@ -112,16 +117,15 @@ def write_pruned(setup: Setup, net: Backbone, decision: Decision) -> None:
         return
     provenance = {
         "pruned_from": str(setup.cfg.checkpoint),
-        "source_sha256": setup.source_hash(setup.cfg.checkpoint),
+        "source_sha256": setup.source_hash,
         "decision": decision.summary(),
         "seed": setup.seed,
     }
     save_model(prune(net, decision), target, provenance)
 
 
-def write_metrics(setup: Setup, decision: Decision) -> None:
+def write_metrics(setup: Setup, source: Backbone, decision: Decision) -> None:
     """Write ``metrics.json``: size and held-out loss of the source and of the pruned model."""
-    source = setup.load(setup.cfg.checkpoint)
     models = {
         "source": setup.summary(source),
         "pruned": setup.summary(prune(source, decision), source),

@@ -62,8 +62,8 @@ def main(cfg: DictConfig, folder: Path) -> None:
 
 def warn_of_other_weights(setup: Setup, decision: Decision) -> None:
     """Say so if a decision was made from other weights than it is applied to."""
-    found = setup.source_hash(setup.cfg.checkpoint)
-    if None not in (found, decision.source_sha256) and found != decision.source_sha256:
+    found = setup.source_hash
+    if decision.source_sha256 not in (None, found):
         log.warning(
             "decision=%s was made from other weights (SHA-256 %s...) than those of checkpoint=%s "
             "(%s...)",
@@ -140,7 +140,7 @@ def recover(
         return
     provenance = {
         "recovered_from": str(setup.cfg.checkpoint),
-        "source_sha256": setup.source_hash(setup.cfg.checkpoint),
+        "source_sha256": setup.source_hash,
         "steps": settings.steps,
         "images_seen": settings.steps * settings.batch_size,
         "seed": setup.seed,

@@ -57,7 +57,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     build(cfg.recovery).check(source, teacher)
     setup.settings("recovery")
     with _timed(folder, "prune"):
-        decision = _given(setup, source) if cfg.decision is not None else decide(setup)
+        decision = _given(setup, source) if cfg.decision is not None else decide(setup, source)
     with _timed(folder, "recover"):
         recover(setup, prune(source, decision), teacher, decision)
     if is_first_rank():
@@ -107,7 +107,7 @@ def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Deci
     rows: dict[str, dict[str, Any]] = {}
     for name, net in nets.items():
         if name == "source":
-            rows[name] = cached_score(setup, evaluation, net, setup.cfg.checkpoint)
+            rows[name] = cached_score(setup, evaluation, net)
         else:
             rows[name] = evaluation.score(
                 net, setup.process, setup.source, source, progress=setup.bars

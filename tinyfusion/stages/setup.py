@@ -177,9 +177,10 @@ class Setup:
             f"backbone._target_={self.cfg.backbone['_target_']!r} is no backbone; valid: {valid}"
         )
 
-    def source_hash(self, path: str) -> str:
-        """SHA-256 of a checkpoint's weights."""
-        return weights_sha256(path)
+    @cached_property
+    def source_hash(self) -> str:
+        """SHA-256 of the checkpoint's weights; read once, as it may be gigabytes."""
+        return weights_sha256(self.cfg.checkpoint)
 
     def check_plan(self, net: Backbone) -> None:
         """Hold everything that is to be sampled during and after training against a model.
