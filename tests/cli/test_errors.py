@@ -44,6 +44,10 @@ def refused(result, root: Path, *fragments: str) -> None:
         (["pruner=indices"], ["'pruner.kept' must be given"]),
         # choices
         (["pruner=magic"], ["pruner=magic", "valid: indices, learned, random, shortgpt"]),
+        (
+            ["experiment=imagenet/tinydit_d15"],
+            ["experiment=imagenet/tinydit_d15 is not known", "valid: demo", "imagenet/tinydit_d14"],
+        ),
         (["backbone=dit_xxl"], ["backbone=dit_xxl is not known", "dit_xl_2"]),
         (["experiment=nothing"], ["experiment=nothing is not known", "demo"]),
         (["pruner=null"], ["pruner=null", "shortgpt"]),

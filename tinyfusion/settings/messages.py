@@ -53,9 +53,11 @@ def explain(error: BaseException, command: str, folders: Sequence[Path] = ()) ->
     known = list(COMMANDS[command].__dataclass_fields__)
     found = _NO_SUCH_FILE.search(text)
     if found:
-        group, valid = found["group"], choices(found["group"], folders)
+        # Of experiment/imagenet/x, all but the first word is the choice.
+        group, _, choice = f"{found['group']}/{found['choice']}".partition("/")
+        valid = choices(group, folders)
         if valid:
-            return f"{group}={found['choice']} is not known; valid: {', '.join(valid)}"
+            return f"{group}={choice} is not known; valid: {', '.join(valid)}"
         return f"unknown group {group!r}; valid: {', '.join(known)}"
     found = _NO_SUCH_GROUP.search(text) or _NO_SUCH_KEY.search(text)
     if found:
