@@ -109,7 +109,7 @@ def sampling_rows(setup: DrySetup, batch: int) -> Iterator[Row]:
         if setup.device.type == "cuda":
             peak = in_gib(torch.cuda.max_memory_allocated())
         yield Row(
-            f"sampling, {name} ({arguments['depth']} blocks), {steps} steps, "
+            f"sampling, {name} ({net.depth} blocks), {steps} steps, "
             f"guidance {evaluation.guidance.scale}",
             str(batch),
             setup.trainer.compile,

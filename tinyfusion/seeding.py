@@ -9,17 +9,22 @@ the device either.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
+def seed_of(*key: int | str) -> int:
+    """A hash of ``key`` that fits torch's generators."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
 def generator(*key: int | str) -> torch.Generator:
     """A CPU generator seeded by a hash of ``key``."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator().manual_seed(seed_of(*key))
 
 
 def permutation(seed: int, epoch: int, size: int) -> Tensor:
@@ -70,11 +75,105 @@ class StepNoise:
         uniform = self.uniform(purpose, rows, *shape).clamp(min=torch.finfo(torch.float32).tiny)
         return -torch.log(-torch.log(uniform))
 
+    def seed_layers(self, rows: Rows) -> None:
+        """Seed the global generators, from which layers such as dropout draw, for some rows."""
+        torch.manual_seed(seed_of(self.seed, self.stage, "layers", rows.step, rows.first))
+
+    def shared(self, purpose: str, step: int) -> float:
+        """One uniform draw in [0, 1) for all samples of an optimiser step."""
+        draws = generator(self.seed, self.stage, purpose, step)
+        return float(torch.rand((), generator=draws, dtype=torch.float64))
+
     def _cut(self, draw, purpose: str, rows: Rows, shape: Sequence[int]) -> Tensor:
         whole = draw(
             rows.global_size, *shape, generator=generator(self.seed, self.stage, purpose, rows.step)
         )
         return whole[rows.first : rows.first + rows.count]
+
+
+@dataclass(frozen=True)
+class StepDraws:
+    """What a process draws from in one training step (`tinyfusion.processes.contract.Draws`).
+
+    Attributes:
+        noise: source of the stage's draws.
+        rows: which rows of which step.
+        device: where the draws are wanted.
+    """
+
+    noise: StepNoise
+    rows: Rows
+    device: torch.device
+
+    def uniform(self, purpose: str, *shape: int) -> Tensor:
+        """Uniform draws in [0, 1), shape (rows.count, *shape)."""
+        return self.noise.uniform(purpose, self.rows, *shape).to(self.device)
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        """Standard normal draws, shape (rows.count, *shape)."""
+        return self.noise.normal(purpose, self.rows, *shape).to(self.device)
+
+    def shared(self, purpose: str) -> float:
+        """One uniform draw in [0, 1) for the whole global batch."""
+        return self.noise.shared(purpose, self.rows.step)
+
+
+class FixedDraws:
+    """Draws for fixed data that is scored in parts, the same whatever the parts' size.
+
+    Args:
+        count: number of samples over all parts.
+        key: seed of the draws, and what they are for.
+    """
+
+    def __init__(self, count: int, *key: int | str) -> None:
+        self.count = count
+        self._generator = generator(*key)
+        self._drawn: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+    def part(self, rows: slice) -> _PartDraws:
+        """Draws of some of the samples; parts ask for the same purposes in the same order."""
+        return _PartDraws(self, rows)
+
+    def uniform(self, purpose: str, *shape: int) -> Tensor:
+        """Stratified draws, one in each of ``count`` equal slices of [0, 1), shuffled."""
+        return self._once(self._stratified, purpose, shape)
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        """Standard normal draws, shape (count, *shape)."""
+        return self._once(torch.randn, purpose, shape)
+
+    def _once(self, draw: Callable[..., Tensor], purpose: str, shape: tuple[int, ...]) -> Tensor:
+        key = (purpose, shape)
+        if key not in self._drawn:
+            self._drawn[key] = draw(self.count, *shape, generator=self._generator)
+        return self._drawn[key]
+
+    def _stratified(self, *shape: int, generator: torch.Generator) -> Tensor:
+        if len(shape) == 1:
+            slices = torch.randperm(self.count, generator=generator)
+        else:
+            # Slices for each entry of a sample by itself.
+            slices = torch.rand(shape, generator=generator).argsort(0)
+        return (slices + torch.rand(shape, generator=generator)) / self.count
+
+
+@dataclass(frozen=True)
+class _PartDraws:
+    """Some rows of `FixedDraws`."""
+
+    whole: FixedDraws
+    rows: slice
+
+    def uniform(self, purpose: str, *shape: int) -> Tensor:
+        return self.whole.uniform(purpose, *shape)[self.rows]
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        return self.whole.normal(purpose, *shape)[self.rows]
+
+    def shared(self, purpose: str) -> float:
+        """The middle of the part: parts together cover the range evenly."""
+        return (self.rows.start + self.rows.stop) / 2 / self.whole.count
 
 
 class SampleNoise:

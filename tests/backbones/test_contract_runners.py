@@ -37,8 +37,8 @@ def runners(net: DiT, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
 
     return {
         "plain": net(*inputs),
-        "states": forward_with_states(net, *inputs, [1, 3])[0],
-        "gated": GatedBackbone(net, gates)(*inputs, gumbel_BK),
+        "states": forward_with_states(net, inputs, [1, 3])[0],
+        "gated": GatedBackbone(net, gates)(*inputs, gumbel_BK=gumbel_BK),
         "influence": block_influence(net, Inputs()),
     }
 
@@ -73,7 +73,7 @@ def test_states_after_recomputed_blocks_carry_gradients(net, inputs) -> None:
     grads = []
     for recompute in (False, True):
         recompute_blocks(net, recompute)
-        _, states = forward_with_states(net, *inputs, [2])
+        _, states = forward_with_states(net, inputs, [2])
         (grad,) = torch.autograd.grad(states[2].square().sum(), [net.blocks[0].mlp.fc1.weight])
         grads.append(grad)
     assert grads[0].any()

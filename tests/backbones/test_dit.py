@@ -53,9 +53,8 @@ def test_output_matches_golden(numbers, golden_net):
 
 def test_hidden_states_match_golden(numbers, golden_net):
     with torch.no_grad():
-        out, states = forward_with_states(
-            golden_net, numbers["x"], numbers["t"], numbers["y"], range(4)
-        )
+        inputs = numbers["x"], numbers["t"], numbers["y"]
+        out, states = forward_with_states(golden_net, inputs, range(4))
     assert sorted(states) == [0, 1, 2, 3]
     for index, states_BTD in states.items():
         assert_close(states_BTD, numbers[f"h.{index}"], **CLOSE)

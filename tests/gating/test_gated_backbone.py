@@ -26,7 +26,7 @@ def test_equals_the_sliced_model_of_every_sample(net: DiT, inputs: Inputs) -> No
     for scheme in ("1:2", "2:3", [[1, 2], [3, 4]]):
         model, noise = gated(net, scheme)
         with torch.no_grad():
-            out = model(*inputs, noise)
+            out = model(*inputs, gumbel_BK=noise)
             kept_BL = model.gates(noise) > 0.5
             assert len({tuple(row.tolist()) for row in kept_BL}) > 2
             for sample, kept in enumerate(kept_BL):
@@ -39,7 +39,7 @@ def test_equals_the_sliced_model_of_every_sample(net: DiT, inputs: Inputs) -> No
 
 def test_every_logit_gets_gradient(net: DiT, inputs: Inputs) -> None:
     model, noise = gated(net, "2:3")
-    model(*inputs, noise).square().mean().backward()
+    model(*inputs, gumbel_BK=noise).square().mean().backward()
     for gate in model.gates.groups:
         assert (gate.logits_C.grad != 0).all()
 
@@ -48,7 +48,7 @@ def test_block_kept_by_no_sample_gets_exactly_no_weight_gradient(net: DiT, input
     model, _ = gated(net, "1:2")
     # Noise that makes every sample keep the first block of groups 0 and 1, the second of group 2.
     noise = torch.tensor([9.0, 0.0, 9.0, 0.0, 0.0, 9.0]).repeat(8, 1)
-    model(*inputs, noise).square().mean().backward()
+    model(*inputs, gumbel_BK=noise).square().mean().backward()
     for index, block in enumerate(net.blocks):
         largest = max(float(p.grad.abs().max()) for p in block.parameters())
         assert (largest > 0) == (index in (0, 2, 5)), index

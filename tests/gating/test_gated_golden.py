@@ -44,7 +44,7 @@ def test_forward_and_gradients_match_golden(golden, name: str, scenario: str) ->
             lambda _, args, index=index: entering.__setitem__(index, args[0].detach())
         )
     x = data["x"].clone().requires_grad_()
-    out = GatedBackbone(net, gates)(x, data["t"], data["y"], torch.cat(noise, 1))
+    out = GatedBackbone(net, gates)(x, data["t"], data["y"], gumbel_BK=torch.cat(noise, 1))
     loss = (out - data["target"]).square().mean()
     loss.backward()
 
@@ -57,7 +57,7 @@ def test_forward_and_gradients_match_golden(golden, name: str, scenario: str) ->
         close(gate.logits_C.grad, data[f"{scenario}.grad.gate.{i}"], 1e-3, 1e-6)
         confidence = gates.probabilities()[i].max()
         close(confidence, data[f"{scenario}.confidence.{i}"], 1e-4, 1e-6)
-    mask = gates(torch.cat(noise, 1)).detach()
+    mask = gates(gumbel_BK=torch.cat(noise, 1)).detach()
     assert torch.equal(mask.round().long(), data[f"{scenario}.mask"])
     assert torch.equal(mask == 0, data[f"{scenario}.mask"] == 0)
     assert list(gates.decide()) == data["decision"].tolist()

@@ -39,23 +39,25 @@ def test_same_batch_every_time_and_modes_restored(net, held_out):
 
 
 def test_batch_size_does_not_matter(net, held_out):
+    ((_, batch),) = held_out.parts
     whole = HeldOutLoss(
-        held_out.process, held_out.batch.clean[:20], held_out.labels[:20], repeats=2, batch_size=99
+        held_out.process, batch.clean[:20], held_out.labels[:20], repeats=2, batch_size=99
     )
     assert held_out(net)["loss"] == pytest.approx(whole(net)["loss"], rel=1e-5)
 
 
 def test_loss_is_that_of_the_process(net, held_out):
+    ((_, batch),) = held_out.parts
     with torch.no_grad():
-        out = net(held_out.batch.noisy, held_out.batch.t, held_out.labels)
-    terms = held_out.process.loss(out, held_out.batch)
+        out = net(batch.noisy, batch.t, held_out.labels)
+    terms = held_out.process.loss(out, batch)
     scores = held_out(net)
     assert scores["loss"] == pytest.approx(float(terms["loss"].mean()), rel=1e-5)
     assert scores["loss_stderr"] == pytest.approx(float(terms["loss"].std() / 40**0.5), rel=1e-4)
 
 
 def test_times_cover_the_schedule_evenly(held_out):
-    times = held_out.batch.t.sort().values
+    times = held_out.parts[0][1].t.sort().values
     slices = (times * 40 // 1000).tolist()
     assert slices == list(range(40))
 

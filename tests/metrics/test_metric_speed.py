@@ -46,7 +46,7 @@ def test_macs_of_the_published_model():
 def test_macs_of_any_module_with_given_inputs():
     net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * 16, 7))
     assert macs(net, (torch.zeros(1, 3, 4, 4),)) == 16 * 5 * 3 * 9 + 80 * 7
-    with pytest.raises(InputError, match="Sequential has no in_channels"):
+    with pytest.raises(InputError, match="Sequential is no Backbone"):
         macs(net)
 
 

@@ -7,10 +7,10 @@ import torch
 
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.errors import InputError
+from tinyfusion.processes.contract import batch_means
 from tinyfusion.processes.gaussian import (
     GaussianDiffusion,
     NoisyBatch,
-    batch_means,
 )
 from tinyfusion.processes.likelihood import discretised_log_likelihood, gaussian_kl
 from tinyfusion.processes.respacing import respaced_times

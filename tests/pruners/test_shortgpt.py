@@ -86,7 +86,7 @@ def test_golden_scores_and_choice(golden) -> None:
     # The official code ranks by similarity, the paper by one minus it.
     torch.testing.assert_close(1 - scores.float(), data["bi_score"], rtol=1e-4, atol=1e-6)
     for b, batch in enumerate(batches):
-        _, states = forward_with_states(net, *batch, range(8))
+        _, states = forward_with_states(net, batch, range(8))
         for index, ours in states.items():
             torch.testing.assert_close(ours, data[f"b{b}.h.{index}"], rtol=1e-4, atol=1e-5)
     dropped = least_important(scores, 4, protected=[7])
@@ -122,10 +122,10 @@ def test_drops_the_identity_blocks_but_never_the_last(net: DiT, context) -> None
 def test_calibration_is_the_same_for_every_candidate(net: DiT, context) -> None:
     first, again = context(2).calibration(30), context(2).calibration(30)
     assert len(first.labels) == 30
-    assert torch.equal(first.batch.noisy, again.batch.noisy)
+    assert torch.equal(first.parts[0][1].noisy, again.parts[0][1].noisy)
     assert first(net) == again(net)
     other = context(2, seed=1).calibration(30)
-    assert not torch.equal(first.batch.noisy, other.batch.noisy)
+    assert not torch.equal(first.parts[0][1].noisy, other.parts[0][1].noisy)
     with pytest.raises(InputError, match=r"pruner\.num_samples=0"):
         context(2).calibration(0)
 

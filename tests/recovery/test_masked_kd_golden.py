@@ -38,8 +38,8 @@ def case(golden):
     batch = process.add_noise(data["x_start"], data["t"], data["noise"])
     close(batch.noisy, data["x_t"], 1e-4, 1e-5)
     inputs = (batch.noisy, process.network_time(batch.t), data["y_used"])
-    out, states = forward_with_states(student, *inputs, [a for a, _ in PAIRS])
-    teacher_out, teacher_states = teacher(*inputs, [b for _, b in PAIRS])
+    out, states = forward_with_states(student, inputs, [a for a, _ in PAIRS])
+    teacher_out, teacher_states = teacher(inputs, [b for _, b in PAIRS])
     pairs = [(states[a], teacher_states[b]) for a, b in PAIRS]
     return data, student, process, batch, out, teacher_out, pairs
 

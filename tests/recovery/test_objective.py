@@ -47,7 +47,7 @@ def test_feature_weight_is_linear_in_the_run(share: float, weight: float) -> Non
 def test_finetuning_needs_no_teacher() -> None:
     objective = Objective()
     assert not objective.uses_teacher
-    objective.check(tiny(), None)
+    objective.check(tiny(), None, GaussianDiffusion())
     assert set(run(objective)) == {"mse", "vb", "task", "total"}
 
 
@@ -69,14 +69,14 @@ def test_impossible_settings_are_refused(arguments: dict[str, object], message: 
 def test_networks_that_cannot_be_compared_are_refused() -> None:
     kd, masked = Objective(0.1, 0.9), Objective(0.1, 0.9, 0.01)
     with pytest.raises(InputError, match="teacher=none"):
-        kd.check(tiny(), None)
+        kd.check(tiny(), None, GaussianDiffusion())
     wide = tiny(hidden_size=32)
-    kd.check(tiny(), wide)
+    kd.check(tiny(), wide, GaussianDiffusion())
     with pytest.raises(InputError, match=r"hidden_size: 16 and 32.*use recovery=kd"):
-        masked.check(tiny(), wide)
+        masked.check(tiny(), wide, GaussianDiffusion())
     with pytest.raises(InputError, match="learn_sigma: True and False"):
-        kd.check(tiny(), tiny(learn_sigma=False))
-    masked.check(tiny(), tiny(depth=4))
+        kd.check(tiny(), tiny(learn_sigma=False), GaussianDiffusion())
+    masked.check(tiny(), tiny(depth=4), GaussianDiffusion())
 
 
 def test_teacher_is_invisible_frozen_and_never_copied() -> None:
@@ -89,6 +89,6 @@ def test_teacher_is_invisible_frozen_and_never_copied() -> None:
     assert list(owner.parameters()) == []
     assert copy.deepcopy(teacher) is teacher
     x = torch.randn(2, 4, 4, 4, requires_grad=True)
-    out, states = teacher(x, torch.tensor([1, 2]), torch.tensor([0, 3]), [1])
+    out, states = teacher((x, torch.tensor([1, 2]), torch.tensor([0, 3])), [1])
     assert not out.requires_grad
     assert list(states) == [1]

@@ -41,7 +41,7 @@ Build = Callable[[], DenoiserTraining]
 def masks(make_net, shared) -> Build:
     def build() -> MaskLearning:
         net = make_net()
-        Lora(2, 4.0).attach(net)
+        Lora(2, 4.0, dropout=0.2).attach(net)
         gates = Gates(parse_scheme("1:2", 4))
         schedules = (Linear(4.0, 0.1), Linear(10.0, 100.0))
         return MaskLearning(net, gates, 10.0, *schedules, 0.5, **shared(STEPS))

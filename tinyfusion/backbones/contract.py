@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -68,13 +68,22 @@ class Backbone(nn.Module, ABC):
             the states unchanged.
         kept_from: for each block, its index in the model this one was pruned from, or ``None``
             for a model that was not pruned.
-        process_kind: kind of process whose times and targets the backbone was made for:
-            ``"diffusion"`` (integer steps) or ``"interpolant"`` (real times in 0..1).
+        process_kind: kind of process whose inputs and targets the backbone was made for, such as
+            ``"diffusion"`` (integer steps), ``"interpolant"`` (real times in 0..1) or ``"masked"``
+            (hidden tokens).
+        in_channels: channels C of the data.
+        input_size: height H and width W of the data.
+        num_classes: number of classes without the null class.
+        may_be_zero: integer constructor arguments that may be 0; all others are positive.
     """
 
     blocks: nn.ModuleList
+    in_channels: int
+    input_size: int
+    num_classes: int
     kept_from: tuple[int, ...] | None = None
     process_kind: str = "diffusion"
+    may_be_zero: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Let peft save adapters of any backbone.
@@ -90,10 +99,42 @@ class Backbone(nn.Module, ABC):
         """Constructor arguments as plain data, enough to rebuild the module without weights."""
 
     @abstractmethod
-    def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, run_block: BlockRunner = run_plain
-    ) -> Tensor:
-        """Predict from noisy input, time and label, sending every block through ``run_block``."""
+    def forward(self, *inputs: Tensor, run_block: BlockRunner = run_plain) -> Tensor:
+        """Predict what the process asks for, sending every block through ``run_block``.
+
+        Args:
+            inputs: what the process made of clean data (`tinyfusion.processes.contract`), then
+                the labels (B,). All have the batch in front. Processes of kinds ``"diffusion"``
+                and ``"interpolant"`` make a noisy input (B, C, H, W) and times (B,), so that
+                the signature is ``forward(x, t, y, run_block=run_plain)``.
+            run_block: how to run each block.
+
+        Returns:
+            The prediction, shape (B, ...).
+        """
+
+    def example_inputs(
+        self, count: int = 1, device: torch.device | str | None = None
+    ) -> tuple[Tensor, ...]:
+        """Inputs of one forward, labels included, to measure and check the network with.
+
+        These are what processes of kinds ``"diffusion"`` and ``"interpolant"`` make; a backbone of
+        another kind says what its own takes.
+
+        Args:
+            count: batch size.
+            device: where to; default: the current default device.
+        """
+        x = torch.zeros(
+            count,
+            self.in_channels,
+            self.input_size,
+            self.input_size,
+            dtype=dtype_of(self),
+            device=device,
+        )
+        index = torch.zeros(count, dtype=torch.long, device=device)
+        return x, index, index
 
     @property
     def depth(self) -> int:
@@ -116,15 +157,13 @@ class Backbone(nn.Module, ABC):
 
 
 def forward_with_states(
-    net: Backbone, x: Tensor, t: Tensor, y: Tensor, wanted: Iterable[int]
+    net: Backbone, inputs: Sequence[Tensor], wanted: Iterable[int]
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Run ``net`` and also return the hidden states after the ``wanted`` blocks.
 
     Args:
         net: the backbone.
-        x: noisy input, shape (B, C, H, W).
-        t: times in the unit of the backbone's process, shape (B,).
-        y: labels, shape (B,).
+        inputs: what its forward takes, labels last.
         wanted: block indices.
 
     Returns:
@@ -139,7 +178,7 @@ def forward_with_states(
             states[index] = out_BTD
         return out_BTD
 
-    return net(x, t, y, run_block=runner), states
+    return net(*inputs, run_block=runner), states
 
 
 @contextmanager

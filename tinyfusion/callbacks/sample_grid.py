@@ -14,7 +14,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.samplers.generate import balanced_labels, generate_images
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.samplers.reverse import Sampler
+from tinyfusion.samplers.contract import Sampler
 from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.module import DenoiserTraining
 

@@ -30,13 +30,13 @@ class GatedBackbone(nn.Module):
         self.net = net
         self.gates = gates
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, gumbel_BK: Tensor) -> Tensor:
-        """Predict with a mask drawn per sample from the gates; arguments as the backbone's."""
-        keep_BL = self.gates(gumbel_BK).to(x.dtype)
+    def forward(self, *inputs: Tensor, gumbel_BK: Tensor) -> Tensor:
+        """Predict with a mask drawn per sample from the gates; inputs as the backbone's."""
+        keep_BL = self.gates(gumbel_BK).to(inputs[0].dtype)
 
         def run_gated(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
             keep_B11 = keep_BL[:, index].view(-1, *[1] * (states_BTD.ndim - 1))
             out_BTD = run_plain(index, block, states_BTD, condition)
             return keep_B11 * out_BTD + (1 - keep_B11) * states_BTD
 
-        return self.net(x, t, y, run_block=run_gated)
+        return self.net(*inputs, run_block=run_gated)

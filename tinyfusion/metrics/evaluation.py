@@ -17,7 +17,8 @@ from tinyfusion.metrics.fidelity import fidelity, real_halves_fid
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.metrics.reference import read_reference
 from tinyfusion.metrics.speed import compare_speed, macs, parameters
-from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.contract import Process
+from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import (
     balanced_labels,
     decode_images,
@@ -25,7 +26,6 @@ from tinyfusion.samplers.generate import (
     generate_images,
 )
 from tinyfusion.samplers.guidance import Guidance
-from tinyfusion.samplers.reverse import Sampler
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ class Evaluation:
             reference = "decoded training latents"
         return {
             "num_samples": self.num_samples,
-            "sampler": type(self.sampler).__name__,
-            "sampler_steps": getattr(self.sampler, "steps", None),
+            "sampler": settings_of(self.sampler),
             "guidance": self.guidance.scale,
             "sampling_seeds": list(self.seeds),
             "extractor": self.extractor,
@@ -150,9 +149,7 @@ class Evaluation:
         )
         return {"fid_real_halves": float(fids.mean()), "fid_real_halves_std": float(fids.std())}
 
-    def samples(
-        self, net: Backbone, process: GaussianDiffusion, seed: int, progress: bool = False
-    ) -> Tensor:
+    def samples(self, net: Backbone, process: Process, seed: int, progress: bool = False) -> Tensor:
         """Images to be scored, uint8, shape (num_samples, C, H, W)."""
         labels = balanced_labels(self.num_samples, net.config()["num_classes"])
         return generate_images(
@@ -170,7 +167,7 @@ class Evaluation:
     def score(
         self,
         net: Backbone,
-        process: GaussianDiffusion,
+        process: Process,
         source: ImageSource,
         teacher: Backbone | None = None,
         progress: bool = False,
@@ -179,10 +176,10 @@ class Evaluation:
 
         Args:
             net: the model.
-            process: its diffusion process.
+            process: its process.
             source: real images.
-            teacher: if given, the squared distance of the two noise predictions on the fixed
-                held-out batch is added as ``teacher_distance``.
+            teacher: if given, the squared distance of the two outputs on the fixed held-out
+                batch is added as ``teacher_distance``.
             progress: show bars.
 
         Returns:
@@ -216,9 +213,7 @@ class Evaluation:
             row["teacher_distance"] = held_out.distance(out, held_out.predict(teacher))
         return row
 
-    def speed(
-        self, nets: dict[str, Backbone], process: GaussianDiffusion
-    ) -> dict[str, dict[str, float]]:
+    def speed(self, nets: dict[str, Backbone], process: Process) -> dict[str, dict[str, float]]:
         """Images per second of each model, measured in turn; ``ratio`` is to the first."""
         if self.speed_samples < 1:
             return {}
@@ -240,6 +235,17 @@ class Evaluation:
             return run
 
         return compare_speed({name: runner(net) for name, net in nets.items()}, self.speed_repeats)
+
+
+def settings_of(sampler: Sampler) -> str:
+    """A sampler in one line: its class and its plain settings."""
+    plain = (str, int, float, bool, type(None))
+    settings = {
+        name: value
+        for name, value in vars(sampler).items()
+        if not name.startswith("_") and isinstance(value, plain)
+    }
+    return f"{type(sampler).__name__}({', '.join(f'{k}={v}' for k, v in settings.items())})"
 
 
 def for_table(row: Mapping[str, Any]) -> dict[str, Any]:

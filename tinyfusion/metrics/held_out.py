@@ -1,4 +1,4 @@
-"""Loss on a fixed noised batch: the same times, noise and labels for every model compared."""
+"""Loss on a fixed corrupted batch: the same draws and labels for every model compared."""
 
 from __future__ import annotations
 
@@ -6,26 +6,31 @@ import torch
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, BlockRunner, evaluating, run_plain
-from tinyfusion.processes.gaussian import GaussianDiffusion, batch_means, mean_flat
-from tinyfusion.seeding import generator
+from tinyfusion.processes.contract import Process, batch_means
+from tinyfusion.seeding import FixedDraws
 
 
 class HeldOutLoss:
     """Scores networks on fixed data with common random numbers.
 
     Args:
-        process: the diffusion process.
+        process: the process.
         images: clean data, shape (N, C, H, W).
         labels: labels, kept as they are (never dropped), shape (N,).
-        repeats: how many times each image is noised; times are spread evenly over the schedule
+        repeats: how many times each image is corrupted; times are spread evenly over the schedule
             so that few samples cover it.
         seed: seed of the draws.
         batch_size: images per forward pass.
+
+    Attributes:
+        labels: labels of all samples, shape (repeats * N,).
+        parts: rows of the samples and what the process made of them; one part, or as many as the
+            process needs for draws that samples share (`Process.strata`).
     """
 
     def __init__(
         self,
-        process: GaussianDiffusion,
+        process: Process,
         images: Tensor,
         labels: Tensor,
         repeats: int = 4,
@@ -34,29 +39,26 @@ class HeldOutLoss:
     ) -> None:
         self.process = process
         self.batch_size = batch_size
-        draws = generator(seed, "held_out")
         clean = images.repeat(repeats, 1, 1, 1)
         self.labels = labels.repeat(repeats)
         count = len(clean)
-        # Stratified: one draw in each of `count` equal slices of the schedule, shuffled.
-        slices = torch.randperm(count, generator=draws)
-        uniform = (slices + torch.rand(count, generator=draws)) / count
-        noise = torch.randn(clean.shape, generator=draws)
-        self.batch = process.add_noise(clean, process.times_from_uniform(uniform), noise)
+        draws = FixedDraws(count, seed, "held_out")
+        size = max(1, -(-count // process.strata))
+        parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
+        self.parts = [(rows, process.corrupt(clean[rows], draws.part(rows))) for rows in parts]
 
     @torch.no_grad()
     def predict(self, net: Backbone, run_block: BlockRunner = run_plain) -> Tensor:
         """Raw predictions for the fixed batch, in evaluation mode, on the CPU."""
         device = next(net.parameters()).device
-        times = self.process.network_time(self.batch.t)
-        parts = []
+        outs = []
         with evaluating(net):
-            for start in range(0, len(times), self.batch_size):
-                rows = slice(start, start + self.batch_size)
-                inputs = (self.batch.noisy[rows], times[rows], self.labels[rows])
-                out = net(*(value.to(device) for value in inputs), run_block=run_block)
-                parts.append(out.float().cpu())
-        return torch.cat(parts)
+            for rows, corrupted in self.parts:
+                inputs = (*corrupted.inputs, self.labels[rows])
+                for batch in zip(*(value.split(self.batch_size) for value in inputs), strict=True):
+                    out = net(*(value.to(device) for value in batch), run_block=run_block)
+                    outs.append(out.float().cpu())
+        return torch.cat(outs)
 
     def __call__(self, net: Backbone, run_block: BlockRunner = run_plain) -> dict[str, float]:
         """Losses of a network on the fixed batch; see `of`."""
@@ -68,12 +70,16 @@ class HeldOutLoss:
         Args:
             out: what `predict` gave.
         """
-        terms = self.process.loss(out, self.batch)
+        parts = [self.process.loss(out[rows], corrupted) for rows, corrupted in self.parts]
+        terms = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         scores = {name: float(value) for name, value in batch_means(terms).items()}
         scores["loss_stderr"] = float(terms["loss"].std() / len(terms["loss"]) ** 0.5)
         return scores
 
     def distance(self, out: Tensor, teacher_out: Tensor) -> float:
-        """Mean squared distance of two noise predictions for the fixed batch."""
-        channels = self.batch.clean.shape[1]
-        return float(mean_flat((out[:, :channels] - teacher_out[:, :channels]) ** 2).mean())
+        """Mean output distance (``kd`` without variances) of two predictions for the batch."""
+        distances = [
+            self.process.distillation_loss(out[rows], teacher_out[rows], corrupted, variance=False)
+            for rows, corrupted in self.parts
+        ]
+        return float(torch.cat([terms["kd"] for terms in distances]).mean())

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinyfusion.backbones.contract import count_parameters, dtype_of
+from tinyfusion.backbones.contract import Backbone, count_parameters
 from tinyfusion.errors import InputError
 
 
@@ -29,14 +29,18 @@ def macs(net: nn.Module, inputs: tuple[Tensor, ...] | None = None) -> int:
 
     Args:
         net: any module, on any device.
-        inputs: arguments of one forward at batch size 1. Left out, they are (x, t, y) of a
-            backbone that has ``in_channels`` and ``input_size``.
+        inputs: arguments of one forward at batch size 1; default: a backbone's example inputs.
 
     Raises:
-        InputError: ``inputs`` is left out for a module without these attributes.
+        InputError: ``inputs`` is left out for a module that is no backbone.
     """
     if inputs is None:
-        inputs = _one_sample(net)
+        if not isinstance(net, Backbone):
+            raise InputError(
+                f"inputs: {type(net).__name__} is no Backbone with example inputs; give the "
+                "arguments of one forward at batch size 1"
+            )
+        inputs = net.example_inputs(device="meta")
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     state_meta = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
     inputs_meta = tuple(value.to("meta") for value in inputs)
@@ -106,15 +110,3 @@ def _wait_for_device() -> None:
     # CUDA works asynchronously: without this the clock sees only the launches.
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _one_sample(net: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    channels, side = getattr(net, "in_channels", None), getattr(net, "input_size", None)
-    if channels is None or side is None:
-        raise InputError(
-            f"inputs: {type(net).__name__} has no in_channels and input_size to derive them from; "
-            "give the arguments of one forward at batch size 1"
-        )
-    x = torch.empty(1, channels, side, side, dtype=dtype_of(net), device="meta")
-    index = torch.zeros(1, dtype=torch.long, device="meta")
-    return x, index, index

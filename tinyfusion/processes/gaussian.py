@@ -9,16 +9,19 @@ Shape suffixes: B batch, C channels, H height, W width, S steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tinyfusion.errors import InputError
+from tinyfusion.processes.contract import Draws, Process, mean_flat
 from tinyfusion.processes.likelihood import discretised_log_likelihood, gaussian_kl
 from tinyfusion.processes.respacing import respaced_times
 from tinyfusion.processes.tables import Tables
+
+SCHEDULES = ("linear", "squared_cosine")
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,19 @@ class NoisyBatch:
         noise: standard normal noise, same shape.
         noisy: input of the network, same shape.
         t: integer times of the process, shape (B,).
+        network_t: the same times as the network was trained on them, shape (B,).
     """
 
     clean: Tensor
     noise: Tensor
     noisy: Tensor
     t: Tensor
+    network_t: Tensor
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the network is given before the labels."""
+        return self.noisy, self.network_t
 
 
 @dataclass(frozen=True)
@@ -48,27 +58,24 @@ class ReverseStep:
     clean: Tensor
 
 
-def mean_flat(x: Tensor) -> Tensor:
-    """Mean over everything but the batch, shape (B,)."""
-    return x.flatten(1).mean(1)
-
-
-class GaussianDiffusion:
-    """The 1000-step linear-schedule process of DDPM, as DiT uses it.
+class GaussianDiffusion(Process):
+    """The 1000-step process of DDPM; its linear schedule is that of DiT.
 
     Args:
         num_steps: length of the chain.
-        beta_start: first noise variance.
-        beta_end: last noise variance.
+        beta_start: first noise variance of the linear schedule.
+        beta_end: last noise variance of the linear schedule.
         clip: whether samplers clamp the predicted clean data to [-1, 1] (pixels: yes,
             latents: no).
+        schedule: ``linear``, or ``squared_cosine`` (Improved DDPM, arXiv 2102.09672, equation 17),
+            which has no use for the two variances.
 
     Raises:
-        InputError: an empty chain, or variances outside (0, 1).
+        InputError: an empty chain, variances outside (0, 1), or an unknown schedule.
     """
 
-    kind = "diffusion"
-    """Which backbones it takes: those of this ``process_kind``."""
+    kind: ClassVar[str] = "diffusion"
+    learns_variance: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -76,13 +83,21 @@ class GaussianDiffusion:
         beta_start: float = 1e-4,
         beta_end: float = 2e-2,
         clip: bool = False,
+        schedule: str = "linear",
     ) -> None:
+        if schedule not in SCHEDULES:
+            raise InputError(
+                f"process.schedule={schedule!r} is not known; valid: {', '.join(SCHEDULES)}"
+            )
         if num_steps < 1 or not 0 < beta_start <= beta_end < 1:
             raise InputError(
                 "diffusion needs num_steps >= 1 and 0 < beta_start <= beta_end < 1, got "
                 f"{num_steps}, {beta_start}, {beta_end}"
             )
-        betas = torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
+        if schedule == "linear":
+            betas = torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
+        else:
+            betas = _squared_cosine_betas(num_steps)
         self._set(betas, torch.arange(num_steps), clip)
 
     def _set(self, betas_S: Tensor, time_map_S: Tensor, clip: bool) -> None:
@@ -130,6 +145,11 @@ class GaussianDiffusion:
         """Times as the network was trained on them, from times of this chain, shape (B,)."""
         return self._tables.at("time", t, t)
 
+    def corrupt(self, clean: Tensor, draws: Draws) -> NoisyBatch:
+        """See `Process`; times are uniform over the chain."""
+        t = self.times_from_uniform(draws.uniform("times"))
+        return self.add_noise(clean, t, draws.normal("noise", *clean.shape[1:]))
+
     def times_from_uniform(self, uniform_B: Tensor) -> Tensor:
         """Map uniform draws in [0, 1) of shape (B,) to training times."""
         return (uniform_B * self.num_steps).long().clamp(max=self.num_steps - 1)
@@ -138,7 +158,7 @@ class GaussianDiffusion:
         """Noise clean data to times ``t`` (DDPM, equation 4)."""
         kept = self._tables.at("clean_in_noisy", t, clean)
         added = self._tables.at("noise_in_noisy", t, clean)
-        return NoisyBatch(clean, noise, kept * clean + added * noise, t)
+        return NoisyBatch(clean, noise, kept * clean + added * noise, t, self.network_time(t))
 
     def clean_from_noise(self, noisy: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Clean data implied by a noise prediction."""
@@ -256,6 +276,8 @@ class GaussianDiffusion:
         return torch.where(batch.t == 0, -mean_flat(likelihood), kl) / math.log(2.0)
 
 
-def batch_means(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Average every per-sample term over the batch."""
-    return {name: value.mean() for name, value in terms.items()}
+def _squared_cosine_betas(num_steps: int) -> Tensor:
+    """Improved DDPM, equation 17 and the bound below it, in float64, shape (S,)."""
+    s = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    kept = ((s + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+    return (1 - kept[1:] / kept[:-1]).clamp(max=0.999)

@@ -15,7 +15,7 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.held_out import HeldOutLoss
-from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.contract import Process
 from tinyfusion.scheme import Scheme
 from tinyfusion.training.module import DenoiserTraining
 
@@ -42,7 +42,7 @@ class PruningContext:
 
     Attributes:
         net: the source model; the pruner's own copy, which it may alter.
-        process: the diffusion process.
+        process: the process.
         source: images.
         scheme: the N:M scheme laid over the model, or ``None`` if the pruner uses none or none
             was given.
@@ -55,7 +55,7 @@ class PruningContext:
     """
 
     net: Backbone
-    process: GaussianDiffusion
+    process: Process
     source: ImageSource
     scheme: Scheme | None
     keep: int

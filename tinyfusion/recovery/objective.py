@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.errors import InputError
-from tinyfusion.processes.gaussian import GaussianDiffusion, NoisyBatch
+from tinyfusion.processes.contract import Corrupted, Process
 from tinyfusion.recovery.features import MASKS, feature_distance
 
 
@@ -68,13 +68,19 @@ class Objective:
         """Whether a teacher is needed."""
         return self.output_weight > 0 or self.uses_features
 
-    def check(self, student: Backbone, teacher: Backbone | None) -> None:
+    def check(self, student: Backbone, teacher: Backbone | None, process: Process) -> None:
         """Refuse networks that can't be compared.
 
         Raises:
-            InputError: the teacher is missing, predicts another shape, or has another width in
-                an objective that compares hidden states.
+            InputError: the teacher is missing, predicts another shape, has another width in
+                an objective that compares hidden states, or variances are to be compared that
+                no network of this process predicts.
         """
+        if self.variance_kl and not process.learns_variance:
+            raise InputError(
+                "recovery.variance_kl=true compares learned variances, but networks of "
+                f"process={type(process).__name__} predict none; give recovery.variance_kl=false"
+            )
         if not self.uses_teacher:
             return
         if teacher is None:
@@ -95,8 +101,8 @@ class Objective:
 
     def __call__(
         self,
-        process: GaussianDiffusion,
-        noisy: NoisyBatch,
+        process: Process,
+        corrupted: Corrupted,
         student_out: Tensor,
         teacher_out: Tensor | None,
         state_pairs: list[tuple[Tensor, Tensor]],
@@ -106,20 +112,23 @@ class Objective:
 
         Args:
             process: gives task and output losses.
-            noisy: what both networks saw.
+            corrupted: what both networks saw.
             student_out: the student's prediction.
             teacher_out: the teacher's, if there is one.
             state_pairs: aligned (student, teacher) hidden states.
             share: progress of the run from 0 to 1, for the feature weight.
         """
         # Under autocast predictions are bfloat16, too coarse for the arithmetic of the losses.
-        student_out = student_out.to(noisy.clean.dtype)
-        task = process.loss(student_out, noisy)
+        student_out = student_out.to(corrupted.clean.dtype)
+        task = process.loss(student_out, corrupted)
         terms = {**task, "total": self.task_weight * task["loss"]}
         terms["task"] = terms.pop("loss")
         if self.output_weight > 0 and teacher_out is not None:
             distilled = process.distillation_loss(
-                student_out, teacher_out.to(noisy.clean.dtype), noisy, self.variance_kl
+                student_out,
+                teacher_out.to(corrupted.clean.dtype),
+                corrupted,
+                self.variance_kl,
             )
             terms |= distilled
             terms["total"] = terms["total"] + self.output_weight * distilled["kd"]

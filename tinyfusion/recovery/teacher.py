@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(
-        self, x: Tensor, t: Tensor, y: Tensor, wanted: Iterable[int]
+        self, inputs: Sequence[Tensor], wanted: Iterable[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Prediction and hidden states after the ``wanted`` blocks."""
-        return forward_with_states(self.net, x, t, y, wanted)
+        return forward_with_states(self.net, inputs, wanted)

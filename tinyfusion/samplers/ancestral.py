@@ -6,8 +6,9 @@ from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.samplers.contract import NoiseSource, OnStep
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.samplers.reverse import NoiseSource, OnStep, count_steps, walk_back
+from tinyfusion.samplers.reverse import count_steps, walk_back
 
 
 class AncestralSampler:
@@ -16,6 +17,8 @@ class AncestralSampler:
     Args:
         steps: number of steps, or another respacing (see `respaced_times`).
     """
+
+    process_kind = "diffusion"
 
     def __init__(self, steps: int | str = 250) -> None:
         self.steps = steps
@@ -35,10 +38,13 @@ class AncestralSampler:
     ) -> Tensor:
         """See `Sampler`; ``noise`` is called once for the start and once per step."""
         chain = process.respaced(self.steps)
-        return walk_back(_step, chain, net, noise, labels, guidance, on_step)
+        return walk_back(ancestral_step, chain, net, noise, labels, guidance, on_step)
 
 
-def _step(chain: GaussianDiffusion, out: Tensor, x: Tensor, t: Tensor, draw: NoiseSource) -> Tensor:
+def ancestral_step(
+    chain: GaussianDiffusion, out: Tensor, x: Tensor, t: Tensor, draw: NoiseSource
+) -> Tensor:
+    """Draw the state before time ``t`` of ``chain``; ``draw`` is called once, even at time 0."""
     reverse = chain.reverse_step(out, x, t)
     # The last step returns the mean; its draw is made all the same, so that the number of
     # draws does not depend on the step.

@@ -10,8 +10,9 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.tables import Tables
+from tinyfusion.samplers.contract import NoiseSource, OnStep
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.samplers.reverse import NoiseSource, OnStep, count_steps, walk_back
+from tinyfusion.samplers.reverse import count_steps, walk_back
 
 
 class DDIMSampler:
@@ -24,6 +25,8 @@ class DDIMSampler:
     Raises:
         InputError: ``eta`` lies outside [0, 1].
     """
+
+    process_kind = "diffusion"
 
     def __init__(self, steps: int | str = 50, eta: float = 0.0) -> None:
         if not 0 <= eta <= 1:

@@ -15,9 +15,9 @@ from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone, evaluating
 from tinyfusion.errors import InputError
 from tinyfusion.pixels import to_uint8
-from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.contract import Process
+from tinyfusion.samplers.contract import Sampler, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.samplers.reverse import Sampler
 from tinyfusion.seeding import SampleNoise
 
 
@@ -28,7 +28,7 @@ def balanced_labels(count: int, num_classes: int) -> Tensor:
 
 def generate(
     net: Backbone,
-    process: GaussianDiffusion,
+    process: Process,
     sampler: Sampler,
     labels: Tensor,
     seed: int,
@@ -60,14 +60,16 @@ def generate(
         ([-1, 1] for pixels).
 
     Raises:
-        InputError: a batch size below 1, labels that the model does not have, or sampler steps
-            that do not fit the process.
+        InputError: a batch size below 1, labels that the model does not have, or a process or
+            sampler that does not fit the model.
     """
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: must be at least 1")
     if shape is None:
         shape = (net.in_channels, net.input_size, net.input_size)
     _check_labels(net, labels)
+    process.check(net)
+    check_sampler(sampler, process, net)
     num_steps = sampler.num_steps(process)
     batches = []
     with evaluating(net), Progress(disable=not progress, transient=True) as bar:
@@ -87,7 +89,7 @@ def generate(
 
 def generate_images(
     net: Backbone,
-    process: GaussianDiffusion,
+    process: Process,
     sampler: Sampler,
     labels: Tensor,
     seed: int,

@@ -6,7 +6,6 @@ Shape suffixes: B batch, C data channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,50 +13,14 @@ from torch import Tensor
 from tinyfusion.backbones.contract import Backbone, dtype_of
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.respacing import respaced_times
-from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
+from tinyfusion.samplers.contract import NoiseSource, OnStep
+from tinyfusion.samplers.guidance import Guidance
 
-NoiseSource = Callable[[], Tensor]
-"""``noise() -> (B, C, H, W)``: the next standard normal draw for the whole batch."""
-
-OnStep = Callable[[int, Tensor], object]
+Step = Callable[[int, Tensor], object]
 """``on_step(i, state)``: receives the state after step i, i = 0 being the noisiest step."""
 
 Step = Callable[[GaussianDiffusion, Tensor, Tensor, Tensor, NoiseSource], Tensor]
 """``step(chain, out, x, t, draw) -> x``: one step of a respaced chain, given the network output."""
-
-
-class Sampler(Protocol):
-    """Turns noise into data; what ``conf/sampler/*.yaml`` builds."""
-
-    def num_steps(self, process: GaussianDiffusion) -> int:
-        """Number of steps on ``process``.
-
-        Raises:
-            InputError: the sampler's setting does not fit the process.
-        """
-
-    def __call__(
-        self,
-        net: Backbone,
-        process: GaussianDiffusion,
-        noise: NoiseSource,
-        labels: Tensor,
-        guidance: Guidance = NO_GUIDANCE,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """Sample one batch.
-
-        Args:
-            net: the denoiser, in eval mode.
-            process: the full process that ``net`` was trained on.
-            noise: first gives the initial state, then a draw for each stochastic step.
-            labels: shape (B,).
-            guidance: classifier-free guidance.
-            on_step: receives every state.
-
-        Returns:
-            Samples of shape (B, C, H, W) on the device of ``net``.
-        """
 
 
 def count_steps(process: GaussianDiffusion, spec: int | str) -> int:

@@ -15,9 +15,9 @@ from tinyfusion.errors import InputError
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.features import extractor_class, fetch_extractor
 from tinyfusion.metrics.reference import read_reference
-from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.contract import Process
+from tinyfusion.samplers.contract import Sampler, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.samplers.reverse import Sampler
 from tinyfusion.settings.compose import build
 from tinyfusion.settings.messages import one_line
 from tinyfusion.settings.schema import TrainerSettings
@@ -101,12 +101,12 @@ def check_data(net: Backbone, source: ImageSource, name: str) -> None:
             )
 
 
-def check_latents(source: ImageSource, process: GaussianDiffusion) -> None:
+def check_latents(source: ImageSource, process: Process) -> None:
     """Refuse to train on latents as if they were pixels.
 
     Args:
         source: the data.
-        process: the diffusion process.
+        process: the process.
 
     Raises:
         InputError: so it is.
@@ -120,7 +120,7 @@ def check_latents(source: ImageSource, process: GaussianDiffusion) -> None:
 
 def check_sampling(
     net: Backbone,
-    process: GaussianDiffusion,
+    process: Process,
     key: str,
     sampler: Sampler,
     guidance: Guidance = NO_GUIDANCE,
@@ -129,17 +129,17 @@ def check_sampling(
 
     Args:
         net: the model to sample from.
-        process: the diffusion process.
+        process: the process.
         key: where the two are configured, for the message.
         sampler: how to sample.
         guidance: classifier-free guidance.
 
     Raises:
-        InputError: steps that don't fit the process, guidance of a model without a null
-            class, or more guided channels than the data has.
+        InputError: a sampler of another kind of process, steps that don't fit the process,
+            guidance of a model without a null class, or more guided channels than the data has.
     """
     try:
-        sampler.num_steps(process)
+        check_sampler(sampler, process, net)
         if guidance.scale != 1:
             _ = net.null_label
     except (InputError, NotImplementedError) as error:
@@ -214,7 +214,7 @@ def _scored_shape(evaluation: Evaluation, source: ImageSource) -> tuple[int, int
 
 def check_decoder(
     net: Backbone,
-    process: GaussianDiffusion,
+    process: Process,
     decoder: Autoencoder | None,
     source: ImageSource | None = None,
 ) -> None:
@@ -222,7 +222,7 @@ def check_decoder(
 
     Args:
         net: the model to sample from.
-        process: the diffusion process.
+        process: the process.
         decoder: of latents; ``None`` for a model of pixels.
         source: the data that the model is trained on, if it is.
 
@@ -265,23 +265,4 @@ def check_held_out(data: DictConfig) -> None:
     if data.get("held_out") == 0:
         raise InputError(
             "data.held_out=0 leaves no image to compute the held-out loss on; give data.held_out=N"
-        )
-
-
-def check_process(net: Backbone, process: GaussianDiffusion, name: str) -> None:
-    """Refuse a model that was made for another kind of process than the configured one.
-
-    Args:
-        net: the model.
-        process: the process that it would be trained or sampled with.
-        name: what the user called the model.
-
-    Raises:
-        InputError: its times and targets mean something else.
-    """
-    if net.process_kind != process.kind:
-        raise InputError(
-            f"{name}: a {type(net).__name__} needs a process of kind {net.process_kind!r}, but "
-            f"process={type(process).__name__} is of kind {process.kind!r}; choose another "
-            "process or a checkpoint of another backbone (backbone= says what a bare file is)"
         )

@@ -100,7 +100,8 @@ def _subject(setup: DrySetup) -> Iterator[str]:
     said = f"by {cfg.checkpoint}"
     if setup.configured is not None:
         said = "by backbone=; no checkpoint is looked at"
-    yield _line("network", f"{family}, {arguments['depth']} blocks, {whole:,} parameters ({said})")
+    depth = setup.on_meta(arguments).depth
+    yield _line("network", f"{family}, {depth} blocks, {whole:,} parameters ({said})")
     decision = setup.decision()
     if decision is not None and pruned is not None:
         share = f"{100 * pruned / whole:.1f} % of them"
@@ -192,18 +193,19 @@ def _evaluation(setup: DrySetup, probes: bool, hours: list[float]) -> Iterator[s
     if not probes:
         return
     batches = -(-evaluation.num_samples // evaluation.batch_size) * len(evaluation.seeds)
-    seconds = {}
+    seconds: dict[int, float] = {}
+    needed = 0.0
     for arguments in scored:
-        depth = arguments["depth"]
-        if depth not in seconds:
-            seconds[depth] = probe_sampling(
-                setup.on_device(arguments),
+        net = setup.on_device(arguments)
+        if net.depth not in seconds:
+            seconds[net.depth] = probe_sampling(
+                net,
                 setup.process,
+                evaluation.sampler,
                 evaluation.guidance,
                 min(evaluation.batch_size, evaluation.num_samples),
-                setup.device,
             )
-    needed = sum(seconds[a["depth"]] for a in scored) * batches * steps / 3600
+        needed += seconds[net.depth] * batches * steps / 3600
     hours.append(needed)
     yield _line("", f"{_hours(needed)} on one device, decoding and scoring left out")
 

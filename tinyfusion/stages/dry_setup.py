@@ -21,7 +21,7 @@ from tinyfusion.pruners.contract import Pruner, PruningContext
 from tinyfusion.pruners.fixed import Indices
 from tinyfusion.pruners.learned import Learned
 from tinyfusion.settings.compose import build
-from tinyfusion.stages.checks import check_data, check_latents, check_process
+from tinyfusion.stages.checks import check_data, check_latents
 from tinyfusion.stages.devices import devices_per_node, strategy_of
 from tinyfusion.stages.probe import NoiseImages
 from tinyfusion.stages.prune import budget
@@ -130,7 +130,7 @@ class DrySetup(Setup):
         """A network of shapes without values."""
         with torch.device("meta"):
             net = build_empty(arguments)
-        check_process(net, self.process, "backbone")
+        self.process.check(net, "backbone")
         return net
 
     def on_device(self, arguments: dict[str, Any]) -> Backbone:
@@ -142,7 +142,9 @@ class DrySetup(Setup):
         """Arguments of the pruned network."""
         if decision is None:
             return self.arguments
-        return {**self.arguments, "depth": len(decision.kept)}
+        net = self.on_meta(self.arguments)
+        net.keep_blocks(decision.kept)
+        return {**self.arguments, **net.config()}
 
     def decision(self) -> Decision | None:
         """The given decision, or one that keeps as many blocks as the command would.

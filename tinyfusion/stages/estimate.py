@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tinyfusion.backbones.contract import Backbone, count_parameters, recompute_blocks
 from tinyfusion.data.datamodule import Batch
 from tinyfusion.metrics.memory import Activations
-from tinyfusion.processes.gaussian import batch_means
+from tinyfusion.processes.contract import batch_means
 from tinyfusion.settings.schema import TrainerSettings
 from tinyfusion.stages.batching import Split
 from tinyfusion.stages.devices import needs_ranks

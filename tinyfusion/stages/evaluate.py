@@ -70,8 +70,8 @@ def protocol_line(evaluation: Evaluation, floor: dict[str, float]) -> str:
     p = evaluation.protocol()
     against = "" if p["reference"] is None else f", against {p['reference']}"
     return (
-        f"{p['num_samples']} samples x {len(p['sampling_seeds'])} seed(s), {p['sampler']} "
-        f"{p['sampler_steps']} steps, guidance {p['guidance']}{against}; FID between halves of the "
+        f"{p['num_samples']} samples x {len(p['sampling_seeds'])} seed(s), {p['sampler']}, "
+        f"guidance {p['guidance']}{against}; FID between halves of the "
         f"real data {floor['fid_real_halves']:.2f} +- {floor['fid_real_halves_std']:.2f}"
     )
 

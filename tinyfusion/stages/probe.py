@@ -7,6 +7,7 @@ import gc
 import logging
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -19,8 +20,9 @@ from tinyfusion.backbones.contract import Backbone, evaluating
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.memory import peak_gpu_memory
-from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.contract import Process
 from tinyfusion.quiet import at_least
+from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.seeding import Rows, StepNoise, generator
 from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
@@ -154,36 +156,44 @@ class _StepClock(Callback):
         self.peak = peak_gpu_memory(trainer.strategy.root_device)
 
 
+class _Enough(Exception):
+    """The sampler has taken as many steps as are timed."""
+
+
 def probe_sampling(
     net: Backbone,
-    process: GaussianDiffusion,
+    process: Process,
+    sampler: Sampler,
     guidance: Guidance,
     batch_size: int,
-    device: torch.device,
     steps: int = 5,
 ) -> float:
-    """Median seconds of one denoising step of a batch.
+    """Median seconds of one sampling step of a batch.
 
     Args:
-        net: any weights; moved to ``device``.
-        process: gives the times.
+        net: any weights, on the device to sample on.
+        process: the process.
+        sampler: how to sample.
         guidance: a scale other than 1 costs a second forward.
         batch_size: images sampled at a time.
-        device: where to sample.
-        steps: timed steps, after two that are not.
+        steps: timed steps, after one that is not, if the sampler takes so many.
     """
-    config = net.to(device).config()
-    side, channels = config["input_size"], config["in_channels"]
-    x = torch.randn(batch_size, channels, side, side, device=device)
-    labels = torch.arange(batch_size, device=device) % config["num_classes"]
-    t = process.network_time(process.times_from_uniform(torch.full_like(x[:, 0, 0, 0], 0.5)))
-    seconds = []
-    with evaluating(net), torch.no_grad():
-        for _ in range(2 + steps):
-            began = _now()
-            guidance.predict(net, x, t, labels)
-            seconds.append(_now() - began)
-    return median(seconds[2:])
+    device = next(net.parameters()).device
+    shape = (batch_size, net.in_channels, net.input_size, net.input_size)
+    labels = torch.arange(batch_size, device=device) % net.num_classes
+    seconds: list[float] = []
+    began = _now()
+
+    def clock(index: int, state: Tensor) -> None:
+        nonlocal began
+        seconds.append(_now() - began)
+        if len(seconds) > steps:
+            raise _Enough
+        began = _now()
+
+    with evaluating(net), suppress(_Enough):
+        sampler(net, process, lambda: torch.randn(shape), labels, guidance, clock)
+    return median(seconds[1:] or seconds)
 
 
 def _now() -> float:

@@ -166,7 +166,7 @@ def new_module(
         InputError: student and teacher can't be compared.
     """
     objective: Objective = build(setup.cfg.recovery)
-    objective.check(student, teacher)
+    objective.check(student, teacher, setup.process)
     return Recovery(
         student,
         None if teacher is None else FrozenTeacher(teacher),

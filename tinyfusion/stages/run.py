@@ -54,7 +54,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     source = setup.load(cfg.checkpoint)
     evaluation = setup.evaluation
     teacher = load_teacher(setup, source)
-    build(cfg.recovery).check(source, teacher)
+    build(cfg.recovery).check(source, teacher, setup.process)
     setup.settings("recovery")
     with _timed(folder, "prune"):
         decision = _given(setup, source) if cfg.decision is not None else decide(setup, source)

@@ -22,10 +22,10 @@ from tinyfusion.errors import InputError
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.metrics.speed import parameters
-from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.contract import Process
 from tinyfusion.ranks import is_first_rank
+from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.samplers.reverse import Sampler
 from tinyfusion.seeding import StepNoise
 from tinyfusion.settings.compose import build, locate
 from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
@@ -38,7 +38,6 @@ from tinyfusion.stages.checks import (
     check_held_out,
     check_latents,
     check_machine,
-    check_process,
     check_sampling,
 )
 from tinyfusion.stages.fit import fit
@@ -64,7 +63,7 @@ class Setup:
         self.cfg, self.folder = cfg, folder
         self.seed: int = cfg.seed
         self.trainer: TrainerSettings = build(cfg.trainer)
-        self.process: GaussianDiffusion = build(cfg.process)
+        self.process: Process = build(cfg.process)
         if self.trainer.threads:
             torch.set_num_threads(self.trainer.threads)
         # Nothing that matters draws from the global generators; this is for third-party code.
@@ -139,7 +138,7 @@ class Setup:
         # What is configured is checked against the file.
         expected = self.backbone() if key == "checkpoint" else None
         net = load(path, backbone=expected, num_heads=self.cfg.num_heads)
-        check_process(net, self.process, path)
+        self.process.check(net, path)
         return net
 
     def new_backbone(self) -> Backbone:
@@ -156,7 +155,7 @@ class Setup:
                 f"choose one of {', '.join(n for n in PRESETS if preset_family(n) == family)}"
             )
         net = build_backbone(arguments)
-        check_process(net, self.process, "backbone")
+        self.process.check(net, "backbone")
         return net
 
     def backbone(self) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.figures.table import Column, markdown_table, print_table
 from tinyfusion.files import write_text
 from tinyfusion.metrics.evaluation import for_table
-from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.contract import Process
 from tinyfusion.samplers.generate import balanced_labels, generate_images
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.settings.compose import build
@@ -45,7 +45,7 @@ def compare(runs: Sequence[FinishedRun], folder: Path, detail: str = "learned") 
     """
     first = runs[0]
     rows: list[dict[str, Any]] = [{"model": "teacher", **first.models["source"]}]
-    process: GaussianDiffusion = build(first.config["process"])
+    process: Process = build(first.config["process"])
     nets: dict[str, Backbone] = {"teacher": load(first.config["checkpoint"])}
     for run in runs:
         if run.method == detail:
@@ -80,7 +80,7 @@ def protocol(run: FinishedRun) -> str:
     return (
         f"mask learning {training['mask_learning']['steps']} steps, recovery "
         f"{training['recovery']['steps']} steps at batch {training['recovery']['batch_size']}; "
-        f"{sampling['num_samples']} samples, {sampling['sampler']} {sampling['sampler_steps']} "
-        f"steps, guidance {sampling['guidance']}; FID between halves of the real data "
+        f"{sampling['num_samples']} samples, {sampling['sampler']}, "
+        f"guidance {sampling['guidance']}; FID between halves of the real data "
         f"{run.floor['fid_real_halves']:.2f} +- {run.floor['fid_real_halves_std']:.2f}"
     )

@@ -118,16 +118,11 @@ class MaskLearning(DenoiserTraining):
 
     def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
         """Terms of the process's own loss under masks drawn per sample."""
-        noisy = prepared.noisy
+        corrupted = prepared.corrupted
         gumbel_BK = self.noise.gumbel("gumbel", prepared.rows, self.gated.gates.num_choices)
-        out = self.gated(
-            noisy.noisy,
-            self.process.network_time(noisy.t),
-            prepared.labels,
-            gumbel_BK.to(noisy.noisy.device),
-        )
+        out = self.gated(*prepared.inputs, gumbel_BK=gumbel_BK.to(corrupted.clean.device))
         # Under autocast the prediction is bfloat16, too coarse for the arithmetic of the loss.
-        terms = self.process.loss(out.to(noisy.noisy.dtype), noisy)
+        terms = self.process.loss(out.to(corrupted.clean.dtype), corrupted)
         return {"total": terms.pop("loss"), **terms}
 
     def after_step(self) -> None:

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from tinyfusion.data.datamodule import Batch
-from tinyfusion.processes.gaussian import GaussianDiffusion, NoisyBatch, batch_means
-from tinyfusion.seeding import Rows, StepNoise
+from tinyfusion.processes.contract import Corrupted, Process, batch_means
+from tinyfusion.seeding import Rows, StepDraws, StepNoise
 from tinyfusion.training.networks import TrainedNetworks
 from tinyfusion.training.schedules import LearningRate
 from tinyfusion.training.sharding import full
@@ -34,14 +34,19 @@ class Prepared(NamedTuple):
     """What the networks see in one step.
 
     Attributes:
-        noisy: clean data, noise, times and the noisy input.
+        corrupted: what the process made of clean data.
         labels: labels after dropping, shape (B,); teacher and student get the same ones.
         rows: which rows of the global batch these are.
     """
 
-    noisy: NoisyBatch
+    corrupted: Corrupted
     labels: Tensor
     rows: Rows
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What a forward takes."""
+        return (*self.corrupted.inputs, self.labels)
 
 
 class DenoiserTraining(TrainedNetworks):
@@ -52,7 +57,7 @@ class DenoiserTraining(TrainedNetworks):
     nothing, on all ranks together.
 
     Args:
-        process: the diffusion process.
+        process: the process.
         noise: source of all draws of this stage.
         total_steps: optimiser steps of the run.
         optimizer: makes the optimiser from parameter groups.
@@ -63,7 +68,7 @@ class DenoiserTraining(TrainedNetworks):
 
     def __init__(
         self,
-        process: GaussianDiffusion,
+        process: Process,
         noise: StepNoise,
         total_steps: int,
         optimizer: OptimizerPartial,
@@ -104,20 +109,18 @@ class DenoiserTraining(TrainedNetworks):
     # -- one step ----------------------------------------------------------------------------
 
     def prepare(self, batch: Batch, null_label: int | None) -> Prepared:
-        """Draw times, noise and label drops for a batch and noise it."""
+        """Draw label drops and all that the process asks for, and corrupt a batch."""
         rows = batch.rows
-        device = batch.images.device
-        uniform_B = self.noise.uniform("times", rows).to(device)
-        noise = self.noise.normal("noise", rows, *batch.images.shape[1:]).to(batch.images)
+        draws = StepDraws(self.noise, rows, batch.images.device)
         labels = batch.labels
         if self.label_drop > 0 and null_label is not None:
-            drop_B = self.noise.uniform("label_drop", rows).to(device) < self.label_drop
+            drop_B = draws.uniform("label_drop") < self.label_drop
             labels = torch.where(drop_B, null_label, labels)
-        t = self.process.times_from_uniform(uniform_B)
-        return Prepared(self.process.add_noise(batch.images, t, noise), labels, rows)
+        return Prepared(self.process.corrupt(batch.images, draws), labels, rows)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a micro-batch."""
+        self.noise.seed_layers(batch.rows)
         terms = batch_means(self.step_losses(self.prepare(batch, self.null_label)))
         loss = terms["total"]
         # Stays on the device: only the end of the step asks for it.

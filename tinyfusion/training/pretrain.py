@@ -47,9 +47,8 @@ class Pretraining(DenoiserTraining):
 
     def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
         """Terms of the process's own loss."""
-        noisy = prepared.noisy
-        out = self.net(noisy.noisy, self.process.network_time(noisy.t), prepared.labels)
-        terms = self.process.loss(out.to(noisy.noisy.dtype), noisy)
+        out = self.net(*prepared.inputs)
+        terms = self.process.loss(out.to(prepared.corrupted.clean.dtype), prepared.corrupted)
         return {"total": terms.pop("loss"), **terms}
 
     def after_step(self) -> None:

@@ -58,15 +58,14 @@ class Recovery(DenoiserTraining):
 
     def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
         """Terms of the objective; both networks see the same input, times and labels."""
-        noisy = prepared.noisy
-        inputs = (noisy.noisy, self.process.network_time(noisy.t), prepared.labels)
-        out, states = forward_with_states(self.student, *inputs, (a for a, _ in self.pairs))
+        inputs = prepared.inputs
+        out, states = forward_with_states(self.student, inputs, (a for a, _ in self.pairs))
         teacher_out, teacher_states = None, {}
         if self.teacher is not None and self.objective.uses_teacher:
-            teacher_out, teacher_states = self.teacher(*inputs, (b for _, b in self.pairs))
+            teacher_out, teacher_states = self.teacher(inputs, (b for _, b in self.pairs))
         return self.objective(
             self.process,
-            noisy,
+            prepared.corrupted,
             out,
             teacher_out,
             [(states[a], teacher_states[b]) for a, b in self.pairs],

@@ -1,0 +1,132 @@
+"""What a process has to offer so that backbones can be trained, distilled and scored with it.
+
+A process turns clean data into what a network sees (:meth:`Process.corrupt`) and judges what the
+network makes of it (:meth:`Process.loss`, :meth:`Process.distillation_loss`). Training, recovery
+and held-out scores know nothing else of it. How data is drawn is told by samplers, each made for
+one kind of process.
+
+Shape suffixes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.errors import InputError
+
+
+class Draws(Protocol):
+    """Random numbers for the samples of one batch, on the device of the data.
+
+    Draws of different purposes are independent; the same purpose gives the same draws again.
+    """
+
+    def uniform(self, purpose: str, *shape: int) -> Tensor:
+        """Uniform draws in [0, 1), shape (B, *shape)."""
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        """Standard normal draws, shape (B, *shape)."""
+
+    def shared(self, purpose: str) -> float:
+        """One uniform draw in [0, 1) that all samples of the batch have in common."""
+
+
+class Corrupted(Protocol):
+    """What came of clean data; a process may keep more in it for its losses.
+
+    Attributes:
+        clean: the data, shape (B, C, H, W).
+        inputs: what the network is given before the labels, each of shape (B, ...): a forward is
+            ``net(*inputs, labels)``.
+    """
+
+    clean: Tensor
+    inputs: tuple[Tensor, ...]
+
+
+class Process(ABC):
+    """Base class of every process.
+
+    Attributes:
+        kind: which backbones it takes: those of this ``process_kind``.
+        learns_variance: whether networks may predict a variance, so that distillation can compare
+            variances.
+        strata: into how many batches fixed data is cut, at least, so that draws which the samples
+            of a batch share cover their range.
+    """
+
+    kind: ClassVar[str]
+    learns_variance: ClassVar[bool] = False
+    strata: ClassVar[int] = 1
+
+    def check(self, net: Backbone, name: str = "the model") -> None:
+        """Refuse a model that was made for another process; all commands ask before any work.
+
+        Args:
+            net: the model.
+            name: what the user called the model.
+
+        Raises:
+            InputError: its times and targets mean something else.
+        """
+        if net.process_kind != self.kind:
+            raise InputError(
+                f"{name}: a {type(net).__name__} needs a process of kind {net.process_kind!r}, "
+                f"but process={type(self).__name__} is of kind {self.kind!r}; choose another "
+                "process= or a model of another backbone (backbone= says what a bare file is)"
+            )
+
+    @abstractmethod
+    def corrupt(self, clean: Tensor, draws: Draws) -> Any:
+        """Make a network's inputs from clean data.
+
+        Args:
+            clean: data, shape (B, C, H, W).
+            draws: all randomness that there is.
+
+        Returns:
+            A `Corrupted`.
+        """
+
+    @abstractmethod
+    def loss(self, out: Tensor, batch: Any) -> dict[str, Tensor]:
+        """The published training loss, per sample.
+
+        Args:
+            out: output of the network, shape (B, ...).
+            batch: what `corrupt` gave.
+
+        Returns:
+            Terms of shape (B,): at least ``mse`` and ``loss``, which is minimised.
+        """
+
+    @abstractmethod
+    def distillation_loss(
+        self, student_out: Tensor, teacher_out: Tensor, batch: Any, variance: bool
+    ) -> dict[str, Tensor]:
+        """Distance of two networks' outputs for the same inputs, per sample.
+
+        Args:
+            student_out: shape (B, ...).
+            teacher_out: same shape, no gradient.
+            batch: what both networks saw.
+            variance: compare predicted variances, too; only if ``learns_variance``.
+
+        Returns:
+            Terms of shape (B,), among them their sum ``kd``.
+        """
+
+
+def mean_flat(x: Tensor) -> Tensor:
+    """Mean over everything but the batch, shape (B,)."""
+    return x.flatten(1).mean(1)
+
+
+def batch_means(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Average every per-sample term over the batch."""
+    return {name: value.mean() for name, value in terms.items()}
