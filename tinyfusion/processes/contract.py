@@ -77,8 +77,8 @@ class Process(ABC):
         if net.process_kind != self.kind:
             raise InputError(
                 f"{name}: a {type(net).__name__} needs a process of kind {net.process_kind!r}, "
-                f"but process={type(self).__name__} is of kind {self.kind!r}; choose another "
-                "process= or a model of another backbone (backbone= says what a bare file is)"
+                f"but process={type(self).__name__} is of kind {self.kind!r}; say what the model is "
+                "by backbone=, which brings its process, or choose another process="
             )
 
     @abstractmethod

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from tinyfusion.errors import InputError
@@ -149,8 +148,7 @@ class Interpolant(Process):
     def loss(self, out: Tensor, batch: InterpolatedBatch) -> dict[str, Tensor]:
         """Squared error ``mse`` of the prediction and ``loss``, the same weighted, of shape (B,).
 
-        The score's error is that of ``sigma * score``, which is finite everywhere (arXiv
-        2401.08740, equation 9 and section 2.3 on the weights).
+        The score's error is that of ``sigma * score``, whose target is finite everywhere.
         """
         _check_channels(out, batch.clean)
         path = self.at(batch.t, batch.clean)

@@ -58,19 +58,40 @@ class Guidance:
         """
         if self.scale == 1:
             return net(x, t, labels)
-        available = x.shape[1]
+        self._guided(x.shape[1])
+        null_labels = torch.full_like(labels, net.null_label)
+        both = net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, null_labels]))
+        return self.combine(*both.chunk(2), channels=x.shape[1])
+
+    def combine(self, with_class: Tensor, without: Tensor, channels: int) -> Tensor:
+        """Push predictions with a class away from those without.
+
+        Args:
+            with_class: conditional predictions, shape (B, C or more, ...), the prediction of the
+                data's channels first.
+            without: predictions of the null class, same shape.
+            channels: data channels C.
+
+        Returns:
+            Same shape; what is not guided is that of ``with_class``.
+
+        Raises:
+            InputError: more channels are to be guided than the data has.
+        """
+        guided = self._guided(channels)
+        # Classifier-free guidance, equation 6, with scale = 1 + w.
+        noise = torch.lerp(without[:, :guided], with_class[:, :guided], self.scale)
+        return torch.cat([noise, with_class[:, guided:]], dim=1)
+
+    def _guided(self, available: int) -> int:
+        """How many of ``available`` data channels are guided."""
         guided = available if self.channels is None else self.channels
         if guided > available:
             raise InputError(
                 f"guidance channels={guided}, but the data has {available} channel(s); "
                 f"valid: 1 to {available}, or null for all"
             )
-        null_labels = torch.full_like(labels, net.null_label)
-        both = net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, null_labels]))
-        with_class, without = both.chunk(2)
-        # Classifier-free guidance, equation 6, with scale = 1 + w.
-        noise = torch.lerp(without[:, :guided], with_class[:, :guided], self.scale)
-        return torch.cat([noise, with_class[:, guided:]], dim=1)
+        return guided
 
 
 NO_GUIDANCE = Guidance()
