@@ -38,4 +38,5 @@ def prune(net: Backbone, decision: Decision | Iterable[int]) -> Backbone:
     pruned = copy.deepcopy(net)
     pruned.keep_blocks(kept)
     pruned.kept_from = tuple(origin[i] for i in kept)
+    pruned.source_borders = net.borders if net.kept_from is None else net.source_borders
     return pruned

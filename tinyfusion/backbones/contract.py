@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tinyfusion.backbones.public_files import PublicFiles
+
 BlockRunner = Callable[[int, nn.Module, Tensor, Any], Tensor]
 """``runner(index, block, states_BTD, condition) -> states_BTD``."""
 
@@ -74,7 +76,10 @@ class Backbone(nn.Module, ABC):
         in_channels: channels C of the data.
         input_size: height H and width W of the data.
         num_classes: number of classes without the null class.
-        may_be_zero: integer constructor arguments that may be 0; all others are positive.
+        source_borders: the `borders` of the model that ``kept_from`` counts in.
+        depth_arguments: constructor arguments that count blocks, one for each stack. A stack may
+            be empty if there are others.
+        public_files: what is known of the files that its authors published, if there are any.
     """
 
     blocks: nn.ModuleList
@@ -83,7 +88,9 @@ class Backbone(nn.Module, ABC):
     num_classes: int
     kept_from: tuple[int, ...] | None = None
     process_kind: str = "diffusion"
-    may_be_zero: ClassVar[frozenset[str]] = frozenset()
+    source_borders: tuple[int, ...] = ()
+    depth_arguments: ClassVar[tuple[str, ...]] = ("depth",)
+    public_files: ClassVar[PublicFiles | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Let peft save adapters of any backbone.
@@ -145,6 +152,16 @@ class Backbone(nn.Module, ABC):
     def borders(self) -> tuple[int, ...]:
         """Block indices at which a stack of another type begins; groups must not cross them."""
         return ()
+
+    @property
+    def stack_names(self) -> tuple[str, ...]:
+        """Names of the module lists that hold the blocks, in order: one more than `borders`.
+
+        Found by the names of the blocks; a backbone that can lose a whole stack has to say them.
+        """
+        places = {id(module): name for name, module in self.named_modules()}
+        lists = (places[id(block)].rpartition(".")[0] for block in self.blocks)
+        return tuple(dict.fromkeys(lists))
 
     @property
     def null_label(self) -> int:

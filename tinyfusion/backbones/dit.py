@@ -6,7 +6,6 @@ P patch side, F frequencies.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
+from tinyfusion.backbones.dit_files import DIT_FILES
+from tinyfusion.backbones.layers import Attention, Mlp, TimestepEmbedder
 from tinyfusion.errors import InputError
-
-PUBLISHED_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""Attention heads of the published widths (DiT-S, B, L, XL)."""
 
 
 def sincos_positions(width: int, grid_side: int) -> Tensor:
@@ -42,27 +40,6 @@ def sincos_positions(width: int, grid_side: int) -> Tensor:
     return torch.cat(parts, dim=1).float()[None]
 
 
-class TimestepEmbedder(nn.Module):
-    """Sinusoidal time features (cosines first) followed by a two-layer MLP."""
-
-    num_features = 256
-
-    def __init__(self, width: int, frequency_divisor: float = 128.0) -> None:
-        super().__init__()
-        self.frequency_divisor = frequency_divisor
-        self.mlp = nn.Sequential(
-            nn.Linear(self.num_features, width), nn.SiLU(), nn.Linear(width, width)
-        )
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Map times of shape (B,) to embeddings of shape (B, D)."""
-        k_F = torch.arange(self.num_features // 2, dtype=torch.float32, device=t.device)
-        frequencies_F = torch.exp(-math.log(10000.0) * k_F / self.frequency_divisor)
-        angles_BF = t[:, None].float() * frequencies_F[None]
-        features_BF = torch.cat([angles_BF.cos(), angles_BF.sin()], dim=-1)
-        return self.mlp(features_BF.to(self.mlp[0].weight.dtype))
-
-
 class LabelEmbedder(nn.Module):
     """Class table with one extra row for the null class; labels are dropped by the caller."""
 
@@ -85,37 +62,6 @@ class PatchEmbedder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, T, D), tokens in row-major order."""
         return self.proj(x).flatten(2).transpose(1, 2)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with one joint q, k, v projection."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Attend among the tokens of each sample; shape unchanged."""
-        B, T, D = x_BTD.shape
-        qkv = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).reshape(B, T, D))
-
-
-class Mlp(nn.Module):
-    """Two linear layers around the tanh form of GELU."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Token-wise map; shape unchanged."""
-        return self.fc2(F.gelu(self.fc1(x_BTD), approximate="tanh"))
 
 
 def _modulated_norm(x_BTD: Tensor, shift_BD: Tensor, scale_BD: Tensor, eps: float) -> Tensor:
@@ -185,6 +131,8 @@ class DiT(Backbone):
     Raises:
         InputError: sizes that do not fit together.
     """
+
+    public_files = DIT_FILES
 
     def __init__(
         self,

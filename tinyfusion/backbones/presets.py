@@ -7,16 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tinyfusion.backbones.by_name import dotted_name, loaded_class
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.backbones.mar import MAR
 from tinyfusion.backbones.sit import SiT
 from tinyfusion.errors import InputError
 
-FAMILIES: dict[str, type[Backbone]] = {"dit": DiT, "sit": SiT}
-"""Class behind the word that ``config.json`` stores under ``backbone``."""
+FAMILIES: dict[str, type[Backbone]] = {"dit": DiT, "sit": SiT, "mar": MAR}
+"""Class behind the word that ``config.json`` stores under ``backbone``.
+
+A class from outside this package is stored by its dotted name instead.
+"""
 
 
 def _latent(hidden_size: int, depth: int, num_heads: int, patch_size: int = 2) -> dict[str, Any]:
@@ -65,6 +70,53 @@ PRESETS["dit_digits"] = {
     "gate_bias_init": 1.5,
 }
 
+# Ours: the same network as a SiT.
+PRESETS["sit_digits"] = dict(PRESETS["dit_digits"])
+
+
+def _masked(
+    hidden_size: int, stack_depth: int, num_heads: int, head_depth: int, head_width: int
+) -> dict[str, Any]:
+    """Arguments of a MAR on 16x16x16 latents with 1000 classes and stacks of equal depth."""
+    return {
+        "input_size": 16,
+        "hidden_size": hidden_size,
+        "encoder_depth": stack_depth,
+        "decoder_depth": stack_depth,
+        "num_heads": num_heads,
+        "patch_size": 1,
+        "in_channels": 16,
+        "num_classes": 1000,
+        "buffer_size": 64,
+        "head_depth": head_depth,
+        "head_width": head_width,
+    }
+
+
+# MAR (arXiv 2406.11838), the released models, and TinyMAR-D16 (arXiv 2412.01199): MAR-L cut to
+# 16 of its 32 blocks.
+PRESETS |= {
+    "mar_base": _masked(768, 12, 12, 6, 1024),
+    "mar_large": _masked(1024, 16, 16, 8, 1280),
+    "mar_huge": _masked(1280, 20, 16, 12, 1536),
+    "mar_large_d16": _masked(1024, 8, 16, 8, 1280),
+}
+
+# Ours: a miniature of MAR-L for 8x8 digits, with the same 16+16 blocks.
+PRESETS["mar_digits"] = {
+    "input_size": 8,
+    "hidden_size": 32,
+    "encoder_depth": 16,
+    "decoder_depth": 16,
+    "num_heads": 4,
+    "patch_size": 2,
+    "in_channels": 1,
+    "num_classes": 10,
+    "buffer_size": 4,
+    "head_depth": 3,
+    "head_width": 64,
+}
+
 
 def preset(name: str) -> dict[str, Any]:
     """A copy of the constructor arguments of preset ``name``.
@@ -87,23 +139,34 @@ def build(name_or_arguments: str | Mapping[str, Any]) -> Backbone:
 
     Args:
         name_or_arguments: a name in :data:`PRESETS`, or constructor arguments. Arguments may
-            hold the family under ``backbone`` (``"dit"`` if left out).
+            hold the family under ``backbone`` (``"dit"`` if left out): a key of
+            :data:`FAMILIES`, or the dotted name of a class that was imported.
 
     Returns:
         The backbone, in training mode, on the current default device.
 
     Raises:
-        InputError: unknown preset, family or argument, or a value that can't be built.
+        InputError: unknown preset, family or argument, a class that was not imported, or values
+            that can't be built.
     """
     if isinstance(name_or_arguments, str):
         name = name_or_arguments
         name_or_arguments = {"backbone": preset_family(name), **preset(name)}
     arguments = dict(name_or_arguments)
     family = arguments.pop("backbone", "dit")
-    if family not in FAMILIES:
-        raise InputError(f"backbone {family!r} is unknown; valid families: {', '.join(FAMILIES)}")
-    _check(family, arguments)
-    return FAMILIES[family](**arguments)
+    kind = class_of(family)
+    _check(family, kind, arguments)
+    if family in FAMILIES:
+        return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except InputError:
+        raise
+    except Exception as error:  # the author's own code, which refuses in its own way
+        raise InputError(
+            f"backbone {family} can't be built from {_listed(arguments)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def build_empty(name_or_arguments: str | Mapping[str, Any]) -> Backbone:
@@ -144,34 +207,80 @@ class _WithoutInitialisation(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def family_of(net: Backbone) -> str:
+def family_of(net: Backbone | type[Backbone]) -> str:
     """The word under which ``config.json`` stores the class of ``net``.
 
+    Args:
+        net: a backbone, or its class.
+
     Raises:
-        InputError: the class is none of :data:`FAMILIES`.
+        InputError: a class from outside this package that can't be imported by name.
     """
+    found = net if isinstance(net, type) else type(net)
     for family, kind in FAMILIES.items():
-        if type(net) is kind:
+        if found is kind:
             return family
+    return dotted_name(found)
+
+
+def families_by(state: Mapping[str, Tensor]) -> list[str]:
+    """Families whose public files look like a bare state dict; several if theirs look the same."""
+    return [
+        family
+        for family, kind in FAMILIES.items()
+        if kind.public_files is not None and kind.public_files.fit(state)
+    ]
+
+
+def class_of(family: str) -> type[Backbone]:
+    """The class that a word stands for; imports nothing, so the word may come from a file.
+
+    Args:
+        family: a key of :data:`FAMILIES`, or the dotted name of a class.
+
+    Raises:
+        InputError: neither, or nothing has imported that class.
+    """
+    kind = FAMILIES.get(family) or loaded_class(family)
+    if kind is not None:
+        return kind
+    module, dot, _ = family.rpartition(".")
+    if not dot:
+        raise InputError(f"backbone {family!r} is unknown; valid families: {', '.join(FAMILIES)}")
     raise InputError(
-        f"a {type(net).__name__} can't be saved by name; valid backbones: {', '.join(FAMILIES)}"
+        f"backbone {family!r} is a class of somebody's own that is not imported, and reading a "
+        f"file never imports what the file names: give backbone= (on the command line a "
+        f"configuration with _target_: {family}, in Python backbone={family!r}), or "
+        f"'import {module}' first"
     )
 
 
-def _check(family: str, arguments: Mapping[str, Any]) -> None:
+def _listed(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
+
+
+def _check(family: str, kind: type[Backbone], arguments: Mapping[str, Any]) -> None:
     """Refuse unknown names and values of the wrong type, which arrive from files and YAML."""
-    valid = inspect.signature(FAMILIES[family]).parameters
+    valid = inspect.signature(kind).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in valid.values()):
+        return
     for name, value in arguments.items():
         if name not in valid:
             raise InputError(
                 f"backbone {family!r} has no argument {name!r}; valid: {', '.join(valid)}"
             )
+        if family not in FAMILIES:
+            continue  # what values mean is its author's to say
         default = valid[name].default
         is_integer = isinstance(value, int) and not isinstance(value, bool)
         if isinstance(default, bool):
             fits, wanted = isinstance(value, bool), "true or false"
         elif isinstance(default, int):
-            fits, wanted = is_integer and value > 0, "a positive integer"
+            # Of several stacks one may be empty.
+            may_be_empty = len(kind.depth_arguments) > 1 and name in kind.depth_arguments
+            least = 0 if may_be_empty else 1
+            fits = is_integer and value >= least
+            wanted = "a positive integer" if least else "an integer of at least 0"
         elif isinstance(default, float):
             fits, wanted = is_integer or isinstance(value, float), "a number"
         else:

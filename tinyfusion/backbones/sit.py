@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tinyfusion.backbones.contract import BlockRunner, run_plain
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.backbones.dit_files import SIT_FILES
 
 
 class SiT(DiT):
@@ -22,6 +23,7 @@ class SiT(DiT):
     """
 
     process_kind = "interpolant"
+    public_files = SIT_FILES
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, run_block: BlockRunner = run_plain

@@ -3,11 +3,11 @@
 This package holds the only ``torch.load`` of the project; it never runs code from a file.
 """
 
+from tinyfusion.backbones.dit_files import infer_dit
 from tinyfusion.checkpoints.construct import load, to_backbone
 from tinyfusion.checkpoints.convention import set_convention, use_published_convention
 from tinyfusion.checkpoints.export import save_diffusers, save_public
 from tinyfusion.checkpoints.hub import push_to_hub
-from tinyfusion.checkpoints.infer import infer_dit
 from tinyfusion.checkpoints.locate import resolve
 from tinyfusion.checkpoints.lora import remap_lora
 from tinyfusion.checkpoints.read import Checkpoint, read_checkpoint, weights_sha256

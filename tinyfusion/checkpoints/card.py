@@ -31,22 +31,7 @@ _FIGURES = {
     "macs": "multiply-adds per sample",
     "images_per_s": "images per second",
 }
-_PAPERS = {
-    "dit": """@article{peebles2022scalable,
-  title={Scalable Diffusion Models with Transformers},
-  author={Peebles, William and Xie, Saining},
-  journal={arXiv preprint arXiv:2212.09748},
-  year={2022}
-}""",
-    "sit": """@article{ma2024sit,
-  title={SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant
-         Transformers},
-  author={Ma, Nanye and Goldstein, Mark and Albergo, Michael S and Boffi, Nicholas M and
-          Vanden-Eijnden, Eric and Xie, Saining},
-  journal={arXiv preprint arXiv:2401.08740},
-  year={2024}
-}""",
-}
+_ARGUMENTS = {"hidden_size": "width {}", "num_heads": "{} heads", "patch_size": "patch size {}"}
 _TINYFUSION = """@article{fang2024tinyfusion,
   title={TinyFusion: Diffusion Transformers Learned Shallow},
   author={Fang, Gongfan and Li, Kunjun and Ma, Xinyin and Wang, Xinchao},
@@ -80,11 +65,11 @@ def model_card(
         _summary(net, provenance),
         *_origin(net, provenance),
         *_figures(provenance),
-        "## Convention\n\n" + _convention(net, layout),
+        *_convention(net, layout),
         "## Loading\n\n" + _loading(net, layout, name, has_vae),
         "## License\n\nNot stated yet. Weights that were derived from others are bound by the "
         "license of those: add it here and as `license:` in the front matter.",
-        f"## Citation\n\n```bibtex\n{_TINYFUSION}\n{_PAPERS[family_of(net)]}\n```",
+        "## Citation\n\n```bibtex\n" + "\n".join(_papers(net)) + "\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -101,12 +86,16 @@ def _front_matter(net: Backbone, layout: str) -> str:
 
 def _summary(net: Backbone, provenance: Mapping[str, Any]) -> str:
     arguments = net.config()
-    size, channels = arguments["input_size"], arguments["in_channels"]
+    size, channels = net.input_size, net.in_channels
+    words = [
+        text.format(arguments[key])
+        for key, text in _ARGUMENTS.items()
+        if arguments.get(key) is not None
+    ]
     first = (
         f"A {type(net).__name__} of {net.depth} blocks and {count_parameters(net):,} parameters "
         f"for {size}x{size} inputs of {channels} channel{'s' if channels > 1 else ''} and "
-        f"{arguments['num_classes']} classes (width {arguments['hidden_size']}, "
-        f"{arguments['num_heads']} heads, patch size {arguments['patch_size']})"
+        f"{net.num_classes} classes" + (f" ({', '.join(words)})" if words else "")
     )
     if net.kept_from is None:
         return f"{first}."
@@ -185,10 +174,22 @@ def _figures(provenance: Mapping[str, Any]) -> list[str]:
     return [f"## Metrics\n\n{text}"]
 
 
-def _convention(net: Backbone, layout: str) -> str:
+def _papers(net: Backbone) -> list[str]:
+    files = net.public_files
+    return [_TINYFUSION] if files is None else [_TINYFUSION, files.citation]
+
+
+def _convention(net: Backbone, layout: str) -> list[str]:
+    """The section on what shapes don't show; nothing if there is nothing of the kind."""
     text = convention_note(net, layout)
-    if layout != "diffusers":
-        return text
+    if not text:
+        return []
+    if layout == "diffusers":
+        text = _diffusers_convention(net, text)
+    return [f"## Convention\n\n{text}"]
+
+
+def _diffusers_convention(net: Backbone, text: str) -> str:
     if call_after_loading(net):
         text += (
             " The norm epsilon is in the config; the frequency divisor has no place there. "
@@ -205,7 +206,7 @@ def _loading(net: Backbone, layout: str, name: str, has_vae: bool) -> str:
             _python("import tinyfusion", "", f'net = tinyfusion.load("{name}")  # eval, float32')
             + f"\n\nThe file is a bare state dict with the names of the public "
             f"{type(net).__name__} code; there, build the model with "
-            f"depth={net.depth}. Keep `{name}.tinyfusion.json` beside it: it holds what a state "
+            f"{_depths(net)}. Keep `{name}.tinyfusion.json` beside it: it holds what a state "
             "dict can't say."
         )
     call = call_after_loading(net)
@@ -235,6 +236,13 @@ def _loading(net: Backbone, layout: str, name: str, has_vae: bool) -> str:
         "Without any, the network alone loads with "
         f'`DiTTransformer2DModel.from_pretrained("{name}", subfolder="transformer")`.'
     )
+
+
+def _depths(net: Backbone) -> str:
+    """Constructor arguments that say how many blocks there are."""
+    arguments = net.config()
+    given = [f"{key}={arguments[key]}" for key in net.depth_arguments if key in arguments]
+    return ", ".join(given or [f"depth={net.depth}"])
 
 
 def _python(*lines: str) -> str:

@@ -23,7 +23,11 @@ class Checkpoint:
             :func:`~tinyfusion.checkpoints.tensors.digest_of`.
         backbone: family (``"dit"``), or ``None`` if the file does not say.
         arguments: constructor arguments, or ``None`` if the file does not say.
+        depth: number of blocks, or ``None`` if the file does not say.
         kept_from: for each block its index in the model this one was pruned from, or ``None``.
+        source_borders: the borders between stacks in that model.
+        hints: constructor arguments that the rest of the file suggests where ``arguments`` are
+            not known.
         provenance: how the model came about, as recorded.
         layout: the kind of file in words, such as "bare state dict".
         files: the files that hold the weights.
@@ -37,7 +41,10 @@ class Checkpoint:
     sha256: str
     backbone: str | None = None
     arguments: dict[str, Any] | None = None
+    depth: int | None = None
     kept_from: tuple[int, ...] | None = None
+    source_borders: tuple[int, ...] = ()
+    hints: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     layout: str = ""
     files: tuple[Path, ...] = ()
@@ -69,3 +76,24 @@ def kept_indices(kept: Any, depth: int | None, origin: Path) -> tuple[int, ...] 
             f"{origin}: kept_from must list one increasing index per block, got {kept!r}"
         )
     return tuple(kept)
+
+
+def border_indices(borders: Any, origin: Path) -> tuple[int, ...]:
+    """The ``source_borders`` entry of a record.
+
+    Args:
+        borders: the value found; ``None`` for a model of one stack.
+        origin: the record's file, for the message.
+
+    Raises:
+        InputError: not a list of block indices.
+    """
+    if borders is None:
+        return ()
+    if (
+        not isinstance(borders, list)
+        or not all(type(index) is int and index >= 0 for index in borders)
+        or borders != sorted(borders)
+    ):
+        raise InputError(f"{origin}: source_borders must list block indices, got {borders!r}")
+    return tuple(borders)

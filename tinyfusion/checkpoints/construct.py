@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinyfusion.backbones.by_name import imported_class
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.backbones.dit import PUBLISHED_HEADS
-from tinyfusion.backbones.presets import FAMILIES, PRESETS, build_empty, preset_family
-from tinyfusion.checkpoints.infer import infer_dit
+from tinyfusion.backbones.presets import (
+    FAMILIES,
+    PRESETS,
+    build_empty,
+    class_of,
+    families_by,
+    family_of,
+    preset_family,
+)
+from tinyfusion.checkpoints.checkpoint import kept_indices
 from tinyfusion.checkpoints.read import Checkpoint, read_checkpoint
 from tinyfusion.checkpoints.training_file import TRAINING
 from tinyfusion.errors import InputError
@@ -22,7 +30,7 @@ from tinyfusion.errors import InputError
 logger = logging.getLogger(__name__)
 
 # Start values and training settings: they don't change what the network computes.
-_FREE_ARGUMENTS = {"gate_bias_init", "class_dropout_prob"}
+_FREE_ARGUMENTS = {"gate_bias_init", "class_dropout_prob", "dropout"}
 
 
 def load(
@@ -35,8 +43,9 @@ def load(
     Args:
         path: a model folder, a weight file, the name of a packaged model (``digits``) or a hub
             id ``owner/name``.
-        backbone: what the file is expected to be: a family (``"dit"``, ``"sit"``), a preset name
-            (``"dit_xl_2_d14"``), or constructor arguments with the family under ``backbone``.
+        backbone: what the file is expected to be: a family (``"dit"``, ``"sit"``, ``"mar"``), a
+            preset name (``"dit_xl_2_d14"``), the dotted name of a class of your own, which is
+            imported, or constructor arguments with the family or name under ``backbone``.
             Arguments left out are taken from the file. A file that does not say whether it is a
             DiT or a SiT, whose tensors are the same, is taken for a DiT.
         num_heads: attention heads, for a bare state dict of a width that was not published.
@@ -46,7 +55,8 @@ def load(
 
     Raises:
         InputError: see :func:`~tinyfusion.checkpoints.read_checkpoint`; or the file does not
-            fit ``backbone`` or ``num_heads``; or the number of heads is unknown.
+            fit ``backbone`` or ``num_heads``; or the number of heads is unknown; or the file
+            names a class of somebody's own that was neither given nor imported before.
     """
     return to_backbone(read_checkpoint(path), backbone, num_heads)
 
@@ -65,21 +75,31 @@ def to_backbone(
             )
         claims["num_heads"] = num_heads
     if family and checkpoint.backbone and family != checkpoint.backbone:
-        raise InputError(
-            f"{checkpoint.path}: is a {checkpoint.backbone!r}, but backbone={_shown(backbone)} was "
-            "given"
-        )
-    for line in _choices(checkpoint, assumed=family is None and checkpoint.backbone is None):
+        raise InputError(f"{checkpoint.path}: is a {checkpoint.backbone!r}, but {_given(backbone)}")
+    fitting = families_by(checkpoint.state)
+    said = family or checkpoint.backbone
+    for line in _choices(checkpoint, candidates=[] if said else fitting):
         _say_once(line)
-    family = family or checkpoint.backbone or "dit"
-    if family not in FAMILIES:
-        raise InputError(
-            f"{checkpoint.path}: backbone {family!r} is unknown; valid: {', '.join(FAMILIES)}"
-        )
-    recorded = checkpoint.arguments or infer_dit(checkpoint.state, str(checkpoint.path))
+    family = said or (fitting or [*FAMILIES])[0]
+    try:
+        files = class_of(family).public_files
+    except InputError as error:
+        raise InputError(f"{checkpoint.path}: {error}") from None
+    recorded = checkpoint.arguments
+    if recorded is None:
+        if family in FAMILIES and fitting and family not in fitting:
+            raise InputError(
+                f"{checkpoint.path}: its tensors have the names of a {names_of(fitting)}, but "
+                f"{_given(backbone)}"
+            )
+        # What shapes don't show is the default of the class.
+        known = {**checkpoint.hints, **claims}
+        recorded = files.infer(checkpoint.state, str(checkpoint.path), known) if files else {}
     arguments = recorded | claims
-    if "num_heads" not in arguments:
-        arguments["num_heads"] = _published_heads(checkpoint.path, arguments.get("hidden_size"))
+    if files and "num_heads" not in arguments:
+        arguments["num_heads"] = _published_heads(
+            checkpoint.path, files.heads, arguments.get("hidden_size")
+        )
 
     net = _empty(checkpoint.path, family, arguments)
     misfits = shape_misfits(checkpoint.state, net)
@@ -90,22 +110,38 @@ def to_backbone(
         raise InputError(f"{checkpoint.path}: does not fit {what}: {misfits}")
     _check_claims(checkpoint, claims)
     state = {name: tensor.to(torch.float32, copy=True) for name, tensor in checkpoint.state.items()}
-    if _is_rounded(checkpoint.state["pos_embed"], net.pos_embed):
-        state["pos_embed"] = net.pos_embed.detach().clone()
+    for name, table in net.named_parameters():
+        is_fixed = name == "pos_embed" and not table.requires_grad
+        if is_fixed and _is_rounded(checkpoint.state[name], table):
+            state[name] = table.detach().clone()
     net.load_state_dict(state, assign=True)
-    net.kept_from = checkpoint.kept_from
+    kept = checkpoint.kept_from
+    net.kept_from = kept_indices(kept and list(kept), net.depth, checkpoint.path)
+    net.source_borders = checkpoint.source_borders
     return net.eval()
 
 
-def _choices(checkpoint: Checkpoint, assumed: bool) -> Iterator[str]:
-    """What was taken for granted in reading a file, in lines for its user."""
+def names_of(families: Sequence[str]) -> str:
+    """Names of classes, such as ``DiT or SiT``."""
+    return " or ".join(FAMILIES[family].__name__ for family in families)
+
+
+def _choices(checkpoint: Checkpoint, candidates: Sequence[str]) -> Iterator[str]:
+    """What was taken for granted in reading a file, in lines for its user.
+
+    Args:
+        checkpoint: as read.
+        candidates: families that the file may be of, the first of which it is taken for.
+    """
     if checkpoint.layout.startswith(TRAINING):
         yield f"{checkpoint.path}: {checkpoint.layout}"
     for note in checkpoint.notes:
         yield f"{checkpoint.path}: {note}"
-    if assumed:
+    if len(candidates) > 1:
+        taken, *others = candidates
         yield (
-            f"{checkpoint.path}: read as DiT; SiT files look the same: give backbone=sit for one"
+            f"{checkpoint.path}: read as {names_of([taken])}; {names_of(others)} files look the "
+            f"same: give backbone={' or '.join(others)} for one"
         )
 
 
@@ -113,6 +149,10 @@ def _choices(checkpoint: Checkpoint, assumed: bool) -> Iterator[str]:
 def _say_once(line: str) -> None:
     # A warning, because that is what a script's user sees without configuring anything.
     logger.warning(line)
+
+
+def _given(backbone: str | Mapping[str, Any] | None) -> str:
+    return f"backbone={_shown(backbone)} was given"
 
 
 def _shown(backbone: str | Mapping[str, Any] | None) -> str:
@@ -130,22 +170,31 @@ def _expected(backbone: str | Mapping[str, Any] | None) -> tuple[str | None, dic
         return None, {}
     if not isinstance(backbone, str):
         claims = dict(backbone)
-        return claims.pop("backbone", None), claims
-    if backbone in FAMILIES:
-        return backbone, {}
+        family = claims.pop("backbone", None)
+        return _asked_for(family) if family else None, claims
     if backbone in PRESETS:
         return preset_family(backbone), dict(PRESETS[backbone])
+    if backbone in FAMILIES or "." in backbone:
+        return _asked_for(backbone), {}
     raise InputError(f"backbone={backbone!r} is unknown; valid: {', '.join([*FAMILIES, *PRESETS])}")
 
 
-def _published_heads(path: Path, width: int | None) -> int:
-    if width not in PUBLISHED_HEADS:
+def _asked_for(family: str) -> str:
+    """A family that the caller named; a class of somebody's own is imported for it."""
+    if "." not in family:
+        return family
+    # The word for it: one of this package's classes may have been named in full.
+    return family_of(imported_class(family))
+
+
+def _published_heads(path: Path, heads: Mapping[int, int], width: int | None) -> int:
+    if width not in heads:
         raise InputError(
             f"{path}: hidden size {width} is not one of the published widths "
-            f"({', '.join(map(str, PUBLISHED_HEADS))}) and the file does not say how many "
+            f"({', '.join(map(str, heads))}) and the file does not say how many "
             "attention heads it has: give num_heads="
         )
-    return PUBLISHED_HEADS[width]
+    return heads[width]
 
 
 def _empty(path: Path, family: str, arguments: dict[str, Any]) -> Backbone:

@@ -25,9 +25,12 @@ _NUM_FREQUENCIES = 128  # half the 256 time features, in diffusers as in the pub
 
 
 def convention_of(net: Backbone) -> dict[str, float]:
-    """The convention that the weights of ``net`` expect: ``frequency_divisor, mlp_norm_eps``."""
+    """The convention that the weights of ``net`` expect: ``frequency_divisor, mlp_norm_eps``.
+
+    Empty for a backbone that has no such numbers, which is computed in one way only.
+    """
     arguments = net.config()
-    return {key: float(arguments[key]) for key in PUBLISHED}
+    return {key: float(arguments[key]) for key in PUBLISHED if key in arguments}
 
 
 def use_published_convention(model: Any) -> dict[str, float]:
@@ -137,13 +140,15 @@ def call_after_loading(net: Backbone) -> str | None:
 
 
 def convention_note(net: Backbone, layout: str) -> str:
-    """What the reader of an export has to know of its convention, in one sentence.
+    """What the reader of an export has to know of its convention, in one sentence if any.
 
     Args:
         net: the exported model.
         layout: ``"ours"``, ``"public"`` or ``"diffusers"``.
     """
     convention = convention_of(net)
+    if not convention:
+        return ""
     expects = f"These weights expect {_shown(convention)}"
     if layout == "diffusers":
         call = call_after_loading(net)

@@ -2,68 +2,111 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from tinyfusion.backbones.dit import PUBLISHED_HEADS
-from tinyfusion.backbones.presets import FAMILIES, build_empty
+from tinyfusion.backbones.by_name import loaded_class
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.presets import FAMILIES, build_empty, families_by
 from tinyfusion.checkpoints.checkpoint import Checkpoint
-from tinyfusion.checkpoints.construct import shape_misfits
+from tinyfusion.checkpoints.construct import names_of, shape_misfits
 from tinyfusion.checkpoints.convention import PUBLISHED, STOCK
-from tinyfusion.checkpoints.infer import infer_dit
 from tinyfusion.errors import InputError
+
+# Arguments that have facts of their own, or matter only while a model is trained.
+_SHOWN = {
+    *("input_size", "patch_size", "in_channels", "hidden_size", "num_heads", "mlp_ratio"),
+    *("num_classes", "class_dropout_prob", "learn_sigma", "gate_bias_init", "dropout"),
+    *PUBLISHED,
+}
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Facts about a checkpoint as data that JSON can hold.
 
-    What the file does not say is ``None``.
+    What the file does not say is ``None``. Of a class of somebody's own, whose code is not
+    imported for this, nothing but what the file says is told.
 
     Raises:
         InputError: the tensors are those of no known architecture.
     """
-    inferred = infer_dit(checkpoint.state, str(checkpoint.path))
+    if checkpoint.backbone not in (None, *FAMILIES):
+        return _somebodys_own(checkpoint)
+    candidates = [checkpoint.backbone] if checkpoint.backbone else families_by(checkpoint.state)
+    family = (candidates or [*FAMILIES])[0]  # whose tensors are missed in those of no family
+    kind = FAMILIES[family]
+    assert kind.public_files is not None
+    known = {**checkpoint.hints, **(checkpoint.arguments or {})}
+    inferred = kind.public_files.infer(checkpoint.state, str(checkpoint.path), known)
     arguments = inferred | (checkpoint.arguments or {})
     width, heads = arguments["hidden_size"], arguments.get("num_heads")
     channels = arguments["in_channels"]
-    null_row = checkpoint.arguments is None or arguments["class_dropout_prob"] > 0
-    family = checkpoint.backbone
+    stacks = {key: arguments[key] for key in kind.depth_arguments}
     return {
         "kind": "model",
         "format": checkpoint.layout,
-        "architecture": _name(family) if family else "DiT or SiT",
-        "backbone": family,
-        "depth": arguments["depth"],
+        "architecture": names_of(candidates or [family]),
+        "backbone": checkpoint.backbone or (family if len(candidates) == 1 else None),
+        "depth": sum(stacks.values()),
+        "stacks": stacks,
         "width": width,
         "heads": heads,
-        "heads_by_width": PUBLISHED_HEADS.get(width) if heads is None else None,
+        "heads_by_width": kind.public_files.heads.get(width) if heads is None else None,
         "mlp_width": int(width * arguments["mlp_ratio"]),
         "patch_size": arguments["patch_size"],
         "input_size": arguments["input_size"],
         "in_channels": channels,
         "num_classes": arguments["num_classes"],
-        "null_class": null_row,
+        "null_class": arguments.get("class_dropout_prob", 0.1) > 0,
         "learn_sigma": arguments["learn_sigma"],
         "out_channels": channels * (2 if arguments["learn_sigma"] else 1),
+        "further": {k: v for k, v in arguments.items() if k not in _SHOWN and k not in stacks},
+        "assumed": [key for key in kind.public_files.unseen if key not in known],
+        **_of_any(checkpoint),
+        "convention": _convention(kind, checkpoint),
+        "notes": [*checkpoint.notes, *_misfits(family, checkpoint, arguments, inferred)],
+    }
+
+
+def _of_any(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Facts that every architecture has."""
+    return {
         "parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
         "dtypes": list(checkpoint.dtypes),
         "files": [str(file) for file in checkpoint.files],
         "bytes": sum(file.stat().st_size for file in checkpoint.files),
         "sha256": checkpoint.sha256,
-        "convention": _convention(checkpoint),
         "kept_from": None if checkpoint.kept_from is None else list(checkpoint.kept_from),
+        "source_borders": list(checkpoint.source_borders),
         "provenance": checkpoint.provenance,
         "also_holds": checkpoint.also,
-        "notes": [*checkpoint.notes, *_misfits(checkpoint, arguments, inferred)],
     }
 
 
-def _name(family: str) -> str:
-    return FAMILIES[family].__name__ if family in FAMILIES else family
+def _somebodys_own(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Facts about a model whose class is not this package's."""
+    name = checkpoint.backbone or ""
+    notes = list(checkpoint.notes)
+    if loaded_class(name) is None:
+        notes.append(f"its class is somebody's own: to load it, give backbone= (_target_: {name})")
+    return {
+        "kind": "model",
+        "format": checkpoint.layout,
+        "architecture": name,
+        "backbone": name,
+        "depth": checkpoint.depth,
+        "arguments": checkpoint.arguments or {},
+        **_of_any(checkpoint),
+        "notes": notes,
+    }
 
 
 def _misfits(
-    checkpoint: Checkpoint, arguments: Mapping[str, Any], inferred: Mapping[str, Any]
+    family: str,
+    checkpoint: Checkpoint,
+    arguments: Mapping[str, Any],
+    inferred: Mapping[str, Any],
 ) -> list[str]:
     """Why the file won't load, if it won't."""
     recorded = checkpoint.arguments or {}
@@ -79,15 +122,17 @@ def _misfits(
         return contradictions
     try:
         # The number of heads changes no shape.
-        net = build_empty({"num_heads": 1, **arguments, "backbone": checkpoint.backbone or "dit"})
+        net = build_empty({"num_heads": 1, **arguments, "backbone": family})
     except InputError as error:
         return [f"it won't load: {error}"]
     misfits = shape_misfits(checkpoint.state, net)
     return [f"it won't load, because its tensors don't fit together: {misfits}"] if misfits else []
 
 
-def _convention(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The two numbers that shapes don't show, and what they mean."""
+def _convention(kind: type[Backbone], checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The two numbers that shapes don't show, and what they mean; of a class that has them."""
+    if not set(PUBLISHED) <= set(inspect.signature(kind).parameters):
+        return None
     recorded = checkpoint.arguments or {}
     numbers = {key: float(recorded.get(key, PUBLISHED[key])) for key in PUBLISHED}
     if checkpoint.arguments is None:

@@ -33,6 +33,9 @@ PRIVATE_KEY = "_tinyfusion"
 diffusers keeps keys with an underscore through loading and saving and does not warn of them.
 """
 
+BLOCK_LIST = "transformer_blocks"
+"""Name of the module list that holds the blocks of a diffusers transformer."""
+
 _MLP_RATIO = 4.0  # fixed in diffusers' code
 
 # Values that a DiT has; another one would be another function. Left out means the first.

@@ -12,7 +12,7 @@ from typing import Any
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.presets import family_of
-from tinyfusion.checkpoints.checkpoint import Checkpoint, kept_indices
+from tinyfusion.checkpoints.checkpoint import Checkpoint, border_indices, kept_indices
 from tinyfusion.checkpoints.layout import EXPORT_FORMAT
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json
@@ -37,6 +37,7 @@ def record_of(net: Backbone, provenance: dict[str, Any] | None, sha256: str) -> 
         "backbone": family_of(net),
         "arguments": net.config(),
         "kept_from": None if net.kept_from is None else list(net.kept_from),
+        **({"source_borders": list(net.source_borders)} if net.source_borders else {}),
         "provenance": provenance or {},
         "sha256": sha256,
     }
@@ -87,6 +88,7 @@ def with_record(checkpoint: Checkpoint, record_path: Path) -> Checkpoint:
         backbone=record["backbone"],
         arguments=arguments,
         kept_from=kept_indices(record.get("kept_from"), arguments.get("depth"), record_path),
+        source_borders=border_indices(record.get("source_borders"), record_path),
         provenance=record["provenance"],
         layout=f"{checkpoint.layout}, exported by tinyfusion",
     )

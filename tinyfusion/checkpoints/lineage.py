@@ -53,7 +53,7 @@ def _decision(file: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
         decision = Decision.load(file)
     except InputError:
         return None  # a damaged note must not keep a whole model from being exported
-    depth = (checkpoint.arguments or {}).get("depth")
+    depth = checkpoint.depth or (checkpoint.arguments or {}).get("depth")
     if len(decision.kept) != depth:
         return None  # the decision of another run
     return {

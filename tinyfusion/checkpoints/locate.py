@@ -10,7 +10,7 @@ import tinyfusion.assets
 from tinyfusion.checkpoints.layout import DIFFUSERS_STEM, PIPELINE_FILE, TRANSFORMER_FOLDER
 from tinyfusion.errors import InputError, first_line
 
-PACKAGED = {"digits": "digits_teacher"}
+PACKAGED = {name: f"{name}_teacher" for name in ("digits", "sit_digits", "mar_digits")}
 """Models that ship inside the package: name and folder under ``tinyfusion/assets``."""
 
 ASSETS = Path(tinyfusion.assets.__file__).parent
@@ -23,21 +23,27 @@ def resolve(path_or_name: Path | str) -> Path:
     """Find the file or folder that a checkpoint argument means.
 
     Args:
-        path_or_name: an existing path, else the name of a packaged model (``digits``), else a
-            hub id ``owner/name``, of which the files that make the model are downloaded.
+        path_or_name: an existing path, else the name of a packaged model (a key of `PACKAGED`),
+            else a hub id ``owner/name``, of which the files that make the model are downloaded.
 
     Returns:
         A path that exists.
 
     Raises:
-        InputError: nothing of that name can be found; the message lists what is valid.
+        InputError: nothing of that name can be found, and the message lists what is valid; or a
+            packaged model is missing from this installation.
     """
     path = Path(path_or_name).expanduser()
     name = str(path_or_name)
     if name and path.exists():  # to pathlib, the empty string is the working folder
         return path
-    packaged = ASSETS / PACKAGED[name] if name in PACKAGED else None
-    if packaged is not None and packaged.is_dir():
+    if name in PACKAGED:
+        packaged = ASSETS / PACKAGED[name]
+        if not packaged.is_dir():
+            raise InputError(
+                f"checkpoint {name!r} is a packaged model, but {packaged} is not there: install "
+                "tinyfusion anew, or give the path of another checkpoint"
+            )
         return packaged
     if isinstance(path_or_name, str) and _is_hub_id(name):
         return _download(name)

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.checkpoints.checkpoint import Checkpoint
+from tinyfusion.checkpoints.block_places import BlockPlaces
 from tinyfusion.checkpoints.construct import to_backbone
 from tinyfusion.checkpoints.diffusers_layout import to_diffusers
 from tinyfusion.checkpoints.layout import ADAPTER_FILE, ADAPTER_WEIGHTS
@@ -32,7 +32,6 @@ _PREFIX = "base_model.model."
 
 # base_model.model.<module>.<kind>.weight, with <kind> lora_A, lora_embedding_B and so on.
 _ADAPTED = re.compile(r"(?P<module>.+?)\.lora_(?P<kind>\w+)(\.weight|\.bias)?")
-_BLOCK = re.compile(r"(?P<list>(?:.*\.)?(?:transformer_)?blocks)\.(?P<index>\d+)(?P<rest>\..+|$)")
 
 # Ways of peft to adapt what has no module of its own; renaming modules would not carry them over.
 _UNSUPPORTED = ("layer_replication", "target_parameters", "trainable_token_indices", "use_bdlora")
@@ -46,17 +45,13 @@ class Remapped:
         folder: where the new adapter is.
         renamed: adapted modules by their names in the full model and in the pruned one.
         dropped: adapted modules of blocks that were removed, by their names in the full model.
+        dropped_blocks: the indices of those blocks.
     """
 
     folder: Path
     renamed: dict[str, str]
     dropped: list[str]
-
-    @property
-    def dropped_blocks(self) -> list[int]:
-        """Blocks of the full model whose adapters were dropped."""
-        found = {int(match["index"]) for match in map(_BLOCK.fullmatch, self.dropped) if match}
-        return sorted(found)
+    dropped_blocks: list[int]
 
 
 def remap_lora(
@@ -69,8 +64,7 @@ def remap_lora(
 
     Args:
         adapter: folder with ``adapter_config.json`` and ``adapter_model.safetensors``, for a
-            model of ours or of diffusers (module names with ``blocks`` or
-            ``transformer_blocks``).
+            model of ours or of diffusers (whose module names have ``transformer_blocks``).
         model: the pruned model, in any layout that :func:`~tinyfusion.load` reads.
         output: folder to write.
         overwrite: replace an adapter there.
@@ -93,11 +87,11 @@ def remap_lora(
             "nothing to remap by; give the pruned model's own folder or export"
         )
     net = to_backbone(checkpoint)
-    old_modules = _adapted_modules(state)
-    _check_source(old_modules, checkpoint, adapter)
-    places = {old: new for new, old in enumerate(checkpoint.kept_from)}
+    places = BlockPlaces(net)
+    old_modules = _adapted_modules(state, places)
+    _check_source(old_modules, places, source_depth(checkpoint), checkpoint.path, adapter)
 
-    renamed = {name: _renamed(name, places) for name in old_modules}
+    renamed = {name: places.renamed(name) for name in old_modules}
     kept = {old: new for old, new in renamed.items() if new is not None}
     dropped = [old for old, new in renamed.items() if new is None]
     if not kept:
@@ -106,7 +100,7 @@ def remap_lora(
         )
     new_state: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        place = _renamed(name, places)
+        place = places.renamed(name)
         if place is not None:
             new_state[place] = tensor
     _check_shapes(new_state, net, adapter, model)
@@ -120,7 +114,8 @@ def remap_lora(
         write_json(output / ADAPTER_FILE, new_config)
     except OSError as error:
         raise InputError(f"{output} could not be written: {error}") from None
-    return Remapped(output, kept, dropped)
+    gone = {places.index(place) for name in dropped if (place := places.find(name))}
+    return Remapped(output, kept, dropped, sorted(gone))
 
 
 def _check_output(adapter: Path, output: Path, overwrite: bool) -> None:
@@ -158,19 +153,21 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
 
 
-def _adapted_modules(state: Mapping[str, Tensor]) -> list[str]:
+def _adapted_modules(state: Mapping[str, Tensor], places: BlockPlaces) -> list[str]:
     """Names of the modules that have low-rank matrices, by block."""
     matches = (_ADAPTED.fullmatch(name) for name in state)
     modules = {match["module"] for match in matches if match}
 
-    def place(name: str) -> tuple[int, str]:
-        block = _BLOCK.fullmatch(name)
-        return (int(block["index"]) if block else -1, name)
+    def order(name: str) -> tuple[int, str]:
+        place = places.find(name)
+        return (-1 if place is None else places.index(place), name)
 
-    return sorted(modules, key=place)
+    return sorted(modules, key=order)
 
 
-def _check_source(modules: list[str], checkpoint: Checkpoint, adapter: Path) -> None:
+def _check_source(
+    modules: list[str], places: BlockPlaces, depth: int | None, model: Path, adapter: Path
+) -> None:
     """Refuse adapters that can't be of the model that this one was pruned from."""
     if not modules:
         raise InputError(f"{adapter / ADAPTER_WEIGHTS}: holds no LoRA matrices")
@@ -181,33 +178,21 @@ def _check_source(modules: list[str], checkpoint: Checkpoint, adapter: Path) -> 
             "table must stay alike, and the output layer uses those of block 0, which is another "
             "block after pruning; valid: adapters that leave norm1.emb alone"
         )
-    matches = [match for match in map(_BLOCK.fullmatch, modules) if match]
-    if not matches:
-        return
-    indices = {int(match["index"]) for match in matches}
-    highest, depth = max(indices), source_depth(checkpoint)
-    if depth is not None and highest >= depth:
-        raise InputError(
-            f"{adapter}: adapts block {highest}, but the model that {checkpoint.path} was pruned "
-            f"from has blocks 0..{depth - 1}; it belongs to another model"
-        )
-    own = set(range(len(checkpoint.kept_from or ())))
-    if indices == own and checkpoint.kept_from != tuple(own):
+    found = {name: place for name in modules if (place := places.find(name))}
+    for name, place in found.items():
+        size = places.size(place, depth)
+        if size is not None and place.block >= size:
+            raise InputError(
+                f"{adapter}: {name} adapts block {place.block}, but the model that {model} was "
+                f"pruned from has blocks 0..{size - 1} there; it belongs to another model"
+            )
+    if places.are_own(found.values()):
         log.warning(
-            "%s adapts exactly blocks 0..%s, as many as the pruned model has: it is taken for one "
-            "of the full model; an adapter trained on the pruned model needs no remapping",
+            "%s adapts exactly %s, as many as the pruned model has: it is taken for one of the "
+            "full model; an adapter trained on the pruned model needs no remapping",
             adapter,
-            highest,
+            ", ".join(f"{name} 0..{size - 1}" for name, size in places.sizes.items() if size),
         )
-
-
-def _renamed(name: str, places: Mapping[int, int]) -> str | None:
-    """The name in the pruned model; ``None`` if its block was removed."""
-    match = _BLOCK.fullmatch(name)
-    if match is None:
-        return name
-    place = places.get(int(match["index"]))
-    return None if place is None else f"{match['list']}.{place}{match['rest']}"
 
 
 def _check_shapes(
@@ -237,7 +222,7 @@ def _check_shapes(
 
 
 def _remapped_config(
-    config: dict[str, Any], kept: Mapping[str, str], places: Mapping[int, int]
+    config: dict[str, Any], kept: Mapping[str, str], places: BlockPlaces
 ) -> dict[str, Any]:
     """The configuration with every adapted module by its full name.
 
@@ -265,7 +250,7 @@ def _remapped_config(
         }
     saved = config.get("modules_to_save")
     if saved:
-        renamed = (_renamed(name, places) for name in saved)
+        renamed = (places.renamed(name) for name in saved)
         new["modules_to_save"] = [name for name in renamed if name is not None] or None
     # It was the full model's; peft would look for it there.
     new["base_model_name_or_path"] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tinyfusion.checkpoints.checkpoint import Checkpoint, kept_indices
+from tinyfusion.checkpoints.checkpoint import Checkpoint, border_indices, kept_indices
 from tinyfusion.checkpoints.layout import FORMAT, FORMAT_VERSION
 from tinyfusion.checkpoints.tensors import cleaned, dtypes_of, read_safetensors
 from tinyfusion.errors import InputError
@@ -65,6 +65,7 @@ def read_own(config: dict[str, Any], config_path: Path) -> Checkpoint:
         if not isinstance(config.get(key), kind):
             raise InputError(f"{config_path}: key {key!r} is missing or wrong: {config.get(key)!r}")
     arguments = config["arguments"]
+    depth = config.get("depth", arguments.get("depth"))
     raw = read_safetensors(path)
     version = config.get("tinyfusion_version")
     return Checkpoint(
@@ -73,7 +74,9 @@ def read_own(config: dict[str, Any], config_path: Path) -> Checkpoint:
         sha256=digest,
         backbone=config["backbone"],
         arguments=arguments,
-        kept_from=kept_indices(config.get("kept_from"), arguments.get("depth"), config_path),
+        depth=depth,
+        kept_from=kept_indices(config.get("kept_from"), depth, config_path),
+        source_borders=border_indices(config.get("source_borders"), config_path),
         provenance=config.get("provenance") or {},
         layout=f"model folder of tinyfusion {version}" if version else "model folder of tinyfusion",
         files=(path,),

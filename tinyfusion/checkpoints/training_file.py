@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
+from tinyfusion.backbones.presets import FAMILIES
 from tinyfusion.checkpoints.checkpoint import Checkpoint
-from tinyfusion.checkpoints.infer import infer_dit
 from tinyfusion.checkpoints.tensors import is_state
 from tinyfusion.errors import InputError
 
 TRAINING = "training checkpoint"
 """How the layout of a file with more than the weights begins."""
 
-_LATENT_FACTOR = 8
-"""Pixels per latent cell of the autoencoder that DiT and SiT were published with."""
-_SIZES = {"S": (384, 12), "B": (768, 12), "L": (1024, 24), "XL": (1152, 28)}
-"""Width and depth of the published sizes by letter."""
+AVERAGED = ("ema", "model_ema")
+"""Keys of averaged weights, which are preferred: of DiT and SiT, and of MAR."""
 
 
 def pick_state(path: Path, content: Any) -> tuple[dict[str, Any], str | None]:
@@ -32,7 +29,7 @@ def pick_state(path: Path, content: Any) -> tuple[dict[str, Any], str | None]:
         InputError: it holds no weights of a model.
     """
     if isinstance(content, Mapping):
-        for key in ("ema", "model"):
+        for key in (*AVERAGED, "model"):
             if is_state(content.get(key)):
                 return dict(content[key]), key
         if is_state(content):
@@ -41,8 +38,8 @@ def pick_state(path: Path, content: Any) -> tuple[dict[str, Any], str | None]:
             raise InputError(f"{path}: {lightning_summary(path, content)}")
     found = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
     raise InputError(
-        f"{path}: holds neither a state dict nor a training checkpoint with 'ema' or 'model', "
-        f"found {found}"
+        f"{path}: holds neither a state dict nor a training checkpoint with 'ema', 'model_ema' "
+        f"or 'model', found {found}"
     )
 
 
@@ -81,38 +78,41 @@ def with_training_facts(
     found = content.get("args")
     args = vars(found) if isinstance(found, argparse.Namespace) else found
     args = {str(k): _plain(v) for k, v in args.items()} if isinstance(args, Mapping) else {}
-    family = _family(args.get("model"))
-    notes = _contradictions(args, checkpoint) if family else []
+    family, said = _said(args)
+    averaged = next((key for key in AVERAGED if key in content), None)
+    missing = f"it holds no {'usable ' if averaged else ''}{averaged or AVERAGED[0]!r}"
     return replace(
         checkpoint,
         backbone=family,
+        hints={key: value for key, (_, value) in said.items()},
         layout=f"{TRAINING}, weights under {chosen!r}"
-        + ("" if chosen == "ema" else f" (it holds no {'usable ' * ('ema' in content)}'ema')"),
+        + ("" if chosen in AVERAGED else f" ({missing})"),
         provenance={"args": args} if args else {},
         also=also,
-        notes=tuple(notes),
+        notes=tuple(_contradictions(args, checkpoint, family, said) if family else []),
     )
 
 
-def _family(model: Any) -> str | None:
-    match = re.match(r"(DiT|SiT)-", model) if isinstance(model, str) else None
-    return match[1].lower() if match else None
+def _said(args: Mapping[str, Any]) -> tuple[str | None, dict[str, tuple[str, Any]]]:
+    """The family whose training script recorded ``args``, and what they say of its arguments."""
+    for family, kind in FAMILIES.items():
+        said = kind.public_files.said(args) if kind.public_files else None
+        if said is not None:
+            return family, said
+    return None, {}
 
 
-def _contradictions(args: Mapping[str, Any], checkpoint: Checkpoint) -> list[str]:
+def _contradictions(
+    args: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    family: str,
+    said: Mapping[str, tuple[str, Any]],
+) -> list[str]:
     """Where the recorded arguments say something else than the tensors, which are believed."""
-    found = infer_dit(checkpoint.state, str(checkpoint.path))
-    said: dict[str, tuple[str, int]] = {}  # by argument: the word in args, the value
-    # Names such as DiT-XL/2; DiT-D14/2 is DiT-XL/2 cut to 14 blocks.
-    match = re.fullmatch(r"[DS]iT-(?:(S|B|L|XL)|D(\d+))/(\d+)", str(args.get("model", "")))
-    if match:
-        width, depth = _SIZES[match[1]] if match[1] else (_SIZES["XL"][0], int(match[2]))
-        sizes = {"hidden_size": width, "depth": depth, "patch_size": int(match[3])}
-        said |= {key: ("model", value) for key, value in sizes.items()}
-    if type(args.get("image_size")) is int:
-        said["input_size"] = ("image_size", args["image_size"] // _LATENT_FACTOR)
-    if type(args.get("num_classes")) is int:
-        said["num_classes"] = ("num_classes", args["num_classes"])
+    files = FAMILIES[family].public_files
+    assert files is not None
+    known = {key: value for key, (_, value) in said.items()}
+    found = files.infer(checkpoint.state, str(checkpoint.path), known)
     return [
         f"its args say {word}={args[word]}, which means {key}={value}, but its tensors have "
         f"{key}={found[key]}; the tensors are believed"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, count_parameters
 from tinyfusion.backbones.presets import family_of
+from tinyfusion.backbones.rebuild import check_own
 from tinyfusion.checkpoints.layout import CONFIG_FILE, FORMAT, FORMAT_VERSION, WEIGHTS_FILE
 from tinyfusion.checkpoints.tensors import write_tensors
 from tinyfusion.errors import InputError
@@ -38,11 +39,12 @@ def save_model(
         ``folder``.
 
     Raises:
-        InputError: the backbone has no name to be rebuilt by, or ``half`` was asked for weights
-            that float16 can't hold.
+        InputError: a class of somebody's own that could not be loaded again, or ``half`` was
+            asked for weights that float16 can't hold.
     """
     folder = Path(folder)
     family = family_of(net)
+    check_own(net)
     json.dumps(provenance)  # fails here, before any file is touched
     state = {name: stored(name, tensor, half) for name, tensor in net.state_dict().items()}
     weights = write_tensors(folder / WEIGHTS_FILE, state)
@@ -52,7 +54,9 @@ def save_model(
         "tinyfusion_version": __version__,
         "backbone": family,
         "arguments": net.config(),
+        "depth": net.depth,
         "kept_from": None if net.kept_from is None else list(net.kept_from),
+        **({"source_borders": list(net.source_borders)} if net.source_borders else {}),
         "num_parameters": count_parameters(net),
         "weights": {"file": WEIGHTS_FILE, "sha256": sha256_of(weights)},
         "provenance": provenance or {},

@@ -13,7 +13,7 @@ from torch import Tensor
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.errors import InputError
 from tinyfusion.processes.interpolant import Interpolant
-from tinyfusion.samplers.contract import NoiseSource, OnStep
+from tinyfusion.samplers.contract import NoiseSource, OnStep, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.samplers.guided import GuidedNet
 
@@ -82,6 +82,7 @@ class ODESampler:
         """
         from torchdiffeq import odeint  # imports scipy
 
+        check_sampler(self, process, net)
         predict = GuidedNet(net, noise, labels, guidance)
         adaptive = self.method in ADAPTIVE
 

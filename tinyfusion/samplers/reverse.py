@@ -10,14 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tinyfusion.backbones.contract import Backbone, dtype_of
+from tinyfusion.backbones.contract import Backbone
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.respacing import respaced_times
 from tinyfusion.samplers.contract import NoiseSource, OnStep
 from tinyfusion.samplers.guidance import Guidance
-
-Step = Callable[[int, Tensor], object]
-"""``on_step(i, state)``: receives the state after step i, i = 0 being the noisiest step."""
+from tinyfusion.samplers.guided import GuidedNet
 
 Step = Callable[[GaussianDiffusion, Tensor, Tensor, Tensor, NoiseSource], Tensor]
 """``step(chain, out, x, t, draw) -> x``: one step of a respaced chain, given the network output."""
@@ -56,19 +54,12 @@ def walk_back(
     Returns:
         The last state, shape (B, C, H, W).
     """
-    device, net_dtype = next(net.parameters()).device, dtype_of(net)
-    # Hundreds of small updates would be lost in half precision: only the network runs in it.
-    state_dtype = torch.promote_types(net_dtype, torch.float32)
-
-    def draw() -> Tensor:
-        return noise().to(device, state_dtype)
-
-    x = draw()
-    labels = labels.to(device)
+    predict = GuidedNet(net, noise, labels, guidance)
+    x = predict.draw()
     for index, time in enumerate(reversed(range(chain.num_steps))):
-        t = torch.full((len(x),), time, device=device)
-        out = guidance.predict(net, x.to(net_dtype), chain.network_time(t), labels)
-        x = step(chain, out.to(state_dtype), x, t, draw)
+        t = torch.full((len(x),), time, device=x.device)
+        out = predict(x, chain.network_time(t))
+        x = step(chain, out, x, t, predict.draw)
         if on_step is not None:
             on_step(index, x)
     return x

@@ -17,7 +17,7 @@ from torch import Tensor
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.errors import InputError
 from tinyfusion.processes.interpolant import Interpolant
-from tinyfusion.samplers.contract import NoiseSource, OnStep
+from tinyfusion.samplers.contract import NoiseSource, OnStep, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.samplers.guided import GuidedNet
 
@@ -118,6 +118,7 @@ class SDESampler:
         on_step: OnStep | None = None,
     ) -> Tensor:
         """See `Sampler`; ``noise`` is called for the start and once for every step but the last."""
+        check_sampler(self, process, net)
         predict = GuidedNet(net, noise, labels, guidance)
         noisy_steps = self.steps if self.last_step is None else self.steps - 1
         start, end = self._interval(process)

@@ -266,7 +266,7 @@ SUMMARIES: dict[str, str] = {
 
 GROUPS: dict[str, str] = {
     "experiment": "a set of overrides, such as a published recipe",
-    "backbone": "the network; null takes what the checkpoint says",
+    "backbone": "the network, with its process and sampler; null takes what the checkpoint says",
     "process": "noising, targets and loss",
     "autoencoder": "between pictures and latents; none for a model of pixels",
     "data": "images or latents",
@@ -288,7 +288,7 @@ OPTIONAL_GROUPS = ("autoencoder", "backbone", "callbacks", "delta", "evaluation"
 """Groups that may be null."""
 
 VALUES: dict[str, str] = {
-    "checkpoint": "file, model folder, packaged model (digits) or hub id owner/name",
+    "checkpoint": "file, folder, hub id, or packaged: digits, sit_digits, mar_digits",
     "scheme": "N:M, or a list of [keep, size] groups",
     "keep": "number of blocks that stay; null: as many as the scheme keeps",
     "decision": "a decision.json to apply instead of choosing blocks",

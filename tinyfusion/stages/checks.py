@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone
@@ -18,8 +19,9 @@ from tinyfusion.metrics.reference import read_reference
 from tinyfusion.processes.contract import Process
 from tinyfusion.samplers.contract import Sampler, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.settings.compose import build
+from tinyfusion.settings.compose import build, locate
 from tinyfusion.settings.messages import one_line
+from tinyfusion.settings.overview import choices, conf_folder
 from tinyfusion.settings.schema import TrainerSettings
 from tinyfusion.stages.fit import new_trainer
 
@@ -114,7 +116,7 @@ def check_latents(source: ImageSource, process: Process) -> None:
     if not source.pixels and getattr(process, "clip", False):
         raise InputError(
             "process.clip=true clamps to the range of pixels, but the data holds latents; give "
-            "process=ddpm_latents"
+            f"{_unclamped(process)}"
         )
 
 
@@ -138,6 +140,14 @@ def check_sampling(
         InputError: a sampler of another kind of process, steps that don't fit the process,
             guidance of a model without a null class, or more guided channels than the data has.
     """
+    kind = getattr(sampler, "process_kind", process.kind)
+    if kind != process.kind:
+        valid = ", ".join(_choices_for("sampler", process.kind))
+        raise InputError(
+            f"{key}: {type(sampler).__name__} samples by processes of kind {kind!r}, but "
+            f"process={type(process).__name__} is of kind {process.kind!r}; valid: sampler="
+            f"{valid or 'one of your own'}"
+        )
     try:
         check_sampler(sampler, process, net)
         if guidance.scale != 1:
@@ -150,6 +160,29 @@ def check_sampling(
             f"{key}: guidance channels={guidance.channels}, but the data has {available} "
             f"channel(s); valid: 1 to {available}, or null for all"
         )
+
+
+def _choices_for(group: str, kind: str, **values: Any) -> list[str]:
+    """Shipped choices of a group that are made for a kind of process and have these values."""
+    found = []
+    for name in choices(group):
+        node = OmegaConf.load(conf_folder() / group / f"{name}.yaml")
+        target = locate(node["_target_"], group)
+        made_for = getattr(target, "process_kind", None) or getattr(target, "kind", None)
+        if made_for == kind and all(node.get(key) == value for key, value in values.items()):
+            found.append(name)
+    return found
+
+
+def _unclamped(process: Process) -> str:
+    """What to write on the command line instead of a process that clamps, for latents."""
+    names = _choices_for("process", process.kind, clip=False)
+    return " or ".join(f"process={name}" for name in names) or "process.clip=false"
+
+
+def _decoder_of(channels: int) -> str:
+    """What to write on the command line to decode latents of so many channels."""
+    return f"autoencoder={'sd_vae_ft_ema' if channels == 4 else 'kl autoencoder.path=FOLDER'}"
 
 
 def check_extractor(evaluation: Evaluation, source: ImageSource, key: str) -> None:
@@ -167,7 +200,7 @@ def check_extractor(evaluation: Evaluation, source: ImageSource, key: str) -> No
     if evaluation.autoencoder is None and not source.pixels:
         raise InputError(
             f"{key}: scores need images but the data holds latents; give their decoder "
-            "(autoencoder=sd_vae_ft_ema), or evaluation=none for no scores"
+            f"({_decoder_of(source.channels)}), or evaluation=none for no scores"
         )
     wanted = getattr(extractor_class(evaluation.extractor), "input_shape", None)
     if wanted is not None and tuple(wanted) != found:
@@ -233,9 +266,10 @@ def check_decoder(
     channels = net.config().get("in_channels")
     if decoder is None:
         if channels not in (None, 1, 3):
+            more = f" {_unclamped(process)}" if getattr(process, "clip", False) else ""
             raise InputError(
                 f"the model has in_channels={channels}, so its samples are latents: give their "
-                "decoder (autoencoder=sd_vae_ft_ema process=ddpm_latents)"
+                f"decoder ({_decoder_of(channels)}{more})"
             )
         return
     if channels not in (None, decoder.channels):
@@ -246,7 +280,7 @@ def check_decoder(
     if getattr(process, "clip", False):
         raise InputError(
             "process.clip=true clamps to the range of pixels, but autoencoder= says that the model "
-            "is one of latents; give process=ddpm_latents"
+            f"is one of latents; give {_unclamped(process)}"
         )
     scale = getattr(source, "scale", None)
     if scale not in (None, decoder.scale):

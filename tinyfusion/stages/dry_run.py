@@ -39,7 +39,8 @@ def start(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Print the dry run of a composed configuration.
 
     Args:
-        cfg: composed configuration; what is missing of its data is left out.
+        cfg: composed configuration; what is missing of its data and its
+            autoencoder is left out.
         overrides: what the command line said.
 
     Raises:
@@ -49,6 +50,9 @@ def start(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     if missing:
         stand_in = f"{no_data.__module__}.{no_data.__name__}"
         cfg.data = OmegaConf.create({"_target_": stand_in, "key": f"data.{missing[0]}"})
+    decoder = cfg.get("autoencoder") or {}
+    if any(OmegaConf.is_missing(decoder, key) for key in decoder):
+        cfg.autoencoder = None  # nothing is decoded
     cfg = check(cfg, overrides)
     logging.getLogger("lightning").setLevel(logging.WARNING)
     for line in report(DrySetup(cfg)):

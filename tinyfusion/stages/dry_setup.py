@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from tinyfusion.backbones.contract import Backbone, count_parameters
 from tinyfusion.backbones.presets import build as build_backbone
-from tinyfusion.backbones.presets import build_empty, family_of
+from tinyfusion.backbones.presets import FAMILIES, build_empty, family_of
 from tinyfusion.data.source import ImageSource
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
@@ -78,8 +78,11 @@ class DrySetup(Setup):
     def configured(self) -> dict[str, Any] | None:
         """Arguments of the configured network; ``None`` if a checkpoint is to say what it is."""
         found = self.backbone()
-        # A family alone is no network yet.
-        return found if found is not None and len(found) > 1 else None
+        if found is None or len(found) > 1:
+            return found
+        # A family alone is no network yet; a class of somebody's own has sizes of its own.
+        is_whole = found["backbone"] not in FAMILIES and self.cfg.checkpoint is None
+        return found if is_whole else None
 
     @cached_property
     def arguments(self) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.autoencoder import Autoencoder
+from tinyfusion.backbones.by_name import as_backbone_class
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.backbones.presets import FAMILIES, PRESETS, preset_family
+from tinyfusion.backbones.presets import FAMILIES, PRESETS, family_of, preset_family
 from tinyfusion.backbones.presets import build as build_backbone
+from tinyfusion.backbones.rebuild import check_own
 from tinyfusion.checkpoints import load, weights_sha256
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
@@ -131,14 +133,19 @@ class Setup:
         """Load a checkpoint; needs no data.
 
         Raises:
-            InputError: no path, or a file that is unusable or not what ``backbone=`` says.
+            InputError: no path, or a file that is unusable or not what ``backbone=`` says, or a
+                class of the user's own that could not be saved after pruning.
         """
         if not path:
             raise InputError(f"{key}= must be given: a checkpoint file or a model folder")
-        # What is configured is checked against the file.
-        expected = self.backbone() if key == "checkpoint" else None
+        # What is configured is checked against the file. A class of the user's own is imported
+        # by it, which files, teachers' among them, may then name.
+        expected = self.backbone()
+        if key != "checkpoint":
+            expected = None
         net = load(path, backbone=expected, num_heads=self.cfg.num_heads)
         self.process.check(net, path)
+        check_own(net)
         return net
 
     def new_backbone(self) -> Backbone:
@@ -148,33 +155,30 @@ class Setup:
                 f"backbone= must be given to {self.cfg.command}, for example backbone=dit_digits"
             )
         arguments = self.backbone()
-        if set(arguments) == {"backbone"}:
-            family = arguments["backbone"]
+        family = arguments["backbone"]
+        # A class of the user's own has sizes of its own.
+        if set(arguments) == {"backbone"} and family in FAMILIES:
             raise InputError(
                 f"backbone={family} says what a checkpoint is, not how large a new model is to be; "
                 f"choose one of {', '.join(n for n in PRESETS if preset_family(n) == family)}"
             )
         net = build_backbone(arguments)
         self.process.check(net, "backbone")
+        check_own(net)
         return net
 
     def backbone(self) -> dict[str, Any] | None:
-        """Family and arguments of the configured backbone.
+        """Family and arguments of the configured backbone, whose class is imported.
 
         Raises:
-            InputError: its class is none of the known families.
+            InputError: its class is no backbone, or one that could not be found again by name.
         """
         if self.cfg.backbone is None:
             return None
         node = OmegaConf.to_container(self.cfg.backbone, resolve=True)
-        kind = locate(node.pop("_target_"), "backbone")
-        for family, known in FAMILIES.items():
-            if kind is known:
-                return {"backbone": family, **node}
-        valid = ", ".join(f"{known.__module__}.{known.__name__}" for known in FAMILIES.values())
-        raise InputError(
-            f"backbone._target_={self.cfg.backbone['_target_']!r} is no backbone; valid: {valid}"
-        )
+        target = node.pop("_target_")
+        kind = as_backbone_class(locate(target, "backbone"), f"backbone._target_={target!r}")
+        return {"backbone": family_of(kind), **node}
 
     @cached_property
     def source_hash(self) -> str:

@@ -156,7 +156,9 @@ def _report(net: Backbone, place: Path, to: str, half: bool, has_vae: bool) -> N
         f"wrote {place} ({to}): {net.depth} blocks{kept}; {count_parameters(net):,} parameters, "
         f"{'float16' if half else 'float32'}"
     )
-    print(f"convention: {convention_note(net, to)}")
+    note = convention_note(net, to)
+    if note:
+        print(f"convention: {note}")
     if to == "diffusers":
         print(f"sampling: {guidance_note(net)}")
         if not has_vae:

@@ -122,7 +122,12 @@ def _adapter(folder: Path) -> dict[str, Any]:
     if not weights.is_file():
         raise InputError(f"{folder}: a PEFT adapter without {weights.name}")
     state = read_safetensors(weights)
-    blocks = {int(index) for name in state for index in re.findall(r"blocks\.(\d+)\.", name)}
+    blocks: dict[str, set[int]] = {}
+    for name in state:
+        # Numbers of modules in lists; what is adapted itself may be numbered, too.
+        match = re.match(r"base_model\.model\.(.+?)\.(\d+)\.(?!lora_)", name)
+        if match:
+            blocks.setdefault(match[1], set()).add(int(match[2]))
     targets = config.get("target_modules")
     return {
         "kind": "adapter",
@@ -131,7 +136,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
         "alpha": config.get("lora_alpha"),
         "targets": sorted(targets) if isinstance(targets, list) else targets,
         "base_model": config.get("base_model_name_or_path"),
-        "blocks": sorted(blocks),
+        "blocks": {name: sorted(numbers) for name, numbers in sorted(blocks.items())},
         "tensors": len(state),
         "parameters": sum(tensor.numel() for tensor in state.values()),
         "dtypes": list(dtypes_of(state)),

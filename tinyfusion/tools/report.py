@@ -27,31 +27,7 @@ def report(facts: Mapping[str, Any]) -> str:
 
 
 def _model(facts: Mapping[str, Any]) -> Iterator[Row]:
-    same = "" if facts["backbone"] else ": their files look the same"
-    yield "architecture", facts["architecture"] + same
-    yield "format", facts["format"]
-    yield "depth", f"{facts['depth']} blocks"
-    kept = facts["kept_from"]
-    if kept is not None:
-        yield "kept blocks", f"{_listed(kept)} (numbers in the model it was pruned from)"
-    yield "width", str(facts["width"])
-    yield "heads", _heads(facts)
-    yield "MLP width", str(facts["mlp_width"])
-    yield "patch size", str(facts["patch_size"])
-    size = facts["input_size"]
-    yield "input", f"{facts['in_channels']} x {size} x {size}"
-    null = "and the null class" if facts["null_class"] else "without null class"
-    yield "classes", f"{facts['num_classes']} {null}"
-    sigma = "with" if facts["learn_sigma"] else "without"
-    yield "output", f"{facts['out_channels']} channels, {sigma} learned sigma"
-    yield "parameters", f"{facts['parameters']:,}"
-    yield from _file(facts)
-    numbers = facts["convention"]
-    yield (
-        "convention",
-        f"frequency divisor {numbers['frequency_divisor']:g}, norm epsilon "
-        f"{numbers['mlp_norm_eps']:g}: {numbers['meaning']}",
-    )
+    yield from _architecture(facts) if "convention" in facts else _own_architecture(facts)
     for note in facts["notes"]:
         yield "note", note
     if facts["also_holds"]:
@@ -59,6 +35,62 @@ def _model(facts: Mapping[str, Any]) -> Iterator[Row]:
         yield from _nested(facts["also_holds"])
     yield "provenance", "" if facts["provenance"] else "not recorded"
     yield from _nested(facts["provenance"])
+
+
+def _own_architecture(facts: Mapping[str, Any]) -> Iterator[Row]:
+    """Of a model whose class is somebody's own: what its file says."""
+    yield "architecture", facts["architecture"]
+    yield "format", facts["format"]
+    yield "depth", f"{facts['depth']} blocks" if facts["depth"] else "not in the file"
+    yield from _kept(facts)
+    yield "arguments", "" if facts["arguments"] else "none"
+    yield from _nested(facts["arguments"])
+    yield "parameters", f"{facts['parameters']:,}"
+    yield from _file(facts)
+
+
+def _kept(facts: Mapping[str, Any]) -> Iterator[Row]:
+    kept = facts["kept_from"]
+    if kept is not None:
+        borders = facts["source_borders"]
+        where = f", whose next stack begins at {_listed(borders)}" if borders else ""
+        yield "kept blocks", f"{_listed(kept)} (numbers in the model it was pruned from{where})"
+
+
+def _architecture(facts: Mapping[str, Any]) -> Iterator[Row]:
+    same = "" if facts["backbone"] else ": their files look the same"
+    yield "architecture", facts["architecture"] + same
+    yield "format", facts["format"]
+    yield "depth", f"{facts['depth']} blocks"
+    if len(facts["stacks"]) > 1:
+        yield "stacks", _pairs(facts["stacks"])
+    yield from _kept(facts)
+    yield "width", str(facts["width"])
+    yield "heads", _heads(facts)
+    yield "MLP width", str(facts["mlp_width"])
+    assumed = " (assumed: not in the file)" if "patch_size" in facts["assumed"] else ""
+    yield "patch size", f"{facts['patch_size']}{assumed}"
+    size = facts["input_size"]
+    yield "input", f"{facts['in_channels']} x {size} x {size}"
+    null = "and the null class" if facts["null_class"] else "without null class"
+    yield "classes", f"{facts['num_classes']} {null}"
+    sigma = "with" if facts["learn_sigma"] else "without"
+    yield "output", f"{facts['out_channels']} channels, {sigma} learned sigma"
+    if facts["further"]:
+        yield "further", _pairs(facts["further"])
+    yield "parameters", f"{facts['parameters']:,}"
+    yield from _file(facts)
+    numbers = facts["convention"]
+    if numbers is not None:
+        yield (
+            "convention",
+            f"frequency divisor {numbers['frequency_divisor']:g}, norm epsilon "
+            f"{numbers['mlp_norm_eps']:g}: {numbers['meaning']}",
+        )
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return _listed(f"{key} {value}" for key, value in values.items())
 
 
 def _heads(facts: Mapping[str, Any]) -> str:
@@ -97,7 +129,8 @@ def _adapter(facts: Mapping[str, Any]) -> Iterator[Row]:
     targets = facts["targets"]
     yield "targets", ", ".join(targets) if isinstance(targets, list) else str(targets)
     yield "base model", facts["base_model"] or "not recorded"
-    yield "blocks", _listed(facts["blocks"]) or "none"
+    for name, numbers in facts["blocks"].items() or [("blocks", ["none"])]:
+        yield name, _listed(numbers)
     yield "parameters", f"{facts['parameters']:,} in {facts['tensors']} tensors"
     yield from _file(facts)
 

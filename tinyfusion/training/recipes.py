@@ -28,49 +28,64 @@ class Recipe(NamedTuple):
     values: Mapping[str, Value]
 
 
-# TinyFusion (arXiv 2412.01199): table 6 and its official code. One epoch of ImageNet at batch 128
-# is 10,009 steps; 100,000 and 500,000 recovery steps at batch 256 are 20 and 100 epochs.
+# TinyFusion (arXiv 2412.01199): table 6 and its official code, which is of DiT. For SiT and MAR no
+# mask learning was published; it is taken to be the same.
+_MASK_LEARNING = Recipe(
+    steps=(10_009,),  # one epoch of ImageNet
+    batch_size=128,
+    values={
+        "learning_rate": 1e-4,
+        "learning_rate_end": 1e-4,
+        "warm_up": 0,
+        "clip_norm": 1.0,
+        "label_drop": 0.1,
+        "weight_decay": 0.0,
+    },
+)
+
+
+def _recovery(*steps: int) -> Recipe:
+    """Recovery of table 6; at batch 256, 100,000 steps are 20 epochs of ImageNet."""
+    return Recipe(
+        steps=steps,
+        batch_size=256,
+        values={
+            "learning_rate": 2e-4,
+            "learning_rate_end": 1e-4,
+            "warm_up": 0,
+            "clip_norm": 1.0,
+            "label_drop": 0.1,
+            "weight_decay": 0.0,
+            "ema_decay": 0.9999,
+        },
+    )
+
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     "tinyfusion": {
-        "mask_learning": Recipe(
-            steps=(10_009,),
-            batch_size=128,
-            values={
-                "learning_rate": 1e-4,
-                "learning_rate_end": 1e-4,
-                "warm_up": 0,
-                "clip_norm": 1.0,
-                "label_drop": 0.1,
-                "weight_decay": 0.0,
-            },
-        ),
-        "recovery": Recipe(
-            steps=(100_000, 500_000),
-            batch_size=256,
-            values={
-                "learning_rate": 2e-4,
-                "learning_rate_end": 1e-4,
-                "warm_up": 0,
-                "clip_norm": 1.0,
-                "label_drop": 0.1,
-                "weight_decay": 0.0,
-                "ema_decay": 0.9999,
-            },
-        ),
-    }
+        "mask_learning": _MASK_LEARNING,
+        "recovery": _recovery(100_000, 500_000),
+    },
+    # Table 2: 100 epochs for TinySiT-D14 and 40 for TinyMAR-D16.
+    "tinyfusion_sit": {"mask_learning": _MASK_LEARNING, "recovery": _recovery(500_000)},
+    "tinyfusion_mar": {"mask_learning": _MASK_LEARNING, "recovery": _recovery(200_000)},
 }
 """Published stages by recipe and stage."""
 
 # TinyFusion, table 6: loss weights of masked distillation; beta falls to 0 linearly.
-TINYFUSION_RECOVERY = {
+_RECOVERY_WEIGHTS: dict[str, float] = {
     "task_weight": 0.1,
     "output_weight": 0.9,
     "feature_weight": 1e-2,
     "feature_weight_end": 0.0,
     "num_sigmas": 2.0,
 }
-# The same for SiT (SiT-D14 in table 6).
-SIT_FEATURE_WEIGHT = 2e-4
+RECOVERY_WEIGHTS: dict[str, dict[str, float]] = {
+    "tinyfusion": _RECOVERY_WEIGHTS,
+    "tinyfusion_sit": _RECOVERY_WEIGHTS | {"feature_weight": 2e-4},
+    "tinyfusion_mar": _RECOVERY_WEIGHTS,
+}
+"""What the published recoveries minimise, by recipe."""
 
 # TinyFusion's official code, mask learning.
 TINYFUSION_GATES = {
@@ -88,6 +103,8 @@ SCHEMES: dict[str, str | list[list[int]]] = {
     # blocks reveal these groups.
     "tinydit_d19": [[3, 4], [3, 4], [2, 4], [3, 4], [2, 4], [3, 4], [3, 4]],
     "tinydit_d7": "1:2",
+    "tinysit_d14": "1:2",
+    "tinymar_d16": "1:2",
 }
 """Groups of the published students."""
 

@@ -1,0 +1,320 @@
+"""MAR, the masked autoregressive model with a diffusion head (arXiv 2406.11838).
+
+An encoder sees the tokens that are known, a decoder all positions; a small network then denoises
+every token under the decoder's output for it. Tensor names are those of the public checkpoints.
+
+Shape suffixes: B batch, T tokens, V visible tokens, S sequence (buffer and tokens), D width,
+M hidden tokens, C channels, H height, W width of the image, R repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyfusion.backbones.contract import Backbone, BlockRunner, dtype_of, run_plain
+from tinyfusion.backbones.diffusion_head import DiffusionHead
+from tinyfusion.backbones.layers import Attention, Mlp
+from tinyfusion.backbones.mar_files import MAR_FILES
+from tinyfusion.backbones.tokens import patchify, unpatchify
+from tinyfusion.errors import InputError
+
+NORM_EPS = 1e-6
+
+
+class PreNormBlock(nn.Module):
+    """Plain transformer block: nothing but its input conditions it."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, num_heads, dropout)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, int(width * mlp_ratio), gelu="none", dropout=dropout)
+
+    def forward(self, x_BSD: Tensor, condition: None = None) -> Tensor:
+        """Run the block on states (B, S, D); the condition of the contract is not used."""
+        x_BSD = x_BSD + self.attn(self.norm1(x_BSD))
+        return x_BSD + self.mlp(self.norm2(x_BSD))
+
+
+class MAR(Backbone):
+    """Masked autoregressive model whose state dict has the names of the public checkpoints.
+
+    Its blocks are those of the encoder followed by those of the decoder, run without a condition:
+    the class enters as ``buffer_size`` tokens in front of the image's. A stack may lose all of its
+    blocks; its norm and embedding stay.
+
+    Args:
+        input_size: side of the square input, in latent cells or pixels.
+        hidden_size: width of both stacks; a multiple of ``num_heads``.
+        encoder_depth: number of encoder blocks.
+        decoder_depth: number of decoder blocks.
+        num_heads: attention heads per block.
+        patch_size: side of the square that makes a token; must divide ``input_size``.
+        in_channels: channels of the input.
+        mlp_ratio: hidden width of the blocks' MLP over ``hidden_size``.
+        num_classes: number of classes without the null class.
+        class_dropout_prob: probability with which *training* replaces a label by the null class;
+            0 means that the null class was never trained.
+        buffer_size: number of class tokens.
+        head_depth: residual blocks of the diffusion head.
+        head_width: width of the diffusion head.
+        learn_sigma: whether the head predicts as many variance values again.
+        dropout: probability with which training drops attention weights and channels of the
+            blocks; published models were trained with 0.1.
+
+    Attributes:
+        num_tokens: tokens of an image.
+        token_channels: values of a token, ``in_channels * patch_size**2``.
+
+    Raises:
+        InputError: sizes that do not fit together.
+    """
+
+    process_kind = "masked"
+    depth_arguments = ("encoder_depth", "decoder_depth")
+    stack_names = ("encoder_blocks", "decoder_blocks")
+    public_files = MAR_FILES
+
+    def __init__(
+        self,
+        input_size: int = 16,
+        hidden_size: int = 1024,
+        encoder_depth: int = 16,
+        decoder_depth: int = 16,
+        num_heads: int = 16,
+        patch_size: int = 1,
+        in_channels: int = 16,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        class_dropout_prob: float = 0.1,
+        buffer_size: int = 64,
+        head_depth: int = 8,
+        head_width: int = 1280,
+        learn_sigma: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if encoder_depth + decoder_depth < 1:
+            raise InputError("encoder_depth and decoder_depth are both 0; valid: a block in one")
+        if input_size % patch_size:
+            raise InputError(
+                f"patch_size must divide input_size, got patch_size={patch_size} and "
+                f"input_size={input_size}"
+            )
+        if hidden_size % num_heads:
+            raise InputError(
+                f"num_heads must divide hidden_size, got num_heads={num_heads} and "
+                f"hidden_size={hidden_size}"
+            )
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout must be in [0, 1), got {dropout}")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_heads = num_heads
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.mlp_ratio = mlp_ratio
+        self.num_classes = num_classes
+        self.class_dropout_prob = class_dropout_prob
+        self.buffer_size = buffer_size
+        self.head_depth = head_depth
+        self.head_width = head_width
+        self.learn_sigma = learn_sigma
+        self.dropout = dropout
+        self.num_tokens = (input_size // patch_size) ** 2
+        self.token_channels = in_channels * patch_size**2
+
+        width, length = hidden_size, buffer_size + self.num_tokens
+        self.class_emb = nn.Embedding(num_classes, width)
+        self.fake_latent = nn.Parameter(torch.empty(1, width))
+        self.z_proj = nn.Linear(self.token_channels, width)
+        self.z_proj_ln = nn.LayerNorm(width, eps=NORM_EPS)
+        self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, length, width))
+        self.encoder_blocks = self._stack(encoder_depth)
+        self.encoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.decoder_embed = nn.Linear(width, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, length, width))
+        self.decoder_blocks = self._stack(decoder_depth)
+        self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, self.num_tokens, width))
+        self._initialise()
+        # Public files keep the head inside the module of its loss, hence the extra name.
+        out_channels = self.token_channels * (2 if learn_sigma else 1)
+        self.diffloss = nn.ModuleDict(
+            {"net": DiffusionHead(self.token_channels, out_channels, width, head_width, head_depth)}
+        )
+
+    def _stack(self, depth: int) -> nn.ModuleList:
+        return nn.ModuleList(
+            PreNormBlock(self.hidden_size, self.num_heads, self.mlp_ratio, self.dropout)
+            for _ in range(depth)
+        )
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for table in (
+            self.class_emb.weight,
+            self.fake_latent,
+            self.mask_token,
+            self.encoder_pos_embed_learned,
+            self.decoder_pos_embed_learned,
+            self.diffusion_pos_embed_learned,
+        ):
+            nn.init.normal_(table, std=0.02)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Encoder blocks, then decoder blocks: a new list of the same modules at each call."""
+        return nn.ModuleList([*self.encoder_blocks, *self.decoder_blocks])
+
+    @property
+    def borders(self) -> tuple[int, ...]:
+        """Index of the first decoder block; 0 or the depth where a stack is empty."""
+        return (len(self.encoder_blocks),)
+
+    def keep_blocks(self, kept: Sequence[int]) -> None:
+        """Drop every block but ``kept`` from the stack that holds it."""
+        first, blocks = len(self.encoder_blocks), self.blocks
+        self.encoder_blocks = nn.ModuleList([blocks[i] for i in kept if i < first])
+        self.decoder_blocks = nn.ModuleList([blocks[i] for i in kept if i >= first])
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments of this module as it now is."""
+        names = (
+            "input_size hidden_size num_heads patch_size in_channels mlp_ratio num_classes "
+            "class_dropout_prob buffer_size head_depth head_width learn_sigma dropout"
+        )
+        return {
+            "encoder_depth": len(self.encoder_blocks),
+            "decoder_depth": len(self.decoder_blocks),
+            **{name: getattr(self, name) for name in names.split()},
+        }
+
+    @property
+    def null_label(self) -> int:
+        """Label that stands for the null class.
+
+        Raises:
+            InputError: the model was made without label dropout, so that it never saw the class.
+        """
+        if not self.class_dropout_prob:
+            raise InputError(
+                "this model has no null class (class_dropout_prob=0), so its labels can't be "
+                "dropped and it can't be guided: use guidance 1"
+            )
+        return self.num_classes
+
+    def example_inputs(
+        self, count: int = 1, device: torch.device | str | None = None
+    ) -> tuple[Tensor, ...]:
+        """Arguments of a forward that hides half of the tokens, with one noisy version each."""
+        B, T, C = count, self.num_tokens, self.in_channels
+        zeros = partial(torch.zeros, device=device)
+        x = zeros(B, C, self.input_size, self.input_size, dtype=dtype_of(self))
+        hidden = torch.arange(T // 2, T, device=device).expand(B, -1)
+        noisy = zeros(B, 1, T, self.token_channels, dtype=dtype_of(self))
+        return x, hidden, noisy, zeros(B, 1, T, dtype=torch.long), zeros(B, dtype=torch.long)
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) as tokens (B, T, C*P*P), see `tinyfusion.backbones.tokens`."""
+        return patchify(x, self.patch_size)
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, C*P*P) as images (B, C, H, W)."""
+        return unpatchify(tokens, self.patch_size)
+
+    def conditions(
+        self, x: Tensor, hidden: Tensor, y: Tensor, run_block: BlockRunner = run_plain
+    ) -> Tensor:
+        """Say something about every token from those that are visible.
+
+        Args:
+            x: images, shape (B, C, H, W); values of hidden tokens are not looked at.
+            hidden: numbers of the hidden tokens in any order, shape (B, M).
+            y: labels, shape (B,), integers 0..num_classes, the last being the null class.
+            run_block: how to run each block. States are (B, buffer + V, D) in the encoder and
+                (B, buffer + T, D) in the decoder.
+
+        Returns:
+            Shape (B, T, D).
+        """
+        B, T = len(x), self.num_tokens
+        mask_BT = torch.zeros(B, T, dtype=torch.int32, device=x.device).scatter(1, hidden, 1)
+        # Positions of the visible tokens, then of the hidden ones, each in ascending order.
+        order_BT = mask_BT.argsort(dim=1, stable=True)
+        visible_BV = order_BT[:, : T - hidden.shape[1]]
+
+        # One table with the null class last, so that labels index it as they are.
+        table = torch.cat([self.class_emb.weight, self.fake_latent])
+        buffer_BSD = F.embedding(y, table)[:, None].expand(-1, self.buffer_size, -1)
+        tokens_BTD = self.z_proj(self.patchify(x))
+        states_BSD = torch.cat([buffer_BSD, tokens_BTD], dim=1) + self.encoder_pos_embed_learned
+        buffer_BSD, tokens_BTD = self._split(self.z_proj_ln(states_BSD))
+        states_BSD = torch.cat([buffer_BSD, _take(tokens_BTD, visible_BV)], dim=1)
+        for index, block in enumerate(self.encoder_blocks):
+            states_BSD = run_block(index, block, states_BSD, None)
+
+        buffer_BSD, seen_BVD = self._split(self.decoder_embed(self.encoder_norm(states_BSD)))
+        hidden_BTD = self.mask_token.expand(B, T - visible_BV.shape[1], -1)
+        tokens_BTD = _take(torch.cat([seen_BVD, hidden_BTD], dim=1), order_BT.argsort(dim=1))
+        states_BSD = torch.cat([buffer_BSD, tokens_BTD], dim=1) + self.decoder_pos_embed_learned
+        for index, block in enumerate(self.decoder_blocks, start=len(self.encoder_blocks)):
+            states_BSD = run_block(index, block, states_BSD, None)
+        return self._split(self.decoder_norm(states_BSD))[1] + self.diffusion_pos_embed_learned
+
+    def _split(self, states_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Buffer and image tokens of a sequence."""
+        return states_BSD[:, : self.buffer_size], states_BSD[:, self.buffer_size :]
+
+    def head(self, noisy: Tensor, t: Tensor, conditions: Tensor) -> Tensor:
+        """Predict the noise in tokens; each is looked at on its own.
+
+        Args:
+            noisy: noisy tokens, shape (..., C*P*P).
+            t: integer times, shape (...).
+            conditions: what :meth:`conditions` says, shape (..., D) or with axes of length 1.
+
+        Returns:
+            Noise and, with ``learn_sigma``, as many variance values, shape (..., 2*C*P*P).
+        """
+        return self.diffloss["net"](noisy, t, conditions)
+
+    def forward(
+        self,
+        x: Tensor,
+        hidden: Tensor,
+        noisy: Tensor,
+        t: Tensor,
+        y: Tensor,
+        run_block: BlockRunner = run_plain,
+    ) -> Tensor:
+        """Predict the noise in R noisy versions of every token.
+
+        Args:
+            x: images whose visible tokens are known, shape (B, C, H, W).
+            hidden: numbers of the hidden tokens in any order, shape (B, M).
+            noisy: noisy tokens, shape (B, R, T, C*P*P).
+            t: times of the noise, integers 0..999, shape (B, R, T).
+            y: labels, shape (B,), integers 0..num_classes, the last being the null class.
+            run_block: how to run each block.
+
+        Returns:
+            Noise and variance values, shape (B, R, T, 2*C*P*P).
+        """
+        return self.head(noisy, t, self.conditions(x, hidden, y, run_block)[:, None])
+
+
+def _take(tokens_BTD: Tensor, indices_BV: Tensor) -> Tensor:
+    """Tokens at each sample's own positions, shape (B, V, D)."""
+    return tokens_BTD.gather(1, indices_BV[..., None].expand(-1, -1, tokens_BTD.shape[-1]))

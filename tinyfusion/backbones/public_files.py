@@ -1,0 +1,134 @@
+"""What a backbone's class knows of the files that its authors published.
+
+Reading, describing and exporting checkpoints asks the class for this, and for nothing by name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tinyfusion.errors import InputError
+
+Infer = Callable[[Mapping[str, Tensor], str, Mapping[str, Any]], dict[str, Any]]
+"""``infer(state, origin, known) -> arguments``, see `PublicFiles.infer`."""
+
+
+@dataclass(frozen=True)
+class PublicFiles:
+    """Files with the tensor names of the class.
+
+    Attributes:
+        marks: beginnings of tensor names, of which a file holds one only if it is such a file.
+        infer: gives the constructor arguments that the tensors of a bare state dict show, all but
+            ``num_heads``. It is given the state dict, the name of the file for error messages,
+            and arguments that are known otherwise, of which it takes what shapes don't show; it
+            raises `InputError` if the tensors are not those of the class.
+        heads: attention heads of the published models by their width.
+        said: what the recorded arguments of a public training script say of the constructor's,
+            each with the word that says it; ``None`` if they are those of another script.
+        citation: the paper in BibTeX.
+        unseen: arguments besides ``num_heads`` that shapes don't show; `infer` has a usual value.
+    """
+
+    marks: tuple[str, ...]
+    infer: Infer
+    heads: Mapping[int, int]
+    said: Callable[[Mapping[str, Any]], dict[str, tuple[str, Any]] | None]
+    citation: str
+    unseen: tuple[str, ...] = ()
+
+    def fit(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether a state dict looks like one of these files."""
+        return any(name.startswith(self.marks) for name in state)
+
+
+def shape_of(
+    state: Mapping[str, Tensor], name: str, rank: int, origin: str, kind: str
+) -> tuple[int, ...]:
+    """Shape of a tensor that a file of this kind must have.
+
+    Args:
+        state: the file's tensors.
+        name: of the tensor.
+        rank: number of axes that it must have.
+        origin: name of the file, for the message.
+        kind: what the file should be, such as ``"DiT"``, for the message.
+
+    Raises:
+        InputError: it is absent or has other axes.
+    """
+    if name not in state:
+        raise InputError(
+            f"{origin}: not a {kind} state dict: it has no tensor {name!r}{_what_instead(state)}"
+        )
+    shape = tuple(state[name].shape)
+    if len(shape) != rank or 0 in shape:
+        raise InputError(f"{origin}: not a {kind} state dict: tensor {name!r} has shape {shape}")
+    return shape
+
+
+def _what_instead(state: Mapping[str, Tensor]) -> str:
+    """A guess at what some tensors are, by their names."""
+    if any(name.startswith("transformer_blocks.") for name in state):
+        return ", but those of a diffusers transformer; keep its config.json beside it"
+    if any(".lora_" in name for name in state):
+        return ", but those of a LoRA adapter; give the model that it belongs to"
+    return f" (first tensors: {', '.join(list(state)[:3])})"
+
+
+def count_modules(state: Mapping[str, Tensor], name: str, origin: str) -> int:
+    """Length of a module list, such as ``blocks``, from the numbers in the names of its tensors.
+
+    Raises:
+        InputError: a number is left out.
+    """
+    pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.")
+    found = {int(match[1]) for match in map(pattern.match, state) if match}
+    missing = sorted(set(range(max(found, default=-1) + 1)) - found)
+    if missing:
+        raise InputError(f"{origin}: {name} are numbered up to {max(found)} without {missing}")
+    return len(found)
+
+
+def grid_side(num_tokens: int, name: str, origin: str) -> int:
+    """Tokens along one side of a square image.
+
+    Raises:
+        InputError: the position table ``name`` has no square number of positions.
+    """
+    side = math.isqrt(num_tokens)
+    if side**2 != num_tokens:
+        raise InputError(
+            f"{origin}: {name} has {num_tokens} positions; valid: the square of an integer"
+        )
+    return side
+
+
+def predicts_variance(
+    state: Mapping[str, Tensor], name: str, values: int, rank: int, origin: str, kind: str
+) -> bool:
+    """Whether the last layer has a variance output beside each of ``values`` predictions.
+
+    Raises:
+        InputError: it has another number of rows, or is absent.
+    """
+    rows = shape_of(state, name, rank, origin, kind)[0]
+    if rows not in (values, 2 * values):
+        raise InputError(
+            f"{origin}: {name} has {rows} rows; valid for tokens of {values} values: {values}, or "
+            "twice that with learned variance"
+        )
+    return rows == 2 * values
+
+
+def ratio_of(mlp_width: int, width: int) -> float:
+    """The ``mlp_ratio`` from which a constructor gets ``mlp_width``."""
+    # It truncates width * ratio, which rounding may have put just below mlp_width.
+    ratio = mlp_width / width
+    return ratio if int(width * ratio) == mlp_width else math.nextafter(ratio, math.inf)

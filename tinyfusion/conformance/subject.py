@@ -1,0 +1,79 @@
+"""What forwards are checked on: a copy with weights that no output ignores, and a batch."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.processes.contract import Process
+from tinyfusion.seeding import FixedDraws, generator
+
+_STRAY = 0.05
+"""How far weights are moved, in their own unit: far enough that zeros at the start are none."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A backbone and inputs for it.
+
+    Attributes:
+        net: copy in eval mode, float32, on the CPU.
+        inputs: of one forward, labels last; samples differ.
+        process: that made the inputs, if one did.
+        batch: what it made of random data, if so.
+    """
+
+    net: Backbone
+    inputs: tuple[Tensor, ...]
+    process: Process | None
+    batch: Any
+
+    @classmethod
+    def of(cls, net: Backbone, process: Process | None, count: int) -> Subject:
+        """A subject of ``count`` samples; ``net`` is left as it is.
+
+        Raises:
+            InputError: a backbone of another kind than the process.
+        """
+        twin = copy.deepcopy(net).cpu().float().eval()
+        draws = generator("conformance", "weights")
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                if parameter.requires_grad:
+                    parameter += _STRAY * torch.randn(parameter.shape, generator=draws)
+        draws = generator("conformance", "inputs")
+        labels = torch.randint(net.num_classes, (count,), generator=draws)
+        if process is None:
+            *examples, _ = twin.example_inputs(count, "cpu")
+            return cls(twin, (*(_varied(x, draws) for x in examples), labels), None, None)
+        process.check(net)
+        size = net.input_size
+        clean = torch.randn(count, net.in_channels, size, size, generator=draws)
+        batch = process.corrupt(clean, FixedDraws(count, 0, "conformance").part(slice(0, count)))
+        return cls(twin, (*batch.inputs, labels), process, batch)
+
+    def forward(self, **options: Any) -> Tensor:
+        """Output for the inputs, without gradients."""
+        with torch.no_grad():
+            return self.net(*self.inputs, **options)
+
+
+def _varied(example: Tensor, draws: torch.Generator) -> Tensor:
+    """Random values in place of real ones, of which times (B,) stay in 0..1; others stay."""
+    if not example.is_floating_point():
+        return example
+    draw = torch.rand if example.ndim == 1 else torch.randn
+    return draw(example.shape, generator=draws)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two outputs are equal up to the order in which kernels add."""
+    if a.shape != b.shape or not torch.isfinite(a).all():
+        return False
+    scale = float(b.detach().abs().max())
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * max(scale, 1e-6))
