@@ -8,27 +8,29 @@ from pathlib import Path
 import torch
 
 from tinyfusion.checkpoints import load, read_checkpoint, save_model
+from tinyfusion.checkpoints.locate import ASSETS, PACKAGED
 from tinyfusion.data.digits import digit_split
 from tinyfusion.files import read_json, write_json
 from tinyfusion.metrics.held_out import HeldOutLoss
-from tinyfusion.processes.gaussian import GaussianDiffusion
-
-ASSET = Path(__file__).resolve().parents[1] / "tinyfusion" / "assets" / "digits_teacher"
+from tinyfusion.studies.teachers import TEACHERS, process_and_sampler
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("backbone", choices=TEACHERS)
     parser.add_argument("run", type=Path, help="folder of a finished 'tinyfusion pretrain'")
     parser.add_argument("--report", type=Path, help="report.json of scripts/teacher_report.py")
     arguments = parser.parse_args()
 
+    asset = ASSETS / PACKAGED[TEACHERS[arguments.backbone]]
+    process, _ = process_and_sampler(arguments.backbone)
     source = arguments.run / "model"
     provenance = read_checkpoint(source).provenance
     net = load(source)
-    save_model(net, ASSET, provenance, half=True)
+    save_model(net, asset, provenance, half=True)
     _, _, held, labels = digit_split()
-    held_out = HeldOutLoss(GaussianDiffusion(clip=True), held, labels)
-    exact, stored = held_out.predict(net), held_out.predict(load(ASSET))
+    held_out = HeldOutLoss(process, held, labels)
+    exact, stored = held_out.predict(net), held_out.predict(load(asset))
     rounding = {
         "dtype": "float16",
         "held_out_loss_float32": held_out.of(exact)["loss"],
@@ -36,9 +38,9 @@ def main() -> None:
         "largest_prediction_difference": float((exact - stored).abs().max()),
     }
     report = read_json(arguments.report, "report") if arguments.report else None
-    write_json(ASSET / "provenance.json", provenance | {"rounding": rounding, "report": report})
-    size = sum(file.stat().st_size for file in ASSET.iterdir()) / 2**20
-    print(f"{ASSET}: {size:.2f} MiB; {rounding}; torch {torch.__version__}")
+    write_json(asset / "provenance.json", provenance | {"rounding": rounding, "report": report})
+    size = sum(file.stat().st_size for file in asset.iterdir()) / 2**20
+    print(f"{asset}: {size:.2f} MiB; {rounding}; torch {torch.__version__}")
 
 
 if __name__ == "__main__":

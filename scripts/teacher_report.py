@@ -12,32 +12,31 @@ from tinyfusion.checkpoints import load
 from tinyfusion.data.digits import Digits, digit_split
 from tinyfusion.figures.grid import image_grid
 from tinyfusion.files import write_json
+from tinyfusion.metrics.evaluation import settings_of
 from tinyfusion.metrics.fidelity import fidelity, real_halves_fid, subsample
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.metrics.memorisation import nearer_than_heldout
 from tinyfusion.pixels import to_uint8
-from tinyfusion.processes.gaussian import GaussianDiffusion
-from tinyfusion.samplers.ancestral import AncestralSampler
 from tinyfusion.samplers.generate import balanced_labels, generate
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.studies.depth_use import depth_use
+from tinyfusion.studies.teachers import TEACHERS, process_and_sampler
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", nargs="?", default="digits")
+    parser.add_argument("backbone", choices=TEACHERS, nargs="?", default="dit_digits")
+    parser.add_argument("--checkpoint", help="a model of this backbone; default: the packaged one")
     parser.add_argument("--output", type=Path, default=Path("outputs/teacher_report"))
-    parser.add_argument("--steps", type=int, default=50, help="sampling steps")
     parser.add_argument("--seeds", type=int, default=3, help="sampling seeds")
     arguments = parser.parse_args()
 
-    net = load(arguments.checkpoint)
-    process = GaussianDiffusion(clip=True)
+    net = load(arguments.checkpoint or TEACHERS[arguments.backbone])
+    process, sampler = process_and_sampler(arguments.backbone)
     train, train_labels, held, held_labels = digit_split()
     real = Digits().reference()
     held_out = HeldOutLoss(process, held, held_labels)
     calibration = HeldOutLoss(process, train[:1024], train_labels[:1024], repeats=1)
-    sampler = AncestralSampler(arguments.steps)
     labels = balanced_labels(len(real), 10)
     per_seed = []
     for seed in range(arguments.seeds):
@@ -65,7 +64,7 @@ def main() -> None:
         "floor_train_vs_held_out_at_297": fidelity(
             subsample(to_uint8(train), len(held), 0), to_uint8(held)
         )["fid"],
-        "sampling_steps": arguments.steps,
+        "sampler": settings_of(sampler),
     }
     write_json(arguments.output / "report.json", report)
     for scale in (1.0, 1.5):

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from tinyfusion.backbones.presets import FAMILIES, PRESETS, preset_family
+from tinyfusion.backbones.presets import FAMILIES, PRESETS, build_empty, preset_family
 from tinyfusion.errors import InputError
 from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
@@ -19,9 +20,10 @@ from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS, Traine
 # What a choice asks the user for.
 REQUIRED = {
     **{
-        ("experiment", f"imagenet/tinydit_{depth}"): ["data.root=store"]
-        for depth in ("d7", "d14", "d19")
+        ("experiment", f"imagenet/{name}"): ["data.root=store"]
+        for name in ("tinydit_d7", "tinydit_d14", "tinydit_d19", "tinysit_d14")
     },
+    ("experiment", "imagenet/tinymar_d16"): ["data.root=store", "autoencoder.path=vae"],
     ("pruner", "indices"): ["pruner.kept=[0,1]"],
     ("data", "imagefolder"): ["data.root=images", "data.size=8"],
     ("data", "latents"): ["data.root=store"],
@@ -36,10 +38,25 @@ NOT_BUILT = {
     ("data", "latents"),
     ("data", "latent_files"),
     ("autoencoder", "kl"),
-    ("backbone", "dit"),
-    ("backbone", "sit"),
+    *(("backbone", family) for family in FAMILIES),
 }
-LARGE = ("dit_b", "dit_l", "dit_xl", "sit_b", "sit_l", "sit_xl")
+LARGE = (
+    *("dit_b", "dit_l", "dit_xl"),
+    *("sit_b", "sit_l", "sit_xl"),
+    *("mar_base", "mar_large", "mar_huge"),
+)
+# What a backbone chooses besides itself: process, sampler and checkpoint.
+CHOSEN = {
+    "dit": ("ddpm_pixels", "ddpm_20", "digits"),
+    "dit_xl_2": ("ddpm_pixels", "ddpm_20", "digits"),
+    "dit_digits": ("ddpm_pixels", "ddpm_20", "digits"),
+    "sit": ("sit", "sde_euler_250", "digits"),
+    "sit_xl_2_d14": ("sit", "sde_euler_250", "digits"),
+    "sit_digits": ("sit", "ode_heun_20", "sit_digits"),
+    "mar": ("mar", "mar_64", "digits"),
+    "mar_large": ("mar", "mar_64", "digits"),
+    "mar_digits": ("mar_pixels", "mar_8", "mar_digits"),
+}
 
 CHOICES = [
     (group, choice) for group in GROUPS for choice in choices(group) if group != "experiment"
@@ -89,8 +106,9 @@ def test_every_experiment_composes_for_every_command(name: str, command: str) ->
     cfg = composed(command, f"experiment={name}", *required)
     # What other commands have is dropped; what this one has is taken.
     assert set(cfg) == set(COMMANDS[command].__dataclass_fields__)
-    if "sampler" in cfg:
-        assert cfg.sampler.steps == (250 if name.startswith("imagenet/") else 20)
+    if "sampler" in cfg and name.startswith("imagenet/"):
+        sampler = build(cfg.sampler)
+        assert sampler.num_steps(build(cfg.process)) == (64 if "tinymar" in name else 250)
 
 
 def test_what_points_at_a_group_sees_the_absolute_path(
@@ -124,11 +142,55 @@ def test_keys_of_other_commands_are_refused_on_the_command_line() -> None:
 def test_backbones_are_the_presets_and_the_families() -> None:
     # A family alone says what a checkpoint is, whatever its size.
     assert set(choices("backbone")) == {*PRESETS, *FAMILIES}
-    for name, arguments in {**PRESETS, **{family: {} for family in FAMILIES}}.items():
-        file = OmegaConf.load(conf_folder() / "backbone" / f"{name}.yaml")
-        kind = FAMILIES[preset_family(name)]
-        assert file.pop("_target_") == f"{kind.__module__}.{kind.__name__}"
-        assert file == arguments, name
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *FAMILIES])
+def test_a_backbone_is_its_preset_and_brings_what_it_needs(name: str) -> None:
+    cfg = composed("run", f"backbone={name}")
+    node = OmegaConf.to_container(cfg.backbone)
+    kind = FAMILIES[preset_family(name)]
+    assert node.pop("_target_") == f"{kind.__module__}.{kind.__name__}"
+    assert node == PRESETS.get(name, {})
+    process, sampler = build(cfg.process), build(cfg.sampler)
+    assert kind.process_kind == process.kind == sampler.process_kind
+    sampler.num_steps(process)
+    if name in PRESETS:
+        with torch.device("meta"):
+            process.check(build_empty(name))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_backbone_chooses_process_sampler_and_checkpoint(name: str, command: str) -> None:
+    required = REQUIRED.get(("command", command), [])
+    hydra_cfg = compose(command, [f"backbone={name}", *required], return_hydra_config=True)
+    chosen, (process, sampler, checkpoint) = hydra_cfg.hydra.runtime.choices, CHOSEN[name]
+    if not name.startswith("dit"):
+        assert (chosen.process, chosen.sampler) == (process, sampler)
+    elif command == "run":
+        assert (chosen.process, chosen.sampler, chosen.training) == (process, sampler, "digits")
+    if command == "pretrain":
+        # It starts from random weights.
+        assert composed(command, f"backbone={name}").checkpoint is None
+    elif command != "encode":
+        assert composed(command, f"backbone={name}").checkpoint == checkpoint
+
+
+def test_what_is_chosen_by_name_wins_over_a_backbones_choice() -> None:
+    given = ("process=ddpm_latents", "sampler=ddim_50", "checkpoint=mine")
+    cfg = composed("run", "backbone=mar_digits", *given)
+    assert cfg.process._target_.endswith("GaussianDiffusion") and not cfg.process.clip
+    assert cfg.sampler._target_.endswith("DDIMSampler") and cfg.checkpoint == "mine"
+    cfg = composed("run", "backbone=sit_digits", "experiment=imagenet/tinydit_d14", "data.root=s")
+    assert cfg.process._target_.endswith("GaussianDiffusion") and cfg.sampler.steps == 250
+    assert cfg.checkpoint is None and cfg.backbone._target_.endswith("SiT")
+
+
+@pytest.mark.parametrize("name", [name for name in choices("experiment") if "/" not in name])
+def test_experiments_of_digits_serve_every_backbone(name: str) -> None:
+    cfg = composed("run", f"experiment={name}", "backbone=mar_digits")
+    assert cfg.sampler._target_.endswith("AutoregressiveSampler")
+    assert cfg.checkpoint == "mar_digits" and cfg.evaluation.sampler == cfg.sampler
 
 
 def test_paths_that_exist_become_absolute(tmp_path: Path, monkeypatch) -> None:
@@ -151,10 +213,12 @@ def test_training_settings_refuse_negative_values(value: str) -> None:
         build(cfg.training)
 
 
-def test_experiments_win_over_a_commands_own_values(tmp_path: Path) -> None:
+def test_experiments_win_over_a_commands_own_values_and_backbones() -> None:
     for command in COMMANDS:
         text = (conf_folder() / f"{command}.yaml").read_text()
         assert text.index("- _self_") < text.index("- experiment: null")
+        groups = [text.index(f"- {group}: ") for group in GROUPS if f"- {group}: " in text]
+        assert sorted(groups)[-2:] == [text.index("- backbone: "), text.index("- experiment: ")]
 
 
 @pytest.mark.parametrize("choice", choices("trainer"))

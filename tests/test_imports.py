@@ -35,6 +35,7 @@ ORDER = [
     "data",
     "gating",
     "surgery",
+    "conformance",
     "recovery",
     "metrics",
     "figures",

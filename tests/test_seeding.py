@@ -61,3 +61,14 @@ def test_a_sample_has_its_own_noise_in_any_batch() -> None:
         assert torch.equal(together()[1:], alone())
     first = SampleNoise(4, [2], (1, 3, 3))
     assert not torch.equal(first(), first())
+
+
+def test_what_a_whole_batch_shares_is_uniform_and_its_own_for_every_step() -> None:
+    draws = [StepNoise(0, "a").shared("x", step) for step in range(4000)]
+    assert len(set(draws)) == 4000 and all(0 <= draw < 1 for draw in draws)
+    counts = torch.tensor(draws).histc(10, 0, 1)
+    assert (counts - 400).abs().max() < 80  # four standard deviations
+    assert StepNoise(0, "a").shared("x", 7) == draws[7]
+    others = StepNoise(1, "a"), StepNoise(0, "b")
+    assert draws[7] not in [n.shared("x", 7) for n in others]
+    assert draws[7] != StepNoise(0, "a").shared("y", 7)

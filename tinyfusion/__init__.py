@@ -13,6 +13,7 @@ from tinyfusion.version import __version__
 if TYPE_CHECKING:
     from tinyfusion.backbones.contract import Backbone
     from tinyfusion.backbones.dit import DiT
+    from tinyfusion.backbones.mar import MAR
     from tinyfusion.backbones.sit import SiT
     from tinyfusion.checkpoints import (
         load,
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
         set_convention,
         use_published_convention,
     )
+    from tinyfusion.conformance import check_backbone
     from tinyfusion.decision import Decision
+    from tinyfusion.processes.contract import Process
     from tinyfusion.processes.gaussian import GaussianDiffusion
+    from tinyfusion.processes.interpolant import Interpolant
+    from tinyfusion.processes.masked import MaskedDiffusion
     from tinyfusion.samplers.generate import generate
     from tinyfusion.scheme import Scheme, parse_scheme
     from tinyfusion.surgery import prune
@@ -35,8 +40,13 @@ _HOMES = {
     "Decision": "tinyfusion.decision",
     "DiT": "tinyfusion.backbones.dit",
     "GaussianDiffusion": "tinyfusion.processes.gaussian",
+    "Interpolant": "tinyfusion.processes.interpolant",
+    "MAR": "tinyfusion.backbones.mar",
+    "MaskedDiffusion": "tinyfusion.processes.masked",
+    "Process": "tinyfusion.processes.contract",
     "Scheme": "tinyfusion.scheme",
     "SiT": "tinyfusion.backbones.sit",
+    "check_backbone": "tinyfusion.conformance",
     "generate": "tinyfusion.samplers.generate",
     "load": "tinyfusion.checkpoints",
     "parse_scheme": "tinyfusion.scheme",
@@ -51,13 +61,18 @@ _HOMES = {
 }
 
 __all__ = [
+    "MAR",
     "Backbone",
     "Decision",
     "DiT",
     "GaussianDiffusion",
+    "Interpolant",
+    "MaskedDiffusion",
+    "Process",
     "Scheme",
     "SiT",
     "__version__",
+    "check_backbone",
     "generate",
     "load",
     "parse_scheme",

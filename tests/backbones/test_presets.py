@@ -28,6 +28,12 @@ PUBLISHED = {
     "SiT-XL/2 depth 28": "sit_xl_2",
     "SiT-XL/2 depth 14": "sit_xl_2_d14",
     "SiT-XL/2 depth 7": "sit_xl_2_d7",
+    "MAR-L (16+16 blocks, diffloss 8x1280, released)": "mar_large",
+    "MAR-L half depth (8+8 blocks, diffloss 8x1280)": "mar_large_d16",
+}
+SMALLER_HEAD = {
+    "MAR-L (16+16 blocks, diffloss 3x1024)": "mar_large",
+    "MAR-L half depth (8+8 blocks, diffloss 3x1024)": "mar_large_d16",
 }
 
 
@@ -36,9 +42,9 @@ def on_meta(name):
         return build(name)
 
 
-def test_every_published_dit_and_sit_count_has_a_preset(golden_folder):
+def test_every_published_count_has_a_preset(golden_folder):
     counts = json.loads((golden_folder / "paper_params.json").read_text())["models"]
-    assert {name for name in counts if name.startswith(("DiT", "SiT"))} == set(PUBLISHED)
+    assert set(counts) == {*PUBLISHED, *SMALLER_HEAD}
 
 
 @pytest.mark.parametrize("published", PUBLISHED)
@@ -47,8 +53,22 @@ def test_parameter_counts_equal_the_published_ones(published, golden_folder):
     net = on_meta(PUBLISHED[published])
     assert count_parameters(net) == counts["total"]
     assert count_parameters(net, trainable_only=True) == counts["trainable"]
-    assert net.depth == counts["depth"]
-    assert count_parameters(net.blocks[0]) == counts["per_block"]
+    if "depth" in counts:
+        assert net.depth == counts["depth"]
+    else:
+        assert len(net.encoder_blocks) == counts["encoder_blocks"]
+        assert len(net.decoder_blocks) == counts["decoder_blocks"]
+        assert count_parameters(net.diffloss) == counts["diffloss_head"]
+    assert {count_parameters(block) for block in net.blocks} == {counts["per_block"]}
+
+
+@pytest.mark.parametrize("published", SMALLER_HEAD)
+def test_counts_with_a_smaller_head_equal_the_published_ones(published, golden_folder):
+    counts = json.loads((golden_folder / "paper_params.json").read_text())["models"][published]
+    head = {"backbone": "mar", "head_depth": 3, "head_width": 1024}
+    net = on_meta({**preset(SMALLER_HEAD[published]), **head})
+    assert count_parameters(net) == counts["total"]
+    assert count_parameters(net.diffloss) == counts["diffloss_head"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -113,6 +133,7 @@ def test_build_from_arguments_names_the_family():
     [
         ("dit_xxl_2", "backbone 'dit_xxl_2' is unknown; valid presets: dit_s_2"),
         ({"backbone": "unet"}, "backbone 'unet' is unknown; valid families: dit"),
+        ({"backbone": "mar", "encoder_depth": True}, "an integer of at least 0, got True"),
         ({"hiden_size": 32}, "has no argument 'hiden_size'; valid: input_size"),
         ({"depth": "4"}, "depth must be a positive integer, got '4'"),
         ({"patch_size": 0}, "patch_size must be a positive integer, got 0"),

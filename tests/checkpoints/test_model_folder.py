@@ -48,6 +48,7 @@ def test_config_says_what_the_file_is(net, tmp_path):
         "tinyfusion_version": __version__,
         "backbone": "dit",
         "arguments": net.config(),
+        "depth": 4,
         "kept_from": None,
         "num_parameters": sum(p.numel() for p in net.parameters()),
         "weights": {
@@ -154,7 +155,7 @@ def test_changed_weights_are_refused(net, tmp_path):
         ({"weights": {"file": "no.safetensors", "sha256": "0"}}, "no.safetensors: does not exist"),
         ({"arguments": None}, "key 'arguments' is missing or wrong: None"),
         ({"backbone": None}, "key 'backbone' is missing or wrong: None"),
-        ({"backbone": "unet"}, "backbone 'unet' is unknown; valid: dit"),
+        ({"backbone": "unet"}, "backbone 'unet' is unknown; valid families: dit"),
         ({"arguments": {"hidden": 48, "num_heads": 4}}, "has no argument 'hidden'"),
         ({"arguments": {"hidden_size": "48"}}, "give num_heads="),
         ({"kept_from": [0, 1]}, "kept_from must list one increasing index per block"),

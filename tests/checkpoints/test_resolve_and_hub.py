@@ -37,6 +37,11 @@ def test_packaged_name(packaged, no_network):
     assert load("digits").depth == 4
 
 
+def test_a_packaged_model_that_is_not_installed(packaged, no_network):
+    with pytest.raises(InputError, match=r"'mar_digits' is a packaged .*mar_digits_teacher is"):
+        resolve("mar_digits")
+
+
 def test_existing_path_wins_over_packaged_name(packaged, net, tmp_path):
     net.keep_blocks([0])
     save_model(net, tmp_path / "digits")
@@ -58,8 +63,8 @@ def test_unknown_names_list_what_is_valid(name, tmp_path, no_network):
     with pytest.raises(InputError) as caught:
         load(name)
     assert str(caught.value) == (
-        f"checkpoint {name!r} does not exist; valid: a file or folder, a packaged model (digits), "
-        "or a hub id of the form owner/name"
+        f"checkpoint {name!r} does not exist; valid: a file or folder, a packaged model "
+        "(digits, sit_digits, mar_digits), or a hub id of the form owner/name"
     )
 
 

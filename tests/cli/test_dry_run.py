@@ -53,6 +53,33 @@ def test_a_published_run_without_checkpoint_data_or_gpu(dry) -> None:
     assert "warning" not in out and "meant to follow the recipe 'tinyfusion'" in out
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    {
+        "tinysit_d14": [
+            "sit, 28 blocks, 675,129,632 parameters",
+            "14 blocks, 340,457,504 parameters",
+            "1,281,167 images of 4 x 32 x 32, 1,000 classes; not looked at",
+            "500,000 steps x global batch 256 = 128,000,000 images (99.9 epochs",
+            "4 model(s) x 50,000 images x 250 steps, each forward twice for guidance",
+        ],
+        "tinymar_d16": [
+            "mar, 32 blocks, 478,326,304 parameters",
+            "16 blocks, 276,786,720 parameters",
+            "1,281,167 images of 16 x 16 x 16, 1,000 classes; not looked at",
+            "200,000 steps x global batch 256 = 51,200,000 images (40.0 epochs",
+            "4 model(s) x 50,000 images x 64 steps, each forward twice for guidance",
+        ],
+    }.items(),
+)
+def test_published_runs_of_other_backbones(dry, name: str, shown: list[str]) -> None:
+    # The autoencoder, which MAR's experiment asks for, isn't needed either.
+    out = dry("run", f"experiment=imagenet/{name}", key="+dry_run=true")
+    for text in shown:
+        assert text in out, text
+    assert "warning" not in out and f"meant to follow the recipe 'tinyfusion_{name[4:7]}'" in out
+
+
 def test_micro_batches_recomputing_and_sharding_save_memory(dry) -> None:
     def together(*overrides: str) -> float:
         out = dry("recover", "experiment=imagenet/tinydit_d7", *overrides)

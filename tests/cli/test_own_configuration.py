@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 import tinyfusion as tf_api
 
@@ -22,7 +23,7 @@ def own(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(modules)
     conf = tmp_path / "conf"
-    for group in ("pruner", "experiment", "data"):
+    for group in ("pruner", "experiment", "data", "backbone"):
         (conf / group).mkdir(parents=True)
     (conf / "pruner/mine.yaml").write_text("_target_: my_pruners.FirstBlocks\noffset: 1\n")
     (conf / "experiment/mine.yaml").write_text(
@@ -30,7 +31,43 @@ def own(tmp_path, monkeypatch):
         "defaults: [{override /pruner: mine}]\n"
         "seed: 7\nkeep: 2\nrecovery: {task_weight: 0.5}\n"
     )
+    (conf / "backbone/plain.yaml").write_text("_target_: my_models.Plain\nwidth: 3\n")
+    (conf / "backbone/flow.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [{override /process: sit_gvp}, {override /sampler: ode_euler_50}]\n"
+        "checkpoint: flow.pt\nbackbone: {_target_: my_models.Flow}\n"
+    )
     return conf
+
+
+def shown(tf, own, *overrides: str) -> DictConfig:
+    """The configuration that ``--cfg job`` prints."""
+    result = tf("run", "--cfg", "job", "--config-dir", str(own), *overrides, exact=True)
+    assert result.status == 0, result.err
+    return OmegaConf.create(result.out)
+
+
+def test_own_backbone_that_is_a_class_alone(tf, own) -> None:
+    cfg = shown(tf, own, "backbone=plain", "backbone.width=4")
+    assert cfg.backbone == {"_target_": "my_models.Plain", "width": 4}
+    assert cfg.process._target_.endswith("GaussianDiffusion") and cfg.checkpoint == "digits"
+
+
+def test_own_backbone_that_chooses_its_process_as_ours_do(tf, own) -> None:
+    cfg = shown(tf, own, "backbone=flow")
+    assert cfg.backbone == {"_target_": "my_models.Flow"} and cfg.checkpoint == "flow.pt"
+    assert (cfg.process.path, cfg.sampler.method) == ("gvp", "euler")
+    # What the command line or an experiment chooses wins.
+    given = ("process=sit_vp", "sampler=ode_dopri5", "checkpoint=other.pt")
+    cfg = shown(tf, own, "backbone=flow", *given)
+    assert (cfg.process.path, cfg.sampler.method, cfg.checkpoint) == ("vp", "dopri5", "other.pt")
+    (own / "experiment/flow.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [{override /sampler: ode_heun_20}, {override /backbone: flow}]\n"
+        "checkpoint: third.pt\n"
+    )
+    cfg = shown(tf, own, "experiment=flow")
+    assert (cfg.process.path, cfg.sampler.method, cfg.checkpoint) == ("gvp", "heun2", "third.pt")
 
 
 def test_own_pruner_and_experiment(tf, only_run, own) -> None:
@@ -53,6 +90,7 @@ def test_own_pruner_by_its_target_alone(tf, only_run, own) -> None:
     [
         (["pruner=mien"], "valid: indices, learned, mine, random, shortgpt"),
         (["pruner=mine", "+pruner.offfset=2"], "unknown key 'pruner.offfset'; valid for pruner: o"),
+        (["backbone=flwo"], "backbone=flwo is not known; valid: dit, "),
         (["pruner=mine", "pruner.offset=two"], "pruner.offset='two' must be a whole number"),
     ],
 )

@@ -10,6 +10,11 @@ from omegaconf import OmegaConf
 import tinyfusion as tf_api
 from tinyfusion.settings.compose import MAX_NAME, run_name
 
+FIRST_STEP = (
+    "training.pretrain.steps=1",
+    "training.pretrain.batch_size=4",
+    "evaluation=none",
+)
 D19 = "[[3,4],[3,4],[2,4],[3,4],[2,4],[3,4],[3,4]]"
 
 
@@ -144,3 +149,22 @@ def test_a_failure_that_is_our_own_keeps_the_other_runs(prune, root, monkeypatch
     with pytest.raises(RuntimeError, match="a bug"):
         prune("pruner=random", "seed=0,1")
     assert len(list(root.rglob("finished.json"))) == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_over_backbones_gives_each_its_process_and_sampler(tf, root) -> None:
+    names = ("dit_digits", "sit_digits", "mar_digits")
+    result = tf("pretrain", "-m", f"backbone={','.join(names)}", *FIRST_STEP, small=False)
+    assert result.status == 0, result.err
+    (folder,) = (root / "pretrain").iterdir()
+    found = {}
+    for file in folder.glob("*/config.yaml"):
+        config = OmegaConf.load(file)
+        (name,) = [name for name in names if f"backbone={name}" in file.parent.name]
+        classes = [config[key]._target_.rpartition(".")[2] for key in ("process", "sampler")]
+        found[name] = (*classes, config.checkpoint)
+    assert found == {
+        "dit_digits": ("GaussianDiffusion", "AncestralSampler", None),
+        "sit_digits": ("Interpolant", "ODESampler", None),
+        "mar_digits": ("MaskedDiffusion", "AutoregressiveSampler", None),
+    }

@@ -73,15 +73,20 @@ def test_saying_dit_of_any_size_needs_no_remark(tf, bare) -> None:
 
 @pytest.mark.parametrize("command", ["prune", "recover", "sample", "evaluate", "run"])
 def test_sit_in_a_process_for_dit_is_refused_before_work(tf, bare, root, command) -> None:
-    result = tf(command, f"checkpoint={bare}", "num_heads=2", "backbone=sit")
+    given = (f"checkpoint={bare}", "num_heads=2", "backbone=sit")
+    result = tf(command, *given, "process=ddpm_pixels")
     assert result.status == 2 and result.err.count("\n") == 1
     assert f"{bare}: a SiT needs a process of kind 'interpolant', but" in result.err
     assert "process=GaussianDiffusion is of kind 'diffusion'" in result.err
     assert not root.exists()
+    # By itself, backbone=sit chooses its process; the sampler that tf() adds is DiT's.
+    result = tf(command, *given)
+    assert result.status == 2 and "AncestralSampler samples by processes of kind" in result.err
+    assert "valid: sampler=ode_dopri5, " in result.err and not root.exists()
 
 
 def test_new_sit_in_a_process_for_dit_is_refused(tf, root) -> None:
-    result = tf("pretrain", "backbone=sit_s_8", "backbone.depth=1", small=False)
+    result = tf("pretrain", "backbone=sit_s_8", "process=ddpm_pixels", small=False)
     assert result.status == 2 and "a SiT needs a process of kind 'interpolant'" in result.err
     assert not root.exists()
 

@@ -44,6 +44,17 @@ def test_without_groups_the_teacher_is_cut_at_the_kept_blocks() -> None:
     assert alignment([2], 5) == [(0, 4)]
 
 
+def test_pairs_stay_within_a_stack() -> None:
+    assert alignment([0, 3, 7, 9], 12, borders=[6]) == [(0, 2), (1, 5), (2, 8), (3, 11)]
+    assert alignment([1, 6, 8], 12, borders=[6]) == [(0, 5), (1, 7), (2, 11)]
+    assert alignment([7], 12, borders=[6]) == [(0, 11)] and alignment([2], 12, None, [6]) == [
+        (0, 5)
+    ]
+    assert (
+        alignment([0, 3], 4, borders=[0]) == alignment([0, 3], 4, borders=[4]) == [(0, 2), (1, 3)]
+    )
+
+
 def test_indices_and_groups_must_fit_the_teacher() -> None:
     with pytest.raises(InputError, match=r"block 28 does not exist; the model has blocks 0\.\.27"):
         alignment([0, 28], 28)

@@ -12,14 +12,24 @@ import torch
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.backbones.presets import build_empty
+from tinyfusion.backbones.sit import SiT
 from tinyfusion.data.digits import Digits
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.features import DIGITS_EXTRACTOR, extractor_class, fetch_extractor
 from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.interpolant import Interpolant
+from tinyfusion.processes.masked import MaskedDiffusion
+from tinyfusion.samplers.autoregressive import AutoregressiveSampler
 from tinyfusion.samplers.ddim import DDIMSampler
 from tinyfusion.samplers.guidance import Guidance
-from tinyfusion.stages.checks import check_decoder, check_files, check_latents
+from tinyfusion.stages.checks import (
+    check_decoder,
+    check_files,
+    check_latents,
+    check_sampling,
+)
 
 
 def protocol(**changes) -> Evaluation:
@@ -92,3 +102,30 @@ def test_latents_in_a_process_of_pixels() -> None:
     check_latents(source, GaussianDiffusion(clip=False))
     with pytest.raises(InputError, match="the data holds latents; give process=ddpm_latents"):
         check_latents(source, GaussianDiffusion(clip=True))
+    with pytest.raises(InputError, match=r"the data holds latents; give process=mar$"):
+        check_latents(source, MaskedDiffusion(clip=True))
+    check_latents(source, Interpolant())
+
+
+def test_a_sampler_of_another_kind_of_process_is_told_which_fit() -> None:
+    net = SiT(8, 2, 1, 16, 1, 2, num_classes=10)
+    kinds = "kind 'diffusion', but process=Interpolant is of kind 'interpolant'"
+    with pytest.raises(InputError, match=f"sampler: DDIMSampler .*{kinds}") as caught:
+        check_sampling(net, Interpolant(), "sampler", DDIMSampler(2))
+    valid = str(caught.value).partition("valid: sampler=")[2].split(", ")
+    assert {"ode_heun_20", "sde_euler_250"} <= set(valid)
+    assert not {"ddpm_20", "ddim_50", "mar_8"} & set(valid)
+    with pytest.raises(InputError, match=r"evaluation: Auto.* valid: sampler=ddim_50, ddpm_20, "):
+        check_sampling(net, GaussianDiffusion(), "evaluation", AutoregressiveSampler(2))
+
+
+def test_samples_that_are_latents_are_told_how_they_become_pictures() -> None:
+    for name, process, example in (
+        ("sit_s_8", Interpolant(), r"\(autoencoder=sd_vae_ft_ema\)"),
+        ("mar_base", MaskedDiffusion(), r"\(autoencoder=kl autoencoder.path=FOLDER\)"),
+        ("dit_s_8", GaussianDiffusion(clip=True), "sd_vae_ft_ema process=ddpm_latents"),
+    ):
+        with torch.device("meta"):
+            net = build_empty(name)
+        with pytest.raises(InputError, match=f"samples are latents: .*{example}"):
+            check_decoder(net, process, None)

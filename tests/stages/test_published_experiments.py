@@ -4,20 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from tinyfusion.backbones.presets import FAMILIES, PRESETS, preset_family
+from tinyfusion.scheme import parse_scheme
 from tinyfusion.settings.check import check
+from tinyfusion.settings.compose import build
 from tinyfusion.settings.overview import choices, conf_folder
 from tinyfusion.training import recipes
 
 PAPER_TABLES = Path(__file__).resolve().parents[3] / "shared" / "paper_tables.yaml"
-EXPERIMENTS = {"tinydit_d14": (28, 14), "tinydit_d19": (28, 19), "tinydit_d7": (14, 7)}
-"""Blocks of the network that is pruned, and of the student."""
+
+
+class Published(NamedTuple):
+    """What an experiment reproduces: presets of the pruned network and the student, recipe."""
+
+    source: str
+    student: str
+    recipe: str = "tinyfusion"
+
+
+EXPERIMENTS = {
+    "tinydit_d14": Published("dit_xl_2", "dit_xl_2_d14"),
+    "tinydit_d19": Published("dit_xl_2", "dit_xl_2_d19"),
+    "tinydit_d7": Published("dit_xl_2_d14", "dit_xl_2_d7"),
+    "tinysit_d14": Published("sit_xl_2", "sit_xl_2_d14", "tinyfusion_sit"),
+    "tinymar_d16": Published("mar_large", "mar_large_d16", "tinyfusion_mar"),
+}
+TEACHERS = {
+    "DiT-XL": "dit_xl_2",
+    "DiT-D14": "dit_xl_2_d14",
+    "SiT-XL": "sit_xl_2",
+    "MAR-Large": "mar_large",
+}
+"""Presets by the name that table 6 has for them."""
 
 
 @pytest.fixture(autouse=True)
@@ -28,25 +53,36 @@ def _configuration() -> Iterator[None]:
 
 def composed(name: str) -> DictConfig:
     """What ``tinyfusion run experiment=imagenet/NAME checkpoint=FILE data.root=STORE`` runs."""
-    return check(compose("run", [f"experiment=imagenet/{name}", "checkpoint=f", "data.root=s"]))
+    given = ["checkpoint=f", "data.root=s"]
+    if name == "tinymar_d16":
+        given.append("autoencoder.path=kl16")
+    return check(compose("run", [f"experiment=imagenet/{name}", *given]))
 
 
 @pytest.fixture(scope="session")
-def table_6() -> dict[str, dict[str, Any]]:
-    """Rows of table 6 by model."""
+def tables() -> dict[str, Any]:
+    """The paper's tables by name."""
     if not PAPER_TABLES.is_file():
         pytest.skip("published numbers (../shared/paper_tables.yaml) are not present")
-    tables = yaml.safe_load(PAPER_TABLES.read_text(encoding="utf-8"))["tables"]
-    return {row["model"]: row for row in tables["table_6"]["rows"]}
+    return yaml.safe_load(PAPER_TABLES.read_text(encoding="utf-8"))["tables"]
+
+
+def row_of(table: dict[str, Any], key: str, name: str) -> dict[str, Any]:
+    """The row of a student such as ``tinydit_d14``."""
+    family, _, depth = name.removeprefix("tiny").partition("_")
+    wanted = f"{family}-{depth}"
+    (row,) = [r for r in table["rows"] if r[key].lower().removeprefix("tiny") == wanted]
+    return row
 
 
 def test_all_of_them_are_tested() -> None:
-    assert {f"imagenet/{name}" for name in EXPERIMENTS} <= set(choices("experiment"))
+    shipped = {name for name in choices("experiment") if name.startswith("imagenet/")}
+    assert {f"imagenet/{name}" for name in EXPERIMENTS} == shipped
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_table_6(name: str, table_6: dict[str, dict[str, Any]]) -> None:
-    cfg, row = composed(name), table_6[f"DiT-{name.rpartition('_')[2].upper()}"]
+def test_table_6(name: str, tables: dict[str, Any]) -> None:
+    cfg, row = composed(name), row_of(tables["table_6"], "model", name)
     recovery = cfg.training.recovery
     assert cfg.optimizer._target_.rpartition(".")[2] == row["optimizer"]
     assert cfg.optimizer.weight_decay == row["weight_decay"]
@@ -59,20 +95,44 @@ def test_table_6(name: str, table_6: dict[str, dict[str, Any]]) -> None:
     assert cfg.recovery.feature_weight_end == row["beta_end"]
     # The teacher is the network that is pruned: DiT-XL/2, or D14 for D7.
     assert cfg.teacher.path == "source"
-    assert cfg.backbone.depth == {"DiT-XL": 28, "DiT-D14": 14}[row["teacher"]]
+    assert TEACHERS[row["teacher"]] == EXPERIMENTS[name].source
     delta, _, pattern = row["pruning_config"].partition("-")
     assert cfg.delta._target_.rpartition(".")[2].lower() == delta.lower()
     # A 1:2 pattern can't keep 19 of 28 blocks.
     assert (cfg.scheme == pattern) == (name != "tinydit_d19")
 
 
-@pytest.mark.parametrize(("name", "depths"), EXPERIMENTS.items())
-def test_constants_of_the_recipes(name: str, depths: tuple[int, int]) -> None:
+@pytest.mark.parametrize("name", ["tinysit_d14", "tinymar_d16"])
+def test_table_2(name: str, tables: dict[str, Any]) -> None:
+    recovery, row = composed(name).training.recovery, row_of(tables["table_2"], "method", name)
+    epochs = recovery.steps * recovery.batch_size / recipes.IMAGENET_IMAGES
+    assert epochs == pytest.approx(row["epochs"], rel=0.01)
+    assert blocks(EXPERIMENTS[name].source) == row["depth_from"]
+    assert blocks(EXPERIMENTS[name].student) == row["depth_to"]
+
+
+def blocks(preset: str) -> int:
+    """Number of blocks of a preset, over all its stacks."""
+    return sum(
+        value
+        for key, value in PRESETS[preset].items()
+        if key.endswith("depth") and key != "head_depth"
+    )
+
+
+@pytest.mark.parametrize(("name", "published"), EXPERIMENTS.items())
+def test_constants_of_the_recipes(name: str, published: Published) -> None:
     cfg = composed(name)
-    assert (cfg.backbone.depth, cfg.backbone.hidden_size) == (depths[0], 1152)
+    node = OmegaConf.to_container(cfg.backbone)
+    kind = FAMILIES[preset_family(published.source)]
+    assert node.pop("_target_") == f"{kind.__module__}.{kind.__name__}"
+    assert node == PRESETS[published.source]
     scheme = cfg.scheme if isinstance(cfg.scheme, str) else OmegaConf.to_container(cfg.scheme)
     assert scheme == recipes.SCHEMES[name]
-    for key, value in recipes.TINYFUSION_RECOVERY.items():
+    borders = [PRESETS[published.source].get("encoder_depth", 0)]
+    laid = parse_scheme(scheme, blocks(published.source), [b for b in borders if b])
+    assert laid.keep == blocks(published.student)
+    for key, value in recipes.RECOVERY_WEIGHTS[published.recipe].items():
         assert cfg.recovery[key] == value, key
     gates = recipes.TINYFUSION_GATES
     for key in ("temperature", "scale"):
@@ -80,8 +140,8 @@ def test_constants_of_the_recipes(name: str, depths: tuple[int, int]) -> None:
     assert cfg.pruner.gate_rate_factor == gates["gate_rate_factor"]
     assert cfg.pruner.gate_ema_decay == gates["ema_decay"]
     assert (cfg.delta.rank, cfg.delta.alpha) == (gates["lora_rank"], gates["lora_alpha"])
-    assert cfg.training.recipe == "tinyfusion"
-    for stage, recipe in recipes.RECIPES["tinyfusion"].items():
+    assert cfg.training.recipe == published.recipe
+    for stage, recipe in recipes.RECIPES[published.recipe].items():
         section = cfg.training[stage]
         assert (section.steps, section.batch_size) == (recipe.steps[0], recipe.batch_size)
         for key, value in recipe.values.items():
@@ -96,12 +156,18 @@ def test_constants_of_the_recipes(name: str, depths: tuple[int, int]) -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_protocol_of_the_paper(name: str) -> None:
     cfg = composed(name)
-    assert (cfg.recovery.feature_mask, cfg.recovery.variance_kl) == ("separate", True)
-    assert not cfg.process.clip and cfg.process.num_steps == 1000
-    assert cfg.sampler._target_.endswith("AncestralSampler") and cfg.sampler.steps == 250
-    assert cfg.evaluation.sampler.steps == 250 and cfg.evaluation.num_samples == 50_000
-    assert (cfg.evaluation.guidance.scale, cfg.evaluation.guidance.channels) == (1.5, 3)
+    family = preset_family(EXPERIMENTS[name].source)
+    process, sampler = build(cfg.process), build(cfg.sampler)
+    assert process.kind == sampler.process_kind == FAMILIES[family].process_kind
+    # A SiT's learned rows are discarded, so there are no variances to compare.
+    assert (cfg.recovery.feature_mask, cfg.recovery.variance_kl) == ("separate", family != "sit")
+    assert not getattr(process, "clip", False)
+    assert sampler.num_steps(process) == {"dit": 250, "sit": 250, "mar": 64}[family]
+    assert cfg.evaluation.sampler == cfg.sampler and cfg.evaluation.num_samples == 50_000
+    guidance = (cfg.evaluation.guidance.scale, cfg.evaluation.guidance.channels)
+    assert guidance == {"dit": (1.5, 3), "sit": (1.5, 3), "mar": (3.0, None)}[family]
     assert cfg.evaluation.extractor == "inception-v3-compat"
-    assert cfg.evaluation.autoencoder.path == "stabilityai/sd-vae-ft-ema"
+    decoder = "kl16" if family == "mar" else "stabilityai/sd-vae-ft-ema"
+    assert cfg.evaluation.autoencoder.path == decoder
     assert (cfg.trainer.accelerator, cfg.trainer.precision) == ("gpu", "bf16-mixed")
     assert cfg.data._target_.endswith(".Latents") and cfg.data.root == "s"

@@ -2,7 +2,9 @@
 
 import pytest
 
+from tinyfusion.backbones.contract import forward_with_states
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.backbones.mar import MAR
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.stages.recover import aligned_pairs
@@ -37,3 +39,16 @@ def test_unknown_origin_is_refused():
         aligned_pairs(net_of(4), net_of(8), None)
     with pytest.raises(InputError, match="give decision=PATH"):
         aligned_pairs(prune(net_of(8), [0, 1]), prune(net_of(8), [0, 2]), None)
+
+
+@pytest.mark.parametrize("decided", [True, False])
+def test_compared_states_of_two_stacks_have_the_same_shapes(decided):
+    teacher = MAR(4, 8, 4, 3, num_heads=2, in_channels=1, num_classes=3, buffer_size=2).eval()
+    decision = Decision((0, 2, 6), 7)
+    student = prune(teacher, decision)
+    pairs = aligned_pairs(student, teacher, decision if decided else None)
+    assert pairs == [(0, 1), (1, 3), (2, 6)]
+    inputs = teacher.example_inputs(2)
+    mine = forward_with_states(student, inputs, range(3))[1]
+    theirs = forward_with_states(teacher, inputs, range(7))[1]
+    assert all(mine[a].shape == theirs[b].shape for a, b in pairs)

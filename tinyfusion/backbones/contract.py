@@ -63,11 +63,16 @@ def compile_blocks(net: Backbone, backend: str) -> None:
 
 
 class Backbone(nn.Module, ABC):
-    """Base class of every prunable denoiser.
+    """Base class of every prunable denoiser, a user's own among them.
+
+    docs/own_backbone.md explains the contract and `tinyfusion.conformance.check_backbone` checks
+    it. A class from outside this package must be importable by its dotted name, by which files
+    name it.
 
     Attributes:
-        blocks: the residual blocks in the order in which they run. Removing one means leaving
-            the states unchanged.
+        blocks: the residual blocks in the order in which they run, each called as ``block(states,
+            condition)`` and giving states of the same shape and type. Removing one means leaving
+            the states unchanged, so what a block does must not depend on its place.
         kept_from: for each block, its index in the model this one was pruned from, or ``None``
             for a model that was not pruned.
         process_kind: kind of process whose inputs and targets the backbone was made for, such as
@@ -103,11 +108,18 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Constructor arguments as plain data, enough to rebuild the module without weights."""
+        """Constructor arguments as plain data, enough to rebuild the module without weights.
+
+        They describe the module as it now is: pruning changes the number of blocks.
+        """
 
     @abstractmethod
     def forward(self, *inputs: Tensor, run_block: BlockRunner = run_plain) -> Tensor:
         """Predict what the process asks for, sending every block through ``run_block``.
+
+        Every block once, in order, with its index: ``states = run_block(index, block, states,
+        condition)``. States have the batch in front; the condition is anything that blocks take.
+        In eval mode nothing is random, and samples don't see each other.
 
         Args:
             inputs: what the process made of clean data (`tinyfusion.processes.contract`), then

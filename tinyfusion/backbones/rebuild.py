@@ -25,9 +25,11 @@ def check_rebuilds(net: Backbone) -> None:
         net: the backbone; left as it is, and nothing of its size is copied.
 
     Raises:
-        InputError: a class that can't be imported by name, a config that is not plain data or
-            does not give the same tensors, or a state dict that model files can't hold.
+        InputError: a class that can't be imported by name, sizes that it does not say, a config
+            that is not plain data or does not give the same tensors, or a state dict that model
+            files can't hold.
     """
+    check_sizes(net)
     check_state(net)
     # Start values are not wanted, nor is what a constructor draws from the global generator.
     with torch.random.fork_rng(devices=[]):
@@ -48,6 +50,20 @@ def check_own(net: Backbone) -> None:
     """As `check_rebuilds`, for classes from outside this package only; the others are known."""
     if family_of(net) not in FAMILIES:
         check_rebuilds(net)
+
+
+def check_sizes(net: Backbone) -> None:
+    """Refuse a backbone that does not say what data it takes.
+
+    Raises:
+        InputError: an attribute is absent or no positive integer.
+    """
+    for name in ("in_channels", "input_size", "num_classes"):
+        value = getattr(net, name, None)
+        if type(value) is not int or value < 1:
+            raise InputError(
+                f"{_name(net)}: self.{name} must be a positive integer, found {value!r}"
+            )
 
 
 def rebuilt(net: Backbone) -> Backbone:

@@ -12,9 +12,9 @@ from torch import Tensor
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import comparison_grid
+from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import balanced_labels, generate_images
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.samplers.contract import Sampler
 from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.module import DenoiserTraining
 
@@ -76,7 +76,7 @@ class SampleGrid(Callback):
             if net is None:  # a further rank, which only has to know that the step is recorded
                 self.rows[step] = torch.empty(0)
                 return
-            num_classes = net.config()["num_classes"]
+            num_classes = net.num_classes
             labels = balanced_labels(min(self.columns, num_classes), num_classes)
             self.rows[step] = generate_images(
                 net,

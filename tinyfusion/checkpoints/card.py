@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyfusion.backbones.contract import Backbone, count_parameters
-from tinyfusion.backbones.presets import family_of
+from tinyfusion.backbones.presets import FAMILIES, family_of
 from tinyfusion.checkpoints.convention import (
     NULL_CLASS,
     call_after_loading,
@@ -199,12 +199,17 @@ def _diffusers_convention(net: Backbone, text: str) -> str:
 
 
 def _loading(net: Backbone, layout: str, name: str, has_vae: bool) -> str:
+    family = family_of(net)
+    # A class of somebody's own is imported only for who names it.
+    named = "" if family in FAMILIES else f', backbone="{family}"'
+    loaded = _python(
+        "import tinyfusion", "", f'net = tinyfusion.load("{name}"{named})  # eval, float32'
+    )
     if layout == "ours":
-        return _python("import tinyfusion", "", f'net = tinyfusion.load("{name}")  # eval, float32')
+        return loaded
     if layout == "public":
         return (
-            _python("import tinyfusion", "", f'net = tinyfusion.load("{name}")  # eval, float32')
-            + f"\n\nThe file is a bare state dict with the names of the public "
+            loaded + f"\n\nThe file is a bare state dict with the names of the public "
             f"{type(net).__name__} code; there, build the model with "
             f"{_depths(net)}. Keep `{name}.tinyfusion.json` beside it: it holds what a state "
             "dict can't say."

@@ -47,7 +47,8 @@ def load(
             preset name (``"dit_xl_2_d14"``), the dotted name of a class of your own, which is
             imported, or constructor arguments with the family or name under ``backbone``.
             Arguments left out are taken from the file. A file that does not say whether it is a
-            DiT or a SiT, whose tensors are the same, is taken for a DiT.
+            DiT or a SiT, whose tensors are the same, is taken for a DiT. A file that records
+            which blocks of another model it was left with may be called that model.
         num_heads: attention heads, for a bare state dict of a width that was not published.
 
     Returns:
@@ -82,7 +83,8 @@ def to_backbone(
         _say_once(line)
     family = said or (fitting or [*FAMILIES])[0]
     try:
-        files = class_of(family).public_files
+        kind = class_of(family)
+        files = kind.public_files
     except InputError as error:
         raise InputError(f"{checkpoint.path}: {error}") from None
     recorded = checkpoint.arguments
@@ -95,6 +97,7 @@ def to_backbone(
         # What shapes don't show is the default of the class.
         known = {**checkpoint.hints, **claims}
         recorded = files.infer(checkpoint.state, str(checkpoint.path), known) if files else {}
+    claims = _of_what_is_left(claims, checkpoint, recorded, kind.depth_arguments)
     arguments = recorded | claims
     if files and "num_heads" not in arguments:
         arguments["num_heads"] = _published_heads(
@@ -185,6 +188,28 @@ def _asked_for(family: str) -> str:
         return family
     # The word for it: one of this package's classes may have been named in full.
     return family_of(imported_class(family))
+
+
+def _of_what_is_left(
+    claims: dict[str, Any],
+    checkpoint: Checkpoint,
+    recorded: Mapping[str, Any],
+    counts: Sequence[str],
+) -> dict[str, Any]:
+    """Claims about a pruned model without numbers of blocks, where they are those before pruning.
+
+    Args:
+        claims: what the model is expected to be.
+        checkpoint: the model, which may record which blocks it was left with.
+        recorded: its arguments.
+        counts: those of them that count blocks.
+    """
+    kept = checkpoint.kept_from
+    if not kept or any(claims.get(key, 0) < recorded.get(key, 0) for key in counts):
+        return claims
+    if sum(claims[key] for key in counts) <= max(kept):
+        return claims
+    return {key: value for key, value in claims.items() if key not in counts}
 
 
 def _published_heads(path: Path, heads: Mapping[int, int], width: int | None) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.dit import DiT, sincos_positions
 from tinyfusion.errors import InputError
 
@@ -187,7 +188,7 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
-def to_diffusers(net: DiT) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def to_diffusers(net: Backbone) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and config of the ``DiTTransformer2DModel`` that holds the weights of ``net``.
 
     The blocks of a pruned model are numbered from 0 without gaps. ``norm_eps`` is that of
@@ -204,7 +205,7 @@ def to_diffusers(net: DiT) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         InputError: ``net`` is no DiT, or one that the diffusers class can't hold.
     """
-    _check_holdable(net)
+    check_holdable(net)
     source = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
     state: dict[str, Tensor] = {}
     for ours, theirs in _TOP.items():
@@ -240,7 +241,12 @@ def to_diffusers(net: DiT) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, config
 
 
-def _check_holdable(net: DiT) -> None:
+def check_holdable(net: Backbone) -> None:
+    """Refuse a model that diffusers can't compute.
+
+    Raises:
+        InputError: ``net`` is no DiT, or one that the diffusers class can't hold.
+    """
     if type(net) is not DiT:
         raise InputError(
             f"a {type(net).__name__} can't be exported to diffusers, whose DiTPipeline computes "

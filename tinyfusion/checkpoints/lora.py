@@ -87,7 +87,10 @@ def remap_lora(
             "nothing to remap by; give the pruned model's own folder or export"
         )
     net = to_backbone(checkpoint)
-    places = BlockPlaces(net)
+    try:
+        places = BlockPlaces(net)
+    except InputError as error:
+        raise InputError(f"{model}: {error}") from None
     old_modules = _adapted_modules(state, places)
     _check_source(old_modules, places, source_depth(checkpoint), checkpoint.path, adapter)
 
@@ -179,7 +182,7 @@ def _check_source(
             "block after pruning; valid: adapters that leave norm1.emb alone"
         )
     found = {name: place for name in modules if (place := places.find(name))}
-    for name, place in found.items():
+    for name, place in reversed(found.items()):
         size = places.size(place, depth)
         if size is not None and place.block >= size:
             raise InputError(

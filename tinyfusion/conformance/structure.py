@@ -7,7 +7,7 @@ import copy
 from torch import nn
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.backbones.rebuild import check_rebuilds, plain_config
+from tinyfusion.backbones.rebuild import check_rebuilds, check_sizes, plain_config
 from tinyfusion.errors import InputError
 
 
@@ -35,10 +35,7 @@ def check_blocks(net: Backbone) -> None:
 
 def check_attributes(net: Backbone) -> None:
     """Sizes of the data and the kind of process are there."""
-    for name in ("in_channels", "input_size", "num_classes"):
-        value = getattr(net, name, None)
-        if type(value) is not int or value < 1:
-            raise InputError(f"self.{name} must be a positive integer, found {value!r}")
+    check_sizes(net)
     if not isinstance(net.process_kind, str) or not net.process_kind:
         raise InputError(
             "process_kind must name the kind of process the backbone was made for, such as "

@@ -151,7 +151,7 @@ class Evaluation:
 
     def samples(self, net: Backbone, process: Process, seed: int, progress: bool = False) -> Tensor:
         """Images to be scored, uint8, shape (num_samples, C, H, W)."""
-        labels = balanced_labels(self.num_samples, net.config()["num_classes"])
+        labels = balanced_labels(self.num_samples, net.num_classes)
         return generate_images(
             net,
             process,

@@ -77,8 +77,8 @@ class Process(ABC):
         if net.process_kind != self.kind:
             raise InputError(
                 f"{name}: a {type(net).__name__} needs a process of kind {net.process_kind!r}, "
-                f"but process={type(self).__name__} is of kind {self.kind!r}; say what the model is "
-                "by backbone=, which brings its process, or choose another process="
+                f"but process={type(self).__name__} is of kind {self.kind!r}; say by backbone= "
+                "what the model is, which brings its process, or choose another process="
             )
 
     @abstractmethod

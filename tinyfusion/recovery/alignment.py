@@ -6,6 +6,7 @@ fits 1:2 groups alone; here the pairs follow the decision.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from tinyfusion.decision import check_kept
@@ -14,13 +15,18 @@ from tinyfusion.scheme import Scheme
 
 
 def alignment(
-    kept: Sequence[int], teacher_depth: int, scheme: Scheme | None = None
+    kept: Sequence[int],
+    teacher_depth: int,
+    scheme: Scheme | None = None,
+    borders: Sequence[int] = (),
 ) -> list[tuple[int, int]]:
     """Pairs (student block, teacher block) whose outputs play the same part.
 
     With groups, the last kept block of a group is paired with the block that closes the group.
     Without, the depth is cut at the kept blocks: each student block is paired with the teacher
-    block just before the next kept one, and the last with the teacher's last.
+    block just before the next kept one, and the last with the teacher's last. No pair crosses a
+    border between stacks, whose states need not be alike: the last kept block of a stack is paired
+    with the teacher's last of that stack.
 
     A file of a pruned model says which blocks were kept, not in which groups: to recover one by
     itself along its groups, give the decision too. Without it the pairs are those of a decision
@@ -29,7 +35,8 @@ def alignment(
     Args:
         kept: the student's blocks as ascending indices into the teacher.
         teacher_depth: number of blocks of the teacher.
-        scheme: the groups of the decision, if it had any.
+        scheme: the groups of the decision, if it had any; they cross no border.
+        borders: the teacher's `Backbone.borders`.
 
     Raises:
         InputError: indices that don't exist in the teacher, or groups of another depth.
@@ -40,8 +47,8 @@ def alignment(
             f"scheme={scheme} covers {scheme.depth} blocks but the teacher has {teacher_depth}"
         )
     if scheme is None:
-        ends = [*(following - 1 for following in kept[1:]), teacher_depth - 1]
-        return list(enumerate(ends))
+        starts = sorted({*kept, *borders, teacher_depth})
+        return [(i, starts[bisect_right(starts, block)] - 1) for i, block in enumerate(kept)]
     pairs = []
     for group in scheme.groups:
         inside = [student for student, block in enumerate(kept) if block in group.blocks]

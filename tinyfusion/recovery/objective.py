@@ -88,11 +88,11 @@ class Objective:
         mine, theirs = student.config(), teacher.config()
         keys = ["in_channels", "input_size", "num_classes", "learn_sigma"]
         if self.uses_features:
-            keys = ["hidden_size", "patch_size", *keys]
+            keys = ["hidden_size", "patch_size", "buffer_size", *keys]
         for key in keys:
             if mine.get(key) != theirs.get(key):
                 hint = ""
-                if key in ("hidden_size", "patch_size"):
+                if key in ("hidden_size", "patch_size", "buffer_size"):
                     hint = "; hidden states can't be compared, use recovery=kd"
                 raise InputError(
                     f"student and teacher differ in {key}: {mine.get(key)} and {theirs.get(key)}"

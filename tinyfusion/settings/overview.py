@@ -36,6 +36,7 @@ EXAMPLES: dict[str, Sequence[str]] = {
     "run": (
         "scheme=2:4 delta=full seed=1",
         "-m scheme=1:2,2:4,7:14 delta=lora,full,frozen",
+        "backbone=sit_digits                   (another family; mar_digits: a third)",
         "experiment=demo trainer=gpu",
         "experiment=imagenet/tinydit_d14 checkpoint=FILE data.root=STORE",
         "experiment=imagenet/tinydit_d14 dry_run=true       (what that would take)",

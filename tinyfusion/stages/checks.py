@@ -89,16 +89,16 @@ def check_data(net: Backbone, source: ImageSource, name: str) -> None:
     Raises:
         InputError: naming the first difference.
     """
-    model = net.config()
     wanted = {
         "in_channels": source.channels,
         "input_size": source.size,
         "num_classes": source.num_classes,
     }
     for key, value in wanted.items():
-        if key in model and model[key] != value:
+        found = getattr(net, key)
+        if found != value:
             raise InputError(
-                f"{name} has {key}={model[key]} but the data has {value}; choose other data "
+                f"{name} has {key}={found} but the data has {value}; choose other data "
                 "(data=...) or another checkpoint"
             )
 
@@ -154,7 +154,7 @@ def check_sampling(
             _ = net.null_label
     except (InputError, NotImplementedError) as error:
         raise InputError(f"{key}: {error}") from None
-    available = net.config().get("in_channels", guidance.channels)
+    available = net.in_channels
     if guidance.channels is not None and guidance.channels > available:
         raise InputError(
             f"{key}: guidance channels={guidance.channels}, but the data has {available} "
@@ -263,16 +263,16 @@ def check_decoder(
         InputError: channels that are no picture's, a decoder of latents with other channels or
             another scale, or a process that clamps latents as if they were pixels.
     """
-    channels = net.config().get("in_channels")
+    channels = net.in_channels
     if decoder is None:
-        if channels not in (None, 1, 3):
+        if channels not in (1, 3):
             more = f" {_unclamped(process)}" if getattr(process, "clip", False) else ""
             raise InputError(
                 f"the model has in_channels={channels}, so its samples are latents: give their "
                 f"decoder ({_decoder_of(channels)}{more})"
             )
         return
-    if channels not in (None, decoder.channels):
+    if channels != decoder.channels:
         raise InputError(
             f"autoencoder: decodes latents of {decoder.channels} channels, but the model has "
             f"in_channels={channels}; choose another autoencoder, or none for a model of pixels"

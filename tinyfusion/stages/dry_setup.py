@@ -12,8 +12,8 @@ import torch
 from omegaconf import DictConfig
 
 from tinyfusion.backbones.contract import Backbone, count_parameters
-from tinyfusion.backbones.presets import build as build_backbone
 from tinyfusion.backbones.presets import FAMILIES, build_empty, family_of
+from tinyfusion.backbones.presets import build as build_backbone
 from tinyfusion.data.source import ImageSource
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
@@ -123,11 +123,9 @@ class DrySetup(Setup):
             check_data(self.on_meta(self.arguments), self._found, name)
             check_latents(self._found, self.process)
             return self._found
-        model = self.arguments
-        side = model["input_size"]
-        return NoiseImages(
-            IMAGENET_IMAGES, (model["in_channels"], side, side), model["num_classes"]
-        )
+        model = self.on_meta(self.arguments)
+        side = model.input_size
+        return NoiseImages(IMAGENET_IMAGES, (model.in_channels, side, side), model.num_classes)
 
     def on_meta(self, arguments: dict[str, Any]) -> Backbone:
         """A network of shapes without values."""

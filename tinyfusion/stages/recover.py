@@ -192,7 +192,7 @@ def aligned_pairs(
         InputError: it is not known which of the teacher's blocks the student kept.
     """
     if decision is not None and decision.source_depth == teacher.depth:
-        return alignment(decision.kept, teacher.depth, decision.groups)
+        return alignment(decision.kept, teacher.depth, decision.groups, teacher.borders)
     # Both records point into the first model of the chain; the teacher may be pruned itself.
     origin = list(teacher.kept_from or range(teacher.depth))
     kept = student.kept_from
@@ -202,7 +202,8 @@ def aligned_pairs(
             f"{teacher.depth}: it is not known which of the teacher's blocks it kept; give "
             "decision=PATH, or a recovery that compares no hidden states (recovery=kd)"
         )
-    return alignment([origin.index(block) for block in kept], teacher.depth)
+    kept_here = [origin.index(block) for block in kept]
+    return alignment(kept_here, teacher.depth, borders=teacher.borders)
 
 
 def load_recovered(folder: Path, live: bool = False) -> Backbone:

@@ -32,7 +32,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     setup.check_sampling(net, "guidance", sampler, guidance)
     check_decoder(net, setup.process, setup.autoencoder)
     net = net.to(setup.device)
-    num_classes = net.config()["num_classes"]
+    num_classes = net.num_classes
     if cfg.n < 1:
         raise InputError(f"n={cfg.n} must be at least 1")
     if cfg.labels is None:

@@ -54,7 +54,7 @@ def compare(runs: Sequence[FinishedRun], folder: Path, detail: str = "learned") 
             nets[name] = load(run.folder / "pruned")
         rows.append({"model": f"{run.method}, recovered", **run.models["recovered"]})
         nets[f"{run.method}, recovered"] = load(run.folder / "recovered")
-    classes = min(10, next(iter(nets.values())).config()["num_classes"])
+    classes = min(10, next(iter(nets.values())).num_classes)
     pictures = {
         name: generate_images(
             net,

@@ -10,6 +10,7 @@ from tinyfusion.backbones.contract import Backbone, count_parameters
 from tinyfusion.checkpoints.checkpoint import Checkpoint
 from tinyfusion.checkpoints.construct import to_backbone
 from tinyfusion.checkpoints.convention import convention_note, guidance_note
+from tinyfusion.checkpoints.diffusers_layout import check_holdable
 from tinyfusion.checkpoints.export import save_diffusers, save_ours, save_public
 from tinyfusion.checkpoints.lineage import lineage
 from tinyfusion.checkpoints.locate import PACKAGED
@@ -62,6 +63,8 @@ def convert(
         net = to_backbone(checkpoint, backbone, num_heads)
     except InputError as error:
         raise InputError(str(error).replace("give num_heads=", "give --num-heads")) from None
+    if to == "diffusers":
+        check_holdable(net)
     provenance = lineage(checkpoint)
     provenance.setdefault("converted_from", _origin(source, checkpoint))
     try:
@@ -112,7 +115,7 @@ def _vae_folder(path: str, subfolder: str | None, net: Backbone) -> Path:
         if subfolder is None and not inner.parent.with_name("config.json").is_file():
             subfolder = "vae" if inner.is_file() else None
         autoencoder = Autoencoder(path, subfolder)
-        channels = net.config()["in_channels"]
+        channels = net.in_channels
         if autoencoder.channels != channels:
             raise InputError(
                 f"autoencoder.path={path!r} has latents of {autoencoder.channels} channels, but "
@@ -142,7 +145,7 @@ def _labels(source: str, net: Backbone) -> dict[int, str]:
                 '({"0": ...})'
             )
         names = content
-    classes = net.config()["num_classes"]
+    classes = net.num_classes
     if len(names) != classes:
         raise InputError(
             f"--labels {source}: {len(names)} names, but the model has {classes} classes"

@@ -37,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--to", choices=LAYOUTS, required=True, help="layout of DST")
     parser.add_argument("--half", action="store_true", help="store float16 (default: float32)")
     parser.add_argument("--overwrite", action="store_true", help="replace a model at DST")
-    parser.add_argument("--backbone", help="family (dit, sit) or preset that SRC is expected to be")
+    parser.add_argument(
+        "--backbone", help="family (dit, sit, mar) or preset that SRC is expected to be"
+    )
     parser.add_argument("--num-heads", type=int, help="attention heads, where SRC does not say")
     pipeline = parser.add_argument_group("options of --to diffusers")
     pipeline.add_argument("--vae", help="folder or hub id of an AutoencoderKL to put in")
