@@ -52,10 +52,10 @@ CHOSEN = {
     "dit_digits": ("ddpm_pixels", "ddpm_20", "digits"),
     "sit": ("sit", "sde_euler_250", "digits"),
     "sit_xl_2_d14": ("sit", "sde_euler_250", "digits"),
-    "sit_digits": ("sit", "ode_heun_20", "sit_digits"),
+    "sit_digits": ("sit", "ode_heun_10", "sit_digits"),
     "mar": ("mar", "mar_64", "digits"),
     "mar_large": ("mar", "mar_64", "digits"),
-    "mar_digits": ("mar_pixels", "mar_8", "mar_digits"),
+    "mar_digits": ("mar_pixels", "mar_16", "mar_digits"),
 }
 
 CHOICES = [

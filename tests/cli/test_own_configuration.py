@@ -63,7 +63,7 @@ def test_own_backbone_that_chooses_its_process_as_ours_do(tf, own) -> None:
     assert (cfg.process.path, cfg.sampler.method, cfg.checkpoint) == ("vp", "dopri5", "other.pt")
     (own / "experiment/flow.yaml").write_text(
         "# @package _global_\n"
-        "defaults: [{override /sampler: ode_heun_20}, {override /backbone: flow}]\n"
+        "defaults: [{override /sampler: ode_heun_10}, {override /backbone: flow}]\n"
         "checkpoint: third.pt\n"
     )
     cfg = shown(tf, own, "experiment=flow")

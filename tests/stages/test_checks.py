@@ -113,8 +113,8 @@ def test_a_sampler_of_another_kind_of_process_is_told_which_fit() -> None:
     with pytest.raises(InputError, match=f"sampler: DDIMSampler .*{kinds}") as caught:
         check_sampling(net, Interpolant(), "sampler", DDIMSampler(2))
     valid = str(caught.value).partition("valid: sampler=")[2].split(", ")
-    assert {"ode_heun_20", "sde_euler_250"} <= set(valid)
-    assert not {"ddpm_20", "ddim_50", "mar_8"} & set(valid)
+    assert {"ode_heun_10", "sde_euler_250"} <= set(valid)
+    assert not {"ddpm_20", "ddim_50", "mar_16"} & set(valid)
     with pytest.raises(InputError, match=r"evaluation: Auto.* valid: sampler=ddim_50, ddpm_20, "):
         check_sampling(net, GaussianDiffusion(), "evaluation", AutoregressiveSampler(2))
 

@@ -105,12 +105,13 @@ PRESETS |= {
 # Ours: a miniature of MAR-L for 8x8 digits, with the same 16+16 blocks.
 PRESETS["mar_digits"] = {
     "input_size": 8,
-    "hidden_size": 32,
+    "hidden_size": 24,
     "encoder_depth": 16,
     "decoder_depth": 16,
-    "num_heads": 4,
+    "num_heads": 3,
     "patch_size": 2,
     "in_channels": 1,
+    "mlp_ratio": 1.0,
     "num_classes": 10,
     "buffer_size": 4,
     "head_depth": 3,
