@@ -108,5 +108,11 @@ def test_mistakes_are_named(value: object, message: str) -> None:
 
 def test_groups_do_not_cross_borders() -> None:
     assert parse_scheme("1:2", 8, borders=[4]).keep == 4
-    with pytest.raises(InputError, match=r"blocks 3\.\.5 crosses the border at block 4"):
+    crossing = r"blocks 3\.\.5 crosses the border at block 4, .* valid: .* one ends before block 4"
+    with pytest.raises(InputError, match=crossing):
         parse_scheme("1:3", 9, borders=[4])
+    # Sizes that cross a border are not advertised.
+    with pytest.raises(InputError, match=r"valid group sizes: 2, 4, or a list of groups$"):
+        parse_scheme("1:3", 8, borders=[4])
+    with pytest.raises(InputError, match=r"not a multiple of 2; valid: a list of groups$"):
+        parse_scheme("1:2", 7, borders=[4])

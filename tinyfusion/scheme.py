@@ -98,7 +98,7 @@ def parse_scheme(value: Any, depth: int, borders: Sequence[int] = ()) -> Scheme:
                 f'(base 60); write scheme: "{keep}:{size}" with quotes'
             )
         raise InputError(f"scheme={value} is a number, not a scheme; {EXAMPLES}")
-    pairs = _repeated(value, depth) if _is_ratio(value) else _listed(value)
+    pairs = _repeated(value, depth, borders) if _is_ratio(value) else _listed(value)
     for keep, size in pairs:
         if not 0 < keep <= size:
             raise InputError(
@@ -126,7 +126,8 @@ def parse_scheme(value: Any, depth: int, borders: Sequence[int] = ()) -> Scheme:
         if crossed:
             raise InputError(
                 f"scheme={_show(value)}: the group of blocks {start}..{start + size - 1} crosses "
-                f"the border at block {crossed[0]}, where another kind of block begins"
+                f"the border at block {crossed[0]}, where another kind of block begins; valid: "
+                f"groups of which one ends before block {crossed[0]}"
             )
         groups.append(group)
         start += size
@@ -137,7 +138,7 @@ def _is_ratio(value: Any) -> bool:
     return isinstance(value, str) and not value.strip().startswith("[")
 
 
-def _repeated(value: str, depth: int) -> list[tuple[int, int]]:
+def _repeated(value: str, depth: int, borders: Sequence[int]) -> list[tuple[int, int]]:
     parts = value.strip().split(":")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise InputError(f"scheme={value!r} can't be read; {EXAMPLES}")
@@ -145,10 +146,12 @@ def _repeated(value: str, depth: int) -> list[tuple[int, int]]:
     if not 0 < keep < size:
         raise InputError(f"scheme={value} must keep fewer blocks than it has; valid: 1 <= N < M")
     if depth % size:
-        fitting = [m for m in range(2, depth + 1) if depth % m == 0]
+        ends = (*borders, depth)
+        fitting = [str(m) for m in range(2, depth + 1) if not any(end % m for end in ends)]
+        valid = f" group sizes: {', '.join(fitting)}, or a list" if fitting else ": a list"
         raise InputError(
             f"scheme={value} does not fit a model of {depth} blocks: {depth} is not a multiple of "
-            f"{size}; valid group sizes: {', '.join(map(str, fitting))}, or a list of groups"
+            f"{size}; valid{valid} of groups"
         )
     return [(keep, size)] * (depth // size)
 

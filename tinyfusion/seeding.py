@@ -76,7 +76,11 @@ class StepNoise:
         return -torch.log(-torch.log(uniform))
 
     def seed_layers(self, rows: Rows) -> None:
-        """Seed the global generators, from which layers such as dropout draw, for some rows."""
+        """Seed the global generators, from which layers such as dropout draw, for some rows.
+
+        What layers draw is for the rows at hand: unlike all other draws, it depends on how the
+        global batch is cut.
+        """
         torch.manual_seed(seed_of(self.seed, self.stage, "layers", rows.step, rows.first))
 
     def shared(self, purpose: str, step: int) -> float:

@@ -155,6 +155,7 @@ def test_changed_weights_are_refused(net, tmp_path):
         ({"weights": {"file": "no.safetensors", "sha256": "0"}}, "no.safetensors: does not exist"),
         ({"arguments": None}, "key 'arguments' is missing or wrong: None"),
         ({"backbone": None}, "key 'backbone' is missing or wrong: None"),
+        ({"backbone": ""}, "key 'backbone' is missing or wrong: ''"),
         ({"backbone": "unet"}, "backbone 'unet' is unknown; valid families: dit"),
         ({"arguments": {"hidden": 48, "num_heads": 4}}, "has no argument 'hidden'"),
         ({"arguments": {"hidden_size": "48"}}, "give num_heads="),

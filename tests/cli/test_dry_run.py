@@ -137,6 +137,9 @@ def test_what_a_run_would_refuse_is_refused(dry, model) -> None:
         (*TINY, "trainer.strategy=none"): "strategy=none",
         ("backbone=dit_xl_2", "process.num_steps=0"): "num_steps",
         ("backbone=dit_xl_2",): "backbone has in_channels=4 but the data has 1",
+        ("backbone=sit_digits", "sampler=ddim_50"): "valid: sampler=ode_dopri5",
+        ("backbone=mar_digits", "sampler.iterations=17"): "valid: 1 to 16",
+        (*TINY, "evaluation.guidance.channels=3"): "evaluation: guidance channels=3",
     }.items():
         assert text in dry("run", *overrides, status=2), overrides
     assert "unknown key 'dry_run'" in dry("evaluate", status=2)

@@ -132,6 +132,24 @@ def test_reading_a_file_imports_nothing(tf, own_model, tmp_path, monkeypatch, ro
     assert load(own_model).depth == 4  # known from now on
 
 
+def test_converting_names_the_class(own_model, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    name = write_module(tmp_path / "modules", "to_convert", "    pass\n")
+    file = own_model / "config.json"
+    file.write_text(file.read_text().replace(NAME, name))
+    command = ["convert", str(own_model), str(tmp_path / "ours"), "--to", "ours"]
+    assert main(command) == 2 and f"to convert --backbone {name}," in capsys.readouterr().err
+    assert main([*command, "--backbone", name]) == 0
+    assert json.loads((tmp_path / "ours/config.json").read_text())["backbone"] == name
+
+
+def test_inspect_says_that_a_word_for_no_backbone_does_not_load(own_model, capsys) -> None:
+    file = own_model / "config.json"
+    file.write_text(file.read_text().replace(NAME, "unet"))
+    assert main(["inspect", str(own_model)]) == 0
+    assert "it won't load: 'unet' is no backbone of this version" in capsys.readouterr().out
+
+
 def test_a_file_of_other_sizes_is_refused(tf, own_model) -> None:
     result = tf("sample", *OWN, f"checkpoint={own_model}", "+backbone.depth=5")
     assert result.status == 2

@@ -47,6 +47,26 @@ def shown(tf, own, *overrides: str) -> DictConfig:
     return OmegaConf.create(result.out)
 
 
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("no_such_module.Mine", "No module named 'no_such_module'"),
+        ("my_pruners.Mine", "'Mine' is importable from module 'my_pruners'?"),
+        ("my_mistake.Mine", "(SyntaxError: "),
+        ("my_pruners", "_target_='my_pruners' is a module; valid: the dotted name of a class"),
+    ],
+)
+def test_own_class_that_is_not_there_is_refused_in_one_line(
+    tf, own, root, caplog, target, reason
+) -> None:
+    (own.parent / "modules/my_mistake.py").write_text("class Mine(:\n")
+    result = tf("prune", f"pruner._target_={target}")
+    assert result.status == 2 and result.err.count("\n") == 1, result.err
+    assert f"pruner._target_='{target}'" in result.err and reason in result.err
+    # What Hydra logs of it would be a second message on the terminal.
+    assert "getting object" not in caplog.text and not root.exists()
+
+
 def test_own_backbone_that_is_a_class_alone(tf, own) -> None:
     cfg = shown(tf, own, "backbone=plain", "backbone.width=4")
     assert cfg.backbone == {"_target_": "my_models.Plain", "width": 4}

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import tinyfusion
-from tinyfusion.checkpoints import load
+from tinyfusion.backbones.sit import SiT
+from tinyfusion.checkpoints import load, save_model
 from tinyfusion.cli import TOOLS, main
 
 
@@ -89,6 +90,31 @@ def test_new_sit_in_a_process_for_dit_is_refused(tf, root) -> None:
     result = tf("pretrain", "backbone=sit_s_8", "process=ddpm_pixels", small=False)
     assert result.status == 2 and "a SiT needs a process of kind 'interpolant'" in result.err
     assert not root.exists()
+
+
+def test_a_bare_teacher_is_of_the_family_of_its_student(tf, bare, tmp_path, only_run) -> None:
+    student = save_model(SiT(8, 2, 1, 16, 2, 2, num_classes=10), tmp_path / "student")
+    given = (f"checkpoint={student}", f"teacher.path={bare}", "num_heads=2", "backbone=sit")
+    few = ("recovery=kd", "sampler=ode_euler_50", "training.recovery.steps=1")
+    result = tf("recover", *given, *few, "training.recovery.batch_size=4", small=False)
+    assert result.status == 0, result.err
+    assert "read as DiT" not in result.out and (only_run("recover") / "recovered").is_dir()
+
+
+def test_the_other_family_is_named_with_the_process_it_needs(tf, bare, root) -> None:
+    result = tf("sample", f"checkpoint={bare}", "num_heads=2", "process=sit")
+    assert result.status == 2 and not root.exists()
+    assert "choose another process=, or let backbone=dit or a size of it choose one" in result.err
+
+
+def test_a_new_model_for_other_data_is_refused_before_it_is_made(tf, root, monkeypatch) -> None:
+    def build(*_):
+        raise AssertionError("the start values of a large model take long")
+
+    monkeypatch.setattr("tinyfusion.stages.setup.build_backbone", build)
+    result = tf("pretrain", "backbone=dit_s_8", "process=ddpm_latents")
+    assert result.status == 2 and not root.exists()
+    assert "backbone has in_channels=4 but the data has 1" in result.err
 
 
 def test_a_family_alone_is_no_size_for_a_new_model(tf, root) -> None:

@@ -54,3 +54,21 @@ def test_block_kept_by_no_sample_gets_exactly_no_weight_gradient(net: DiT, input
         assert (largest > 0) == (index in (0, 2, 5)), index
     # Their gates learn all the same.
     assert all((gate.logits_C.grad != 0).all() for gate in model.gates.groups)
+
+
+def test_masks_have_the_type_of_the_states_whatever_comes_first(net: DiT, inputs: Inputs) -> None:
+    class LabelsFirst(torch.nn.Module):
+        depth = net.depth
+
+        def forward(self, y: Tensor, x: Tensor, t: Tensor, run_block: object) -> Tensor:
+            return net(x, t, y, run_block=run_block)
+
+    model, noise = gated(net, "2:3")
+    wanted = model(*inputs, gumbel_BK=noise)
+    x, t, y = inputs
+    out = GatedBackbone(LabelsFirst(), model.gates)(y, x, t, gumbel_BK=noise)
+    assert torch.equal(out, wanted)
+    out.square().mean().backward()
+    assert all((gate.logits_C.grad != 0).all() for gate in model.gates.groups)
+    half = GatedBackbone(net.bfloat16(), model.gates)
+    assert half(x.bfloat16(), t, y, gumbel_BK=noise).dtype == torch.bfloat16

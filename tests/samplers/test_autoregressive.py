@@ -373,7 +373,7 @@ def test_network_in_half_precision_keeps_states_in_single(tiny):
 def test_more_iterations_than_tokens_are_refused_before_the_network_runs(tiny, monkeypatch):
     recorder = Recorder(tiny, monkeypatch)
     sampler = AutoregressiveSampler(17, head_steps=1)
-    message = r"iterations=17, but the model has 16 token.*valid: 1 to 16"
+    message = r"^sampler\.iterations=17, but the model has 16 token.*valid: 1 to 16"
     with pytest.raises(InputError, match=message):
         sampler.check(tiny)
     with pytest.raises(InputError, match=message):
@@ -388,7 +388,7 @@ def test_process_of_another_kind_is_refused(tiny):
 
 
 def test_head_steps_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match="1001 steps asked of a section of 1000"):
+    with pytest.raises(InputError, match=r"^sampler\.head_steps=1001: 1001 steps asked"):
         AutoregressiveSampler(4, head_steps=1001).num_steps(PROCESS)
     assert AutoregressiveSampler(4, head_steps="10,5").num_steps(PROCESS) == 4
 
@@ -404,5 +404,5 @@ def test_head_steps_that_do_not_fit_are_refused():
 )
 def test_settings_out_of_range_are_refused(setting):
     (name, value), *_ = setting.items()
-    with pytest.raises(InputError, match=rf"{name}='?{value}"):
+    with pytest.raises(InputError, match=rf"^sampler\.{name}='?{value}"):
         AutoregressiveSampler(**setting)

@@ -6,6 +6,7 @@ import torch
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.interpolant import Interpolant
 from tinyfusion.samplers.ancestral import AncestralSampler
 from tinyfusion.samplers.ddim import DDIMSampler
 from tinyfusion.samplers.guidance import Guidance
@@ -89,6 +90,12 @@ def test_no_gradients_are_recorded_and_result_can_enter_training(tiny):
     out = DDIMSampler(2)(tiny, GaussianDiffusion(), CountingNoise((1, 1, 4, 4)), torch.tensor([0]))
     assert not out.requires_grad
     tiny(out, torch.tensor([3]), torch.tensor([0])).sum().backward()
+
+
+@pytest.mark.parametrize("sampler", [AncestralSampler(5), DDIMSampler(5)])
+def test_process_of_another_kind_is_refused(sampler, tiny):
+    with pytest.raises(InputError, match=r"kind 'diffusion'.*kind 'interpolant'"):
+        sampler(tiny, Interpolant(), CountingNoise((1, 1, 4, 4)), torch.tensor([0]))
 
 
 def test_state_keeps_full_precision_when_the_network_is_half(tiny):

@@ -12,6 +12,7 @@ import torch
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.backbones.mar import MAR
 from tinyfusion.backbones.presets import build_empty
 from tinyfusion.backbones.sit import SiT
 from tinyfusion.data.digits import Digits
@@ -117,6 +118,15 @@ def test_a_sampler_of_another_kind_of_process_is_told_which_fit() -> None:
     assert not {"ddpm_20", "ddim_50", "mar_16"} & set(valid)
     with pytest.raises(InputError, match=r"evaluation: Auto.* valid: sampler=ddim_50, ddpm_20, "):
         check_sampling(net, GaussianDiffusion(), "evaluation", AutoregressiveSampler(2))
+
+
+def test_a_key_that_a_sampler_names_itself_is_named_once() -> None:
+    net, sampler = MAR(8, 16, 1, 1, 2, patch_size=2, in_channels=1), AutoregressiveSampler(17)
+    process = MaskedDiffusion(2)
+    with pytest.raises(InputError, match=r"^sampler\.iterations=17, but the model has 16 token"):
+        check_sampling(net, process, "sampler", sampler)
+    with pytest.raises(InputError, match=r"^evaluation: sampler\.iterations=17, but"):
+        check_sampling(net, process, "evaluation", sampler)
 
 
 def test_samples_that_are_latents_are_told_how_they_become_pictures() -> None:

@@ -251,8 +251,8 @@ def class_of(family: str) -> type[Backbone]:
     raise InputError(
         f"backbone {family!r} is a class of somebody's own that is not imported, and reading a "
         f"file never imports what the file names: give backbone= (on the command line a "
-        f"configuration with _target_: {family}, in Python backbone={family!r}), or "
-        f"'import {module}' first"
+        f"configuration with _target_: {family}, to convert --backbone {family}, in Python "
+        f"backbone={family!r}), or 'import {module}' first"
     )
 
 

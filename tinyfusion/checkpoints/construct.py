@@ -76,7 +76,9 @@ def to_backbone(
             )
         claims["num_heads"] = num_heads
     if family and checkpoint.backbone and family != checkpoint.backbone:
-        raise InputError(f"{checkpoint.path}: is a {checkpoint.backbone!r}, but {_given(backbone)}")
+        # Sizes are no matter here.
+        given = _given(backbone if isinstance(backbone, str) else family)
+        raise InputError(f"{checkpoint.path}: is a {checkpoint.backbone!r}, but {given}")
     fitting = families_by(checkpoint.state)
     said = family or checkpoint.backbone
     for line in _choices(checkpoint, candidates=[] if said else fitting):
@@ -122,6 +124,28 @@ def to_backbone(
     net.kept_from = kept_indices(kept and list(kept), net.depth, checkpoint.path)
     net.source_borders = checkpoint.source_borders
     return net.eval()
+
+
+def left_unsaid(
+    checkpoint: Checkpoint, backbone: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """What a second model's file does not say of itself, as it is said of the first.
+
+    A teacher may be of another size or family than its student. Where its file could be of several
+    families, or hides an argument, what the student is decides.
+
+    Args:
+        checkpoint: the second model, as read.
+        backbone: what the first is expected to be, with its family under ``backbone``.
+
+    Returns:
+        What to expect of the second; ``None`` for nothing.
+    """
+    family = (backbone or {}).get("backbone")
+    if checkpoint.backbone or family not in families_by(checkpoint.state):
+        return None
+    unseen = [key for key in FAMILIES[family].public_files.unseen if key not in checkpoint.hints]
+    return {key: backbone[key] for key in ("backbone", *unseen) if key in backbone}
 
 
 def names_of(families: Sequence[str]) -> str:

@@ -88,7 +88,9 @@ def _somebodys_own(checkpoint: Checkpoint) -> dict[str, Any]:
     """Facts about a model whose class is not this package's."""
     name = checkpoint.backbone or ""
     notes = list(checkpoint.notes)
-    if loaded_class(name) is None:
+    if "." not in name:
+        notes.append(f"it won't load: {name!r} is no backbone of this version of tinyfusion")
+    elif loaded_class(name) is None:
         notes.append(f"its class is somebody's own: to load it, give backbone= (_target_: {name})")
     return {
         "kind": "model",

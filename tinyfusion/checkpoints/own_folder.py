@@ -62,7 +62,7 @@ def read_own(config: dict[str, Any], config_path: Path) -> Checkpoint:
             "the file is incomplete or was changed"
         )
     for key, kind in {"backbone": str, "arguments": dict}.items():
-        if not isinstance(config.get(key), kind):
+        if not isinstance(config.get(key), kind) or config[key] == "":
             raise InputError(f"{config_path}: key {key!r} is missing or wrong: {config.get(key)!r}")
     arguments = config["arguments"]
     depth = config.get("depth", arguments.get("depth"))

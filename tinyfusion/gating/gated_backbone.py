@@ -32,10 +32,12 @@ class GatedBackbone(nn.Module):
 
     def forward(self, *inputs: Tensor, gumbel_BK: Tensor) -> Tensor:
         """Predict with a mask drawn per sample from the gates; inputs as the backbone's."""
-        keep_BL = self.gates(gumbel_BK).to(inputs[0].dtype)
+        keep_BL = self.gates(gumbel_BK)
 
         def run_gated(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
-            keep_B11 = keep_BL[:, index].view(-1, *[1] * (states_BTD.ndim - 1))
+            # Of the states' type, not of the inputs', which may be integers.
+            keep_B = keep_BL[:, index].to(states_BTD.dtype)
+            keep_B11 = keep_B.view(-1, *[1] * (states_BTD.ndim - 1))
             out_BTD = run_plain(index, block, states_BTD, condition)
             return keep_B11 * out_BTD + (1 - keep_B11) * states_BTD
 

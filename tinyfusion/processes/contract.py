@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.presets import FAMILIES
 from tinyfusion.errors import InputError
 
 
@@ -56,8 +57,8 @@ class Process(ABC):
         kind: which backbones it takes: those of this ``process_kind``.
         learns_variance: whether networks may predict a variance, so that distillation can compare
             variances.
-        strata: into how many batches fixed data is cut, at least, so that draws which the samples
-            of a batch share cover their range.
+        strata: into how many batches fixed data is cut, fewer if there is little of it, so that
+            draws which the samples of a batch share cover their range.
     """
 
     kind: ClassVar[str]
@@ -75,10 +76,12 @@ class Process(ABC):
             InputError: its times and targets mean something else.
         """
         if net.process_kind != self.kind:
+            ours = [family for family, kind in FAMILIES.items() if type(net) is kind]
+            advice = [f", or let backbone={word} or a size of it choose one" for word in ours]
             raise InputError(
                 f"{name}: a {type(net).__name__} needs a process of kind {net.process_kind!r}, "
-                f"but process={type(self).__name__} is of kind {self.kind!r}; say by backbone= "
-                "what the model is, which brings its process, or choose another process="
+                f"but process={type(self).__name__} is of kind {self.kind!r}; "
+                f"choose another process={''.join(advice)}"
             )
 
     @abstractmethod

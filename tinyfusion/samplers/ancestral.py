@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.processes.gaussian import GaussianDiffusion
-from tinyfusion.samplers.contract import NoiseSource, OnStep
+from tinyfusion.samplers.contract import NoiseSource, OnStep, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.samplers.reverse import count_steps, walk_back
 
@@ -37,6 +37,7 @@ class AncestralSampler:
         on_step: OnStep | None = None,
     ) -> Tensor:
         """See `Sampler`; ``noise`` is called once for the start and once per step."""
+        check_sampler(self, process, net)
         chain = process.respaced(self.steps)
         return walk_back(ancestral_step, chain, net, noise, labels, guidance, on_step)
 

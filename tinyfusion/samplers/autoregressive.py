@@ -21,6 +21,7 @@ from tinyfusion.processes.masked import MaskedDiffusion
 from tinyfusion.samplers.ancestral import ancestral_step
 from tinyfusion.samplers.contract import NoiseSource, OnStep, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
+from tinyfusion.samplers.guided import state_dtype
 from tinyfusion.samplers.reverse import count_steps
 
 GUIDANCE_SCHEDULES = ("linear", "constant")
@@ -80,12 +81,12 @@ class AutoregressiveSampler:
         guidance_schedule: str = "linear",
     ) -> None:
         if iterations < 1:
-            raise InputError(f"sampler iterations={iterations}: must be at least 1")
+            raise InputError(f"sampler.iterations={iterations}: must be at least 1")
         if not (math.isfinite(temperature) and temperature >= 0):
-            raise InputError(f"sampler temperature={temperature}: must be a finite number >= 0")
+            raise InputError(f"sampler.temperature={temperature}: must be a finite number >= 0")
         if guidance_schedule not in GUIDANCE_SCHEDULES:
             raise InputError(
-                f"sampler guidance_schedule={guidance_schedule!r} is not known; valid: "
+                f"sampler.guidance_schedule={guidance_schedule!r} is not known; valid: "
                 f"{', '.join(GUIDANCE_SCHEDULES)}"
             )
         self.iterations = iterations
@@ -95,7 +96,7 @@ class AutoregressiveSampler:
 
     def num_steps(self, process: MaskedDiffusion) -> int:
         """See `Sampler`; one step is one iteration."""
-        count_steps(process.diffusion, self.head_steps)
+        count_steps(process.diffusion, self.head_steps, "sampler.head_steps")
         return self.iterations
 
     def check(self, net: Backbone) -> None:
@@ -106,7 +107,7 @@ class AutoregressiveSampler:
         """
         if self.iterations > net.num_tokens:
             raise InputError(
-                f"sampler iterations={self.iterations}, but the model has {net.num_tokens} "
+                f"sampler.iterations={self.iterations}, but the model has {net.num_tokens} "
                 f"token(s) and each iteration reveals at least one; valid: 1 to {net.num_tokens}"
             )
 
@@ -131,10 +132,8 @@ class AutoregressiveSampler:
         orders_BT = patchify(noise(), size)[..., 0].argsort(dim=1, stable=True)
         draws = [patchify(noise(), size) for _ in range(1 + chain.num_steps)]
 
-        device, net_dtype = next(net.parameters()).device, dtype_of(net)
-        # Hundreds of small updates would be lost in half precision: only the network runs in it.
-        state_dtype = torch.promote_types(net_dtype, torch.float32)
-        tokens_BTCt = torch.zeros(draws[0].shape, device=device, dtype=state_dtype)
+        device, dtype = next(net.parameters()).device, state_dtype(net)
+        tokens_BTCt = torch.zeros(draws[0].shape, device=device, dtype=dtype)
         state = unpatchify(tokens_BTCt, size)
         labels = labels.to(device)
         hidden = count = orders_BT.shape[1]
@@ -142,8 +141,8 @@ class AutoregressiveSampler:
             now = self._guidance(guidance, count, still)
             new_BM = orders_BT[:, still:hidden]
             hidden_BM = orders_BT[:, :hidden].to(device)
-            conditions = _conditions(net, state.to(net_dtype), hidden_BM, labels, new_BM, now)
-            own = (_take(draw, new_BM).to(device, state_dtype) for draw in draws)
+            conditions = _conditions(net, state, hidden_BM, labels, new_BM, now)
+            own = (_take(draw, new_BM).to(device, dtype) for draw in draws)
             drawn = draw_tokens(net, chain, conditions, own, state.shape[1], now, self.temperature)
             position = new_BM.to(device)[..., None].expand(-1, -1, drawn.shape[1])
             tokens_BTCt = tokens_BTCt.scatter(1, position, drawn.view(position.shape))
@@ -209,6 +208,7 @@ def _conditions(
     net: Backbone, x: Tensor, hidden_BM: Tensor, labels: Tensor, new_BM: Tensor, guidance: Guidance
 ) -> Tensor:
     """Conditions of the tokens ``new_BM``: shape (N, D), or (2N, D) if they are guided."""
+    x = x.to(dtype_of(net))
     if guidance.scale != 1:
         x, hidden_BM, new_BM = (torch.cat([each, each]) for each in (x, hidden_BM, new_BM))
         labels = torch.cat([labels, torch.full_like(labels, net.null_label)])

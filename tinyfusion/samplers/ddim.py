@@ -10,7 +10,7 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.tables import Tables
-from tinyfusion.samplers.contract import NoiseSource, OnStep
+from tinyfusion.samplers.contract import NoiseSource, OnStep, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.samplers.reverse import count_steps, walk_back
 
@@ -30,7 +30,7 @@ class DDIMSampler:
 
     def __init__(self, steps: int | str = 50, eta: float = 0.0) -> None:
         if not 0 <= eta <= 1:
-            raise InputError(f"sampler eta={eta}: must be between 0 and 1")
+            raise InputError(f"sampler.eta={eta}: must be between 0 and 1")
         self.steps = steps
         self.eta = eta
 
@@ -48,6 +48,7 @@ class DDIMSampler:
         on_step: OnStep | None = None,
     ) -> Tensor:
         """See `Sampler`; ``noise`` is called for the start and, if ``eta`` > 0, once per step."""
+        check_sampler(self, process, net)
         chain = process.respaced(self.steps)
         step = partial(self._step, self._coefficients(chain))
         return walk_back(step, chain, net, noise, labels, guidance, on_step)

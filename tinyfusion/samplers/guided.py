@@ -13,11 +13,17 @@ from tinyfusion.samplers.contract import NoiseSource
 from tinyfusion.samplers.guidance import Guidance
 
 
+def state_dtype(net: Backbone) -> torch.dtype:
+    """Floating type of the states of a sampler of ``net``: at least float32.
+
+    Hundreds of small updates would be lost in half precision: only the network runs in its own
+    type.
+    """
+    return torch.promote_types(dtype_of(net), torch.float32)
+
+
 class GuidedNet:
     """A network bound to the labels, guidance and noise of one batch.
-
-    States are at least float32, because hundreds of small updates would be lost in half
-    precision: only the network runs in its own type.
 
     Args:
         net: the denoiser.
@@ -32,7 +38,7 @@ class GuidedNet:
         self.net = net
         self.guidance = guidance
         self.net_dtype = dtype_of(net)
-        self.dtype = torch.promote_types(self.net_dtype, torch.float32)
+        self.dtype = state_dtype(net)
         self.device = next(net.parameters()).device
         self.labels = labels.to(self.device)
         self._noise = noise

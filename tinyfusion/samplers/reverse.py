@@ -21,13 +21,13 @@ Step = Callable[[GaussianDiffusion, Tensor, Tensor, Tensor, NoiseSource], Tensor
 """``step(chain, out, x, t, draw) -> x``: one step of a respaced chain, given the network output."""
 
 
-def count_steps(process: GaussianDiffusion, spec: int | str) -> int:
-    """Number of steps of ``process`` respaced by ``spec``.
+def count_steps(process: GaussianDiffusion, spec: int | str, key: str = "sampler.steps") -> int:
+    """Number of steps of ``process`` respaced by ``spec``, which is configured at ``key``.
 
     Raises:
         InputError: see `respaced_times`.
     """
-    return len(respaced_times(spec, process.num_steps))
+    return len(respaced_times(spec, process.num_steps, key))
 
 
 @torch.no_grad()

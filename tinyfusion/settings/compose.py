@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from tinyfusion.errors import InputError
+from tinyfusion.errors import InputError, first_line
+from tinyfusion.quiet import at_least
 from tinyfusion.ranks import shared_stamp
 
 MAX_NAME = 120
@@ -63,10 +65,21 @@ def locate(target: str, path: str) -> Callable[..., Any]:
     from hydra.utils import get_object
 
     try:
-        return get_object(target)
+        # Which logs what it raises as well.
+        with at_least(logging.CRITICAL, "hydra.utils"):
+            found = get_object(target)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
+        if error.__cause__ is not None:  # such as a mistake in a module of the user's
+            cause = error.__cause__
+            reason += f" ({type(cause).__name__}: {first_line(cause)})"
         raise InputError(f"{path}._target_={target!r} can't be imported: {reason}") from None
+    if not callable(found):
+        raise InputError(
+            f"{path}._target_={target!r} is a {type(found).__name__}; valid: the dotted name of a "
+            "class or function, such as my_module.MyClass"
+        )
+    return found
 
 
 def build(node: Any) -> Any:

@@ -153,7 +153,9 @@ def check_sampling(
         if guidance.scale != 1:
             _ = net.null_label
     except (InputError, NotImplementedError) as error:
-        raise InputError(f"{key}: {error}") from None
+        # What is wrong may be named in full already.
+        led = str(error).startswith(f"{key}.")
+        raise InputError(f"{error}" if led else f"{key}: {error}") from None
     available = net.in_channels
     if guidance.channels is not None and guidance.channels > available:
         raise InputError(

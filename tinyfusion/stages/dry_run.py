@@ -62,6 +62,7 @@ def start(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
 def report(setup: DrySetup) -> Iterator[str]:
     """Lines of the report, as they become known."""
     cfg = setup.cfg
+    setup.check_samplers()
     yield f"tinyfusion {cfg.command}: dry run; nothing is trained or written"
     yield ""
     yield from _subject(setup)

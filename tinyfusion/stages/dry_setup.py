@@ -17,6 +17,7 @@ from tinyfusion.backbones.presets import build as build_backbone
 from tinyfusion.data.source import ImageSource
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
+from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.pruners.contract import Pruner, PruningContext
 from tinyfusion.pruners.fixed import Indices
 from tinyfusion.pruners.learned import Learned
@@ -126,6 +127,18 @@ class DrySetup(Setup):
         model = self.on_meta(self.arguments)
         side = model.input_size
         return NoiseImages(IMAGENET_IMAGES, (model.in_channels, side, side), model.num_classes)
+
+    def check_samplers(self) -> None:
+        """Refuse what the command would refuse to sample by.
+
+        Raises:
+            InputError: see `tinyfusion.stages.checks.check_sampling`.
+        """
+        net = self.on_meta(self.arguments)
+        self.check_sampling(net, "sampler", build(self.cfg.sampler))
+        if self.cfg.get("evaluation") is not None:
+            evaluation: Evaluation = build(self.cfg.evaluation)
+            self.check_sampling(net, "evaluation", evaluation.sampler, evaluation.guidance)
 
     def on_meta(self, arguments: dict[str, Any]) -> Backbone:
         """A network of shapes without values."""

@@ -15,10 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.by_name import as_backbone_class
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.backbones.presets import FAMILIES, PRESETS, family_of, preset_family
+from tinyfusion.backbones.presets import FAMILIES, PRESETS, build_empty, family_of, preset_family
 from tinyfusion.backbones.presets import build as build_backbone
 from tinyfusion.backbones.rebuild import check_own
-from tinyfusion.checkpoints import load, weights_sha256
+from tinyfusion.checkpoints import read_checkpoint, weights_sha256
+from tinyfusion.checkpoints.construct import left_unsaid, to_backbone
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.evaluation import Evaluation
@@ -141,9 +142,10 @@ class Setup:
         # What is configured is checked against the file. A class of the user's own is imported
         # by it, which files, teachers' among them, may then name.
         expected = self.backbone()
+        checkpoint = read_checkpoint(path)
         if key != "checkpoint":
-            expected = None
-        net = load(path, backbone=expected, num_heads=self.cfg.num_heads)
+            expected = left_unsaid(checkpoint, expected)
+        net = to_backbone(checkpoint, expected, self.cfg.num_heads)
         self.process.check(net, path)
         check_own(net)
         return net
@@ -162,6 +164,12 @@ class Setup:
                 f"backbone={family} says what a checkpoint is, not how large a new model is to be; "
                 f"choose one of {', '.join(n for n in PRESETS if preset_family(n) == family)}"
             )
+        if family in FAMILIES:
+            # Ahead of start values, which take long for large models.
+            with torch.random.fork_rng(devices=[]):
+                net = build_empty(arguments)
+            self.process.check(net, "backbone")
+            check_data(net, self.source, "backbone")
         net = build_backbone(arguments)
         self.process.check(net, "backbone")
         check_own(net)

@@ -38,7 +38,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--half", action="store_true", help="store float16 (default: float32)")
     parser.add_argument("--overwrite", action="store_true", help="replace a model at DST")
     parser.add_argument(
-        "--backbone", help="family (dit, sit, mar) or preset that SRC is expected to be"
+        "--backbone",
+        help="what SRC is expected to be: a family (dit, sit, mar), a preset, or the dotted name "
+        "of a class of your own",
     )
     parser.add_argument("--num-heads", type=int, help="attention heads, where SRC does not say")
     pipeline = parser.add_argument_group("options of --to diffusers")
