@@ -70,7 +70,7 @@ def test_help_of_run_shows_choices_defaults_and_own_folders(
     main(["run", "--help", "--config-dir", str(tmp_path)])
     out = capsys.readouterr().out
     assert "indices, learned*, mine, random, shortgpt" in out
-    assert "finetune, kd, masked_kd*, repkd" in out
+    assert "finetune, kd, masked_kd*, masked_kd_sit, repkd, repkd_sit" in out
     assert "scheme=1:2 " in out and "seed=0 " in out
 
 
