@@ -239,3 +239,13 @@ def test_every_configuration_file_says_what_it_is() -> None:
         if not file.read_text().startswith("#")
     ]
     assert not bare, f"no comment on the first line: {sorted(bare)}"
+
+
+def test_a_sit_is_recovered_with_the_smaller_weight_of_hidden_states() -> None:
+    weights = {
+        f"{backbone} {more}": composed("run", f"backbone={backbone}", *more).recovery.feature_weight
+        for backbone in ("sit_digits", "sit_xl_2", "mar_digits", "dit_digits")
+        for more in ((), ("recovery=repkd_sit",))
+    }
+    assert [w for name, w in weights.items() if "sit" in name] == [2e-4] * 6
+    assert [w for name, w in weights.items() if "sit" not in name] == [1e-2] * 2

@@ -172,3 +172,8 @@ def test_at_most_so_many_real_images():
     assert len(protocol().real(source)) == 1797
     with pytest.raises(InputError, match="reference_samples=3 must be at least 4"):
         protocol(reference_samples=3)
+
+
+def test_protocol_names_the_sampler_with_its_settings():
+    line = protocol().protocol()["sampler"]
+    assert line == "DDIMSampler(steps=3, eta=0.0)"

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.backbones.mar import MAR
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.masked import MaskedDiffusion
 
 
 @pytest.fixture
@@ -69,3 +71,16 @@ def test_distance_counts_noise_channels_only(net, held_out):
     assert held_out.distance(out, other) == 0.0
     other[:, :1] += 0.5
     assert held_out.distance(out, other) == pytest.approx(0.25)
+
+
+def test_masked_images_are_scored_under_shares_that_cover_their_range():
+    process = MaskedDiffusion(patch_size=1, mask_ratio_min=0.25)
+    images = torch.rand(20, 1, 4, 4) * 2 - 1
+    fixed = HeldOutLoss(process, images, torch.arange(20) % 3, repeats=4)
+    assert [rows.start for rows, _ in fixed.parts] == list(range(0, 80, 5))
+    hidden = [batch.hidden.shape[1] for _, batch in fixed.parts]
+    assert hidden == sorted(hidden) and hidden[0] <= 8 and hidden[-1] == 16
+    net = MAR(4, 8, 2, 2, 2, in_channels=1, num_classes=3, head_depth=1, head_width=8)
+    out = fixed.predict(net)
+    parts = [process.loss(out[rows], batch)["loss"] for rows, batch in fixed.parts]
+    assert fixed.of(out)["loss"] == pytest.approx(float(torch.cat(parts).mean()), rel=1e-6)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.backbones.mar import MAR
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.interpolant import Interpolant
+from tinyfusion.processes.masked import MaskedDiffusion
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.teacher import FrozenTeacher
 
@@ -77,6 +81,17 @@ def test_networks_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(InputError, match="learn_sigma: True and False"):
         kd.check(tiny(), tiny(learn_sigma=False), GaussianDiffusion())
     masked.check(tiny(), tiny(depth=4), GaussianDiffusion())
+    mar = partial(MAR, 4, 8, 1, 1, 2, head_depth=1, head_width=8)
+    with pytest.raises(InputError, match=r"buffer_size: 4 and 2.*use recovery=kd"):
+        masked.check(mar(buffer_size=4), mar(buffer_size=2), MaskedDiffusion())
+    kd.check(mar(buffer_size=4), mar(buffer_size=2), MaskedDiffusion())
+
+
+def test_variances_that_nothing_learns_are_not_compared() -> None:
+    objective = Objective(0.1, 0.9, variance_kl=True)
+    objective.check(tiny(), tiny(), GaussianDiffusion())
+    with pytest.raises(InputError, match=r"^recovery\.variance_kl=true .* process=Interpolant"):
+        objective.check(tiny(), tiny(), Interpolant())
 
 
 def test_teacher_is_invisible_frozen_and_never_copied() -> None:

@@ -7,6 +7,7 @@ import tinyfusion.samplers.generate as generate_module
 from tinyfusion.errors import InputError
 from tinyfusion.pixels import to_uint8
 from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.interpolant import Interpolant
 from tinyfusion.samplers.ancestral import AncestralSampler
 from tinyfusion.samplers.generate import balanced_labels, generate
 from tinyfusion.samplers.guidance import Guidance
@@ -91,3 +92,23 @@ def test_to_uint8_rounds_and_clamps():
     assert to_uint8(values).tolist() == [0, 0, 1, 128, 191, 255, 255]
     every = torch.arange(256)
     assert torch.equal(to_uint8(every / 127.5 - 1).long(), every)
+
+
+class Unchecked:
+    """A sampler of somebody's own, which looks at nothing itself."""
+
+    process_kind = "masked"
+
+    def num_steps(self, process) -> int:
+        return 1
+
+    def __call__(self, net, process, noise, labels, guidance=None, on_step=None):
+        return noise()
+
+
+def test_processes_and_samplers_of_another_kind_are_refused(tiny):
+    labels = torch.zeros(2, dtype=torch.long)
+    with pytest.raises(InputError, match="DiT needs a process of kind 'diffusion'"):
+        generate(tiny, Interpolant(), Unchecked(), labels, seed=0)
+    with pytest.raises(InputError, match="Unchecked walks processes of kind 'masked'"):
+        generate(tiny, PROCESS, Unchecked(), labels, seed=0)
