@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tinyfusion.backbones.mar import MAR
+
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 
@@ -30,6 +32,25 @@ def golden_folder() -> Path:
 def golden(golden_folder: Path) -> Callable[[str], dict[str, Tensor]]:
     """Loader of one golden file: ``golden("dit")["out"]``."""
     return lambda name: load_file(golden_folder / f"{name}.safetensors")
+
+
+@pytest.fixture
+def golden_mar(golden: Callable[[str], dict[str, Tensor]]) -> MAR:
+    """The MAR whose numbers ``golden("mar")`` holds, in eval mode."""
+    net = MAR(
+        input_size=4,
+        hidden_size=48,
+        encoder_depth=4,
+        decoder_depth=4,
+        num_heads=4,
+        in_channels=8,
+        num_classes=10,
+        buffer_size=8,
+        head_depth=2,
+        head_width=64,
+    )
+    net.load_state_dict({k[3:]: v for k, v in golden("mar").items() if k.startswith("sd.")})
+    return net.eval()
 
 
 @pytest.fixture(scope="session")

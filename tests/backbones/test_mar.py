@@ -41,13 +41,6 @@ def numbers(golden):
     return golden("mar")
 
 
-@pytest.fixture
-def golden_net(numbers):
-    net = MAR(**TINY)
-    net.load_state_dict({k[3:]: v for k, v in numbers.items() if k.startswith("sd.")})
-    return net.eval()
-
-
 def randomised(**arguments):
     """A small network that no part ignores: fresh heads predict zeros."""
     net = MAR(**SMALL | arguments)
@@ -92,10 +85,10 @@ def test_parameter_names_are_the_official_ones(numbers):
     assert {k: tuple(v.shape) for k, v in MAR(**TINY).state_dict().items()} == official
 
 
-def test_tokens_match_golden_and_come_back(numbers, golden_net):
-    tokens = golden_net.patchify(numbers["latents"])
+def test_tokens_match_golden_and_come_back(numbers, golden_mar):
+    tokens = golden_mar.patchify(numbers["latents"])
     assert torch.equal(tokens, numbers["tokens"])
-    assert torch.equal(golden_net.unpatchify(tokens), numbers["latents"])
+    assert torch.equal(golden_mar.unpatchify(tokens), numbers["latents"])
 
 
 def test_order_inside_a_token_is_channel_row_column():
@@ -107,13 +100,13 @@ def test_order_inside_a_token_is_channel_row_column():
     assert torch.equal(net.unpatchify(tokens), x)
 
 
-def test_hidden_states_and_conditions_match_golden(numbers, golden_net):
+def test_hidden_states_and_conditions_match_golden(numbers, golden_mar):
     recorder = Recorder()
     with torch.no_grad():
-        out = golden_net.conditions(
+        out = golden_mar.conditions(
             numbers["latents"], hidden_of(numbers), numbers["labels"], recorder
         )
-        encoded = golden_net.encoder_norm(recorder.outputs[3])
+        encoded = golden_mar.encoder_norm(recorder.outputs[3])
     assert_close(recorder.inputs[0], numbers["enc.h.in"], **CLOSE)
     assert_close(recorder.inputs[4], numbers["dec.h.in"], **CLOSE)
     for index in range(4):
@@ -125,25 +118,25 @@ def test_hidden_states_and_conditions_match_golden(numbers, golden_net):
 
 
 @pytest.mark.parametrize("case", ["uncond", "allmasked"])
-def test_null_class_and_wholly_hidden_images_match_golden(case, numbers, golden_net):
+def test_null_class_and_wholly_hidden_images_match_golden(case, numbers, golden_mar):
     x, hidden, y = numbers["latents"], hidden_of(numbers), numbers["labels"]
     if case == "uncond":
-        y = torch.full_like(y, golden_net.null_label)
+        y = torch.full_like(y, golden_mar.null_label)
     else:
         hidden = torch.arange(16).expand(3, -1)
     recorder = Recorder()
     with torch.no_grad():
-        out = golden_net.conditions(x, hidden, y, recorder)
-        encoded = golden_net.encoder_norm(recorder.outputs[3])
+        out = golden_mar.conditions(x, hidden, y, recorder)
+        encoded = golden_mar.encoder_norm(recorder.outputs[3])
     assert_close(encoded, numbers[f"{case}.enc_out"], **CLOSE)
     assert_close(out, numbers[f"{case}.dec_out"], **CLOSE)
 
 
-def test_head_matches_golden(numbers, golden_net):
+def test_head_matches_golden(numbers, golden_mar):
     with torch.no_grad():
-        out = golden_net.head(numbers["net.x"], numbers["net.t"], numbers["net.c"])
+        out = golden_mar.head(numbers["net.x"], numbers["net.t"], numbers["net.c"])
         half = numbers["net.x"][:3]
-        guided = golden_net.head(torch.cat([half, half]), numbers["net.cfg_t"], numbers["net.c"])
+        guided = golden_mar.head(torch.cat([half, half]), numbers["net.cfg_t"], numbers["net.c"])
     assert_close(out, numbers["net.out"], **CLOSE)
     noise, variance = guided.chunk(2, dim=-1)
     conditional, null = noise.chunk(2)
@@ -152,18 +145,18 @@ def test_head_matches_golden(numbers, golden_net):
     assert_close(result, numbers["net.cfg_out_3.0"], **CLOSE)
 
 
-def test_gradients_of_the_published_loss_match_golden(numbers, golden_net):
+def test_gradients_of_the_published_loss_match_golden(numbers, golden_mar):
     process = GaussianDiffusion(schedule="squared_cosine")
     t, mask = numbers["diffloss.t"], numbers["mask"]
     batch = process.add_noise(numbers["tokens"].flatten(0, 1), t, numbers["diffloss.noise"])
     noisy, t = batch.noisy.view(3, 1, 16, 8), t.view(3, 1, 16)
-    out = golden_net(numbers["latents"], hidden_of(numbers), noisy, t, numbers["labels"])
+    out = golden_mar(numbers["latents"], hidden_of(numbers), noisy, t, numbers["labels"])
     loss = process.loss(out.flatten(0, 2), batch)["loss"]
     assert_close(loss, numbers["diffloss.per_token"], **CLOSE)
     value = (loss * mask.flatten()).sum() / mask.sum()
     assert_close(value, numbers["diffloss.value"], **CLOSE)
     value.backward()
-    gradients = {n: p.grad for n, p in golden_net.named_parameters()}
+    gradients = {n: p.grad for n, p in golden_mar.named_parameters()}
     wanted = {k[5:]: v for k, v in numbers.items() if k.startswith("grad.")}
     assert len(wanted) == 6
     for name, gradient in wanted.items():

@@ -34,24 +34,6 @@ def numbers(golden):
 
 
 @pytest.fixture
-def net(numbers) -> MAR:
-    net = MAR(
-        input_size=4,
-        hidden_size=48,
-        encoder_depth=4,
-        decoder_depth=4,
-        num_heads=4,
-        in_channels=8,
-        num_classes=10,
-        buffer_size=8,
-        head_depth=2,
-        head_width=64,
-    )
-    net.load_state_dict({k[3:]: v for k, v in numbers.items() if k.startswith("sd.")})
-    return net.eval()
-
-
-@pytest.fixture
 def tiny() -> MAR:
     net = MAR(
         input_size=4,
@@ -127,11 +109,11 @@ def test_schedules_match_golden(numbers):
     assert torch.equal(diffusion.respaced(10).time_map_S, numbers["diffloss.gen_timestep_map"])
 
 
-def test_loss_per_token_matches_golden(numbers, net):
+def test_loss_per_token_matches_golden(numbers, golden_mar):
     process = MaskedDiffusion()
     batch = golden_batch(process, numbers)
     with torch.no_grad():
-        out = net(*batch.inputs, numbers["labels"])
+        out = golden_mar(*batch.inputs, numbers["labels"])
     names = {"mse": "mse", "vb": "vb", "loss": "per_token"}
     # Every token, hidden or not, as the published code computes them.
     data = (batch.tokens, batch.noise, batch.noisy)
@@ -149,11 +131,11 @@ def test_loss_per_token_matches_golden(numbers, net):
     torch.testing.assert_close(terms["loss"].mean(), numbers["diffloss.value"], **CLOSE)
 
 
-def test_gradients_match_golden(numbers, net):
+def test_gradients_match_golden(numbers, golden_mar):
     process = MaskedDiffusion()
     batch = golden_batch(process, numbers)
-    process.loss(net(*batch.inputs, numbers["labels"]), batch)["loss"].mean().backward()
-    parameters = dict(net.named_parameters())
+    process.loss(golden_mar(*batch.inputs, numbers["labels"]), batch)["loss"].mean().backward()
+    parameters = dict(golden_mar.named_parameters())
     names = [key.removeprefix("grad.") for key in numbers if key.startswith("grad.")]
     assert len(names) == 6
     for name in names:

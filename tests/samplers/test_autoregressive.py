@@ -24,24 +24,6 @@ def numbers(golden):
     return golden("mar")
 
 
-@pytest.fixture(scope="module")
-def golden_mar(numbers) -> MAR:
-    net = MAR(
-        input_size=4,
-        hidden_size=48,
-        encoder_depth=4,
-        decoder_depth=4,
-        num_heads=4,
-        in_channels=8,
-        num_classes=10,
-        buffer_size=8,
-        head_depth=2,
-        head_width=64,
-    )
-    net.load_state_dict({k[3:]: v for k, v in numbers.items() if k.startswith("sd.")})
-    return net.eval()
-
-
 @pytest.fixture
 def tiny() -> MAR:
     """Two channels, 16 tokens, weights large enough that every input matters."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
 from tinyfusion.backbones.dit_files import DIT_FILES
-from tinyfusion.backbones.layers import Attention, Mlp, TimestepEmbedder
+from tinyfusion.backbones.layers import Attention, Mlp, TimestepEmbedder, check_sizes
 from tinyfusion.errors import InputError
 
 
@@ -153,16 +153,7 @@ class DiT(Backbone):
         super().__init__()
         if depth < 1:
             raise InputError(f"depth must be at least 1, got {depth}")
-        if input_size % patch_size:
-            raise InputError(
-                f"patch_size must divide input_size, got patch_size={patch_size} and "
-                f"input_size={input_size}"
-            )
-        if hidden_size % num_heads:
-            raise InputError(
-                f"num_heads must divide hidden_size, got num_heads={num_heads} and "
-                f"hidden_size={hidden_size}"
-            )
+        check_sizes(input_size, patch_size, hidden_size, num_heads)
         self.input_size = input_size
         self.patch_size = patch_size
         self.in_channels = in_channels

@@ -11,6 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyfusion.errors import InputError
+
+
+def check_sizes(input_size: int, patch_size: int, hidden_size: int, num_heads: int) -> None:
+    """Refuse sizes that leave pixels without a patch or channels without a head.
+
+    Raises:
+        InputError: so they do.
+    """
+    if input_size % patch_size:
+        raise InputError(
+            f"patch_size must divide input_size, got patch_size={patch_size} and "
+            f"input_size={input_size}"
+        )
+    if hidden_size % num_heads:
+        raise InputError(
+            f"num_heads must divide hidden_size, got num_heads={num_heads} and "
+            f"hidden_size={hidden_size}"
+        )
+
 
 class TimestepEmbedder(nn.Module):
     """Sinusoidal time features (cosines first) followed by a two-layer MLP."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone, BlockRunner, dtype_of, run_plain
 from tinyfusion.backbones.diffusion_head import DiffusionHead
-from tinyfusion.backbones.layers import Attention, Mlp
+from tinyfusion.backbones.layers import Attention, Mlp, check_sizes
 from tinyfusion.backbones.mar_files import MAR_FILES
 from tinyfusion.backbones.tokens import patchify, unpatchify
 from tinyfusion.errors import InputError
@@ -103,16 +103,7 @@ class MAR(Backbone):
         super().__init__()
         if encoder_depth + decoder_depth < 1:
             raise InputError("encoder_depth and decoder_depth are both 0; valid: a block in one")
-        if input_size % patch_size:
-            raise InputError(
-                f"patch_size must divide input_size, got patch_size={patch_size} and "
-                f"input_size={input_size}"
-            )
-        if hidden_size % num_heads:
-            raise InputError(
-                f"num_heads must divide hidden_size, got num_heads={num_heads} and "
-                f"hidden_size={hidden_size}"
-            )
+        check_sizes(input_size, patch_size, hidden_size, num_heads)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be in [0, 1), got {dropout}")
         self.input_size = input_size
