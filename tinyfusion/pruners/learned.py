@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from tinyfusion.errors import InputError
 from tinyfusion.gating.gates import Gates
 from tinyfusion.pruners.contract import Choice, PruningContext
+from tinyfusion.seeding import seed_of
 from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.schedules import Linear
 
@@ -71,7 +73,10 @@ class Learned:
                 f"must be what the scheme keeps ({context.scheme and context.scheme.keep}); "
                 "leave keep out, or give a scheme that keeps that many"
             )
-        self.delta.attach(context.net)
+        # Start values of the update depend on the run's seed alone, not on what was drawn before.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(context.seed, "delta"))
+            self.delta.attach(context.net)
         module = MaskLearning(
             context.net,
             Gates(context.scheme),
