@@ -1,0 +1,198 @@
+"""Loss of many choices of blocks on one fixed batch: what neighbours share is computed once.
+
+Two choices that keep the same first blocks have the same hidden states behind those. Choices in
+ascending order are the leaves of a tree whose nodes are such beginnings ("prefixes"); a walk over
+that tree runs one block per node instead of one per choice and kept block.
+
+Shape suffixes: B batch, N samples of the fixed batch, K candidates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinyfusion.backbones.contract import Backbone, dtype_of, evaluating, run_plain
+from tinyfusion.errors import InputError
+from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.metrics.prefix_tree import Kept, Plan, Walk, common_start
+from tinyfusion.metrics.rows import copies_of, first_rows, map_rows
+
+
+class CandidateScores:
+    """Scores ways of pruning one network, each as if only its blocks were run.
+
+    A step takes the next ``branches`` candidates. The network's forward runs once on that many
+    copies of the batch, and its block runner replaces the walk through the blocks: every node of
+    the tree that is new to the step runs once, together with the other new nodes of its block.
+    Nodes that the following step begins with are kept, so that neighbours in an ascending list
+    cost exactly the nodes of their tree, whatever ``branches`` is. Memory: hidden states of
+    ``branches`` candidates for ``rows`` samples, and of at most ``depth`` nodes for all samples.
+
+    Args:
+        net: the network; left as it is.
+        calibration: the fixed batch.
+        branches: candidates per step, at least 1.
+        rows: samples per call of a block, at most (one node's, at least): few enough that hidden
+            states stay in a processor's cache, many enough to occupy a GPU. Default: by device.
+
+    Attributes:
+        block_evaluations: blocks run so far, each on the whole batch; scoring candidates one by
+            one takes as many as they keep.
+    """
+
+    def __init__(
+        self, net: Backbone, calibration: HeldOutLoss, branches: int = 16, rows: int | None = None
+    ) -> None:
+        if branches < 1:
+            raise InputError(f"branches={branches} must be at least 1")
+        self.net = net
+        self.calibration = calibration
+        self.branches = branches
+        self.block_evaluations = 0
+        self._device = next(net.parameters()).device
+        self._rows = rows or (1024 if self._device.type == "cuda" else 256)
+        self._pieces = [piece for part in calibration.parts for piece in self._cut(*part)]
+        self._compared = False
+
+    def _cut(self, rows: slice, corrupted: Any) -> Iterator[_Piece]:
+        """A part of the fixed batch in pieces of at most ``rows`` samples."""
+        count, labels = rows.stop - rows.start, self.calibration.labels[rows]
+        for first in range(0, count, self._rows):
+            some = slice(first, min(first + self._rows, count))
+            batch = map_rows((corrupted, labels), count, lambda value, some=some: value[some])
+            yield _Piece(
+                slice(rows.start + some.start, rows.start + some.stop),
+                *map_rows(
+                    batch,
+                    some.stop - some.start,
+                    lambda value: copies_of(value.to(self._device), self.branches),
+                ),
+            )
+
+    def losses(self, kept_sets: Sequence[Sequence[int]]) -> Iterator[tuple[float, float]]:
+        """Loss of the task and its standard error for each candidate, as `HeldOutLoss.of` does.
+
+        Args:
+            kept_sets: blocks that each candidate keeps, ascending; ascending neighbours share
+                most, any order is right.
+
+        Yields:
+            Mean and standard error over the fixed batch, in the order given.
+
+        Raises:
+            InputError: the network's forward does not walk its blocks as `Backbone` says.
+        """
+        loss = self.calibration.process.loss
+        yield from self._scores(kept_sets, lambda out, piece, batch: loss(out, batch)["loss"])
+
+    def distances(self, kept_sets: Sequence[Sequence[int]], wanted: Tensor) -> Iterator[float]:
+        """Distance of each candidate's output to another, as `HeldOutLoss.distance` does.
+
+        Args:
+            kept_sets: see `losses`.
+            wanted: what `HeldOutLoss.predict` gave for the network to compare with.
+
+        Yields:
+            Mean ``kd`` without variances, in the order given.
+
+        Raises:
+            InputError: see `losses`.
+        """
+        process = self.calibration.process
+
+        def distance(out: Tensor, piece: _Piece, batch: Any) -> Tensor:
+            target = wanted[piece.rows].to(out.device)
+            target = copies_of(target, len(out) // len(target))
+            return process.distillation_loss(out, target, batch, variance=False)["kd"]
+
+        for mean, _ in self._scores(kept_sets, distance):
+            yield mean
+
+    def _scores(
+        self,
+        kept_sets: Sequence[Sequence[int]],
+        score: Callable[[Tensor, _Piece, Any], Tensor],
+    ) -> Iterator[tuple[float, float]]:
+        """Mean and standard error of a figure per sample, for each candidate."""
+        carried: list[dict[Kept, Tensor]] = [{} for _ in self._pieces]
+        for first in range(0, len(kept_sets), self.branches):
+            last = first + self.branches
+            step = [tuple(kept) for kept in kept_sets[first:last]]
+            following = [tuple(kept) for kept in kept_sets[last : last + self.branches]]
+            plan = Plan(self.net, step, set(carried[0]), common_start(step[-1], following))
+            with torch.no_grad(), evaluating(self.net):
+                pieces = [
+                    self._step(plan, piece, states, score)
+                    for piece, states in zip(self._pieces, carried, strict=True)
+                ]
+            self.block_evaluations += plan.new_nodes
+            scores_KN = torch.cat(pieces, dim=1)
+            means, stds = scores_KN.mean(1), scores_KN.std(1) / scores_KN.shape[1] ** 0.5
+            yield from zip(means.tolist(), stds.tolist(), strict=True)
+
+    def _step(
+        self,
+        plan: Plan,
+        piece: _Piece,
+        carried: dict[Kept, Tensor],
+        score: Callable[[Tensor, _Piece, Any], Tensor],
+    ) -> Tensor:
+        """Scores of one step on one piece, shape (K, B); alters what is ``carried``."""
+        count, size = len(plan.kept_sets), piece.size
+        batch, labels = piece.copies(count, self.branches)
+        out = self.net(*batch.inputs, labels, run_block=Walk(plan, size, self._rows, carried))
+        out = out.float()
+        if not self._compared:
+            self._compare(plan.kept_sets[0], piece, out[:size])
+        return score(out, piece, batch).view(count, size)
+
+    def _compare(self, kept: Kept, piece: _Piece, out: Tensor) -> None:
+        """Refuse a network that gives something else when its blocks run one by one."""
+
+        def run_kept(index: int, block: nn.Module, states: Tensor, condition: Any) -> Tensor:
+            return run_plain(index, block, states, condition) if index in kept else states
+
+        batch, labels = piece.copies(1, self.branches)
+        plain = self.net(*batch.inputs, labels, run_block=run_kept).float()
+        if not plain.isfinite().all():
+            return  # It says nothing: the next step is looked at.
+        self._compared = True
+        # Batches of other sizes are summed in another order.
+        exact = self._device.type != "cuda" or torch.get_float32_matmul_precision() == "highest"
+        eps = max(torch.finfo(dtype_of(self.net)).eps, 0.0 if exact else 2.0**-10)
+        if not (out - plain).norm() <= eps**0.5 * plain.norm():
+            raise InputError(
+                f"{type(self.net).__name__}: its forward does something between blocks that is "
+                "lost when hidden states are shared; declare the first block behind it in borders"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """Some samples of the fixed batch on the network's device, as many copies as branches.
+
+    Attributes:
+        rows: which samples of the fixed batch.
+        corrupted: what the process made of them.
+        labels: their labels.
+    """
+
+    rows: slice
+    corrupted: Any
+    labels: Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return self.rows.stop - self.rows.start
+
+    def copies(self, count: int, held: int) -> tuple[Any, Tensor]:
+        """The first ``count`` of the ``held`` copies: batch and labels."""
+        if count == held:
+            return self.corrupted, self.labels
+        return first_rows((self.corrupted, self.labels), held * self.size, count * self.size)
