@@ -27,6 +27,7 @@ ORDER = [
     "seeding",
     "scheme",
     "decision",
+    "widths",
     "backbones",
     "checkpoints",
     "autoencoder",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
@@ -78,6 +78,8 @@ class Decision:
     config: dict[str, Any] = field(default_factory=dict)
     version: str = __version__
 
+    file_name: ClassVar[str] = "decision.json"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "kept", check_kept(self.kept, self.source_depth))
         if self.scheme is not None:
@@ -110,6 +112,11 @@ class Decision:
     def groups(self) -> Scheme | None:
         """The scheme laid over the source model, if there was one."""
         return None if self.scheme is None else parse_scheme(self.scheme, self.source_depth)
+
+    @property
+    def shown(self) -> str:
+        """What stays, in words."""
+        return str(list(self.kept))
 
     def summary(self) -> dict[str, Any]:
         """What a model's provenance tells of the decision, as plain data."""

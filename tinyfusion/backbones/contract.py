@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tinyfusion.backbones.public_files import PublicFiles
+from tinyfusion.backbones.width_plan import WidthPlan
+from tinyfusion.errors import InputError
 
 BlockRunner = Callable[[int, nn.Module, Tensor, Any], Tensor]
 """``runner(index, block, states_BTD, condition) -> states_BTD``."""
@@ -179,6 +181,17 @@ class Backbone(nn.Module, ABC):
     def null_label(self) -> int:
         """Label that stands for "no class" (guidance and label dropout)."""
         raise NotImplementedError(f"{type(self).__name__} has no null label")
+
+    def width_plan(self) -> WidthPlan:
+        """Where the widths begin that can be cut, and which constructor arguments count them.
+
+        Raises:
+            InputError: the class says nothing of its widths, so that they can't be cut.
+        """
+        raise InputError(
+            f"a {type(self).__name__} has no width plan, so its width can't be pruned: give its "
+            "class a method width_plan(), or choose a pruner of blocks"
+        )
 
     def keep_blocks(self, kept: Sequence[int]) -> None:
         """Drop every block but ``kept`` in place; called by :func:`tinyfusion.surgery.prune`."""

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
 from tinyfusion.backbones.dit_files import DIT_FILES
-from tinyfusion.backbones.layers import Attention, Mlp, TimestepEmbedder, check_sizes
+from tinyfusion.backbones.layers import (
+    Attention,
+    Mlp,
+    TimestepEmbedder,
+    check_sizes,
+    uncommon_widths,
+)
+from tinyfusion.backbones.width_plan import WidthGroup, WidthPlan, block_groups
 from tinyfusion.errors import InputError
 
 
@@ -73,12 +80,18 @@ class DiTBlock(nn.Module):
     """Transformer block with adaLN-Zero conditioning (DiT, section 3.2)."""
 
     def __init__(
-        self, width: int, num_heads: int, mlp_ratio: float, mlp_norm_eps: float = 1e-6
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        mlp_norm_eps: float = 1e-6,
+        head_dim: int | None = None,
+        mlp_width: int | None = None,
     ) -> None:
         super().__init__()
         self.mlp_norm_eps = mlp_norm_eps
-        self.attn = Attention(width, num_heads)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.attn = Attention(width, num_heads, head_dim=head_dim)
+        self.mlp = Mlp(width, int(width * mlp_ratio) if mlp_width is None else mlp_width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:
@@ -113,7 +126,8 @@ class DiT(Backbone):
         input_size: side of the square input, in latent cells or pixels.
         patch_size: side of a patch; must divide ``input_size``.
         in_channels: channels of the input.
-        hidden_size: width of the residual stream; a multiple of 4 and of ``num_heads``.
+        hidden_size: width of the residual stream; a multiple of 4, and of ``num_heads`` without
+            ``head_dim``.
         depth: number of blocks.
         num_heads: attention heads per block.
         mlp_ratio: hidden width of the MLP over ``hidden_size``.
@@ -127,6 +141,9 @@ class DiT(Backbone):
         mlp_norm_eps: epsilon of the norm before the MLP, 1e-6 as published (1e-5 in diffusers).
         gate_bias_init: start value of the biases behind the two adaLN gates. 0 as published;
             small models use their depth only if it is larger.
+        head_dim: channels of an attention head; ``None`` divides ``hidden_size`` among the heads.
+            Models pruned in width need not fill it.
+        mlp_width: hidden width of the MLP; ``None`` takes ``mlp_ratio``'s.
 
     Raises:
         InputError: sizes that do not fit together.
@@ -149,18 +166,22 @@ class DiT(Backbone):
         frequency_divisor: float = 128.0,
         mlp_norm_eps: float = 1e-6,
         gate_bias_init: float = 0.0,
+        head_dim: int | None = None,
+        mlp_width: int | None = None,
     ) -> None:
         super().__init__()
         if depth < 1:
             raise InputError(f"depth must be at least 1, got {depth}")
-        check_sizes(input_size, patch_size, hidden_size, num_heads)
+        check_sizes(input_size, patch_size, hidden_size, num_heads, head_dim, mlp_width)
         self.input_size = input_size
         self.patch_size = patch_size
         self.in_channels = in_channels
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         self.hidden_size = hidden_size
         self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads if head_dim is None else head_dim
         self.mlp_ratio = mlp_ratio
+        self.mlp_width = int(hidden_size * mlp_ratio) if mlp_width is None else mlp_width
         self.num_classes = num_classes
         self.class_dropout_prob = class_dropout_prob
         self.learn_sigma = learn_sigma
@@ -174,7 +195,8 @@ class DiT(Backbone):
             sincos_positions(hidden_size, input_size // patch_size), requires_grad=False
         )
         self.blocks = nn.ModuleList(
-            DiTBlock(hidden_size, num_heads, mlp_ratio, mlp_norm_eps) for _ in range(depth)
+            DiTBlock(hidden_size, num_heads, mlp_ratio, mlp_norm_eps, head_dim, mlp_width)
+            for _ in range(depth)
         )
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self._initialise(gate_bias_init)
@@ -207,7 +229,18 @@ class DiT(Backbone):
             "input_size patch_size in_channels hidden_size depth num_heads mlp_ratio num_classes "
             "class_dropout_prob learn_sigma frequency_divisor mlp_norm_eps"
         )
-        return {name: getattr(self, name) for name in names.split()}
+        return {name: getattr(self, name) for name in names.split()} | uncommon_widths(self)
+
+    def width_plan(self) -> WidthPlan:
+        """See `Backbone`: residual stream, condition, time MLP, and every block's inner widths."""
+        groups = [
+            WidthGroup("residual", "hidden_size", "x_embedder.proj"),
+            WidthGroup("condition", "hidden_size", "t_embedder.mlp.2"),
+            WidthGroup("time", "hidden_size", "t_embedder.mlp.0"),
+        ]
+        for index in range(self.depth):
+            groups += block_groups(f"blocks.{index}", self.head_dim)
+        return WidthPlan(tuple(groups), {"head_dim": self.head_dim}, {"pos_embed": 2})
 
     @property
     def null_label(self) -> int:

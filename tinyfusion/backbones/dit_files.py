@@ -13,8 +13,8 @@ from tinyfusion.backbones.public_files import (
     PublicFiles,
     count_modules,
     grid_side,
+    inner_widths,
     predicts_variance,
-    ratio_of,
     shape_of,
 )
 
@@ -35,7 +35,7 @@ def infer_dit(
     Args:
         state: tensors under public DiT names, which are those of SiT too.
         origin: name of the file, for error messages.
-        known: arguments known otherwise; not needed here.
+        known: arguments known otherwise; needed for a model that was pruned in width.
 
     Returns:
         Arguments of :class:`~tinyfusion.backbones.dit.DiT` but ``num_heads``.
@@ -46,6 +46,7 @@ def infer_dit(
     shape = partial(shape_of, state, origin=origin, kind="DiT")
     width, channels, patch_size, _ = shape("x_embedder.proj.weight", 4)
     side = grid_side(shape("pos_embed", 3)[1], "pos_embed", origin)
+    qkv_rows = shape("blocks.0.attn.qkv.weight", 2)[0]
     mlp_width = shape("blocks.0.mlp.fc1.weight", 2)[0]
     num_rows = shape("y_embedder.embedding_table.weight", 2)[0]
     return {
@@ -54,7 +55,7 @@ def infer_dit(
         "in_channels": channels,
         "hidden_size": width,
         "depth": count_modules(state, "blocks", origin),
-        "mlp_ratio": ratio_of(mlp_width, width),
+        **inner_widths(qkv_rows, mlp_width, width, known or {}, origin),
         "num_classes": num_rows - 1,
         "class_dropout_prob": 0.1,
         "learn_sigma": predicts_variance(

@@ -6,6 +6,7 @@ Shape suffixes: B batch, T tokens, D width, F frequencies.
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,22 +15,60 @@ from torch import Tensor, nn
 from tinyfusion.errors import InputError
 
 
-def check_sizes(input_size: int, patch_size: int, hidden_size: int, num_heads: int) -> None:
+def check_sizes(
+    input_size: int,
+    patch_size: int,
+    hidden_size: int,
+    num_heads: int,
+    head_dim: int | None = None,
+    mlp_width: int | None = None,
+) -> None:
     """Refuse sizes that leave pixels without a patch or channels without a head.
 
+    Args:
+        input_size: side of the square input.
+        patch_size: side of a patch.
+        hidden_size: width of the residual stream.
+        num_heads: attention heads.
+        head_dim: channels of a head, if they are not to follow from the two before.
+        mlp_width: hidden width of the blocks' MLP, if it is not to follow from a ratio.
+
     Raises:
-        InputError: so they do.
+        InputError: so they do, or a width that is no positive integer.
     """
     if input_size % patch_size:
         raise InputError(
             f"patch_size must divide input_size, got patch_size={patch_size} and "
             f"input_size={input_size}"
         )
-    if hidden_size % num_heads:
+    for name, value in {"head_dim": head_dim, "mlp_width": mlp_width}.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise InputError(
+                f"backbone argument {name} must be a positive integer or null, got {value!r}"
+            )
+    if head_dim is None and hidden_size % num_heads:
         raise InputError(
             f"num_heads must divide hidden_size, got num_heads={num_heads} and "
-            f"hidden_size={hidden_size}"
+            f"hidden_size={hidden_size}; give head_dim for heads that don't fill the width"
         )
+
+
+class _Widths(Protocol):
+    hidden_size: int
+    num_heads: int
+    head_dim: int
+    mlp_ratio: float
+    mlp_width: int
+
+
+def uncommon_widths(net: _Widths) -> dict[str, Any]:
+    """Those of ``head_dim`` and ``mlp_width`` that don't follow from a network's other sizes."""
+    found: dict[str, Any] = {}
+    if net.num_heads * net.head_dim != net.hidden_size:
+        found["head_dim"] = net.head_dim
+    if net.mlp_width != int(net.hidden_size * net.mlp_ratio):
+        found["mlp_width"] = net.mlp_width
+    return found
 
 
 class TimestepEmbedder(nn.Module):
@@ -57,26 +96,30 @@ class Attention(nn.Module):
     """Multi-head self-attention with one joint q, k, v projection.
 
     Args:
-        width: channels D of the tokens; a multiple of ``num_heads``.
+        width: channels D of the tokens; a multiple of ``num_heads`` without ``head_dim``.
         num_heads: attention heads.
         dropout: probability with which training drops attention weights and projected channels.
+        head_dim: channels of a head; ``None`` divides the width among the heads.
     """
 
-    def __init__(self, width: int, num_heads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, num_heads: int, dropout: float = 0.0, head_dim: int | None = None
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        inner = num_heads * (width // num_heads if head_dim is None else head_dim)
+        self.qkv = nn.Linear(width, 3 * inner)
+        self.proj = nn.Linear(inner, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Attend among the tokens of each sample; shape unchanged."""
-        B, T, D = x_BTD.shape
+        B, T, _ = x_BTD.shape
         dropout = self.dropout if self.training else 0.0
-        qkv = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads)
+        qkv = self.qkv(x_BTD).view(B, T, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        return F.dropout(self.proj(mixed.transpose(1, 2).reshape(B, T, D)), dropout)
+        return F.dropout(self.proj(mixed.transpose(1, 2).reshape(B, T, -1)), dropout)
 
 
 class Mlp(nn.Module):

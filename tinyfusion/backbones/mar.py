@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone, BlockRunner, dtype_of, run_plain
 from tinyfusion.backbones.diffusion_head import DiffusionHead
-from tinyfusion.backbones.layers import Attention, Mlp, check_sizes
+from tinyfusion.backbones.layers import Attention, Mlp, check_sizes, uncommon_widths
 from tinyfusion.backbones.mar_files import MAR_FILES
 from tinyfusion.backbones.tokens import patchify, unpatchify
+from tinyfusion.backbones.width_plan import WidthGroup, WidthPlan, block_groups
 from tinyfusion.errors import InputError
 
 NORM_EPS = 1e-6
@@ -30,12 +31,14 @@ NORM_EPS = 1e-6
 class PreNormBlock(nn.Module):
     """Plain transformer block: nothing but its input conditions it."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, dropout: float) -> None:
+    def __init__(
+        self, width: int, num_heads: int, head_dim: int, mlp_width: int, dropout: float
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = Attention(width, num_heads, dropout)
+        self.attn = Attention(width, num_heads, dropout, head_dim)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, int(width * mlp_ratio), gelu="none", dropout=dropout)
+        self.mlp = Mlp(width, mlp_width, gelu="none", dropout=dropout)
 
     def forward(self, x_BSD: Tensor, condition: None = None) -> Tensor:
         """Run the block on states (B, S, D); the condition of the contract is not used."""
@@ -52,7 +55,7 @@ class MAR(Backbone):
 
     Args:
         input_size: side of the square input, in latent cells or pixels.
-        hidden_size: width of both stacks; a multiple of ``num_heads``.
+        hidden_size: width of both stacks; a multiple of ``num_heads`` without ``head_dim``.
         encoder_depth: number of encoder blocks.
         decoder_depth: number of decoder blocks.
         num_heads: attention heads per block.
@@ -68,6 +71,8 @@ class MAR(Backbone):
         learn_sigma: whether the head predicts as many variance values again.
         dropout: probability with which training drops attention weights and channels of the
             blocks; published models were trained with 0.1.
+        head_dim: channels of an attention head; ``None`` divides ``hidden_size`` among the heads.
+        mlp_width: hidden width of the blocks' MLP; ``None`` takes ``mlp_ratio``'s.
 
     Attributes:
         num_tokens: tokens of an image.
@@ -99,11 +104,13 @@ class MAR(Backbone):
         head_width: int = 1280,
         learn_sigma: bool = True,
         dropout: float = 0.0,
+        head_dim: int | None = None,
+        mlp_width: int | None = None,
     ) -> None:
         super().__init__()
         if encoder_depth + decoder_depth < 1:
             raise InputError("encoder_depth and decoder_depth are both 0; valid: a block in one")
-        check_sizes(input_size, patch_size, hidden_size, num_heads)
+        check_sizes(input_size, patch_size, hidden_size, num_heads, head_dim, mlp_width)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be in [0, 1), got {dropout}")
         self.input_size = input_size
@@ -111,7 +118,9 @@ class MAR(Backbone):
         self.num_heads = num_heads
         self.patch_size = patch_size
         self.in_channels = in_channels
+        self.head_dim = hidden_size // num_heads if head_dim is None else head_dim
         self.mlp_ratio = mlp_ratio
+        self.mlp_width = int(hidden_size * mlp_ratio) if mlp_width is None else mlp_width
         self.num_classes = num_classes
         self.class_dropout_prob = class_dropout_prob
         self.buffer_size = buffer_size
@@ -145,7 +154,9 @@ class MAR(Backbone):
 
     def _stack(self, depth: int) -> nn.ModuleList:
         return nn.ModuleList(
-            PreNormBlock(self.hidden_size, self.num_heads, self.mlp_ratio, self.dropout)
+            PreNormBlock(
+                self.hidden_size, self.num_heads, self.head_dim, self.mlp_width, self.dropout
+            )
             for _ in range(depth)
         )
 
@@ -190,7 +201,29 @@ class MAR(Backbone):
             "encoder_depth": len(self.encoder_blocks),
             "decoder_depth": len(self.decoder_blocks),
             **{name: getattr(self, name) for name in names.split()},
+            **uncommon_widths(self),
         }
+
+    def width_plan(self) -> WidthPlan:
+        """See `Backbone`: both stacks' streams and inner widths; the head's own width stays."""
+        groups = [
+            WidthGroup("encoder", "hidden_size", "z_proj"),
+            WidthGroup("decoder", "hidden_size", "decoder_embed"),
+        ]
+        for name, stack in zip(
+            self.stack_names, (self.encoder_blocks, self.decoder_blocks), strict=True
+        ):
+            for index in range(len(stack)):
+                groups += block_groups(f"{name}.{index}", self.head_dim)
+        tables = {
+            "class_emb.weight": 1,
+            "fake_latent": 1,
+            "mask_token": 2,
+            "encoder_pos_embed_learned": 2,
+            "decoder_pos_embed_learned": 2,
+            "diffusion_pos_embed_learned": 2,
+        }
+        return WidthPlan(tuple(groups), {"head_dim": self.head_dim}, tables)
 
     @property
     def null_label(self) -> int:

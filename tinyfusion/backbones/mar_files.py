@@ -12,8 +12,8 @@ from tinyfusion.backbones.public_files import (
     PublicFiles,
     count_modules,
     grid_side,
+    inner_widths,
     predicts_variance,
-    ratio_of,
     shape_of,
 )
 from tinyfusion.errors import InputError
@@ -58,6 +58,7 @@ def infer_mar(state: Mapping[str, Tensor], origin: str, known: Mapping[str, Any]
         )
     encoder_depth, decoder_depth = (count_modules(state, stack, origin) for stack in _STACKS)
     stack = _STACKS[0 if encoder_depth else 1]
+    qkv_rows = shape(f"{stack}.0.attn.qkv.weight", 2)[0]
     mlp_width = shape(f"{stack}.0.mlp.fc1.weight", 2)[0]
     patch_size = known.get("patch_size", 1)
     if patch_size < 1 or values % patch_size**2:
@@ -74,7 +75,7 @@ def infer_mar(state: Mapping[str, Tensor], origin: str, known: Mapping[str, Any]
         "decoder_depth": decoder_depth,
         "patch_size": patch_size,
         "in_channels": values // patch_size**2,
-        "mlp_ratio": ratio_of(mlp_width, width),
+        **inner_widths(qkv_rows, mlp_width, width, known, origin),
         "num_classes": num_classes,
         "buffer_size": length - num_tokens,
         "head_depth": count_modules(state, "diffloss.net.res_blocks", origin),

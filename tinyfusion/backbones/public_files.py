@@ -127,6 +127,40 @@ def predicts_variance(
     return rows == 2 * values
 
 
+def inner_widths(
+    qkv_rows: int, mlp_width: int, width: int, known: Mapping[str, Any], origin: str
+) -> dict[str, Any]:
+    """Arguments that say how wide attention and MLP are inside a block.
+
+    Args:
+        qkv_rows: outputs of the joint q, k, v projection.
+        mlp_width: outputs of the MLP's first layer.
+        width: of the residual stream.
+        known: arguments known otherwise, of which ``num_heads`` is taken where heads don't fill
+            the width, and ``mlp_ratio`` where ``mlp_width`` is given, too.
+        origin: name of the file, for the message.
+
+    Returns:
+        ``mlp_ratio``, and ``head_dim`` and ``mlp_width`` where they have to be told.
+
+    Raises:
+        InputError: heads don't fill the width and their number is not known, or does not fit.
+    """
+    found: dict[str, Any] = {"mlp_ratio": ratio_of(mlp_width, width)}
+    if known.get("mlp_width") is not None:
+        found = {"mlp_ratio": known.get("mlp_ratio", 4.0), "mlp_width": mlp_width}
+    inner, heads = qkv_rows // 3, known.get("num_heads")
+    if inner != width:
+        if not heads or inner % heads:
+            raise InputError(
+                f"{origin}: attention is {inner} channels wide in a model of width {width}, which "
+                f"was pruned in width: num_heads={heads} can't be; give num_heads= (a divisor of "
+                f"{inner}), or keep the config beside the file"
+            )
+        found["head_dim"] = inner // heads
+    return found
+
+
 def ratio_of(mlp_width: int, width: int) -> float:
     """The ``mlp_ratio`` from which a constructor gets ``mlp_width``."""
     # It truncates width * ratio, which rounding may have put just below mlp_width.

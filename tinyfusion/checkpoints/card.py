@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def model_card(
         Markdown. No license is stated: that is for whoever publishes the weights to do.
     """
     parts = [
-        _front_matter(net, layout),
+        _front_matter(net, layout, _narrowed_by(provenance) is not None),
         f"{CARD_MARK}\n\n# {Path(name).stem if layout == 'public' else name}",
         _summary(net, provenance),
         *_origin(net, provenance),
@@ -74,12 +74,14 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(net: Backbone, layout: str) -> str:
+def _front_matter(net: Backbone, layout: str, width_pruned: bool) -> str:
     from huggingface_hub import ModelCardData  # slow to import
 
     tags = ["tinyfusion", family_of(net), "diffusion", "image-generation", "class-conditional"]
     if net.kept_from is not None:
         tags += ["pruned", "depth-pruning"]
+    if width_pruned:
+        tags += [tag for tag in ("pruned", "width-pruning") if tag not in tags]
     library = "diffusers" if layout == "diffusers" else "tinyfusion"
     return f"---\n{ModelCardData(library_name=library, tags=tags).to_yaml().strip()}\n---"
 
@@ -97,9 +99,19 @@ def _summary(net: Backbone, provenance: Mapping[str, Any]) -> str:
         f"for {size}x{size} inputs of {channels} channel{'s' if channels > 1 else ''} and "
         f"{net.num_classes} classes" + (f" ({', '.join(words)})" if words else "")
     )
+    method = _narrowed_by(provenance)
+    if method is not None:
+        first += f", pruned in width by {method}"
     if net.kept_from is None:
         return f"{first}."
     return f"{first}, pruned in depth with [TinyFusion](https://arxiv.org/abs/2412.01199)."
+
+
+def _narrowed_by(provenance: Mapping[str, Any]) -> str | None:
+    """Method that pruned the model in width; ``None`` for one that was not."""
+    decision = provenance.get("decision")
+    narrowed = isinstance(decision, Mapping) and decision.get("widths")
+    return str(decision.get("method")) if narrowed else None
 
 
 def _origin(net: Backbone, provenance: Mapping[str, Any]) -> list[str]:
@@ -125,6 +137,16 @@ def _origin(net: Backbone, provenance: Mapping[str, Any]) -> list[str]:
         add("Kept blocks", _listed(net.kept_from))
         if depth and list(net.kept_from) == decision.get("kept"):
             add("Dropped blocks", _listed([i for i in range(depth) if i not in net.kept_from]))
+    elif decision.get("widths"):
+        add("Pruned from", source and f"`{_public(source)}`")
+        add("SHA-256 of its weights", digest and f"`{digest}`")
+        add("Method", decision.get("method"))
+        before = decision.get("source_widths") or {}
+        add(
+            "Widths",
+            _listed(f"{key} {before.get(key)} to {n}" for key, n in decision["widths"].items()),
+        )
+        add("Parameters removed", f"{100 * decision.get('reached', 0):.1f} %")
     if recovered:
         add("Recovery", _training(provenance))
         recipe = provenance.get("recovery")
@@ -132,7 +154,7 @@ def _origin(net: Backbone, provenance: Mapping[str, Any]) -> list[str]:
         add("Recovery objective", _settings(recipe.get("objective")))
     elif provenance.get("steps"):
         add("Training", _training(provenance))
-    elif net.kept_from is not None and provenance.get("pruned_from"):
+    elif provenance.get("pruned_from"):
         add("Recovery", "none: these are the weights of the source, cut")
     imported = provenance.get("converted_from")
     if isinstance(imported, Mapping):
@@ -254,7 +276,7 @@ def _python(*lines: str) -> str:
     return "```python\n" + "\n".join(lines) + "\n```"
 
 
-def _listed(indices: Sequence[int]) -> str:
+def _listed(indices: Iterable[Any]) -> str:
     return ", ".join(map(str, indices))
 
 

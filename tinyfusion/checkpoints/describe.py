@@ -18,6 +18,7 @@ from tinyfusion.errors import InputError
 _SHOWN = {
     *("input_size", "patch_size", "in_channels", "hidden_size", "num_heads", "mlp_ratio"),
     *("num_classes", "class_dropout_prob", "learn_sigma", "gate_bias_init", "dropout"),
+    *("head_dim", "mlp_width"),
     *PUBLISHED,
 }
 
@@ -38,7 +39,10 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     kind = FAMILIES[family]
     assert kind.public_files is not None
     known = {**checkpoint.hints, **(checkpoint.arguments or {})}
-    inferred = kind.public_files.infer(checkpoint.state, str(checkpoint.path), known)
+    # The number of heads changes no shape: any will do to say what the tensors are.
+    inferred = kind.public_files.infer(
+        checkpoint.state, str(checkpoint.path), {"num_heads": 1, **known}
+    )
     arguments = inferred | (checkpoint.arguments or {})
     width, heads = arguments["hidden_size"], arguments.get("num_heads")
     channels = arguments["in_channels"]
@@ -53,7 +57,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "width": width,
         "heads": heads,
         "heads_by_width": kind.public_files.heads.get(width) if heads is None else None,
-        "mlp_width": int(width * arguments["mlp_ratio"]),
+        "attention_width": (heads or 1) * arguments.get("head_dim", width // (heads or 1)),
+        "mlp_width": arguments.get("mlp_width") or int(width * arguments["mlp_ratio"]),
         "patch_size": arguments["patch_size"],
         "input_size": arguments["input_size"],
         "in_channels": channels,

@@ -252,9 +252,20 @@ def check_holdable(net: Backbone) -> None:
             f"a {type(net).__name__} can't be exported to diffusers, whose DiTPipeline computes "
             "only DiT; valid: --to ours or --to public"
         )
+    if net.num_heads * net.head_dim != net.hidden_size:
+        raise InputError(
+            f"{net.num_heads} heads of {net.head_dim} channels in a model of width "
+            f"{net.hidden_size} can't be exported to diffusers, whose heads fill the width; "
+            "valid: --to ours or --to public"
+        )
     if net.mlp_ratio != _MLP_RATIO:
         raise InputError(
             f"mlp_ratio={net.mlp_ratio} can't be exported to diffusers; valid there: {_MLP_RATIO}"
+        )
+    if net.mlp_width != int(_MLP_RATIO * net.hidden_size):
+        raise InputError(
+            f"mlp_width={net.mlp_width} can't be exported to diffusers; valid there: "
+            f"{_MLP_RATIO} times the width of {net.hidden_size}"
         )
     table = net.y_embedder.embedding_table
     if table.num_embeddings != net.num_classes + 1:

@@ -11,6 +11,7 @@ from tinyfusion.checkpoints.checkpoint import Checkpoint
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json
+from tinyfusion.widths import WidthDecision
 
 # Row of a run's metrics.json by the name of its model folders.
 _ROWS = {
@@ -23,8 +24,9 @@ _ROWS = {
 def lineage(checkpoint: Checkpoint) -> dict[str, Any]:
     """The provenance of a checkpoint, completed by what lies beside it.
 
-    A model folder of a run (``<run>/recovered``) is completed by the run's ``decision.json``,
-    ``config.yaml`` and ``metrics.json``. What the checkpoint itself records is never replaced.
+    A model folder of a run (``<run>/recovered``) is completed by the run's ``decision.json`` or
+    ``widths.json``, ``config.yaml`` and ``metrics.json``. What the checkpoint itself records is
+    never replaced.
 
     Args:
         checkpoint: as read.
@@ -38,7 +40,9 @@ def lineage(checkpoint: Checkpoint) -> dict[str, Any]:
     if folder.name not in _ROWS or "metrics" in known:
         return known
     run = folder.parent
-    decision = _decision(run / "decision.json", checkpoint)
+    decision = _decision(run / Decision.file_name, checkpoint)
+    if decision is None:
+        decision = _widths(run / WidthDecision.file_name, checkpoint)
     if decision is not None:
         known["decision"] = decision | known.get("decision", {})
     if "recovered_from" in known and "recovery" not in known:
@@ -64,6 +68,21 @@ def _decision(file: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
         "seed": decision.seed,
         "source_sha256": decision.source_sha256,
     }
+
+
+def _widths(file: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The same of a decision of widths."""
+    if not file.is_file():
+        return None
+    try:
+        decision = WidthDecision.from_dict(read_json(file, "decision"))
+    except InputError:
+        return None  # as above
+    arguments = checkpoint.arguments or {}
+    if any(arguments.get(key, width) != width for key, width in decision.widths.items()):
+        return None  # the decision of another run
+    known = {"seed": decision.seed, "source_sha256": decision.source_sha256}
+    return decision.summary() | known
 
 
 def _recipe(file: Path) -> dict[str, Any]:

@@ -59,11 +59,14 @@ class Process(ABC):
             variances.
         strata: into how many batches fixed data is cut, fewer if there is little of it, so that
             draws which the samples of a batch share cover their range.
+        clean_draw: the draw of ``times`` that stands for clean data: 0, or 1 where time runs from
+            noise to data.
     """
 
     kind: ClassVar[str]
     learns_variance: ClassVar[bool] = False
     strata: ClassVar[int] = 1
+    clean_draw: ClassVar[float] = 0.0
 
     def check(self, net: Backbone, name: str = "the model") -> None:
         """Refuse a model that was made for another process; all commands ask before any work.

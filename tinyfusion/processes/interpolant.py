@@ -64,6 +64,7 @@ class Interpolant(Process):
     """
 
     kind: ClassVar[str] = "interpolant"
+    clean_draw: ClassVar[float] = 1.0
 
     def __init__(
         self,

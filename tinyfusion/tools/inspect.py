@@ -57,7 +57,8 @@ def examine(name: Path | str) -> dict[str, Any]:
         name: anything that :func:`tinyfusion.checkpoints.resolve` understands.
 
     Returns:
-        Facts; ``kind`` says which: ``model``, ``decision``, ``adapter`` or ``resume checkpoint``.
+        Facts; ``kind`` says which: ``model``, ``decision``, ``width decision``, ``adapter`` or
+        ``resume checkpoint``.
 
     Raises:
         InputError: no such file, or one that is damaged or of no known kind.
@@ -83,11 +84,25 @@ def examine(name: Path | str) -> dict[str, Any]:
 
 
 def _decision(path: Path) -> dict[str, Any] | None:
-    """Facts about a ``decision.json``; ``None`` for other JSON files."""
+    """Facts about a ``decision.json`` or ``widths.json``; ``None`` for other JSON files."""
     from tinyfusion.decision import FORMAT, Decision
     from tinyfusion.files import read_json
+    from tinyfusion.widths import FORMAT as WIDTHS_FORMAT
+    from tinyfusion.widths import WidthDecision
 
     content = read_json(path, "JSON")
+    if isinstance(content, dict) and content.get("format") == WIDTHS_FORMAT:
+        widths = WidthDecision.from_dict(content, where=f"decision file {str(path)!r}")
+        return {
+            "kind": "width decision",
+            **widths.summary(),
+            "groups": {name: len(kept) for name, kept in widths.kept.items()},
+            "source_groups": widths.source_units,
+            "seed": widths.seed,
+            "source_sha256": widths.source_sha256,
+            "version": widths.version,
+            "scores": sorted(widths.scores),
+        }
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return None
     decision = Decision.from_dict(content, where=f"decision file {str(path)!r}")

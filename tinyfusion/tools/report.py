@@ -20,6 +20,7 @@ def report(facts: Mapping[str, Any]) -> str:
     rows = {
         "model": _model,
         "decision": _decision,
+        "width decision": _width_decision,
         "adapter": _adapter,
         "resume checkpoint": _resume,
     }[facts["kind"]](facts)
@@ -67,6 +68,8 @@ def _architecture(facts: Mapping[str, Any]) -> Iterator[Row]:
     yield from _kept(facts)
     yield "width", str(facts["width"])
     yield "heads", _heads(facts)
+    if facts["attention_width"] != facts["width"]:
+        yield "attention width", f"{facts['attention_width']} (heads don't fill the width)"
     yield "MLP width", str(facts["mlp_width"])
     assumed = " (assumed: not in the file)" if "patch_size" in facts["assumed"] else ""
     yield "patch size", f"{facts['patch_size']}{assumed}"
@@ -116,6 +119,24 @@ def _decision(facts: Mapping[str, Any]) -> Iterator[Row]:
     yield "dropped blocks", _listed(facts["dropped"])
     if facts["confidence"]:
         yield "confidence", _listed(f"{value:.2f}" for value in facts["confidence"]) + " by group"
+    yield from _evidence(facts)
+
+
+def _width_decision(facts: Mapping[str, Any]) -> Iterator[Row]:
+    yield "this is", "a decision: which channels of a model stay; use it as decision=FILE"
+    yield "method", facts["method"]
+    for name, width in facts["widths"].items():
+        yield name, f"{width} of {facts['source_widths'][name]}"
+    yield (
+        "parameters",
+        f"{facts['parameters']:,} of {facts['source_parameters']:,} "
+        f"({100 * facts['reached']:.1f} % removed, {100 * facts['ratio']:g} % asked for)",
+    )
+    yield "groups", f"{len(facts['groups'])} sets of channels, each cut in its own places"
+    yield from _evidence(facts)
+
+
+def _evidence(facts: Mapping[str, Any]) -> Iterator[Row]:
     if facts["scores"]:
         yield "evidence", ", ".join(facts["scores"])
     yield "seed", str(facts["seed"])
