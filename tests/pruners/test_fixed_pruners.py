@@ -1,14 +1,16 @@
-"""Hand-written and random choices."""
+"""Choices given by hand and by position."""
 
 from __future__ import annotations
 
-from collections import Counter
-from math import comb
+from itertools import pairwise
 
 import pytest
 
 from tinyfusion.errors import InputError
-from tinyfusion.pruners.fixed import Indices, Random
+from tinyfusion.pruners.fixed import Indices
+from tinyfusion.pruners.patterns import First, Last, Oracle, Uniform, mirrored
+
+PATTERNS = (Oracle, Uniform, First, Last)
 
 
 def test_indices_are_sorted_and_checked_against_the_model(context) -> None:
@@ -19,23 +21,40 @@ def test_indices_are_sorted_and_checked_against_the_model(context) -> None:
         Indices([1, 1]).choose(context(2))
 
 
-def test_random_is_reproducible_and_records_its_seed(context) -> None:
-    choice = Random().choose(context(2, seed=5))
-    assert choice == Random().choose(context(2, seed=5))
-    assert choice.scores == {"draw_seed": 5}
-    assert Random(draw_seed=5).choose(context(2, seed=0)).kept == choice.kept
+def test_oracle_of_the_published_model() -> None:
+    assert mirrored(28, 14) == (0, 2, 4, 6, 8, 10, 12, 15, 17, 19, 21, 23, 25, 27)
 
 
-def test_random_is_uniform_over_the_sets(context) -> None:
-    draws = 3000
-    counts = Counter(Random(draw_seed=i).choose(context(2)).kept for i in range(draws))
-    assert len(counts) == comb(4, 2)
-    expected = draws / comb(4, 2)
-    chi_squared = sum((n - expected) ** 2 / expected for n in counts.values())
-    assert chi_squared < 20.5, "99.9 % quantile at five degrees of freedom"
+@pytest.mark.parametrize("depth", range(4, 60, 4))
+def test_oracle_of_half_the_blocks_is_even_ones_then_odd_ones(depth: int) -> None:
+    half = depth // 2
+    assert mirrored(depth, half) == (*range(0, half, 2), *range(half + 1, depth, 2))
 
 
+@pytest.mark.parametrize("depth", range(2, 33))
+def test_oracle_of_any_budget(depth: int) -> None:
+    for keep in range(1, depth):
+        kept = mirrored(depth, keep)
+        assert len(set(kept)) == keep and list(kept) == sorted(kept)
+        assert kept[0] == 0 and (keep == 1 or kept[-1] == depth - 1)
+        reflected = tuple(sorted(depth - 1 - i for i in kept))
+        if keep % 2 == 0 or (depth % 2 and keep > 1):
+            assert reflected == kept
+        # Spread out: neither half is thinned at one place more than at another.
+        gaps = {b - a for a, b in pairwise(kept) if b < depth // 2}
+        assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_other_patterns(context, stack) -> None:
+    net = stack(*[lambda states: states] * 10)
+    assert Uniform().choose(context(4, net=net)).kept == (0, 2, 5, 7)
+    assert First().choose(context(3, net=net)).kept == (0, 1, 2)
+    assert Last().choose(context(3, net=net)).kept == (7, 8, 9)
+    assert Oracle().choose(context(5, net=net)).kept == (0, 1, 3, 7, 9)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("keep", [0, 4])
-def test_random_refuses_to_keep_all_or_nothing(context, keep: int) -> None:
+def test_patterns_refuse_to_keep_all_or_nothing(context, pattern, keep: int) -> None:
     with pytest.raises(InputError, match=f"keep={keep} must be between 1 and 3"):
-        Random().choose(context(keep))
+        pattern().choose(context(keep))

@@ -3,104 +3,91 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import Backbone, BlockRunner, forward_with_states, run_plain
+from tinyfusion.backbones.contract import Backbone, forward_with_states
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.backbones.sit import SiT
 from tinyfusion.errors import InputError
-from tinyfusion.pruners.shortgpt import ShortGPT, block_influence, least_important
+from tinyfusion.processes.interpolant import Interpolant
+from tinyfusion.pruners.scored import measured
+from tinyfusion.pruners.selectors import Greedy, TopK
+from tinyfusion.pruners.shortgpt import ShortGPT, block_influence
 
 
-class Turn(nn.Module):
-    """Turns two-dimensional states by an angle and scales them."""
-
-    def __init__(self, angle: float, factor: float = 1.0) -> None:
-        super().__init__()
-        cos, sin = factor * math.cos(angle), factor * math.sin(angle)
-        self.register_buffer("matrix", torch.tensor([[cos, -sin], [sin, cos]]))
-
-    def forward(self, states: Tensor, condition: Any) -> Tensor:
-        return states @ self.matrix.T
+def turn(angle: float, factor: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """Turns two-dimensional states and scales them."""
+    cos, sin = factor * math.cos(angle), factor * math.sin(angle)
+    matrix = torch.tensor([[cos, -sin], [sin, cos]])
+    return lambda states: states @ matrix.T
 
 
-class Turning(Backbone):
-    """A stack of turns; its states are its input."""
+@pytest.fixture
+def influence(batches):
+    """``influence(net, x, x, ...)``: block influence as a list."""
 
-    def __init__(self, *blocks: Turn) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
+    def score(net: Backbone, *inputs: Tensor) -> list[float]:
+        return block_influence(net, batches(*((x, x, x) for x in inputs))).tolist()
 
-    def config(self) -> dict[str, Any]:
-        return {}
-
-    def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, run_block: BlockRunner = run_plain
-    ) -> Tensor:
-        for index, block in enumerate(self.blocks):
-            x = run_block(index, block, x, None)
-        return x
+    return score
 
 
-class Batches:
-    """Calibration inputs (x, t, y) that are noised already."""
-
-    def __init__(self, *batches: tuple[Tensor, Tensor, Tensor]) -> None:
-        self.batches = batches
-
-    def predict(self, net: Backbone, run_block: BlockRunner) -> None:
-        for batch in self.batches:
-            net(*batch, run_block=run_block)
-
-
-def influence(net: Backbone, *batches: Tensor) -> list[float]:
-    return block_influence(net, Batches(*((x, x, x) for x in batches))).tolist()
-
-
-def test_identity_turn_and_scaling() -> None:
-    net = Turning(Turn(0.0), Turn(0.7), Turn(-0.3, factor=5.0), Turn(math.pi))
+def test_identity_turn_and_scaling(stack, influence) -> None:
+    net = stack(turn(0.0), turn(0.7), turn(-0.3, factor=5.0), turn(math.pi))
     expected = [0.0, 1 - math.cos(0.7), 1 - math.cos(0.3), 2.0]
     first, second = torch.randn(3, 5, 2), torch.randn(2, 5, 2)
     assert influence(net, first, second) == pytest.approx(expected, abs=1e-6)
+    # As do the states that come in.
+    assert influence(net, 7 * first) == pytest.approx(expected, abs=1e-6)
 
 
-def test_batches_may_come_in_any_order_and_size() -> None:
-    net = Turning(Turn(0.4), Turn(0.1))
-    net.blocks[0].matrix[0, 0] = 2.0  # no longer the same angle everywhere
+def test_batches_may_come_in_any_order_and_size(stack, influence) -> None:
+    uneven = torch.tensor([[2.0, 0.4], [-0.4, 1.0]])  # not the same angle everywhere
+    net = stack(lambda states: states @ uneven, turn(0.1))
     x = torch.randn(6, 5, 2)
     whole = influence(net, x)
     assert influence(net, x[4:], x[:4]) == pytest.approx(whole, abs=1e-6)
-    by_hand = 1 - torch.cosine_similarity(net.blocks[0](x, None), x, dim=-1).mean()
+    by_hand = 1 - torch.cosine_similarity(x @ uneven, x, dim=-1).mean()
     assert whole[0] == pytest.approx(float(by_hand), abs=1e-6)
 
 
-def test_golden_scores_and_choice(golden) -> None:
-    data = golden("bi_score")
-    net = DiT(8, hidden_size=32, depth=8, num_heads=4, num_classes=10)
-    net.load_state_dict({k[3:]: v for k, v in data.items() if k.startswith("sd.")})
-    batches = [tuple(data[f"b{b}.{name}"] for name in "xty") for b in range(3)]
-    scores = block_influence(net, Batches(*batches))
+def test_three_blocks_by_hand(stack, influence) -> None:
+    net = stack(lambda s: s + torch.tensor([1.0, 0.0]), turn(math.pi / 2), lambda s: s * s)
+    # (0, 1) -> (1, 1) -> (-1, 1) -> (1, 1)
+    x = torch.tensor([[[0.0, 1.0]]])
+    assert influence(net, x) == pytest.approx([1 - math.sqrt(0.5), 1.0, 1.0], abs=1e-6)
+
+
+def test_without_some_blocks(stack, batches) -> None:
+    net = stack(turn(0.3), lambda s: s + 1.0, turn(0.2))
+    x = torch.randn(4, 5, 2)
+    found = block_influence(net, batches((x, x, x)), [1, 2])
+    by_hand = 1 - torch.cosine_similarity(x + 1.0, x, dim=-1).mean()
+    assert found.tolist() == pytest.approx([float(by_hand), 1 - math.cos(0.2)], abs=1e-6)
+
+
+def test_golden_scores_and_choice(golden_scores, batches, context, monkeypatch) -> None:
+    net, inputs, data = golden_scores
+    whole = batches(*inputs)
+    scores = block_influence(net, whole)
     # The official code ranks by similarity, the paper by one minus it.
     torch.testing.assert_close(1 - scores.float(), data["bi_score"], rtol=1e-4, atol=1e-6)
-    for b, batch in enumerate(batches):
+    for b, batch in enumerate(inputs):
+        alone = 1 - block_influence(net, batches(batch)).float()
+        torch.testing.assert_close(alone, data["cos_per_batch"][b], rtol=1e-4, atol=1e-6)
         _, states = forward_with_states(net, batch, range(8))
         for index, ours in states.items():
             torch.testing.assert_close(ours, data[f"b{b}.h.{index}"], rtol=1e-4, atol=1e-5)
-    dropped = least_important(scores, 4, protected=[7])
-    assert list(dropped) == data["pruned_order"].tolist()
-    assert sorted(dropped) == data["pruned"].tolist()
-    assert [i for i in range(8) if i not in dropped] == data["kept"].tolist()
-
-
-def test_least_important_respects_protection_and_ties() -> None:
-    scores = torch.tensor([0.5, 0.1, 0.1, 0.0])
-    assert least_important(scores, 2, []) == (3, 1)
-    assert least_important(scores, 2, [3]) == (1, 2)
-    with pytest.raises(InputError, match="3 blocks are to go but only 2 are not protected"):
-        least_important(scores, 3, [0, 3])
+    pruner = ShortGPT(TopK(), bins=0)
+    monkeypatch.setattr(pruner, "calibration", lambda context: whole)
+    choice = pruner.choose(context(4, net=net))
+    assert choice.kept == tuple(data["kept"].tolist())
+    assert choice.scores["order"] == data["pruned_order"].tolist()
+    assert sorted(choice.scores["order"]) == data["pruned"].tolist()
 
 
 def silence(block: nn.Module) -> None:
@@ -111,12 +98,45 @@ def silence(block: nn.Module) -> None:
 def test_drops_the_identity_blocks_but_never_the_last(net: DiT, context) -> None:
     silence(net.blocks[1])
     silence(net.blocks[3])
-    choice = ShortGPT(num_samples=30).choose(context(3))
+    choice = ShortGPT(TopK(), num_samples=30).choose(context(3))
     assert choice.kept == (0, 2, 3)
     scores = choice.scores["block_influence"]
     assert scores[1] == pytest.approx(0, abs=1e-6)
     assert min(scores[0], scores[2]) > 1e-3
-    assert ShortGPT(num_samples=30, protect_last=False).choose(context(2)).kept == (0, 2)
+    assert ShortGPT(TopK(), num_samples=30, protect_last=False).choose(context(2)).kept == (0, 2)
+
+
+def test_influence_by_time_adds_up_to_the_whole(net: DiT, context) -> None:
+    scores = ShortGPT(Greedy(), num_samples=40, bins=4).choose(context(2)).scores
+    bins = scores["bins"]
+    edges = [time for part in bins for time in part["times"]]
+    assert len(bins) == 4 and edges == sorted(edges) and edges[0] < 100 and edges[-1] > 900
+    parts = torch.tensor([part["block_influence"] for part in bins])
+    assert parts.mean(0).tolist() == pytest.approx(scores["block_influence"], rel=1e-5)
+    assert parts.std(0).min() > 0
+    assert "bins" not in ShortGPT(TopK(), num_samples=8, bins=0).choose(context(2)).scores
+
+
+def test_clean_mode_feeds_images_without_noise_and_early_times(net: DiT, context) -> None:
+    seen: list[tuple[Tensor, ...]] = []
+    net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    choice = ShortGPT(TopK(), clean=True).choose(context(2, seed=3))
+    ((images, times, labels),) = seen
+    assert choice.scores["clean"] is True and "bins" not in choice.scores
+    assert len(images) == 128, "the reference's number"
+    wanted, wanted_labels = context(2, seed=3).calibration_images(128)
+    assert torch.equal(images, wanted) and torch.equal(labels, wanted_labels)
+    assert times.dtype == torch.long and times.min() < 30 and 220 < times.max() < 250
+    again = ShortGPT(TopK(), clean=True).choose(context(2, seed=3))
+    assert again == choice and torch.equal(seen[1][1], times)
+    ShortGPT(TopK(), clean=True, num_samples=5).choose(context(2, seed=4))
+    assert len(seen[2][0]) == 5
+
+
+def test_clean_mode_needs_whole_steps_as_times(context) -> None:
+    net = SiT(input_size=4, in_channels=1, hidden_size=16, depth=4, num_heads=2, num_classes=3)
+    with pytest.raises(InputError, match=r"pruner\.clean=true needs.*'diffusion'.*'interpolant'"):
+        ShortGPT(TopK(), clean=True).choose(context(2, net=net, process=Interpolant()))
 
 
 def test_calibration_is_the_same_for_every_candidate(net: DiT, context) -> None:
@@ -130,7 +150,23 @@ def test_calibration_is_the_same_for_every_candidate(net: DiT, context) -> None:
         context(2).calibration(0)
 
 
+def test_the_model_is_scored_in_evaluation_mode(net: DiT, context) -> None:
+    modes: list[bool] = []
+    net.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
+    net.train()
+    measured(net, context(2).calibration(4), range(4), lambda before, after: after.mean((1, 2)))
+    ShortGPT(TopK(), clean=True, num_samples=4).choose(context(2))
+    assert modes == [False, False] and net.training
+
+
 @pytest.mark.parametrize("keep", [0, 4])
 def test_refuses_to_keep_all_or_nothing(context, keep: int) -> None:
     with pytest.raises(InputError, match=f"keep={keep} must be between 1 and 3"):
-        ShortGPT().choose(context(keep))
+        ShortGPT(TopK()).choose(context(keep))
+
+
+def test_refuses_numbers_that_mean_nothing() -> None:
+    with pytest.raises(InputError, match=r"pruner\.num_samples=0 must be at least 1"):
+        ShortGPT(TopK(), num_samples=0)
+    with pytest.raises(InputError, match=r"pruner\.bins=-1 must be at least 0"):
+        ShortGPT(TopK(), bins=-1)

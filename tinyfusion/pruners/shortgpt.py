@@ -1,89 +1,164 @@
 """ShortGPT: drop the blocks that turn their input least (arXiv 2403.03853).
 
-Shape suffixes: B batch, T tokens, D width, L blocks.
+Shape suffixes: B batch, T tokens, D width, N samples, K blocks that run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
+from tinyfusion.backbones.contract import Backbone, BlockRunner, evaluating
 from tinyfusion.errors import InputError
-from tinyfusion.pruners.contract import Choice, PruningContext
+from tinyfusion.pruners.contract import PruningContext
+from tinyfusion.pruners.scored import Calibration, Scored, measured
+from tinyfusion.pruners.selectors import Selection, Selector
+from tinyfusion.seeding import generator
+
+CLEAN_TIMES = 250
+"""The reference draws times of a chain of 250 steps and does not map them to those of the model."""
 
 
-class Calibration(Protocol):
-    """Inputs on which blocks are scored, such as `HeldOutLoss`."""
-
-    def predict(self, net: Backbone, run_block: BlockRunner) -> object:
-        """Run ``net`` on all samples, every block through ``run_block``."""
-
-
-def block_influence(net: Backbone, calibration: Calibration) -> Tensor:
+def block_influence(
+    net: Backbone, calibration: Calibration, kept: Sequence[int] | None = None
+) -> Tensor:
     """``1 - E cos(h_i, h_{i+1})`` per block: cosine per token over channels, then the mean.
 
     Args:
         net: the model.
         calibration: noised inputs.
+        kept: the blocks that run; default: all.
 
     Returns:
-        Shape (L,), float64; 0 for a block that leaves its input's direction alone.
+        Shape (K,), float64; 0 for a block that leaves its input's direction alone.
     """
-    cosine_L = torch.zeros(net.depth, dtype=torch.float64)
-    samples = 0
-
-    def runner(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
-        nonlocal samples
-        out_BTD = run_plain(index, block, states_BTD, condition)
-        cosine_BT = F.cosine_similarity(out_BTD, states_BTD, dim=-1, eps=1e-8)
-        cosine_L[index] += float(cosine_BT.mean(1).double().sum())
-        samples += len(states_BTD) if index == 0 else 0
-        return out_BTD
-
-    with torch.no_grad():
-        calibration.predict(net, runner)
-    return 1.0 - cosine_L / samples
+    return _influence_by_sample(net, calibration, range(net.depth) if kept is None else kept).mean(
+        0
+    )
 
 
-def least_important(scores_L: Tensor, drop: int, protected: Sequence[int]) -> tuple[int, ...]:
-    """The ``drop`` blocks of lowest score, protected ones left out; first the lowest.
+def _influence_by_sample(net: Backbone, calibration: Calibration, kept: Sequence[int]) -> Tensor:
+    def cosine_B(states_BTD: Tensor, out_BTD: Tensor) -> Tensor:
+        return F.cosine_similarity(out_BTD, states_BTD, dim=-1, eps=1e-8).mean(1)
 
-    Raises:
-        InputError: too many blocks are protected.
-    """
-    order = [i for i in scores_L.argsort(stable=True).tolist() if i not in protected]
-    if drop > len(order):
-        raise InputError(
-            f"{drop} blocks are to go but only {len(order)} are not protected; raise keep="
-        )
-    return tuple(order[:drop])
+    return 1.0 - measured(net, calibration, kept, cosine_B)
 
 
-class ShortGPT:
-    """One-shot removal of the blocks of lowest block influence.
+class ShortGPT(Scored):
+    """Removal of the blocks of lowest block influence.
 
     Args:
-        num_samples: calibration samples, noised at times spread over the whole schedule.
+        selector: how to go from scores to blocks.
+        num_samples: calibration samples; ``None``: 1,024, or the reference's 128 with ``clean``.
         protect_last: never remove the last block, as TinyFusion's reference does.
+        clean: do as that reference does: no noise is added, and times are whole numbers drawn
+            from 0..249 although they mean steps out of 1,000 to the model. Needs a process of kind
+            ``"diffusion"``.
+        bins: record the influence in this many ranges of times of equally many samples, too;
+            0 for none. Not with ``clean``, nor where the network is not told times.
+
+    Raises:
+        InputError: no samples, or a negative number of bins.
     """
 
-    uses_scheme = False
+    name: ClassVar[str] = "shortgpt"
+    criterion: ClassVar[str] = "block_influence"
 
-    def __init__(self, num_samples: int = 1024, protect_last: bool = True) -> None:
-        self.num_samples, self.protect_last = num_samples, protect_last
+    def __init__(
+        self,
+        selector: Selector,
+        num_samples: int | None = None,
+        protect_last: bool = True,
+        clean: bool = False,
+        bins: int = 4,
+    ) -> None:
+        default = 128 if clean else 1024
+        super().__init__(selector, default if num_samples is None else num_samples, protect_last)
+        if bins < 0:
+            raise InputError(f"pruner.bins={bins} must be at least 0")
+        self.clean, self.bins = clean, bins
+        self._whole_NK: Tensor | None = None
 
-    def choose(self, context: PruningContext) -> Choice:
-        """Score all blocks and drop the lowest."""
-        depth = context.net.depth
-        if not 0 < context.keep < depth:
-            raise InputError(f"keep={context.keep} must be between 1 and {depth - 1}")
-        scores_L = block_influence(context.net, context.calibration(self.num_samples))
-        protected = [depth - 1] if self.protect_last else []
-        dropped = least_important(scores_L, depth - context.keep, protected)
-        kept = tuple(i for i in range(depth) if i not in dropped)
-        return Choice(kept, scores={"block_influence": scores_L.tolist()})
+    def calibration(self, context: PruningContext) -> Any:
+        """See `Scored`.
+
+        Raises:
+            InputError: ``clean`` with a process of another kind, or of fewer than 250 steps.
+        """
+        if not self.clean:
+            return super().calibration(context)
+        kind = context.process.kind
+        if kind != "diffusion":
+            raise InputError(
+                "pruner.clean=true needs a process of kind 'diffusion', whose times are whole "
+                f"steps; this one is of kind {kind!r}; valid: pruner.clean=false"
+            )
+        steps = getattr(context.process, "num_steps", CLEAN_TIMES)
+        if steps < CLEAN_TIMES:
+            raise InputError(
+                f"pruner.clean=true draws times from 0..{CLEAN_TIMES - 1} but the process has "
+                f"{steps} steps; valid: pruner.clean=false"
+            )
+        images, labels = context.calibration_images(self.num_samples)
+        times = torch.randint(
+            CLEAN_TIMES, (self.num_samples,), generator=generator(context.seed, "clean_times")
+        )
+        return CleanInputs(images, times, labels)
+
+    def scores(self, net: Backbone, calibration: Any, kept: Sequence[int]) -> Tensor:
+        """Block influence."""
+        influence_NK = _influence_by_sample(net, calibration, kept)
+        if len(kept) == net.depth:
+            # For the evidence, which need not run the model again.
+            self._whole_NK = influence_NK
+        return influence_NK.mean(0)
+
+    def evidence(
+        self, context: PruningContext, calibration: Any, selection: Selection
+    ) -> dict[str, Any]:
+        """Block influence by time: each bin's first and last time, and its scores."""
+        timed = context.process.kind in ("diffusion", "interpolant")
+        if self.clean or not timed or not self.bins:
+            return {"clean": self.clean}
+        assert self._whole_NK is not None, "every selector scores the whole model first"
+        times_N = torch.cat([corrupted.inputs[1] for _, corrupted in calibration.parts])
+        parts = times_N.argsort().chunk(self.bins)
+        return {
+            "clean": False,
+            "bins": [
+                {
+                    "times": [times_N[rows].min().item(), times_N[rows].max().item()],
+                    self.criterion: self._whole_NK[rows].mean(0).tolist(),
+                }
+                for rows in parts
+            ],
+        }
+
+
+class CleanInputs:
+    """Images without noise, at given times.
+
+    Args:
+        images: clean data, shape (N, C, H, W).
+        times: times as the network is given them, shape (N,).
+        labels: labels, shape (N,).
+        batch_size: images per forward pass.
+    """
+
+    def __init__(
+        self, images: Tensor, times: Tensor, labels: Tensor, batch_size: int = 512
+    ) -> None:
+        self.inputs = (images, times, labels)
+        self.batch_size = batch_size
+
+    def predict(self, net: Backbone, run_block: BlockRunner) -> None:
+        """Run ``net`` on all images in evaluation mode."""
+        device = next(net.parameters()).device
+        with evaluating(net):
+            batches = (value.split(self.batch_size) for value in self.inputs)
+            for batch in zip(*batches, strict=True):
+                net(*(value.to(device) for value in batch), run_block=run_block)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.metrics.held_out import HeldOutLoss
-from tinyfusion.pruners.shortgpt import block_influence, least_important
+from tinyfusion.pruners.patterns import mirrored
+from tinyfusion.pruners.selectors import least_important
+from tinyfusion.pruners.shortgpt import block_influence
 from tinyfusion.seeding import generator
 
 
@@ -41,8 +43,8 @@ def depth_use(
 
     Returns:
         ``full`` (the whole model's loss) and ratios to it: ``first_half``; ``shortgpt``, the half
-        that block influence keeps (with its ``shortgpt_kept``); ``oracle``, even blocks of the
-        first half and odd ones of the second (the pattern of BK-SDM, arXiv 2305.15798);
+        that block influence keeps (with its ``shortgpt_kept``); ``oracle``, the pattern of
+        BK-SDM (arXiv 2305.15798);
         ``random_min``, ``random_median``; ``consecutive``, one per window of a quarter of the
         depth removed, and ``consecutive_min``; ``single``, one per block removed.
     """
@@ -55,7 +57,6 @@ def depth_use(
 
     dropped = least_important(block_influence(net, calibration), half, [depth - 1])
     by_influence = sorted(everything - set(dropped))
-    oracle = [i for i in range(depth) if i % 2 == (0 if i < half else 1)]
     halves = [
         torch.randperm(depth, generator=generator(draw, "random_half"))[:half].tolist()
         for draw in range(draws)
@@ -70,7 +71,7 @@ def depth_use(
         "first_half": ratio(range(half)),
         "shortgpt": ratio(by_influence),
         "shortgpt_kept": by_influence,
-        "oracle": ratio(oracle),
+        "oracle": ratio(mirrored(depth, half)),
         "random_min": min(random),
         "random_median": median(random),
         "consecutive_min": min(windows),

@@ -1,0 +1,190 @@
+"""From scores to blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tinyfusion.errors import InputError
+from tinyfusion.pruners.knapsack import cheapest
+from tinyfusion.pruners.selectors import (
+    Budget,
+    Greedy,
+    Grouped,
+    Knapsack,
+    TopK,
+    least_important,
+)
+from tinyfusion.scheme import parse_scheme
+
+
+def fixed(*scores: float):
+    """Scores that don't depend on which blocks run, and how often they were asked for."""
+    calls: list[tuple[int, ...]] = []
+
+    def score(kept) -> Tensor:
+        calls.append(tuple(kept))
+        return torch.tensor([scores[i] for i in kept], dtype=torch.float64)
+
+    score.calls = calls
+    return score
+
+
+def test_least_important_respects_protection_and_ties() -> None:
+    scores = torch.tensor([0.5, 0.1, 0.1, 0.0])
+    assert least_important(scores, 2, []) == (3, 1)
+    assert least_important(scores, 2, [3]) == (1, 2)
+    with pytest.raises(InputError, match="3 blocks are to go but only 2 are not protected"):
+        least_important(scores, 3, [0, 3])
+
+
+def test_top_k_scores_once() -> None:
+    score = fixed(0.5, -0.1, 0.3, 0.2)
+    found = TopK().select(score, Budget(2, (1,) * 4))
+    assert found.kept == (0, 2) and found.evidence == {"order": [1, 3]}
+    assert found.scores.tolist() == [0.5, -0.1, 0.3, 0.2] and score.calls == [(0, 1, 2, 3)]
+
+
+def test_greedy_scores_again_after_each_removal() -> None:
+    def score(kept) -> Tensor:
+        # Blocks 1 and 2 can stand in for each other.
+        alone = 0.9 if not {1, 2} <= set(kept) else 0.0
+        return torch.tensor([{0: 0.5, 1: alone, 2: alone + 0.01, 3: 0.6}[i] for i in kept])
+
+    budget = Budget(2, (1,) * 4)
+    found = Greedy().select(score, budget)
+    assert found.kept == (2, 3)
+    assert found.evidence["order"] == [1, 0]
+    assert found.evidence["order_scores"] == pytest.approx([0.0, 0.5])
+    assert found.scores.tolist() == pytest.approx([0.5, 0.0, 0.01, 0.6])
+    assert TopK().select(score, budget).kept == (0, 3)
+
+
+def test_greedy_is_top_k_where_scores_do_not_change_and_keeps_to_protection() -> None:
+    score = fixed(*torch.rand(9).tolist())
+    budget = Budget(4, (1,) * 9, protected=frozenset([2, 8]))
+    one, other = TopK().select(score, budget), Greedy().select(score, budget)
+    assert one.kept == other.kept and one.evidence["order"] == other.evidence["order"]
+    assert {2, 8} <= set(one.kept) and len(one.kept) == 4
+    lengths = [len(kept) for kept in score.calls[1:]]
+    assert lengths == [9, 8, 7, 6, 5]
+
+
+def test_grouped_keeps_the_best_of_each_group() -> None:
+    score, scheme = fixed(0.9, 0.8, 0.7, 0.1, 0.2, 0.3), parse_scheme([[1, 2], [2, 4]], 6)
+    found = Grouped().select(score, Budget(3, (1,) * 6, scheme=scheme))
+    assert found.kept == (0, 2, 5) and found.evidence == {"order": [1, 3, 4]}
+    held = Grouped().select(score, Budget(3, (1,) * 6, frozenset([3]), scheme))
+    assert held.kept == (0, 2, 3)
+
+
+def test_grouped_needs_a_scheme_that_fits() -> None:
+    score = fixed(*[0.0] * 4)
+    scheme = parse_scheme("1:2", 4)
+    for budget, found in ((Budget(2, (1,) * 4), "None"), (Budget(3, (1,) * 4, scheme=scheme), "2")):
+        with pytest.raises(InputError, match=f"grouped.*keep={budget.keep}.*\\({found}\\)"):
+            Grouped().select(score, budget)
+    crowded = Budget(2, (1,) * 4, frozenset([2, 3]), scheme)
+    with pytest.raises(InputError, match=r"1 blocks of 2\.\.3 are to go but only 0"):
+        Grouped().select(score, crowded)
+    assert not score.calls
+
+
+@pytest.mark.parametrize("selector", [TopK(), Greedy(), Knapsack()])
+def test_protection_that_leaves_nothing_is_refused_before_scoring(selector) -> None:
+    score = fixed(*[0.0] * 4)
+    with pytest.raises(InputError, match=r"not protected.*raise keep="):
+        selector.select(score, Budget(3, (1,) * 4, frozenset(range(4))))
+    assert not score.calls
+
+
+def sums_of_all_subsets(costs: list[float], sizes: list[int]) -> tuple[Tensor, Tensor]:
+    items = len(costs)
+    member = (torch.arange(2**items)[:, None] >> torch.arange(items)) % 2
+    return member.double() @ torch.tensor(costs).double(), member @ torch.tensor(sizes)
+
+
+@pytest.mark.parametrize("items", [1, 2, 5, 9, 13, 16])
+def test_knapsack_against_brute_force_with_unequal_sizes(items: int) -> None:
+    for _ in range(4):
+        costs = torch.rand(items).double().tolist()
+        sizes = torch.randint(1, 3_000_000, (items,)).tolist()
+        least = int(torch.randint(1, sum(sizes) + 1, ()))
+        found = cheapest(costs, sizes, least)
+        cost, size = sums_of_all_subsets(costs, sizes)
+        assert found.exact and sum(sizes[i] for i in found.items) >= least
+        assert sum(costs[i] for i in found.items) == pytest.approx(float(cost[size >= least].min()))
+
+
+@pytest.mark.parametrize("size", [1, 7, 23_893_632])
+@pytest.mark.parametrize("shift", [0.0, 0.5, 2.0])
+def test_knapsack_equals_top_k_for_equal_sizes_whatever_the_sign(size: int, shift: float) -> None:
+    for depth, keep in ((28, 14), (28, 19), (28, 27), (56, 14), (7, 1)):
+        score = fixed(*(torch.rand(depth).double() - shift).tolist())
+        budget = Budget(keep, (size,) * depth, protected=frozenset([depth - 1]))
+        one, other = TopK().select(score, budget), Knapsack().select(score, budget)
+        assert one.kept == other.kept and len(other.kept) == keep
+        assert sorted(one.evidence["order"]) == sorted(other.evidence["order"])
+        assert other.evidence["parameters_removed"] == other.evidence["parameters_to_remove"]
+        assert other.evidence["exact"]
+
+
+def test_knapsack_trades_one_large_block_for_small_ones() -> None:
+    sizes = (6, 2, 2, 2)
+    found = Knapsack().select(fixed(0.5, 0.2, 0.2, 0.2), Budget(2, sizes))
+    assert found.kept == (1, 2, 3), "half of the parameters, in one block, at less than 3 x 0.2"
+    assert found.evidence["summed_score"] == pytest.approx(0.5)
+    found = Knapsack().select(fixed(0.7, 0.2, 0.2, 0.2), Budget(2, sizes))
+    assert found.kept == (0,) and found.evidence["order"] == [1, 2, 3]
+    held = Knapsack().select(fixed(0.7, 0.2, 0.2, 0.2), Budget(2, sizes, frozenset([1])))
+    assert held.kept == (1, 2, 3)
+
+
+def test_knapsack_removes_no_block_beyond_the_budget() -> None:
+    # Removing any block seems to help, but half of the parameters is what was asked for.
+    found = Knapsack().select(fixed(-1.0, -1.0, -3.0, -0.1), Budget(2, (4, 4, 3, 5)))
+    assert found.kept == (0, 1), "without 2 and 3, half is gone: no more, whatever it scores"
+    assert found.evidence["parameters_removed"] == 8
+
+
+def test_knapsack_of_two_kinds_of_blocks_is_exact_at_real_sizes() -> None:
+    sizes = [12_596_224] * 28 + [23_893_632] * 28
+    costs = torch.rand(56).double().tolist()
+    least = sum(sizes) // 2
+    found = cheapest(costs, sizes, least)
+    assert found.exact and sum(sizes[i] for i in found.items) >= least
+    # The best of each kind, for every number of the first kind and the least of the second.
+    ranked = [sorted(costs[:28]), sorted(costs[28:])]
+    totals = [
+        sum(ranked[0][:a]) + sum(ranked[1][:b])
+        for a in range(29)
+        for b in range(29)
+        if a * sizes[0] + b * sizes[-1] >= least
+    ]
+    assert sum(costs[i] for i in found.items) == pytest.approx(min(totals))
+
+
+def test_knapsack_of_very_many_sizes_is_bounded_and_keeps_to_the_budget() -> None:
+    costs = torch.rand(40).double().tolist()
+    sizes = torch.randint(10_000_000, 40_000_000, (40,)).tolist()
+    least = sum(sizes) // 2
+    rough, fine = (cheapest(costs, sizes, least, states) for states in (500, 20_000))
+    spent = [sum(costs[i] for i in found.items) for found in (rough, fine)]
+    assert not rough.exact and not fine.exact
+    for found in (rough, fine):
+        assert sum(sizes[i] for i in found.items) >= least
+    assert spent[1] <= spent[0] <= 1.01 * spent[1]
+    # Nearly everything has to go: states that can't get there are no answer.
+    assert len(cheapest(costs, sizes, sum(sizes), 10).items) == 40
+
+
+def test_knapsack_takes_infinite_scores_last() -> None:
+    inf = float("inf")
+    found = Knapsack().select(fixed(inf, 0.3, 0.2, inf), Budget(2, (2, 2, 2, 2)))
+    assert found.kept == (0, 3)
+    assert len(Knapsack().select(fixed(inf, inf, inf, 0.1), Budget(1, (2, 2, 2, 2))).kept) == 1
+
+
+def test_knapsack_counts_blocks_without_parameters() -> None:
+    assert Knapsack().select(fixed(0.3, 0.1, 0.2), Budget(1, (0, 0, 0))).kept == (0,)

@@ -1,0 +1,70 @@
+"""Flux.1-Lite: drop the blocks whose output differs least from their input.
+
+Shape suffixes: B batch, T tokens, D width, K blocks that run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.pruners.scored import Calibration, Scored, measured
+from tinyfusion.pruners.selectors import Selector
+
+
+def input_output_error(
+    net: Backbone, calibration: Calibration, kept: Sequence[int], normalised: bool = False
+) -> Tensor:
+    """``E mean((h_{i+1} - h_i)^2)`` per block, the mean over tokens and channels.
+
+    Args:
+        net: the model.
+        calibration: noised inputs.
+        kept: the blocks that run.
+        normalised: divide by ``E mean(h_i^2)``.
+
+    Returns:
+        Shape (K,), float64; 0 for a block that changes nothing.
+    """
+
+    def energies_B2(states_BTD: Tensor, out_BTD: Tensor) -> Tensor:
+        change_B = (out_BTD - states_BTD).square().mean((1, 2))
+        return torch.stack([change_B, states_BTD.square().mean((1, 2))], 1)
+
+    change_K, before_K = measured(net, calibration, kept, energies_B2).mean(0).unbind(1)
+    # Where nothing comes in, all that comes out is change.
+    return change_K / before_K if normalised else change_K
+
+
+class FluxLite(Scored):
+    """Removal of the blocks of least mean squared error between input and output.
+
+    The error grows with the states, which grow with depth: late blocks look important.
+
+    Args:
+        selector: how to go from scores to blocks.
+        num_samples: calibration samples.
+        protect_last: never remove the last block.
+        normalised: divide each block's error by the mean square of its input.
+    """
+
+    name: ClassVar[str] = "flux_lite"
+    criterion: ClassVar[str] = "input_output_error"
+
+    def __init__(
+        self,
+        selector: Selector,
+        num_samples: int = 1024,
+        protect_last: bool = False,
+        normalised: bool = False,
+    ) -> None:
+        super().__init__(selector, num_samples, protect_last)
+        self.normalised = normalised
+
+    def scores(self, net: Backbone, calibration: Any, kept: Sequence[int]) -> Tensor:
+        """Error between input and output."""
+        return input_output_error(net, calibration, kept, self.normalised)

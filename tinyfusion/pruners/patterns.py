@@ -1,0 +1,82 @@
+"""Choices by position alone: no data, no scores."""
+
+from __future__ import annotations
+
+from tinyfusion.pruners.contract import Choice, PruningContext
+
+
+class Oracle:
+    """The pattern of BK-SDM (arXiv 2305.15798) on a stack of equal blocks.
+
+    Blocks are paired up; of each pair the first stays in the first half of the model and the last
+    in the second half: of 28 blocks 0, 2, ..., 12, 15, 17, ..., 27. For other budgets see
+    `mirrored`.
+    """
+
+    uses_scheme = False
+
+    def choose(self, context: PruningContext) -> Choice:
+        """Lay the pattern over the model."""
+        return Choice(mirrored(context.net.depth, context.checked_keep()))
+
+
+class Uniform:
+    """Evenly spaced blocks from the first on: of 28 blocks 0, 2, ..., 26 for ``keep=14``."""
+
+    uses_scheme = False
+
+    def choose(self, context: PruningContext) -> Choice:
+        """Keep blocks ``floor(i * depth / keep)``."""
+        keep = context.checked_keep()
+        return Choice(spread(context.net.depth, keep))
+
+
+class First:
+    """The first ``keep`` blocks, then the output layer: a prefix of the model.
+
+    The student of Width & Depth Pruning (AAAI 2022) without its joint training of all prefixes.
+    """
+
+    uses_scheme = False
+
+    def choose(self, context: PruningContext) -> Choice:
+        """Cut off the end."""
+        return Choice(tuple(range(context.checked_keep())))
+
+
+class Last:
+    """The last ``keep`` blocks, right after the embedding."""
+
+    uses_scheme = False
+
+    def choose(self, context: PruningContext) -> Choice:
+        """Cut off the start."""
+        depth = context.net.depth
+        return Choice(tuple(range(depth - context.checked_keep(), depth)))
+
+
+def spread(size: int, count: int) -> tuple[int, ...]:
+    """``count`` of ``size`` places, evenly spaced from the first on."""
+    return tuple(place * size // count for place in range(count))
+
+
+def mirrored(depth: int, keep: int) -> tuple[int, ...]:
+    """BK-SDM's pattern for any depth and budget.
+
+    The first half of the blocks is kept by `spread` and the second half by its mirror image, so
+    that blocks 0 and ``depth - 1`` stay and, where ``keep`` is even or ``depth`` is odd, the
+    pattern is its own mirror image. An odd number to keep takes the middle block if there is one,
+    else one more block of the first half. A single block is block 0.
+    """
+    half = depth // 2
+    front = back = keep // 2
+    middle: tuple[int, ...] = ()
+    if keep % 2 and depth % 2 and keep > 1:
+        middle = (half,)
+    else:
+        front += keep % 2
+    return (
+        *spread(half, front),
+        *middle,
+        *sorted(depth - 1 - place for place in spread(half, back)),
+    )

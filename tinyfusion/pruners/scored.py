@@ -1,0 +1,150 @@
+"""Pruners that give each block a score; a selector goes from scores to the blocks that stay.
+
+Shape suffixes: B batch, T tokens, D width, N samples, K blocks that run.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tinyfusion.backbones.contract import Backbone, BlockRunner, count_parameters, run_plain
+from tinyfusion.errors import InputError
+from tinyfusion.pruners.contract import Choice, PruningContext
+from tinyfusion.pruners.selectors import Budget, Selection, Selector
+
+
+class Calibration(Protocol):
+    """Inputs on which blocks are scored, such as `HeldOutLoss`."""
+
+    def predict(self, net: Backbone, run_block: BlockRunner) -> object:
+        """Run ``net`` on all samples, every block through ``run_block``."""
+
+
+class Scored(ABC):
+    """Base class of the pruners that score blocks; a subclass says how, in `scores`.
+
+    Args:
+        selector: how to go from scores to blocks.
+        num_samples: calibration samples, noised at times spread over the whole schedule.
+        protect_last: never remove the last block.
+
+    Attributes:
+        criterion: what evidence calls the scores.
+
+    Raises:
+        InputError: no samples.
+    """
+
+    criterion: ClassVar[str] = "scores"
+
+    def __init__(
+        self, selector: Selector, num_samples: int = 1024, protect_last: bool = False
+    ) -> None:
+        if num_samples < 1:
+            raise InputError(f"pruner.num_samples={num_samples} must be at least 1")
+        self.selector, self.num_samples, self.protect_last = selector, num_samples, protect_last
+
+    @property
+    def uses_scheme(self) -> bool:
+        """Whether blocks are chosen within the groups of a scheme."""
+        return self.selector.uses_scheme
+
+    @abstractmethod
+    def scores(self, net: Backbone, calibration: Any, kept: Sequence[int]) -> Tensor:
+        """Importance of blocks.
+
+        Args:
+            net: the whole model.
+            calibration: what `calibration` made; the same for every call.
+            kept: the blocks that run, ascending; others leave the states as they are.
+
+        Returns:
+            For each block of ``kept``, how much it matters in the model that runs only these:
+            float64, shape (K,), higher for blocks that should stay. What is not a number counts
+            as the highest.
+        """
+
+    def calibration(self, context: PruningContext) -> Any:
+        """What blocks are scored on: by default a `HeldOutLoss` on training images."""
+        return context.calibration(self.num_samples)
+
+    def evidence(
+        self, context: PruningContext, calibration: Any, selection: Selection
+    ) -> dict[str, Any]:
+        """What else to record of a finished selection, as plain data."""
+        return {}
+
+    def choose(self, context: PruningContext) -> Choice:
+        """Score blocks and select.
+
+        Raises:
+            InputError: ``keep`` is out of range, the selector can't keep to it, or `scores` gave
+                another number of scores than it was asked for.
+        """
+        net = context.net
+        budget = Budget(
+            keep=context.checked_keep(),
+            parameters=tuple(count_parameters(block) for block in net.blocks),
+            protected=frozenset([net.depth - 1] if self.protect_last else []),
+            scheme=context.scheme,
+        )
+        calibration = self.calibration(context)
+
+        def score(kept: Sequence[int]) -> Tensor:
+            found_K = self.scores(net, calibration, tuple(kept)).double().cpu()
+            if found_K.shape != (len(kept),):
+                raise InputError(
+                    f"{type(self).__name__}.scores gave shape {tuple(found_K.shape)} for "
+                    f"{len(kept)} blocks; valid: ({len(kept)},)"
+                )
+            # A model without the block broke down.
+            return torch.where(found_K.isnan(), torch.inf, found_K)
+
+        selection = self.selector.select(score, budget)
+        return Choice(
+            kept=selection.kept,
+            scheme=context.scheme if self.selector.uses_scheme else None,
+            scores={
+                self.criterion: selection.scores.tolist(),
+                "selector": self.selector.name,
+                **selection.evidence,
+                **self.evidence(context, calibration, selection),
+            },
+        )
+
+
+def measured(
+    net: Backbone,
+    calibration: Calibration,
+    kept: Sequence[int],
+    measure: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Compare input and output of every block that runs, sample by sample.
+
+    Args:
+        net: the whole model.
+        calibration: inputs.
+        kept: the blocks that run, ascending.
+        measure: from states before and after a block, each of shape (B, T, D), to numbers of
+            shape (B, ...).
+
+    Returns:
+        Shape (N, K, ...), float64, samples in the order of the calibration.
+    """
+    rows: dict[int, list[Tensor]] = {block: [] for block in kept}
+
+    def runner(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
+        if index not in rows:
+            return states_BTD
+        out_BTD = run_plain(index, block, states_BTD, condition)
+        rows[index].append(measure(states_BTD, out_BTD).double().cpu())
+        return out_BTD
+
+    with torch.no_grad():
+        calibration.predict(net, runner)
+    return torch.stack([torch.cat(found) for found in rows.values()], 1)

@@ -1,0 +1,237 @@
+"""From scores of blocks to the blocks that stay; every scoring pruner goes with each of these.
+
+Shape suffixes: K blocks that were scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from tinyfusion.errors import InputError
+from tinyfusion.pruners.knapsack import cheapest
+from tinyfusion.scheme import Scheme
+
+Score = Callable[[Sequence[int]], Tensor]
+"""``score(kept) -> scores_K``: importance of each block of ``kept`` (ascending) in the model that
+runs only these blocks, float64; higher is more important."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is to stay, and what must.
+
+    Attributes:
+        keep: number of blocks that stay, from 1 to one less than there are.
+        parameters: number of parameters of every block.
+        protected: blocks that must stay.
+        scheme: the groups, for a selector that needs them.
+    """
+
+    keep: int
+    parameters: tuple[int, ...]
+    protected: frozenset[int] = frozenset()
+    scheme: Scheme | None = None
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.parameters)
+
+    @property
+    def drop(self) -> int:
+        """Number of blocks to remove, if they are counted."""
+        return self.depth - self.keep
+
+    def check(self) -> None:
+        """Called ahead of scoring, which may take long.
+
+        Raises:
+            InputError: more blocks are protected than may stay.
+        """
+        _check_protected(self.drop, self.depth - len(self.protected))
+
+
+class Selection(NamedTuple):
+    """What a selector decided.
+
+    Attributes:
+        kept: blocks that stay, ascending.
+        scores: scores of all blocks in the whole model, shape (depth,).
+        evidence: how it came about, as plain data.
+    """
+
+    kept: tuple[int, ...]
+    scores: Tensor
+    evidence: dict[str, Any]
+
+
+class Selector(Protocol):
+    """A way from scores to a selection; what ``conf/selector/*.yaml`` builds.
+
+    Attributes:
+        name: what evidence calls it.
+        uses_scheme: whether it decides within the groups of a scheme.
+    """
+
+    name: str
+    uses_scheme: bool
+
+    def select(self, score: Score, budget: Budget) -> Selection:
+        """Choose the blocks that stay.
+
+        Args:
+            score: scores blocks; calls may be costly.
+            budget: what may go.
+
+        Raises:
+            InputError: the budget can't be met; raised before anything is scored.
+        """
+
+
+class TopK:
+    """Score all blocks once and drop the least important ones."""
+
+    name, uses_scheme = "top_k", False
+
+    def select(self, score: Score, budget: Budget) -> Selection:
+        """See `Selector`; ``order`` lists the removed blocks, the least important first."""
+        budget.check()
+        scores_K = score(range(budget.depth))
+        dropped = least_important(scores_K, budget.drop, budget.protected)
+        return Selection(_others(budget, dropped), scores_K, {"order": list(dropped)})
+
+
+class Greedy:
+    """Drop the least important block, score the rest in the model without it, and so on.
+
+    Two copies of one block that can stand in for each other both look needless in the whole
+    model; after the first has gone, the second does not.
+    """
+
+    name, uses_scheme = "greedy", False
+
+    def select(self, score: Score, budget: Budget) -> Selection:
+        """See `Selector`; ``order`` lists the blocks as they went, ``order_scores`` at what."""
+        budget.check()
+        kept = list(range(budget.depth))
+        order: list[int] = []
+        order_scores: list[float] = []
+        whole_K = None
+        while len(kept) > budget.keep:
+            scores_K = score(kept)
+            whole_K = scores_K if whole_K is None else whole_K
+            places = [place for place, block in enumerate(kept) if block in budget.protected]
+            (place,) = least_important(scores_K, 1, places)
+            order.append(kept.pop(place))
+            order_scores.append(float(scores_K[place]))
+        assert whole_K is not None, "keep is less than the depth"
+        return Selection(tuple(kept), whole_K, {"order": order, "order_scores": order_scores})
+
+
+class Grouped:
+    """Keep the N most important of each group of M of the scheme."""
+
+    name, uses_scheme = "grouped", True
+
+    def select(self, score: Score, budget: Budget) -> Selection:
+        """See `Selector`; ``order`` lists the removed blocks, group by group.
+
+        Raises:
+            InputError: there is no scheme, it keeps another number of blocks than ``keep``, or
+                more blocks of a group are protected than stay in it.
+        """
+        scheme = budget.scheme
+        if scheme is None or scheme.keep != budget.keep:
+            raise InputError(
+                f"selector=grouped decides within the groups of a scheme: keep={budget.keep} must "
+                f"be what the scheme keeps ({scheme and scheme.keep}); leave keep out, or give a "
+                "scheme that keeps that many"
+            )
+        for group in scheme.groups:
+            free = len(set(group.blocks) - budget.protected)
+            _check_protected(
+                group.size - group.keep, free, f" of {group.blocks[0]}..{group.blocks[-1]}"
+            )
+        scores_K = score(range(budget.depth))
+        dropped: list[int] = []
+        for group in scheme.groups:
+            outside = set(range(budget.depth)) - set(group.blocks)
+            dropped += least_important(
+                scores_K, group.size - group.keep, outside | budget.protected
+            )
+        return Selection(_others(budget, dropped), scores_K, {"order": dropped})
+
+
+class Knapsack:
+    """Drop the set of blocks whose scores have the least sum, by 0/1 dynamic programming.
+
+    At least the share ``(depth - keep) / depth`` of the blocks' parameters goes, and no block
+    without which that much would still go. Blocks of one size: exactly ``keep`` of them stay,
+    those of `TopK`. Blocks of several sizes: their number may differ from ``keep``.
+
+    Source: Laptop-Diff (arXiv 2404.11098), for which scores add up to the change of the output.
+    """
+
+    name, uses_scheme = "knapsack", False
+
+    def select(self, score: Score, budget: Budget) -> Selection:
+        """See `Selector`.
+
+        Evidence: ``parameters_to_remove``, ``parameters_removed``, ``summed_score`` of the removed
+        blocks, and whether the sum is the least of all (``exact``) or, with very many sizes, only
+        close to it.
+
+        Raises:
+            InputError: the blocks that are not protected have too few parameters.
+        """
+        # Blocks without parameters are counted instead.
+        sizes = budget.parameters if any(budget.parameters) else (1,) * budget.depth
+        least = -(-budget.drop * sum(sizes) // budget.depth)
+        free = [block for block in range(budget.depth) if block not in budget.protected]
+        if sum(sizes[block] for block in free) < least:
+            raise InputError(
+                f"keep={budget.keep}: {least:,} parameters are to go but the blocks that are not "
+                f"protected have {sum(sizes[block] for block in free):,}; raise keep="
+            )
+        scores_K = score(range(budget.depth))
+        found = cheapest(
+            [float(scores_K[block]) for block in free], [sizes[block] for block in free], least
+        )
+        dropped = [free[item] for item in found.items]
+        evidence = {
+            "order": sorted(dropped, key=lambda block: (float(scores_K[block]), block)),
+            "parameters_to_remove": least,
+            "parameters_removed": sum(sizes[block] for block in dropped),
+            "summed_score": float(scores_K[dropped].sum()),
+            "exact": found.exact,
+        }
+        return Selection(_others(budget, dropped), scores_K, evidence)
+
+
+def least_important(scores_K: Tensor, drop: int, protected: Collection[int]) -> tuple[int, ...]:
+    """The ``drop`` places of lowest score, protected ones left out; first the lowest.
+
+    Of equal scores, that of the earlier block counts as lower.
+
+    Raises:
+        InputError: too many are protected.
+    """
+    order = [i for i in scores_K.argsort(stable=True).tolist() if i not in protected]
+    _check_protected(drop, len(order))
+    return tuple(order[:drop])
+
+
+def _check_protected(drop: int, free: int, where: str = "") -> None:
+    if drop > free:
+        raise InputError(
+            f"{drop} blocks{where} are to go but only {free} are not protected; raise keep="
+        )
+
+
+def _others(budget: Budget, dropped: Iterable[int]) -> tuple[int, ...]:
+    gone = set(dropped)
+    return tuple(block for block in range(budget.depth) if block not in gone)
