@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tinyfusion.errors import InputError
-from tinyfusion.scheme import parse_scheme
+from tinyfusion.scheme import even_scheme, parse_scheme
 
 MIXED = [[3, 4], [2, 4]]
 
@@ -116,3 +116,30 @@ def test_groups_do_not_cross_borders() -> None:
         parse_scheme("1:3", 8, borders=[4])
     with pytest.raises(InputError, match=r"not a multiple of 2; valid: a list of groups$"):
         parse_scheme("1:2", 7, borders=[4])
+
+
+@pytest.mark.parametrize(
+    ("keep", "depth", "wanted"),
+    [
+        (7, 28, "1:4"),
+        (7, 14, "1:2"),
+        (14, 28, "1:2"),
+        (21, 28, "3:4"),
+        (3, 8, "3:8"),
+        (1, 4, "1:4"),
+    ],
+)
+def test_groups_that_follow_from_a_number_of_blocks(keep: int, depth: int, wanted: str) -> None:
+    assert even_scheme(keep, depth) == parse_scheme(wanted, depth)
+
+
+def test_every_stack_is_cut_in_the_same_proportion() -> None:
+    assert even_scheme(8, 32, [16]).sizes == [[1, 4]] * 8
+    assert even_scheme(6, 9, [3]).sizes == [[2, 3]] * 3
+    with pytest.raises(InputError, match="keep=2: stacks of 4 and 2 blocks can't be cut"):
+        even_scheme(2, 6, [4])
+
+
+def test_too_many_patterns_without_a_scheme() -> None:
+    with pytest.raises(InputError, match=r"^keep=13 without scheme=: .* 13 of 28 blocks"):
+        even_scheme(13, 28)

@@ -9,7 +9,7 @@ import ast
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 from typing import Any
 
@@ -132,6 +132,39 @@ def parse_scheme(value: Any, depth: int, borders: Sequence[int] = ()) -> Scheme:
         groups.append(group)
         start += size
     return Scheme(tuple(groups))
+
+
+def even_scheme(keep: int, depth: int, borders: Sequence[int] = ()) -> Scheme:
+    """The smallest equal groups that keep ``keep`` blocks, every stack in the same proportion.
+
+    7 of 28 blocks are 1:4, 14 of 28 are 1:2, 19 of 28 one group of 28.
+
+    Args:
+        keep: number of blocks that stay.
+        depth: number of blocks of the model.
+        borders: block indices at which a stack of another type begins.
+
+    Raises:
+        InputError: a stack that can't be kept in proportion, or a group with too many
+            keep-patterns.
+    """
+    pairs: list[list[int]] = []
+    ends = sorted({0, *borders, depth})
+    for start, end in pairwise(ends):
+        size = end - start
+        if keep * size % depth:
+            sizes = " and ".join(str(b - a) for a, b in pairwise(ends))
+            raise InputError(
+                f"keep={keep}: stacks of {sizes} blocks can't be cut in the same proportion; give "
+                "scheme= as a list of [keep, size] groups"
+            )
+        here = keep * size // depth
+        groups = math.gcd(here, size)
+        pairs += [[here // groups, size // groups]] * groups
+    try:
+        return parse_scheme(pairs, depth, borders)
+    except InputError as error:
+        raise InputError(f"keep={keep} without scheme=: {error}") from None
 
 
 def _is_ratio(value: Any) -> bool:

@@ -43,7 +43,14 @@ def refused(result, root: Path, *fragments: str) -> None:
         (["pruner=indices", "pruner.kept=3"], ["pruner.kept=3", "must be a list"]),
         (["pruner=indices"], ["'pruner.kept' must be given"]),
         # choices
-        (["pruner=magic"], ["pruner=magic", "valid: indices, learned, random, shortgpt"]),
+        (["pruner=magic"], ["pruner=magic", "valid: diff_pruning, first, ", " learned, "]),
+        (
+            ["pruner=shortgpt", "selector=nonsense"],
+            ["selector=nonsense is not known", "valid: greedy, grouped, knapsack, top_k"],
+        ),
+        (["pruner=shortgpt", "selector=null"], ["selector=null", "greedy"]),
+        (["pruner=shortgpt", "selector=grouped", "keep=3"], ["keep=3", "the scheme keeps (2)"]),
+        (["pruner=flux_lite", "pruner.num_samples=0"], ["pruner.num_samples=0 must be at least 1"]),
         (
             ["experiment=imagenet/tinydit_d15"],
             ["experiment=imagenet/tinydit_d15 is not known", "valid: demo", "imagenet/tinydit_d14"],

@@ -16,7 +16,7 @@ import torch
 
 import tinyfusion
 from tinyfusion.cli import main
-from tinyfusion.pruners.fixed import Random
+from tinyfusion.pruners.random import Random
 from tinyfusion.training.module import DenoiserTraining, TrainingDivergedError
 
 STEPS = tuple(f"training.{stage}.steps=25" for stage in ("mask_learning", "recovery"))

@@ -136,7 +136,7 @@ def test_flags_may_stand_anywhere(tf, root) -> None:
 
 
 def test_a_failure_that_is_our_own_keeps_the_other_runs(prune, root, monkeypatch) -> None:
-    from tinyfusion.pruners.fixed import Random
+    from tinyfusion.pruners.random import Random
 
     choose = Random.choose
 

@@ -7,7 +7,7 @@ from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
-from tinyfusion.stages.recover import aligned_pairs
+from tinyfusion.stages.origins import aligned_pairs
 from tinyfusion.surgery import prune
 
 
@@ -34,11 +34,47 @@ def test_a_pruned_teacher_is_aligned_by_its_own_places():
     assert aligned_pairs(student, middle, None) == [(0, 1), (1, 3)]
 
 
+def test_a_teacher_that_is_no_ancestor_is_aligned_by_the_first_model():
+    first = net_of(8)
+    teacher = prune(first, [1, 3, 4, 6])
+    # Block 0 stands for 0 alone, before all of the teacher's; 2 for 2..4; 5 for 5..7.
+    pairs = [(1, 0), (2, 2), (3, 3)]
+    assert aligned_pairs(prune(first, [0, 1, 2, 5]), teacher, None) == pairs
+    decision = Decision((0, 5), 8, scheme=[[1, 4], [1, 4]])
+    assert aligned_pairs(prune(first, decision), teacher, decision) == [(0, 1), (1, 3)]
+    # The published way: D7 of the first model, 14 of whose 28 blocks are its teacher.
+    first = net_of(28)
+    teacher, decision = prune(first, range(0, 28, 2)), Decision(range(0, 28, 4), 28)
+    pairs = [(i, 2 * i + 1) for i in range(7)]
+    assert aligned_pairs(prune(first, decision), teacher, decision) == pairs
+    # A decision about a model of the teacher's depth that is not the teacher.
+    other = prune(first, range(1, 28, 2))
+    decision = Decision((0, 7), 14, scheme=[[1, 7], [1, 7]])
+    assert aligned_pairs(prune(other, decision), other, decision) == [(0, 6), (1, 13)]
+    assert aligned_pairs(prune(other, decision), teacher, decision) == [(0, 7), (1, 13)]
+
+
 def test_unknown_origin_is_refused():
     with pytest.raises(InputError, match="can't be aligned with this teacher of 8"):
         aligned_pairs(net_of(4), net_of(8), None)
     with pytest.raises(InputError, match="give decision=PATH"):
-        aligned_pairs(prune(net_of(8), [0, 1]), prune(net_of(8), [0, 2]), None)
+        aligned_pairs(prune(net_of(9), [0, 8]), net_of(8), None)
+    with pytest.raises(InputError, match="give decision=PATH"):
+        aligned_pairs(net_of(4), prune(net_of(8), [0, 2]), None)
+
+
+def test_stacks_of_another_size_are_another_origin():
+    def mar(encoder, decoder):
+        return MAR(4, 8, encoder, decoder, num_heads=2, in_channels=1, num_classes=3, buffer_size=2)
+
+    student, teacher = prune(mar(3, 4), [0, 5]), prune(mar(4, 3), [0, 2, 5])
+    with pytest.raises(InputError, match="can't be aligned"):
+        aligned_pairs(student, teacher, None)
+    # Student block 1 stands for the whole decoder; the teacher's begins behind block 3.
+    student = prune(mar(4, 3), [1, 4, 6])
+    assert aligned_pairs(student, teacher, None) == [(0, 1), (1, 2), (2, 2)]
+    late = prune(mar(4, 3), [0, 2, 6])
+    assert aligned_pairs(student, late, None) == [(0, 1), (2, 2)]
 
 
 @pytest.mark.parametrize("decided", [True, False])

@@ -31,6 +31,7 @@ def stage(decay: float = 0.9999, warm_up: bool = True, weight_decay: float = 0.0
         averages={"student": (Ema(net, decay, warm_up), net)},
         label_drop=0.1,
         configure_optimizers=lambda: {"optimizer": optimizer},
+        notes=lambda: ["a note of the stage's own"],
     )
 
 
@@ -52,6 +53,7 @@ def test_steps_images_epochs_and_shares_are_said() -> None:
     )
     assert lines[1] == "global batch 256 = 4 device(s) x 4 micro-batch(es) x 16 image(s)"
     assert "(decay 0.9999 x 100,000 steps, warmed up; without it 0.0045 %)" in lines[2]
+    assert lines[3:] == ["a note of the stage's own"]
 
 
 @pytest.mark.parametrize("warm_up", [True, False])

@@ -69,7 +69,7 @@ class Shares(Objective):
     """Notes the progress that it is given."""
 
     def __call__(self, *args: object) -> dict[str, Tensor]:
-        self.seen = [*getattr(self, "seen", []), args[-1]]
+        self.seen = [*getattr(self, "seen", []), args[5]]
         return super().__call__(*args)
 
 

@@ -55,3 +55,39 @@ def alignment(
         if inside:
             pairs.append((inside[-1], group.blocks[-1]))
     return pairs
+
+
+def alignment_by_origin(
+    kept: Sequence[int],
+    teacher_kept: Sequence[int],
+    depth: int,
+    scheme: Scheme | None = None,
+    borders: Sequence[int] = (),
+) -> list[tuple[int, int]]:
+    """Pairs where student and teacher were both cut from one model, neither from the other.
+
+    A student block stands for its own and the removed ones up to the next kept one, or to the end
+    of its group. It is paired with the teacher block whose output is the teacher's state at that
+    place: the last one that is not behind it. Where the student was cut from the teacher, these
+    are the pairs of `alignment`.
+
+    Args:
+        kept: the student's blocks as ascending indices into the first model.
+        teacher_kept: the teacher's blocks, likewise.
+        depth: number of blocks of the first model; at least one more than any index.
+        scheme: groups of the student's decision, if it was made about the first model.
+        borders: borders of the first model. Blocks for which the teacher has no block of the same
+            stack in front of that place are left out.
+
+    Raises:
+        InputError: see `alignment`.
+    """
+    teacher_kept = check_kept(teacher_kept, depth, "the teacher's kept")
+    pairs = []
+    for student, last in alignment(kept, depth, scheme, borders):
+        teacher = bisect_right(teacher_kept, last) - 1
+        if teacher < 0:
+            continue
+        if bisect_right(borders, teacher_kept[teacher]) == bisect_right(borders, last):
+            pairs.append((student, teacher))
+    return pairs

@@ -1,16 +1,22 @@
-"""Distance of hidden states that leaves out massive activations (TinyFusion, section 4.4).
+"""Distance of hidden states: without massive activations (TinyFusion, 4.4), or on one scale.
 
 Shape suffixes: B batch, T tokens, D width.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any, Protocol
 
+import torch
+from torch import Tensor, nn
+
+from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
 from tinyfusion.errors import InputError
 
 MASKS = ("none", "separate", "intersection")
+SCALES = ("none", "teacher")
 
 
 def ordinary(states_BTD: Tensor, num_sigmas: float) -> Tensor:
@@ -60,3 +66,63 @@ def feature_distance(
     both = (student_ok & teacher_ok).to(student_BTD.dtype)
     squared = both * (student_BTD - teacher_BTD) ** 2
     return squared.flatten(1).sum(1) / both.flatten(1).sum(1).clamp(min=1)
+
+
+class Calibration(Protocol):
+    """Inputs on which states are measured, such as `tinyfusion.metrics.held_out.HeldOutLoss`."""
+
+    def predict(self, net: Backbone, run_block: BlockRunner) -> object:
+        """Run ``net`` on all samples in evaluation mode, every block through ``run_block``."""
+
+
+def mean_squares(net: Backbone, blocks: Sequence[int], calibration: Calibration) -> list[float]:
+    """``E||h||^2`` per entry of the states after some blocks, over calibration data.
+
+    Per entry, as the distances that are put on one scale by it are means over entries: stacks
+    whose states have other numbers of tokens (MAR) can be compared.
+
+    Args:
+        net: the network.
+        blocks: indices of its blocks; one may be named several times.
+        calibration: inputs.
+
+    Returns:
+        One number for each of ``blocks``, squared units of the states.
+    """
+    wanted = frozenset(blocks)
+    squares = dict.fromkeys(wanted, 0.0)
+    entries = dict.fromkeys(wanted, 0)
+
+    def runner(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
+        out_BTD = run_plain(index, block, states_BTD, condition)
+        if index in wanted:
+            squares[index] += float(out_BTD.double().square().sum())
+            entries[index] += out_BTD.numel()
+        return out_BTD
+
+    with torch.no_grad():
+        calibration.predict(net, runner)
+    return [squares[block] / entries[block] for block in blocks]
+
+
+def one_scale(norms: Sequence[float], blocks: Sequence[int]) -> list[float]:
+    """Weights ``max(n) / n_a`` that give every pair's relative distance the same say.
+
+    Laptop-Diff (arXiv 2404.11098) divides feature terms by the norm of the teacher's features; its
+    exact expression was not published, this one is ours.
+
+    Args:
+        norms: what `mean_squares` gave for the teacher.
+        blocks: the teacher's blocks that they belong to, for the message.
+
+    Raises:
+        InputError: a norm that nothing can be divided by.
+    """
+    for norm, block in zip(norms, blocks, strict=True):
+        if not (isfinite(norm) and norm > 0):
+            raise InputError(
+                f"recovery.feature_scale=teacher: the mean square of the teacher's states after "
+                f"block {block} is {norm:g}, by which nothing can be divided; give "
+                "recovery.feature_scale=none, or another teacher"
+            )
+    return [max(norms) / norm for norm in norms]

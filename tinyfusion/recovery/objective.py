@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.errors import InputError
 from tinyfusion.processes.contract import Corrupted, Process
-from tinyfusion.recovery.features import MASKS, feature_distance
+from tinyfusion.recovery.features import MASKS, SCALES, feature_distance
+from tinyfusion.recovery.stages import SeamsFirst
 
 
 class Objective:
@@ -21,9 +24,13 @@ class Objective:
         feature_mask: ``none``, ``separate`` or ``intersection`` (see `feature_distance`).
         num_sigmas: where massive activations begin.
         variance_kl: add the KL of the learned variances to the output distillation.
+        feature_scale: ``none`` takes the mean of the pairs' distances; ``teacher`` their sum, each
+            weighted by the size of the teacher's states (Laptop-Diff; see `one_scale`).
+        calibration_samples: noised training images by which that size is measured, at least 1.
+        stages: which weights are trained at first; ``None`` trains all from the first step on.
 
     Raises:
-        InputError: negative weights, nothing to minimise, or an unknown mask.
+        InputError: negative weights, nothing to minimise, or an unknown mask or scale.
     """
 
     def __init__(
@@ -35,6 +42,9 @@ class Objective:
         feature_mask: str = "none",
         num_sigmas: float = 2.0,
         variance_kl: bool = False,
+        feature_scale: str = "none",
+        calibration_samples: int = 1024,
+        stages: SeamsFirst | None = None,
     ) -> None:
         weights = {
             "task_weight": task_weight,
@@ -53,10 +63,20 @@ class Objective:
             )
         if num_sigmas <= 0:
             raise InputError(f"recovery.num_sigmas={num_sigmas} must be positive")
+        if feature_scale not in SCALES:
+            raise InputError(
+                f"recovery.feature_scale={feature_scale!r} is not known; valid: {', '.join(SCALES)}"
+            )
+        if calibration_samples < 1:
+            raise InputError(
+                f"recovery.calibration_samples={calibration_samples} must be at least 1"
+            )
         self.task_weight, self.output_weight = task_weight, output_weight
         self.feature_weight, self.feature_weight_end = feature_weight, feature_weight_end
         self.feature_mask, self.num_sigmas = feature_mask, num_sigmas
         self.variance_kl = variance_kl
+        self.feature_scale, self.calibration_samples = feature_scale, calibration_samples
+        self.stages = stages
 
     @property
     def uses_features(self) -> bool:
@@ -107,6 +127,7 @@ class Objective:
         teacher_out: Tensor | None,
         state_pairs: list[tuple[Tensor, Tensor]],
         share: float,
+        pair_weights: Sequence[float] | None = None,
     ) -> dict[str, Tensor]:
         """Per-sample terms, each (B,), and their weighted sum ``total``.
 
@@ -117,6 +138,7 @@ class Objective:
             teacher_out: the teacher's, if there is one.
             state_pairs: aligned (student, teacher) hidden states.
             share: progress of the run from 0 to 1, for the feature weight.
+            pair_weights: weight of each pair's distance in their sum; ``None`` takes the mean.
         """
         # Under autocast predictions are bfloat16, too coarse for the arithmetic of the losses.
         student_out = student_out.to(corrupted.clean.dtype)
@@ -137,7 +159,11 @@ class Objective:
                 feature_distance(student, teacher, self.feature_mask, self.num_sigmas)
                 for student, teacher in state_pairs
             ]
-            terms["features"] = sum(distances) / len(distances)
+            if pair_weights is None:
+                terms["features"] = sum(distances) / len(distances)
+            else:
+                weighted = zip(pair_weights, distances, strict=True)
+                terms["features"] = sum(weight * distance for weight, distance in weighted)
             weight = self.feature_weight + share * (self.feature_weight_end - self.feature_weight)
             terms["total"] = terms["total"] + weight * terms["features"]
         return terms

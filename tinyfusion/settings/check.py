@@ -26,6 +26,8 @@ _PATHS = (
     "data.root",
     "autoencoder.path",
     "evaluation.reference",
+    "iterative.previous",
+    "pruner.losses",
     "store",
     "output_root",
 )

@@ -138,6 +138,25 @@ class TeacherSettings:
 
 
 @dataclass
+class Iterative:
+    """Pruning in several rounds, each of which goes on from the recovered model of the one before.
+
+    Attributes:
+        depths: blocks that each round leaves, the last one's included.
+        weights: what the last round cuts: ``previous``, the model of the round before, or
+            ``source``, the first model.
+        teacher: what it distils from, likewise.
+        previous: a checkpoint to take for the model of the round before the last, which is then
+            not made.
+    """
+
+    depths: list[int] = field(default_factory=list)
+    weights: str = "previous"
+    teacher: str = "previous"
+    previous: str | None = None
+
+
+@dataclass
 class Common:
     """Keys that every command has."""
 
@@ -182,6 +201,7 @@ class Prune(Training):
     scheme: Any = None
     keep: int | None = None
     pruner: Any = None
+    selector: Any = None
     delta: Any = None
 
 
@@ -190,7 +210,9 @@ class Recover(Training):
     """`tinyfusion recover`."""
 
     decision: str | None = None
+    start: str = "kept"
     recovery: Any = None
+    stages: Any = None
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
 
 
@@ -218,7 +240,10 @@ class Run(Prune):
     """`tinyfusion run`: prune, recover, evaluate."""
 
     decision: str | None = None
+    start: str = "kept"
+    iterative: Iterative | None = None
     recovery: Any = None
+    stages: Any = None
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     evaluation: Any = None
 
@@ -271,8 +296,10 @@ GROUPS: dict[str, str] = {
     "autoencoder": "between pictures and latents; none for a model of pixels",
     "data": "images or latents",
     "pruner": "how the blocks that stay are chosen",
+    "selector": "how a pruner that scores blocks goes from scores to blocks",
     "delta": "weight update that is learned together with the mask",
     "recovery": "what the pruned network is trained on",
+    "stages": "which weights recovery trains at first; none trains all from the start",
     "teacher": "the network to distil from (teacher.path=CHECKPOINT)",
     "optimizer": "optimiser",
     "training": "length, batch and learning rate of every stage",
@@ -284,14 +311,16 @@ GROUPS: dict[str, str] = {
 }
 """What each configuration group decides, in the order of the help."""
 
-OPTIONAL_GROUPS = ("autoencoder", "backbone", "callbacks", "delta", "evaluation")
+OPTIONAL_GROUPS = ("autoencoder", "backbone", "callbacks", "delta", "evaluation", "stages")
 """Groups that may be null."""
 
 VALUES: dict[str, str] = {
     "checkpoint": "file, folder, hub id, or packaged: digits, sit_digits, mar_digits",
     "scheme": "N:M, or a list of [keep, size] groups",
     "keep": "number of blocks that stay; null: as many as the scheme keeps",
-    "decision": "a decision.json to apply instead of choosing blocks",
+    "decision": "a decision.json or widths.json to apply instead of choosing",
+    "start": "weights that recovery starts from: kept, or fresh (from scratch)",
+    "iterative": "prune in several rounds; see experiment=iterative",
     "n": "number of images",
     "labels": "classes to draw; null: all in turn",
     "batch_size": "images drawn at a time",

@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tinyfusion.backbones.contract import count_parameters
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.memory import in_gib
 from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
 from tinyfusion.stages import probe
 from tinyfusion.stages.batching import Split, split_batch
+from tinyfusion.stages.dry_rounds import dry_rounds
 from tinyfusion.stages.dry_setup import DrySetup, DryStage, no_data
 from tinyfusion.stages.estimate import (
     StageMemory,
@@ -29,6 +31,7 @@ from tinyfusion.stages.estimate import (
 )
 from tinyfusion.stages.probe import Probed, probe_sampling, probe_training
 from tinyfusion.stages.schedule import described, warned
+from tinyfusion.widths import WidthDecision
 
 WIDTH = 100
 BYTES_PER_WEIGHT = 4
@@ -60,13 +63,18 @@ def start(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
 
 
 def report(setup: DrySetup) -> Iterator[str]:
-    """Lines of the report, as they become known."""
-    cfg = setup.cfg
+    """Lines of the report, as they become known: of every round that the command would make."""
     setup.check_samplers()
-    yield f"tinyfusion {cfg.command}: dry run; nothing is trained or written"
-    yield ""
+    yield f"tinyfusion {setup.cfg.command}: dry run; nothing is trained or written"
+    for title, own in dry_rounds(setup):
+        yield from ["", title] if title else []
+        yield ""
+        yield from _round(own)
+
+
+def _round(setup: DrySetup) -> Iterator[str]:
     yield from _subject(setup)
-    factor = optimizer_state_factor(build(cfg.optimizer))
+    factor = optimizer_state_factor(build(setup.cfg.optimizer))
     probes = setup.cfg.dry_run_probe
     probes = torch.cuda.is_available() if probes is None else probes
     real = setup.stages(setup.on_device) if probes else None
@@ -102,15 +110,18 @@ def _subject(setup: DrySetup) -> Iterator[str]:
     cfg, arguments = setup.cfg, setup.arguments
     whole, pruned = setup.sizes()
     family = arguments["backbone"]
-    said = f"by {cfg.checkpoint}"
-    if setup.configured is not None:
+    said = setup.said or f"by {cfg.checkpoint}"
+    if not setup.said and setup.configured is not None:
         said = "by backbone=; no checkpoint is looked at"
     depth = setup.on_meta(arguments).depth
     yield _line("network", f"{family}, {depth} blocks, {whole:,} parameters ({said})")
     decision = setup.decision()
     if decision is not None and pruned is not None:
         share = f"{100 * pruned / whole:.1f} % of them"
-        yield _line("pruned", f"{len(decision.kept)} blocks, {pruned:,} parameters ({share})")
+        what = f"{len(decision.kept)} blocks"
+        if isinstance(decision, WidthDecision):
+            what = f"{depth} blocks ({', '.join(f'{k} {v}' for k, v in decision.widths.items())})"
+        yield _line("pruned", f"{what}, {pruned:,} parameters ({share})")
     source = setup.source
     found = "" if setup.data_found is None else "; not looked at, taken as ImageNet's number"
     yield _line(
@@ -189,6 +200,7 @@ def _evaluation(setup: DrySetup, probes: bool, hours: list[float]) -> Iterator[s
     steps = evaluation.sampler.num_steps(setup.process)
     whole, student = setup.arguments, setup.student_arguments(setup.decision())
     scored = [whole, student, student, student] if cfg.command == "run" else [whole]
+    scored += setup.earlier
     images = evaluation.num_samples * len(evaluation.seeds)
     twice = "" if evaluation.guidance.scale == 1 else ", each forward twice for guidance"
     yield _line(
@@ -198,19 +210,20 @@ def _evaluation(setup: DrySetup, probes: bool, hours: list[float]) -> Iterator[s
     if not probes:
         return
     batches = -(-evaluation.num_samples // evaluation.batch_size) * len(evaluation.seeds)
-    seconds: dict[int, float] = {}
+    seconds: dict[tuple[int, int], float] = {}  # by depth and size
     needed = 0.0
     for arguments in scored:
         net = setup.on_device(arguments)
-        if net.depth not in seconds:
-            seconds[net.depth] = probe_sampling(
+        key = (net.depth, count_parameters(net))
+        if key not in seconds:
+            seconds[key] = probe_sampling(
                 net,
                 setup.process,
                 evaluation.sampler,
                 evaluation.guidance,
                 min(evaluation.batch_size, evaluation.num_samples),
             )
-        needed += seconds[net.depth] * batches * steps / 3600
+        needed += seconds[key] * batches * steps / 3600
     hours.append(needed)
     yield _line("", f"{_hours(needed)} on one device, decoding and scoring left out")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from tinyfusion.stages.setup import Setup
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.pretrain import Pretraining
 from tinyfusion.training.recipes import IMAGENET_IMAGES
+from tinyfusion.widths import WidthDecision, read_decision
 
 Make = Callable[[dict[str, Any]], Backbone]
 """From constructor arguments to a network, on the meta device or a real one."""
@@ -65,10 +66,25 @@ class DrySetup(Setup):
 
     Args:
         cfg: checked configuration.
+        arguments: family and constructor arguments of the network that the command begins with;
+            ``None`` takes what the configuration says.
+        teacher: the same of the network to distil from.
+        earlier: the same of networks that are scored beside those of the command itself.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(
+        self,
+        cfg: DictConfig,
+        arguments: dict[str, Any] | None = None,
+        teacher: dict[str, Any] | None = None,
+        earlier: Sequence[dict[str, Any]] = (),
+    ) -> None:
         super().__init__(cfg, Path("."))
+        self.teacher, self.earlier = teacher, list(earlier)
+        self.said = ""
+        if arguments is not None:
+            self.arguments = arguments
+            self.said = "by the rounds"
 
     def _count_devices(self) -> int:
         """Devices of all nodes, without looking whether they are there."""
@@ -152,16 +168,18 @@ class DrySetup(Setup):
         with self.device:
             return build_backbone(arguments)
 
-    def student_arguments(self, decision: Decision | None) -> dict[str, Any]:
+    def student_arguments(self, decision: Decision | WidthDecision | None) -> dict[str, Any]:
         """Arguments of the pruned network."""
         if decision is None:
             return self.arguments
         net = self.on_meta(self.arguments)
+        if isinstance(decision, WidthDecision):
+            return {**self.arguments, **net.width_plan().fixed, **decision.widths}
         net.keep_blocks(decision.kept)
         return {**self.arguments, **net.config()}
 
-    def decision(self) -> Decision | None:
-        """The given decision, or one that keeps as many blocks as the command would.
+    def decision(self) -> Decision | WidthDecision | None:
+        """The given decision, or one that keeps as many blocks or channels as the command would.
 
         ``None`` if the command prunes nothing.
 
@@ -170,10 +188,12 @@ class DrySetup(Setup):
         """
         cfg = self.cfg
         if "decision" in cfg and cfg.decision is not None:
-            return Decision.load(cfg.decision)
+            return read_decision(cfg.decision)
         if "pruner" not in cfg:
             return None
         net, pruner = self.on_meta(self.arguments), build(cfg.pruner)
+        if getattr(pruner, "cuts_width", False):
+            return pruner.plan(net)
         scheme, keep = budget(cfg, net, pruner)
         if isinstance(pruner, Indices):
             kept = pruner.choose(self._context(net, None, 0)).kept
@@ -188,6 +208,10 @@ class DrySetup(Setup):
             scheme=None if scheme is None else scheme.sizes,
             seed=self.seed,
         )
+
+    def state_sizes(self, net: Backbone, blocks: Sequence[int], samples: int) -> list[float]:
+        """All alike: there are no states to measure, and what is counted does not depend on it."""
+        return [1.0 for _ in blocks]
 
     def sizes(self) -> tuple[int, int | None]:
         """Parameters of the network that the command begins with, and of the pruned one if any."""
@@ -234,21 +258,31 @@ class DrySetup(Setup):
         teacher = None
         if build(self.cfg.recovery).uses_teacher and self.cfg.teacher.path is not None:
             teacher = make(self._teacher_arguments())
+        at = None
         if decision is None:
             # What a pruned file records is not known: any blocks will do to count.
-            depth = student.depth if teacher is None else teacher.depth
-            student.kept_from = tuple(i * depth // student.depth for i in range(student.depth))
-        return DryStage("recovery", new_module(self, student, teacher, decision), teacher)
+            whole = student if teacher is None else teacher
+            kept = (i * whole.depth // student.depth for i in range(student.depth))
+            student.kept_from, student.source_borders = tuple(kept), whole.borders
+            at = range(student.depth)
+        elif isinstance(decision, Decision) and teacher is not None:
+            if teacher.depth != decision.source_depth:
+                _pretend_origin(student, teacher, decision)
+        return DryStage("recovery", new_module(self, student, teacher, decision, at), teacher)
 
     def _teacher_arguments(self) -> dict[str, Any]:
         """Those of the teacher's file; of the command's own network if that can't be read."""
+        if self.teacher is not None:
+            return self.teacher
         path = self.cfg.teacher.path
-        if path == "source":
-            return self.arguments
+        return (path != "source" and self.arguments_of(path, "teacher.path")) or self.arguments
+
+    def arguments_of(self, path: str, key: str) -> dict[str, Any] | None:
+        """Family and arguments of a file's network; ``None`` if it can't be read."""
         try:
-            net = self.load_alone(path, key="teacher.path")
+            net = self.load_alone(path, key=key)
         except InputError:
-            return self.arguments
+            return None
         return {"backbone": family_of(net), **net.config()}
 
     def _context(self, net: Backbone, scheme: Any, keep: int) -> PruningContext:
@@ -266,6 +300,14 @@ class DrySetup(Setup):
             fit=ready,
             shared=lambda stage: self.shared(stage, net),
         )
+
+
+def _pretend_origin(student: Backbone, teacher: Backbone, decision: Decision) -> None:
+    """Record for both the places that cuts of one model could have left: any will do to count."""
+    whole = max(teacher.depth, decision.source_depth)
+    student.kept_from = tuple(block * whole // decision.source_depth for block in decision.kept)
+    teacher.kept_from = tuple(i * whole // teacher.depth for i in range(teacher.depth))
+    teacher.source_borders = student.source_borders
 
 
 class _Ready(Exception):

@@ -65,6 +65,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     )
     stage_folder = folder / "pretrain"
     setup.fit(module, "pretrain", stage_folder)
+    setup.log_figures(stage_folder)
     if not is_first_rank():
         return
     # Training leaves the network on the CPU, and as another object if it was divided.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -14,14 +15,18 @@ from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
 from tinyfusion.ranks import is_first_rank
-from tinyfusion.recovery.alignment import alignment
+from tinyfusion.recovery.features import one_scale
 from tinyfusion.recovery.objective import Objective
+from tinyfusion.recovery.stages import FirstStage
 from tinyfusion.recovery.teacher import FrozenTeacher
 from tinyfusion.settings.compose import build
-from tinyfusion.stages.prune import DECISION_FILE, METRICS_FILE, flat, unscored
+from tinyfusion.stages.fresh import check_start, fresh_student
+from tinyfusion.stages.origins import aligned_pairs, seams_of
+from tinyfusion.stages.prune import METRICS_FILE, cuts_width, flat, unscored
 from tinyfusion.stages.setup import Setup
 from tinyfusion.surgery import prune
 from tinyfusion.training.recovery import Recovery
+from tinyfusion.widths import WidthDecision, read_decision
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +43,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     net = setup.load(cfg.checkpoint)
     decision = None
     if cfg.decision is not None:
-        decision = Decision.load(cfg.decision)
+        decision = read_decision(cfg.decision)
         warn_of_other_weights(setup, decision)
         student = prune(net, decision)
     else:
@@ -49,8 +54,9 @@ def main(cfg: DictConfig, folder: Path) -> None:
                 "pruned model as checkpoint and its source as teacher.path=PATH"
             )
     teacher = load_teacher(setup, None if decision is None else net)
+    check_recovery(setup, student, teacher)
     if decision is not None and is_first_rank():
-        decision.save(folder / DECISION_FILE)
+        decision.save(folder / decision.file_name)
     # Pruning copies: the student is trained in place and its teacher and source are not.
     before = setup.summary(student, teacher) if is_first_rank() else {}
     recover(setup, student, teacher, decision)
@@ -60,7 +66,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     log.info("recover: recovered checkpoint in %s", folder / RECOVERED)
 
 
-def warn_of_other_weights(setup: Setup, decision: Decision) -> None:
+def warn_of_other_weights(setup: Setup, decision: Decision | WidthDecision) -> None:
     """Say so if a decision was made from other weights than it is applied to."""
     found = setup.source_hash
     if decision.source_sha256 not in (None, found):
@@ -133,9 +139,12 @@ def recover(
         log.info("recover: taking the model in %s", folder / RECOVERED)
         return
     settings = setup.settings("recovery")
+    if setup.cfg.start == "fresh":
+        student = fresh_student(setup, student)
     module = new_module(setup, student, teacher, decision)
     stage_folder = folder / "recover"
     setup.fit(module, "recovery", stage_folder)
+    setup.log_figures(stage_folder)
     if not is_first_rank():
         return
     provenance = {
@@ -146,7 +155,12 @@ def recover(
         "seed": setup.seed,
         "skipped_steps": module.skipped_steps,
         "alignment": [list(pair) for pair in module.pairs],
+        "start": setup.cfg.start,
     }
+    if module.pair_weights is not None:
+        provenance["feature_weights"] = module.pair_weights
+    if module.first is not None:
+        provenance["first_stage_steps"] = module.first.steps
     if decision is not None:
         provenance["decision"] = decision.summary()
     # Not the student given above: that one may have been divided among the devices.
@@ -158,52 +172,81 @@ def recover(
 
 
 def new_module(
-    setup: Setup, student: Backbone, teacher: Backbone | None, decision: Decision | None
+    setup: Setup,
+    student: Backbone,
+    teacher: Backbone | None,
+    decision: Decision | None,
+    at: Sequence[int] | None = None,
 ) -> Recovery:
     """The training of ``student``, not begun.
+
+    Args:
+        setup: the job.
+        student: the pruned network; trained in place.
+        teacher: the network to distil from, if the recovery needs one.
+        decision: how the student was cut, if known.
+        at: the student's blocks next to a removal; ``None`` finds them by `seams_of`.
 
     Raises:
         InputError: student and teacher can't be compared.
     """
-    objective: Objective = build(setup.cfg.recovery)
-    objective.check(student, teacher, setup.process)
+    objective = check_recovery(setup, student, teacher)
+    settings = setup.settings("recovery")
+    pairs = aligned_pairs(student, teacher, decision) if objective.uses_features else []
+    weights = None
+    if objective.feature_scale == "teacher" and pairs:
+        blocks = [block for _, block in pairs]
+        sizes = setup.state_sizes(teacher, blocks, objective.calibration_samples)
+        weights = one_scale(sizes, blocks)
+    first: FirstStage | None = None
+    if objective.stages is not None:
+        at = seams_of(student, teacher, decision) if at is None else at
+        first = objective.stages.first_stage(student, at, settings.steps)
     return Recovery(
         student,
         None if teacher is None else FrozenTeacher(teacher),
         objective,
-        aligned_pairs(student, teacher, decision) if objective.uses_features else [],
-        setup.settings("recovery").ema_decay,
+        pairs,
+        settings.ema_decay,
+        weights,
+        first,
         **setup.shared("recovery", student),
     )
 
 
-def aligned_pairs(
-    student: Backbone, teacher: Backbone, decision: Decision | None
-) -> list[tuple[int, int]]:
-    """Pairs (student block, teacher block) whose hidden states are compared.
+def check_recovery(setup: Setup, net: Backbone, teacher: Backbone | None) -> Objective:
+    """The recovery's objective, held against the networks and the length of training.
 
     Args:
-        student: the pruned network.
+        setup: the job.
+        net: the student, or the model that it is to be cut from.
         teacher: the network to distil from.
-        decision: how the student was cut from the teacher; without it the records of both
-            networks are used.
 
     Raises:
-        InputError: it is not known which of the teacher's blocks the student kept.
+        InputError: networks that can't be compared, an unknown start, or stages that can't be.
     """
-    if decision is not None and decision.source_depth == teacher.depth:
-        return alignment(decision.kept, teacher.depth, decision.groups, teacher.borders)
-    # Both records point into the first model of the chain; the teacher may be pruned itself.
-    origin = list(teacher.kept_from or range(teacher.depth))
-    kept = student.kept_from
-    if kept is None or not set(kept) <= set(origin):
+    check_start(setup.cfg.start)
+    objective: Objective = build(setup.cfg.recovery)
+    if objective.uses_features and cuts_width(setup.cfg):
         raise InputError(
-            f"a student of {student.depth} blocks can't be aligned with this teacher of "
-            f"{teacher.depth}: it is not known which of the teacher's blocks it kept; give "
-            "decision=PATH, or a recovery that compares no hidden states (recovery=kd)"
+            "this recovery compares hidden states, whose width the student won't share with its "
+            "teacher: widths are cut here, not blocks; give recovery=kd or recovery=finetune"
         )
-    kept_here = [origin.index(block) for block in kept]
-    return alignment(kept_here, teacher.depth, borders=teacher.borders)
+    objective.check(net, teacher, setup.process)
+    steps = setup.settings("recovery").steps
+    if objective.stages is not None:
+        if setup.cfg.start == "fresh":
+            raise InputError(
+                "start=fresh: all weights are new, so there is nothing that stages= could "
+                "train first; give stages=none, or start=kept"
+            )
+        if cuts_width(setup.cfg):
+            raise InputError(
+                "stages=seams_first trains the blocks next to a removal first, but a pruner of "
+                "widths removes none; give stages=none"
+            )
+        objective.stages.check(net, steps)
+    return objective
 
 
 def load_recovered(folder: Path, live: bool = False) -> Backbone:

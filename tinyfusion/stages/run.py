@@ -22,10 +22,9 @@ from tinyfusion.metrics.evaluation import Evaluation, for_table
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.samplers.generate import balanced_labels, generate_images
-from tinyfusion.settings.compose import build
 from tinyfusion.stages.evaluate import COLUMNS, cached_floor, cached_score, protocol_line
+from tinyfusion.stages.iterative import LastRound, check_rounds, earlier_rounds
 from tinyfusion.stages.prune import (
-    DECISION_FILE,
     METRICS_FILE,
     decide,
     flat,
@@ -34,6 +33,7 @@ from tinyfusion.stages.prune import (
 )
 from tinyfusion.stages.recover import (
     RECOVERED,
+    check_recovery,
     load_recovered,
     load_teacher,
     recover,
@@ -41,6 +41,8 @@ from tinyfusion.stages.recover import (
 )
 from tinyfusion.stages.setup import Setup
 from tinyfusion.surgery import prune
+from tinyfusion.tracking import Tracking
+from tinyfusion.widths import WidthDecision, read_decision
 
 log = logging.getLogger(__name__)
 
@@ -54,34 +56,43 @@ def main(cfg: DictConfig, folder: Path) -> None:
     source = setup.load(cfg.checkpoint)
     evaluation = setup.evaluation
     teacher = load_teacher(setup, source)
-    build(cfg.recovery).check(source, teacher, setup.process)
-    setup.settings("recovery")
+    check_recovery(setup, source, teacher)
+    last = LastRound(setup, source, teacher, {})
+    if cfg.iterative is not None:
+        previous = check_rounds(setup, source, teacher)
+        with _timed(folder, "earlier_rounds"):
+            last = earlier_rounds(setup, source, teacher, previous)
     with _timed(folder, "prune"):
-        decision = _given(setup, source) if cfg.decision is not None else decide(setup, source)
+        given = cfg.decision is not None
+        decision = _given(setup, source) if given else decide(last.setup, last.net)
     with _timed(folder, "recover"):
-        recover(setup, prune(source, decision), teacher, decision)
+        recover(last.setup, prune(last.net, decision), last.teacher, decision)
     if is_first_rank():
         with _timed(folder, "evaluate"):
+            nets = {"source": source, **last.earlier}
             if evaluation is None:
-                write_sizes(setup, source, decision)
+                write_sizes(last.setup, nets, decision)
             else:
-                score(setup, evaluation, source, decision)
-    setup.tracking.finish()
+                nets["pruned"] = prune(last.net, decision)
+                score(setup, evaluation, nets, decision, last.setup.tracking)
+    last.setup.tracking.finish()
 
 
-def _given(setup: Setup, source: Backbone) -> Decision:
+def _given(setup: Setup, source: Backbone) -> Decision | WidthDecision:
     log.info("run: applying %s; scheme, keep and pruner are not used", setup.cfg.decision)
-    decision = Decision.load(setup.cfg.decision)
+    decision = read_decision(setup.cfg.decision)
     warn_of_other_weights(setup, decision)
     write_pruned(setup, source, decision)
     if is_first_rank():
-        decision.save(setup.folder / DECISION_FILE)
+        decision.save(setup.folder / decision.file_name)
     return decision
 
 
-def write_sizes(setup: Setup, source: Backbone, decision: Decision) -> None:
+def write_sizes(
+    setup: Setup, nets: dict[str, Backbone], decision: Decision | WidthDecision
+) -> None:
     """Write ``metrics.json`` of a run without scores: depths and parameters only."""
-    nets = {"source": source, "recovered": load_recovered(setup.folder)}
+    nets = nets | {"recovered": load_recovered(setup.folder)}
     models = {
         name: {"depth": net.depth, "parameters": parameters(net)} for name, net in nets.items()
     }
@@ -90,15 +101,28 @@ def write_sizes(setup: Setup, source: Backbone, decision: Decision) -> None:
     log.info("run: recovered model in %s", setup.folder / RECOVERED)
 
 
-def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Decision) -> None:
-    """Score source and students; write ``metrics.json``, ``table.md`` and ``samples.png``."""
-    folder = setup.folder
+def score(
+    setup: Setup,
+    evaluation: Evaluation,
+    nets: dict[str, Backbone],
+    decision: Decision | WidthDecision,
+    tracking: Tracking,
+) -> None:
+    """Score source and students; write ``metrics.json``, ``table.md`` and ``samples.png``.
+
+    Args:
+        setup: the job, whose checkpoint is the source.
+        evaluation: the protocol.
+        nets: ``source``, models of earlier rounds and ``pruned``; the recovered one is added.
+        decision: how the (last) student was cut.
+        tracking: where scores and samples are logged.
+    """
+    folder, source = setup.folder, nets["source"]
     if (folder / METRICS_FILE).is_file():
         return
     floor = cached_floor(setup, evaluation)
-    nets = {
-        "source": source,
-        "pruned": prune(source, decision),
+    timed = [*(name for name in nets if name != "pruned"), "recovered"]
+    nets = nets | {
         "recovered": load_recovered(folder),
         "recovered (live weights)": load_recovered(folder, live=True),
     }
@@ -112,7 +136,7 @@ def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Deci
             rows[name] = evaluation.score(
                 net, setup.process, setup.source, source, progress=setup.bars
             )
-    speeds = evaluation.speed({name: nets[name] for name in ("source", "recovered")}, setup.process)
+    speeds = evaluation.speed({name: nets[name] for name in timed}, setup.process)
     for name, speed in speeds.items():
         rows[name] |= {
             "images_per_s": speed["images_per_s"],
@@ -122,7 +146,7 @@ def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Deci
         }
     listed = [{"model": name, **for_table(row)} for name, row in rows.items()]
     title = f"{decision.method}: {protocol_line(evaluation, floor)}"
-    _grid(setup, evaluation, nets)
+    tracking.image("samples", _grid(setup, evaluation, nets))
     write_text(folder / "table.md", f"{title}\n\n{markdown_table(listed, COLUMNS)}\n")
     write_json(
         folder / METRICS_FILE,
@@ -133,12 +157,12 @@ def score(setup: Setup, evaluation: Evaluation, source: Backbone, decision: Deci
             "decision": decision.summary(),
         },
     )
-    setup.tracking.scores(flat(rows))
+    tracking.scores(flat(rows))
     print_table(listed, COLUMNS, title)
     log.info("run: figures and table in %s", folder)
 
 
-def _grid(setup: Setup, evaluation: Evaluation, nets: dict[str, Backbone]) -> None:
+def _grid(setup: Setup, evaluation: Evaluation, nets: dict[str, Backbone]) -> Path:
     """One row of samples per model, one column per class, from the same noise."""
     shown = [name for name in nets if not name.endswith("(live weights)")]
     classes = min(10, setup.source.num_classes)
@@ -155,7 +179,7 @@ def _grid(setup: Setup, evaluation: Evaluation, nets: dict[str, Backbone]) -> No
         for name in shown
     }
     path = comparison_grid(rows, setup.folder / "samples.png")
-    setup.tracking.image("samples", Path(path or setup.folder / "samples.png"))
+    return Path(path or setup.folder / "samples.png")
 
 
 @contextmanager

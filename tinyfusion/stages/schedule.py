@@ -57,7 +57,7 @@ def described(
             f"at the end the average of the {name} holds {_percent(held)} of its start "
             f"(decay {ema.decay:g} x {settings.steps:,} steps{warm})"
         )
-    return lines
+    return lines + module.notes()
 
 
 def warned(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.processes.contract import Process
+from tinyfusion.pruners.contract import calibration_batch
 from tinyfusion.ranks import is_first_rank
+from tinyfusion.recovery.features import mean_squares
 from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.seeding import StepNoise
@@ -251,6 +254,17 @@ class Setup:
         images, labels = self.source.held_out()
         return HeldOutLoss(self.process, images, labels) if len(images) else None
 
+    def state_sizes(self, net: Backbone, blocks: Sequence[int], samples: int) -> list[float]:
+        """Mean square of the states after some blocks, on noised training images.
+
+        Args:
+            net: the network; it is moved to the job's device.
+            blocks: indices of its blocks.
+            samples: noised images.
+        """
+        calibration = calibration_batch(self.process, self.source, samples, self.seed)
+        return mean_squares(net.to(self.device), blocks, calibration)
+
     def summary(self, net: Backbone, teacher: Backbone | None = None) -> dict[str, float]:
         """Size and held-out figures of a model, without sampling.
 
@@ -326,5 +340,8 @@ class Setup:
             self.callbacks(),
             build(self.cfg.training).recipe,
         )
+
+    def log_figures(self, folder: Path) -> None:
+        """Log the figures that a stage drew into ``folder``."""
         for figure in sorted(folder.glob("*.png")):
             self.tracking.image(f"{folder.name}/{figure.stem}", figure)

@@ -103,6 +103,10 @@ class DenoiserTraining(TrainedNetworks):
         """Per-sample loss terms, each (B,); ``total`` is what is minimised."""
         raise NotImplementedError
 
+    def notes(self) -> list[str]:
+        """What else is to be said before the stage begins, one line each."""
+        return []
+
     def after_step(self) -> None:
         """Called once per optimiser step, when the averages have taken it; may log."""
 

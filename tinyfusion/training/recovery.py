@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from tinyfusion.backbones.contract import Backbone, forward_with_states
 from tinyfusion.recovery.objective import Objective
+from tinyfusion.recovery.stages import FirstStage
 from tinyfusion.recovery.teacher import FrozenTeacher
 from tinyfusion.training.ema import Ema
 from tinyfusion.training.module import DenoiserTraining, Prepared
@@ -15,7 +19,7 @@ from tinyfusion.training.schedules import progress
 
 
 class Recovery(DenoiserTraining):
-    """Train all weights of a shallow network.
+    """Train all weights of a shallow network, at first perhaps only some of them.
 
     Args:
         student: the pruned network.
@@ -24,6 +28,8 @@ class Recovery(DenoiserTraining):
         pairs: aligned (student block, teacher block) indices; used if the objective compares
             hidden states.
         ema_decay: decay per step of the averaged weights (with warm-up).
+        pair_weights: weight of each pair's distance; ``None`` takes their mean.
+        first: what is trained at first; ``None`` trains everything from the first step on.
         shared: arguments of `DenoiserTraining`.
     """
 
@@ -36,19 +42,30 @@ class Recovery(DenoiserTraining):
         objective: Objective,
         pairs: list[tuple[int, int]],
         ema_decay: float,
+        pair_weights: Sequence[float] | None = None,
+        first: FirstStage | None = None,
         **shared: Any,
     ) -> None:
+        if first is not None:
+            rate = shared["learning_rate"]
+            shared["learning_rate"] = replace(rate, restart=first.steps)
         super().__init__(**shared)
         self.student = student
         self.teacher = teacher
         self.objective = objective
         self.pairs = pairs if objective.uses_features else []
+        self.pair_weights = None if pair_weights is None else list(pair_weights)
+        self.first = first
         self.ema = Ema(student, ema_decay)
 
     @property
     def averages(self) -> dict[str, tuple[Ema, Backbone]]:
         """The averaged student."""
         return {"student": (self.ema, self.student)}
+
+    def notes(self) -> list[str]:
+        """What is trained at first."""
+        return [] if self.first is None else [self.first.described(self.student)]
 
     def on_fit_start(self) -> None:
         """Bring the teacher, which Lightning does not know, to the device."""
@@ -70,4 +87,35 @@ class Recovery(DenoiserTraining):
             teacher_out,
             [(states[a], teacher_states[b]) for a, b in self.pairs],
             progress(self.global_step, self.total_steps),
+            self.pair_weights,
         )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip; in the first stage without the gradients of what is not trained yet.
+
+        Without a gradient the optimiser leaves a tensor alone and allocates no state for it. All
+        tensors ask for gradients throughout, so that neither the strategies nor resume checkpoints
+        need to know of stages.
+        """
+        if self.first is not None and self.global_step < self.first.steps:
+            for name, parameter in self.student.named_parameters():
+                if name not in self.first.names:
+                    parameter.grad = None
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    # -- resume ------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the pairs' weights, too, which are measured once."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["tinyfusion"]["pair_weights"] = self.pair_weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` added."""
+        super().on_load_checkpoint(checkpoint)
+        self.pair_weights = checkpoint["tinyfusion"].get("pair_weights", self.pair_weights)

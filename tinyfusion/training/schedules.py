@@ -31,16 +31,18 @@ class LearningRate:
         peak: highest rate.
         end: rate at the last step; equal to ``peak`` for a constant rate.
         warm_up: steps over which the rate rises linearly.
+        restart: step at which the warm-up begins anew while the cosine goes on; 0 for none.
     """
 
     peak: float
     end: float
     warm_up: int = 0
+    restart: int = 0
 
     def factor(self, step: int, total_steps: int) -> float:
         """Rate at ``step`` over the peak rate."""
-        if step < self.warm_up:
-            return (step + 1) / (self.warm_up + 1)
-        rest = progress(step - self.warm_up, total_steps - self.warm_up)
+        begun = self.restart if step >= self.restart else 0
+        rising = min(1.0, (step - begun + 1) / (self.warm_up + 1))
+        rest = progress(max(step - self.warm_up, 0), total_steps - self.warm_up)
         low = self.end / self.peak
-        return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * rest))
+        return rising * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * rest)))

@@ -1,0 +1,83 @@
+"""Where a student's blocks come from: which are paired with a teacher's, which lost a neighbour."""
+
+from __future__ import annotations
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.decision import Decision
+from tinyfusion.errors import InputError
+from tinyfusion.recovery.alignment import alignment, alignment_by_origin
+from tinyfusion.recovery.stages import seams
+from tinyfusion.widths import WidthDecision
+
+
+def seams_of(
+    student: Backbone, teacher: Backbone | None, decision: Decision | WidthDecision | None
+) -> tuple[int, ...]:
+    """Blocks of the student next to which blocks were removed.
+
+    By the decision; without one by the places that the student's file records, in the teacher if
+    it was cut from that one. Of a removal behind the last block only decision and teacher know.
+    """
+    if decision is not None:
+        # A decision about widths leaves all blocks where they were.
+        about_blocks = isinstance(decision, Decision)
+        return seams(decision.kept, decision.source_depth) if about_blocks else ()
+    kept = student.kept_from
+    if kept is None:
+        return ()
+    if teacher is not None:
+        origin = list(teacher.kept_from or range(teacher.depth))
+        if set(kept) <= set(origin):
+            return seams([origin.index(block) for block in kept], len(origin))
+    return seams(kept, None)
+
+
+def aligned_pairs(
+    student: Backbone, teacher: Backbone, decision: Decision | WidthDecision | None
+) -> list[tuple[int, int]]:
+    """Pairs (student block, teacher block) whose hidden states are compared.
+
+    Args:
+        student: the pruned network.
+        teacher: the network to distil from.
+        decision: how the student was cut from the teacher; without it the records of both
+            networks are used.
+
+    Raises:
+        InputError: it is not known which of the teacher's blocks the student kept.
+    """
+    decision = decision if isinstance(decision, Decision) else None
+    kept, origin = student.kept_from, teacher.kept_from
+    if decision is not None and decision.source_depth == teacher.depth:
+        # Unless the records say that the teacher is another model of the same depth.
+        if None in (kept, origin) or kept == tuple(origin[block] for block in decision.kept):
+            return alignment(decision.kept, teacher.depth, decision.groups, teacher.borders)
+    pairs = None if kept is None else _pairs_by_origin(student, teacher, decision)
+    if not pairs:
+        raise InputError(
+            f"a student of {student.depth} blocks can't be aligned with this teacher of "
+            f"{teacher.depth}: it is not known which of the teacher's blocks it kept, or that both "
+            "were cut from one model; give decision=PATH, or a recovery that compares no hidden "
+            "states (recovery=kd)"
+        )
+    return pairs
+
+
+def _pairs_by_origin(
+    student: Backbone, teacher: Backbone, decision: Decision | None
+) -> list[tuple[int, int]] | None:
+    """Pairs by what both networks record of the first model; ``None`` if that contradicts."""
+    kept = student.kept_from
+    origin = teacher.kept_from or tuple(range(teacher.depth))
+    borders = teacher.borders if teacher.kept_from is None else teacher.source_borders
+    if student.source_borders != borders:
+        return None
+    depth = max(kept[-1], origin[-1]) + 1
+    groups = None
+    if decision is not None and decision.kept == kept:  # made about the first model itself
+        depth, groups = max(depth, decision.source_depth), decision.groups
+        if depth != decision.source_depth:
+            return None
+    if teacher.kept_from is None and depth != teacher.depth:
+        return None
+    return alignment_by_origin(kept, origin, depth, groups, borders)
