@@ -11,7 +11,6 @@ from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.studies.collect import read_run, read_sweep, summarise
 from tinyfusion.studies.depth_use import depth_use, loss_with
-from tinyfusion.studies.digits import plan, shares
 
 
 def write_run(folder, method, seed, fid):
@@ -71,18 +70,3 @@ def test_depth_use_sees_which_blocks_matter():
     assert all(abs(ratio - 1) > 1e-4 for ratio in report["single"][:4])
     assert len(report["consecutive"]) == 7
     assert report["full"] == loss_with(net, held_out, range(8))
-
-
-def test_study_shares_keep_decisions_with_their_runs(tmp_path):
-    everything = list(plan(tmp_path, [0, 1, 2]))
-    assert len(everything) == 3 * (4 + 2 * 4 + 3)
-    assert len({job.folder for job in everything}) == len(everything)
-    split = shares(tmp_path, [0, 1, 2], 2)
-    flat = [job for share in split for unit in share for job in unit]
-    assert sorted(job.folder for job in flat) == sorted(job.folder for job in everything)
-    sizes = [sum(map(len, share)) for share in split]
-    assert max(sizes) - min(sizes) <= 3
-    for share in split:
-        for decision, *runs in share:
-            wanted = f"decision={decision.folder / 'decision.json'}"
-            assert decision.command == "prune" and all(wanted in run.overrides for run in runs)

@@ -1,134 +1,129 @@
-"""The comparison of pruners and of recoveries on the digits teacher, over seeds.
+"""The comparison of pruners and of recoveries on the digits teacher: which runs it is made of.
 
-Decisions are made once per pruner and seed and shared by the recoveries, so that recoveries are
-compared on the same students.
+Decisions are made once per pruner and seed (once for a pruner that no seed changes) and shared by
+the recoveries, so that recoveries are compared on the same students.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tinyfusion.figures.table import Column, markdown_table
-from tinyfusion.files import write_json, write_text
-from tinyfusion.studies.collect import read_sweep, summarise
-
-PRUNERS: dict[str, tuple[str, ...]] = {
-    "learned 1:2": ("pruner=learned", "scheme=1:2"),
-    "learned 2:4": ("pruner=learned", "scheme=2:4"),
-    "ShortGPT": ("pruner=shortgpt", "scheme=1:2"),
-    "random": ("pruner=random", "scheme=1:2"),
-}
-
-RECOVERIES: dict[str, tuple[str, ...]] = {
-    "kd": ("recovery=kd",),
-    "masked_kd, intersection": ("recovery=masked_kd", "recovery.feature_mask=intersection"),
-    "masked_kd, separate": ("recovery=masked_kd", "recovery.feature_mask=separate"),
-    "finetune": ("recovery=finetune",),
-    "repkd": ("recovery=repkd",),
-}
-
-FIGURES = {
-    "fid": Column("FID", ".3f"),
-    "held_out_loss": Column("held-out loss", ".4f"),
-    "teacher_distance": Column("distance to teacher", ".5f"),
-    "precision": Column("precision", ".3f"),
-    "recall": Column("recall", ".3f"),
-}
+from tinyfusion.studies.jobs import Job
 
 
 @dataclass(frozen=True)
-class Job:
-    """One command line of the study.
+class Pruning:
+    """One way of choosing blocks.
 
     Attributes:
-        folder: where it runs; a finished folder is skipped.
-        command: ``prune`` or ``run``.
-        overrides: its overrides without the folder.
+        overrides: what chooses it on the command line.
+        seeded: whether its choice depends on the seed (of training, calibration data or draw).
     """
 
-    folder: Path
-    command: str
     overrides: tuple[str, ...]
+    seeded: bool = True
 
 
-def plan(root: Path, seeds: Sequence[int]) -> Iterator[Job]:
-    """All jobs of the study, decisions before the runs that use them, seed by seed.
+PRUNERS: dict[str, Pruning] = {
+    "learned 1:2": Pruning(("pruner=learned", "scheme=1:2")),
+    "learned 2:4": Pruning(("pruner=learned", "scheme=2:4")),
+    "shortgpt": Pruning(("pruner=shortgpt", "scheme=1:2")),
+    "flux_lite": Pruning(("pruner=flux_lite", "scheme=1:2")),
+    "sensitivity": Pruning(("pruner=sensitivity", "scheme=1:2")),
+    "sensitivity, greedy": Pruning(("pruner=sensitivity", "selector=greedy", "scheme=1:2")),
+    "laptop_diff": Pruning(("pruner=laptop_diff", "scheme=1:2")),
+    "oracle": Pruning(("pruner=oracle", "scheme=1:2"), seeded=False),
+    "uniform": Pruning(("pruner=uniform", "scheme=1:2"), seeded=False),
+    "first": Pruning(("pruner=first", "scheme=1:2"), seeded=False),
+    "last": Pruning(("pruner=last", "scheme=1:2"), seeded=False),
+    "random": Pruning(("pruner=random", "scheme=1:2")),
+}
+"""Pruners of half the blocks; the scheme says no more than that to most of them."""
 
-    Every pruner is recovered by ``kd`` and by ``masked_kd``; the learned 1:2 student by all
-    recoveries.
+WIDTH: dict[str, Pruning] = {
+    "diff_pruning, 50 %": Pruning(("pruner=diff_pruning", "pruner.ratio=0.5", "pruner.round_to=4")),
+}
+"""Pruners that remove no block."""
+
+RECOVERIES: dict[str, tuple[str, ...]] = {
+    "kd": ("recovery=kd",),
+    "masked_kd": ("recovery=masked_kd", "recovery.feature_mask=intersection"),
+    "masked_kd, separate": ("recovery=masked_kd", "recovery.feature_mask=separate"),
+    "finetune": ("recovery=finetune",),
+    "repkd": ("recovery=repkd",),
+    "laptop_kd": ("recovery=laptop_kd",),
+    "kd, seams first": ("recovery=kd", "stages=seams_first"),
+    # The start values that the teacher had.
+    "kd, from scratch": ("recovery=kd", "start=fresh", "backbone=dit_digits"),
+    "finetune, from scratch": ("recovery=finetune", "start=fresh", "backbone=dit_digits"),
+}
+
+OTHERS: tuple[tuple[str, str], ...] = (
+    # From scratch it does not matter which blocks were kept.
+    ("oracle", "kd, from scratch"),
+    ("oracle", "finetune, from scratch"),
+    ("laptop_diff", "laptop_kd"),
+    ("shortgpt", "kd, seams first"),
+    ("learned 2:4", "kd, seams first"),
+    ("learned 1:2", "finetune"),
+    ("learned 1:2", "repkd"),
+    ("learned 1:2", "masked_kd, separate"),
+)
+"""Pairs of pruner and recovery beside the comparison of pruners."""
+
+
+def plan(
+    root: Path,
+    seeds: Sequence[int],
+    added: Mapping[str, Path] | None = None,
+    finetune: bool = False,
+) -> list[Job]:
+    """All jobs of the study, every decision before the runs that use it.
+
+    What matters most comes first: every pruner recovered by ``kd``, seed by seed, then by
+    ``masked_kd``, then what is compared with one or two pruners only.
 
     Args:
         root: folder of the study.
         seeds: seeds of decision, recovery and random draw alike.
+        added: further decisions by name: files, or folders that hold one.
+        finetune: recover every pruner by fine-tuning, too.
     """
-    for seed in seeds:
-        for pruner, choice in PRUNERS.items():
-            decided = root / "decisions" / f"{_slug(pruner)}_seed{seed}"
-            common = ("experiment=digits_study", f"seed={seed}")
-            # `prune` has no evaluation to configure, so it takes no experiment.
-            yield Job(decided, "prune", (*choice, f"seed={seed}"))
-            for recovery, options in RECOVERIES.items():
-                first_two = recovery in ("kd", "masked_kd, intersection")
-                if first_two or pruner == "learned 1:2":
-                    yield Job(
-                        root / "runs" / f"{_slug(pruner)}__{_slug(recovery)}__seed{seed}",
-                        "run",
-                        (*common, *options, f"decision={decided / 'decision.json'}"),
-                    )
+    added = added or {}
+    every = [*PRUNERS, *added]
+    rounds = [
+        [*((name, "kd") for name in (*every, *WIDTH)), OTHERS[0]],
+        [(name, "masked_kd") for name in every],
+        list(OTHERS[1:]),
+    ]
+    if finetune:
+        rounds.append([(name, "finetune") for name in every if name != "learned 1:2"])
+    jobs: dict[Path, Job] = {}
+    for pairs in rounds:
+        for seed in seeds:
+            for pruner, recovery in pairs:
+                if pruner in added:
+                    decided = added[pruner]
+                else:
+                    decision = _decision(root, pruner, seed, seeds[0])
+                    decided = decision.folder
+                    jobs.setdefault(decided, decision)
+                folder = root / "runs" / f"{slug(pruner)}__{slug(recovery)}__seed{seed}"
+                overrides = ("experiment=digits_study", f"seed={seed}", *RECOVERIES[recovery])
+                jobs[folder] = Job(folder, "run", overrides, pruner, recovery, seed, decided)
+    return list(jobs.values())
 
 
-def shares(root: Path, seeds: Sequence[int], parts: int) -> list[list[list[Job]]]:
-    """Jobs by process: a decision stays with the runs that use it, the loads about equal."""
-    units: list[list[Job]] = []
-    for job in plan(root, seeds):
-        if job.command == "prune":
-            units.append([])
-        units[-1].append(job)
-    shared: list[list[list[Job]]] = [[] for _ in range(parts)]
-    for unit in sorted(units, key=len, reverse=True):
-        min(shared, key=lambda share: sum(map(len, share))).append(unit)
-    return shared
+def _decision(root: Path, pruner: str, seed: int, first_seed: int) -> Job:
+    """The job that decides; `prune` scores nothing and so takes no experiment."""
+    choice = (PRUNERS | WIDTH)[pruner]
+    seed = seed if choice.seeded else first_seed
+    folder = root / "decisions" / (slug(pruner) + (f"_seed{seed}" if choice.seeded else ""))
+    return Job(folder, "prune", (*choice.overrides, f"seed={seed}"), pruner, "", seed)
 
 
-def _slug(text: str) -> str:
-    return text.replace(" ", "_").replace(":", "of").replace(",", "")
-
-
-def report(root: Path) -> str:
-    """Write ``report.md`` and ``report.json`` from the study's finished runs; returns the text."""
-    runs = read_sweep(root / "runs")
-    names = {run.folder: run.folder.name.split("__") for run in runs}
-    parts = []
-    tables: dict[str, Any] = {}
-    for model in ("recovered", "recovered (live weights)", "pruned"):
-        rows = []
-        for pruner in PRUNERS:
-            for recovery in RECOVERIES:
-                wanted = [_slug(pruner), _slug(recovery)]
-                members = [run for run in runs if names[run.folder][:2] == wanted]
-                if members and not (model == "pruned" and recovery != "kd"):
-                    row = summarise(members, [], list(FIGURES), model)[0]
-                    rows.append({"pruner": pruner, "recovery": recovery} | row)
-        if model == "pruned":
-            rows = [row | {"recovery": "none"} for row in rows]
-        columns = {
-            "pruner": Column("pruner"),
-            "recovery": Column("recovery"),
-            "runs": Column("seeds"),
-            **FIGURES,
-        }
-        parts.append(f"### {model}\n\n{markdown_table(rows, columns)}\n")
-        tables[model] = rows
-    teacher = runs[0].models["source"]
-    head = (
-        f"Teacher: FID {teacher['fid']:.3f}, held-out loss {teacher['held_out_loss']:.4f}; FID "
-        f"between halves of the real data {runs[0].floor['fid_real_halves']:.2f} +- "
-        f"{runs[0].floor['fid_real_halves_std']:.2f}. Protocol: {runs[0].protocol}.\n"
-    )
-    text = "\n".join([head, *parts])
-    write_text(root / "report.md", text)
-    write_json(root / "report.json", {"teacher": teacher, "tables": tables})
-    return text
+def slug(text: str) -> str:
+    """A name as part of a folder's name."""
+    return text.replace(" ", "_").replace(":", "of").replace(",", "").replace("_%", "")

@@ -1,0 +1,58 @@
+"""Random prunings against methods: losses of many random halves, and what some become when tuned.
+
+Evaluates the random halves (with 100,000: about half an hour on one CPU core), marks what methods
+chose in their density (decisions/random_median/prune/density.png), recovers the halves of largest,
+middle and least loss and the methods', and prints the table. Skips what is finished; further
+arguments are overrides for every job, such as training.recovery.steps=5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinyfusion.cli import main as tinyfusion
+from tinyfusion.errors import InputError
+from tinyfusion.studies.digits import RECOVERIES
+from tinyfusion.studies.jobs import carry_out, seed_list
+from tinyfusion.studies.random_halves import plan, report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("outputs/random_study"))
+    parser.add_argument("--candidates", type=int, default=100_000, help="random halves")
+    parser.add_argument("--samples", type=int, default=128, help="calibration samples")
+    parser.add_argument(
+        "--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2", help="of the recovery"
+    )
+    parser.add_argument("--recovery", choices=RECOVERIES, default="finetune")
+    parser.add_argument(
+        "--decisions", type=Path, help="decisions/ of scripts/digits_study.py, to take them there"
+    )
+    parser.add_argument("--report", action="store_true", help="only collect what is there")
+    arguments, passed_on = parser.parse_known_args(argv)
+    root = arguments.root.absolute()
+    jobs = plan(
+        root,
+        arguments.seeds,
+        arguments.candidates,
+        arguments.samples,
+        arguments.recovery,
+        arguments.decisions,
+    )
+    failed = [] if arguments.report else carry_out(jobs, tinyfusion, passed_on)
+    for job in failed:
+        print(f"random_study: {job.folder} failed", file=sys.stderr)
+    try:
+        print(report(root, jobs))
+    except InputError as error:
+        print(f"random_study: {error}", file=sys.stderr)
+        return 2
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.text import Text
+from PIL import Image
+
+from tinyfusion.errors import InputError
+from tinyfusion.figures.scatter import Point, scatter
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """Texts and boxes of all labels at the moment the figure is written."""
+    found = []
+
+    def remember(figure, path, *_):
+        renderer = figure.canvas.get_renderer()
+        for axes in figure.axes:
+            boxes = {t.get_text(): Text.get_window_extent(t, renderer) for t in axes.texts}
+            found.append((axes, boxes))
+        return path
+
+    monkeypatch.setattr("tinyfusion.figures.scatter.save_figure", remember)
+    return found
+
+
+def test_a_picture_with_a_panel_for_each_kind(tmp_path):
+    panels = {
+        "recovery=kd": [Point("one", 0.2, 1.0, 0.1), Point("two", 30.0, 9.0, 12.0)],
+        "recovery=masked_kd": [Point("one", 0.2, 0.9), Point("lost", 1.0, float("nan"))],
+        "nothing": [Point("none", 0.0, 1.0)],
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = scatter(panels, tmp_path / "s.png", "loss", "FID")
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.size == (2 * 860, 780)
+        colours = {tuple(c) for c in np.asarray(image.convert("RGB")).reshape(-1, 3)}
+    assert (0, 114, 178) in colours
+
+
+def test_labels_cover_neither_each_other_nor_points(texts, tmp_path):
+    draws = np.random.default_rng(0)
+    names = [f"pruner number {i}" for i in range(16)]
+    values = np.exp(draws.normal(size=(16, 2)) * 0.5)
+    points = [Point(name, x, y, 0.1 * y) for name, (x, y) in zip(names, values, strict=True)]
+    scatter({"panel": points}, tmp_path / "s.png", "loss", "FID")
+    ((axes, boxes),) = texts
+    assert isinstance(axes, Axes) and sorted(boxes) == sorted(names)
+    listed = list(boxes.values())
+    for index, box in enumerate(listed):
+        assert not any(box.overlaps(other) for other in listed[:index])
+        assert not any(box.contains(*axes.transData.transform((p.x, p.y))) for p in points)
+    # Each stands nearest to its own point, or at least not far from it.
+    for point in points:
+        box, place = boxes[point.label], axes.transData.transform((point.x, point.y))
+        nearest = np.clip(place, [box.x0, box.y0], [box.x1, box.y1])
+        assert math.dist(place, nearest) < 60
+
+
+def test_nothing_to_draw_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no point"):
+        scatter({"a": [Point("x", math.inf, 1.0)]}, tmp_path / "s.png", "loss", "FID")

@@ -1,0 +1,147 @@
+"""Jobs of a study: their command lines, their order, and who does what."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tinyfusion.studies.digits import OTHERS, PRUNERS, WIDTH, plan
+from tinyfusion.studies.jobs import Job, carry_out, decision_file, shares
+from tinyfusion.studies.random_halves import METHODS
+from tinyfusion.studies.random_halves import plan as plan_random
+
+
+def write(file: Path, content: object = None) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content or {}))
+    return file
+
+
+def job(folder: Path, command: str = "run", *overrides: str, decided: Path | None = None) -> Job:
+    return Job(folder, command, overrides, "first", "kd", 0, decided)
+
+
+class Commands:
+    """Stands for the command line: notes what it is asked, and does it if told to."""
+
+    def __init__(self, statuses: dict[str, int] | None = None) -> None:
+        self.statuses, self.seen = statuses or {}, []
+
+    def __call__(self, arguments: list[str]) -> int:
+        (folder,) = (Path(a.partition("=")[2]) for a in arguments if a.startswith("hydra.run.dir"))
+        self.seen.append(folder.name)
+        status = self.statuses.get(folder.name, 0)
+        if not status:
+            write(folder / "metrics.json")
+            write(folder / "decision.json")
+        return status
+
+
+def test_command_line_of_a_job(tmp_path) -> None:
+    decided = tmp_path / "decided"
+    mine = job(tmp_path / "run", "run", "recovery=kd", "backbone=dit_digits", decided=decided)
+    place = f"hydra.run.dir={tmp_path / 'run'}"
+    given = f"decision={decided / 'decision.json'}"
+    assert mine.arguments() == ["run", "recovery=kd", "backbone=dit_digits", given, place]
+    write(decided / "widths.json")
+    given = f"decision={decided / 'widths.json'}"
+    # What is said for all jobs wins.
+    passed_on = ["backbone=sit_digits", "evaluation.num_samples=20"]
+    assert mine.arguments(passed_on) == ["run", "recovery=kd", given, place, *passed_on]
+    cut = job(tmp_path / "cut", "prune", "pruner=first")
+    passed_on = ["+trainer.x=1", "evaluation.seeds=[0]", "start=fresh", "teacher=none"]
+    place = f"hydra.run.dir={tmp_path / 'cut'}"
+    assert cut.arguments(passed_on) == ["prune", "pruner=first", place, "+trainer.x=1"]
+    write(tmp_path / "cut/config.yaml")
+    assert cut.arguments(["seed=3"]) == ["prune", f"resume={tmp_path / 'cut'}"]
+
+
+def test_a_decision_is_a_file_or_what_its_folder_holds(tmp_path) -> None:
+    file = write(tmp_path / "mine.json")
+    assert decision_file(file) == file
+    assert decision_file(tmp_path) == tmp_path / "decision.json"
+    write(tmp_path / "widths.json")
+    assert decision_file(tmp_path) == tmp_path / "widths.json"
+
+
+def test_finished_jobs_are_skipped_and_failures_hold_up_what_waits_for_them(tmp_path) -> None:
+    names = ("done", "bad", "good")
+    cuts = {name: job(tmp_path / name, "prune") for name in names}
+    runs = [job(tmp_path / f"{name}_run", decided=cuts[name].folder) for name in names]
+    write(tmp_path / "done/metrics.json")
+    write(tmp_path / "done/decision.json")
+    command = Commands({"bad": 2, "good_run": 1})
+    failed = carry_out([*cuts.values(), *runs], command)
+    assert command.seen == ["bad", "good", "done_run", "good_run"]
+    assert [item.folder.name for item in failed] == ["bad", "bad_run", "good_run"]
+    # The next time only what is missing is tried.
+    command = Commands()
+    assert carry_out([*cuts.values(), *runs], command) == []
+    assert command.seen == ["bad", "bad_run", "good_run"]
+
+
+def test_an_interrupted_job_ends_the_study(tmp_path) -> None:
+    command = Commands({"a": 130})
+    with pytest.raises(KeyboardInterrupt):
+        carry_out([job(tmp_path / "a"), job(tmp_path / "b")], command)
+    assert command.seen == ["a"]
+
+
+def test_plan_of_the_digits_study(tmp_path) -> None:
+    added = {"random, least loss": write(tmp_path / "least.json")}
+    jobs = plan(tmp_path, [0, 1, 2], added)
+    assert len({item.folder for item in jobs}) == len(jobs)
+    cuts = [item for item in jobs if item.command == "prune"]
+    patterns = [name for name, choice in PRUNERS.items() if not choice.seeded]
+    assert sorted(patterns) == ["first", "last", "oracle", "uniform"]
+    assert len(cuts) == 3 * (len(PRUNERS) + len(WIDTH)) - 2 * len(patterns)
+    runs = [item for item in jobs if item.command == "run"]
+    names = len(PRUNERS) + len(added)
+    assert len(runs) == 3 * (2 * names + len(WIDTH) + len(OTHERS))
+    seen: set[Path] = set(added.values())
+    for item in jobs:
+        assert item.decided is None or item.decided in seen
+        seen.add(item.folder)
+    recoveries = [item.recovery for item in runs]
+    assert recoveries[: 3 * names].count("masked_kd") == 0
+    assert "masked_kd" not in recoveries[-3 * (len(OTHERS) - 1) :]
+    assert [item.seed for item in runs[: 3 * (names + 2)]] == sorted([0, 1, 2] * (names + 2))
+    more = plan(tmp_path, [0, 1, 2], added, finetune=True)
+    assert len(more) - len(jobs) == 3 * (names - 1)
+
+
+def test_shares_keep_decisions_with_their_runs(tmp_path) -> None:
+    jobs = plan(tmp_path, [0, 1, 2])
+    split = shares(jobs, 2)
+    assert sorted(item.folder for share in split for item in share) == sorted(
+        item.folder for item in jobs
+    )
+    sizes = [len(share) for share in split]
+    assert max(sizes) - min(sizes) <= 4
+    for share in split:
+        assert [item for item in jobs if item in share] == share  # in the order of the plan
+        cut = {item.folder for item in share if item.command == "prune"}
+        assert {item.decided for item in share if item.command == "run"} == cut
+
+
+def test_plan_of_the_random_study_takes_decisions_that_are_there(tmp_path) -> None:
+    there = tmp_path / "study/decisions"
+    write(there / "shortgpt_seed4/decision.json")
+    write(there / "oracle/decision.json")
+    jobs = plan_random(tmp_path / "random", [4, 5], 1000, 32, decisions=there)
+    cuts = [item for item in jobs if item.command == "prune"]
+    assert [item.pruner for item in cuts[:-3]] == [
+        name for name in METHODS if name not in ("shortgpt", "oracle")
+    ]
+    median, most, least = cuts[-3:]
+    (marks,) = (text for text in median.overrides if text.startswith("pruner.marks="))
+    assert f"shortgpt:'{there / 'shortgpt_seed4/decision.json'}'" in marks and "learned:'" in marks
+    for other, pick in ((most, "max"), (least, "min")):
+        assert f"pruner.choose={pick}" in other.overrides
+        assert f"pruner.losses='{median.folder / 'prune/candidates.csv'}'" in other.overrides
+    assert all("pruner.candidates=1000" in item.overrides for item in cuts[-3:])
+    runs = [item for item in jobs if item.command == "run"]
+    assert len(runs) == 2 * (3 + len(METHODS))
+    assert all("recovery=finetune" in item.overrides for item in runs)

@@ -1,0 +1,138 @@
+"""Command lines that make up a study: finished ones are skipped, killed ones gone on with."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyfusion.studies.collect import CONFIG_FILE, METRICS_FILE
+
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C ended."""
+
+DECISION_FILES = ("decision.json", "widths.json")
+
+NOT_OF_PRUNE = ("evaluation", "recovery", "stages", "teacher", "start")
+"""Settings that `tinyfusion prune` does not have."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command line of a study.
+
+    Attributes:
+        folder: where it runs; a finished folder is skipped.
+        command: ``prune`` or ``run``.
+        overrides: its overrides without the folder.
+        pruner: how the report calls the way of choosing blocks.
+        recovery: how it calls the recovery; empty for ``prune``.
+        seed: the seed.
+        decided: folder of the job that makes the decision, or the decision's file; ``None`` for
+            a job that makes its own.
+    """
+
+    folder: Path
+    command: str
+    overrides: tuple[str, ...]
+    pruner: str
+    recovery: str
+    seed: int
+    decided: Path | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it ran to its end."""
+        return (self.folder / METRICS_FILE).is_file()
+
+    def arguments(self, passed_on: Sequence[str] = ()) -> list[str]:
+        """The command line, which goes on with what is there.
+
+        Args:
+            passed_on: overrides for every job, which win over its own; those of settings that
+                ``prune`` does not have are left out there.
+        """
+        if (self.folder / CONFIG_FILE).is_file():
+            return [self.command, f"resume={self.folder}"]
+        if self.command == "prune":
+            passed_on = [text for text in passed_on if _key(text).split(".")[0] not in NOT_OF_PRUNE]
+        given = set(map(_key, passed_on))
+        own = [text for text in self.overrides if _key(text) not in given]
+        decision = [] if self.decided is None else [f"decision={decision_file(self.decided)}"]
+        return [self.command, *own, *decision, f"hydra.run.dir={self.folder}", *passed_on]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def decision_file(place: Path) -> Path:
+    """The record of a decision in a run's folder; a file stands for itself."""
+    if place.is_file():
+        return place
+    found = [place / name for name in DECISION_FILES if (place / name).is_file()]
+    return found[0] if found else place / DECISION_FILES[0]
+
+
+def carry_out(
+    jobs: Iterable[Job], command: Callable[[list[str]], int], passed_on: Sequence[str] = ()
+) -> list[Job]:
+    """Run what is not finished, in order.
+
+    A job that fails does not keep the others from being done, except those that wait for its
+    decision.
+
+    Args:
+        jobs: the jobs, decisions before what uses them.
+        command: ``tinyfusion.cli.main``.
+        passed_on: overrides for every job.
+
+    Returns:
+        The jobs that failed or could not begin.
+
+    Raises:
+        KeyboardInterrupt: a job was interrupted by the user.
+    """
+    failed: list[Job] = []
+    for job in jobs:
+        if job.done:
+            continue
+        waits = job.decided is not None and not decision_file(job.decided).is_file()
+        status = 1 if waits else command(job.arguments(passed_on))
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        if status:
+            failed.append(job)
+    return failed
+
+
+def shares(jobs: Sequence[Job], parts: int) -> list[list[Job]]:
+    """Divide jobs among processes: a decision stays with the runs that use it.
+
+    Args:
+        jobs: all jobs in order.
+        parts: number of processes.
+
+    Returns:
+        For every process its jobs, in the order given, the numbers about equal.
+    """
+    units: dict[Path, list[int]] = {}
+    for index, job in enumerate(jobs):
+        units.setdefault(job.decided or job.folder, []).append(index)
+    shared: list[list[int]] = [[] for _ in range(parts)]
+    for unit in sorted(units.values(), key=len, reverse=True):
+        min(shared, key=len).extend(unit)
+    return [[jobs[index] for index in sorted(indices)] for indices in shared]
+
+
+def seed_list(text: str) -> list[int]:
+    """Seeds as given on a command line: ``0,1,2``.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r}: give seeds as 0,1,2") from None
