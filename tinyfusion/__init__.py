@@ -27,25 +27,36 @@ if TYPE_CHECKING:
     )
     from tinyfusion.conformance import check_backbone
     from tinyfusion.decision import Decision
+    from tinyfusion.errors import InputError
+    from tinyfusion.metrics.held_out import HeldOutLoss
     from tinyfusion.processes.contract import Process
     from tinyfusion.processes.gaussian import GaussianDiffusion
     from tinyfusion.processes.interpolant import Interpolant
     from tinyfusion.processes.masked import MaskedDiffusion
+    from tinyfusion.pruners.contract import Choice, PruningContext
+    from tinyfusion.pruners.scored import Scored
     from tinyfusion.samplers.generate import generate
     from tinyfusion.scheme import Scheme, parse_scheme
     from tinyfusion.surgery import prune
+    from tinyfusion.widths import WidthDecision
 
 _HOMES = {
     "Backbone": "tinyfusion.backbones.contract",
+    "Choice": "tinyfusion.pruners.contract",
     "Decision": "tinyfusion.decision",
     "DiT": "tinyfusion.backbones.dit",
     "GaussianDiffusion": "tinyfusion.processes.gaussian",
+    "HeldOutLoss": "tinyfusion.metrics.held_out",
+    "InputError": "tinyfusion.errors",
     "Interpolant": "tinyfusion.processes.interpolant",
     "MAR": "tinyfusion.backbones.mar",
     "MaskedDiffusion": "tinyfusion.processes.masked",
     "Process": "tinyfusion.processes.contract",
+    "PruningContext": "tinyfusion.pruners.contract",
     "Scheme": "tinyfusion.scheme",
+    "Scored": "tinyfusion.pruners.scored",
     "SiT": "tinyfusion.backbones.sit",
+    "WidthDecision": "tinyfusion.widths",
     "check_backbone": "tinyfusion.conformance",
     "generate": "tinyfusion.samplers.generate",
     "load": "tinyfusion.checkpoints",
@@ -63,14 +74,20 @@ _HOMES = {
 __all__ = [
     "MAR",
     "Backbone",
+    "Choice",
     "Decision",
     "DiT",
     "GaussianDiffusion",
+    "HeldOutLoss",
+    "InputError",
     "Interpolant",
     "MaskedDiffusion",
     "Process",
+    "PruningContext",
     "Scheme",
+    "Scored",
     "SiT",
+    "WidthDecision",
     "__version__",
     "check_backbone",
     "generate",

@@ -1,0 +1,34 @@
+"""Score blocks by what removing their weights would change in the loss, to first order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tinyfusion import Backbone, HeldOutLoss, Scored
+from tinyfusion.backbones.contract import evaluating, run_plain
+
+
+class Taylor(Scored):
+    """Sum of |weight x gradient| over a block's weights, as in arXiv 2402.02834."""
+
+    criterion = "first_order_change"
+
+    def scores(self, net: Backbone, calibration: HeldOutLoss, kept: tuple[int, ...]) -> Tensor:
+        """One number for each block of ``kept``, in a model that runs only these."""
+
+        def runner(index, block, states, condition):
+            return run_plain(index, block, states, condition) if index in kept else states
+
+        net.zero_grad(set_to_none=True)
+        device = next(net.parameters()).device
+        with evaluating(net):
+            for rows, corrupted in calibration.parts:
+                inputs = (*corrupted.inputs, calibration.labels[rows])
+                out = net(*(value.to(device) for value in inputs), run_block=runner).cpu()
+                calibration.process.loss(out, corrupted)["loss"].sum().backward()
+        sums = [
+            sum((p * p.grad).double().abs().sum() for p in net.blocks[i].parameters()) for i in kept
+        ]
+        net.zero_grad(set_to_none=True)
+        return torch.stack(sums).detach().cpu() / len(calibration.labels)
