@@ -15,7 +15,13 @@ from tinyfusion.errors import InputError
 from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
 from tinyfusion.settings.overview import choices, conf_folder
-from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS, TrainerSettings
+from tinyfusion.settings.schema import (
+    COMMANDS,
+    GROUPS,
+    OPTIONAL_GROUPS,
+    PART_OF,
+    TrainerSettings,
+)
 
 # What a choice asks the user for.
 REQUIRED = {
@@ -84,15 +90,18 @@ def test_defaults_of_a_command(command: str) -> None:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids="=".join)
 def test_choice_composes_and_builds(group: str, choice: str) -> None:
-    command = next(c for c in ("run", *COMMANDS) if group in COMMANDS[c].__dataclass_fields__)
+    own = PART_OF.get(group, group)
+    command = next(c for c in ("run", *COMMANDS) if own in COMMANDS[c].__dataclass_fields__)
     cfg = composed(command, f"{group}={choice}", *REQUIRED.get((group, choice), []))
     if group == "callbacks":
         for node in cfg.callbacks.values():
             assert build(node) is not None
     elif group == "teacher":
         assert cfg.teacher.path in ("source", None)
-    elif choice == "none" and group in ("evaluation", "autoencoder", "stages"):
+    elif choice == "none" and group in ("evaluation", "autoencoder"):
         assert cfg[group] is None
+    elif group in PART_OF:
+        assert (build(cfg[own].get(group)) is None) == (choice == "none")
     elif (group, choice) not in NOT_BUILT and not choice.startswith(LARGE):
         assert build(cfg[group]) is not None
 

@@ -10,7 +10,7 @@ import pytest
 
 import tinyfusion
 from tinyfusion.cli import main
-from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS, VALUES
+from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS, PART_OF, VALUES
 
 HEAVY = {"torch", "lightning", "hydra", "omegaconf", "numpy", "matplotlib", "peft", "wandb", "rich"}
 
@@ -76,5 +76,6 @@ def test_help_of_run_shows_choices_defaults_and_own_folders(
 
 def test_every_key_is_described() -> None:
     keys = {key for schema in COMMANDS.values() for key in schema.__dataclass_fields__}
-    assert keys - {"command", "guidance"} == (set(GROUPS) | set(VALUES)) - {"experiment"}
+    described = (set(GROUPS) | set(VALUES)) - {"experiment", *PART_OF}
+    assert keys - {"command", "guidance"} == described
     assert set(OPTIONAL_GROUPS) <= set(GROUPS)

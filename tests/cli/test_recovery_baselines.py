@@ -60,7 +60,7 @@ def test_start_values_that_the_backbone_is_configured_with(tf, root, decided) ->
 
 
 def test_seams_first_says_what_it_trains(tf, root, decided) -> None:
-    stages = (SEAMS, "stages.share=0.5", "stages.also=[final]")
+    stages = (SEAMS, "recovery.stages.share=0.5", "recovery.stages.also=[final]")
     result = tf("recover", *stages, decided, "recovery=kd", f"hydra.run.dir={root}")
     assert result.status == 0, result.err
     assert "until step 2 " in result.out
@@ -73,9 +73,10 @@ def test_seams_first_says_what_it_trains(tf, root, decided) -> None:
     {
         ("start=cold",): "start='cold' is not known; valid: kept, fresh",
         ("start=fresh", SEAMS): "start=fresh: all weights are new",
-        (SEAMS, "stages.share=1.5"): "stages.share=1.5",
-        (SEAMS, "stages.also=[nothing]"): "'nothing' is part of no",
-        (SEAMS, "stages.also=adaLN"): "must be a list",
+        (SEAMS, "recovery.stages.share=1.5"): "recovery.stages.share=1.5",
+        ("recovery.stages=3",): "recovery.stages=3 must be a configuration with a _target_",
+        (SEAMS, "recovery.stages.also=[nothing]"): "'nothing' is part of no",
+        (SEAMS, "recovery.stages.also=adaLN"): "must be a list",
         (SEAMS, "training.recovery.steps=1"): "can't be divided into",
         ("recovery=laptop_kd", "recovery.feature_scale=all"): "recovery.feature_scale='all'",
         (SEAMS, "pruner=diff_pruning", "recovery=kd"): "a pruner of widths removes none",

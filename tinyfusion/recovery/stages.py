@@ -76,11 +76,11 @@ class SeamsFirst:
     def __init__(self, share: float = 0.1, also: Sequence[str] = ()) -> None:
         if not 0 < share < 1:
             raise InputError(
-                f"stages.share={share} must be more than 0 and less than 1, such as 0.1"
+                f"recovery.stages.share={share} must be more than 0 and less than 1, such as 0.1"
             )
         if not all(isinstance(part, str) and part for part in also):
             raise InputError(
-                f"stages.also={list(also)} must list parts of parameter names, such as "
+                f"recovery.stages.also={list(also)} must list parts of parameter names, such as "
                 "[adaLN_modulation]"
             )
         self.share, self.also = share, tuple(also)
@@ -113,7 +113,7 @@ class SeamsFirst:
         for part in self.also:
             if not any(part in name for name in names):
                 raise InputError(
-                    f"stages.also: {part!r} is part of no parameter's name; the last one "
+                    f"recovery.stages.also: {part!r} is part of no parameter's name; the last one "
                     f"of this model is {names[-1]!r}"
                 )
 

@@ -6,7 +6,6 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -74,6 +73,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         if group in cfg and isinstance(cfg[group], DictConfig):
             if "_target_" in cfg[group] and cfg[group]["_target_"] is None:
                 cfg[group] = None
+    # Recoveries of somebody's own need not know of what is not asked for.
+    if isinstance(cfg.get("recovery"), DictConfig) and cfg.recovery.get("stages", ...) is None:
+        del cfg.recovery["stages"]
     try:
         for key in _PATHS:
             _make_absolute(cfg, key)
@@ -181,7 +183,8 @@ def _check_type(path: str, value: Any, hint: Any) -> None:
         option = wanted[0]
         if get_origin(option) in (list, tuple, Sequence):
             raise InputError(f"{path}={value!r} must be a list, such as [0,1]")
-        if is_dataclass(option) or getattr(option, "_is_protocol", False):
+        # Any class but those that text and numbers are made into.
+        if inspect.isclass(option) and option.__module__ not in ("builtins", "pathlib"):
             raise InputError(f"{path}={value!r} must be a configuration with a _target_")
 
 

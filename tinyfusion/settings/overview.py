@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyfusion.settings.schema import COMMANDS, GROUPS, SUMMARIES, VALUES
+from tinyfusion.settings.schema import COMMANDS, GROUPS, PART_OF, SUMMARIES, VALUES
 
 WIDTH = 100
 
@@ -37,6 +37,8 @@ EXAMPLES: dict[str, Sequence[str]] = {
         "scheme=2:4 delta=full seed=1",
         "-m scheme=1:2,2:4,7:14 delta=lora,full,frozen",
         "backbone=sit_digits                   (another family; mar_digits: a third)",
+        "pruner=oracle keep=14 start=fresh backbone=dit_digits recovery=kd",
+        "experiment=iterative                  (28 -> 14 -> 7 blocks)",
         "experiment=demo trainer=gpu",
         "experiment=imagenet/tinydit_d14 checkpoint=FILE data.root=STORE",
         "experiment=imagenet/tinydit_d14 dry_run=true       (what that would take)",
@@ -87,7 +89,8 @@ def overview(command: str, folders: Sequence[Path] = ()) -> str:
     ]
     for group, text in GROUPS.items():
         names = choices(group, folders)
-        if not names or group not in (*COMMANDS[command].__dataclass_fields__, "experiment"):
+        key = PART_OF.get(group, group)
+        if not names or key not in (*COMMANDS[command].__dataclass_fields__, "experiment"):
             continue
         listed = ", ".join(f"{name}*" if name == chosen.get(group) else name for name in names)
         lines.append(f"  {group:<12}{text}")

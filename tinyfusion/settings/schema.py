@@ -212,7 +212,6 @@ class Recover(Training):
     decision: str | None = None
     start: str = "kept"
     recovery: Any = None
-    stages: Any = None
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
 
 
@@ -243,7 +242,6 @@ class Run(Prune):
     start: str = "kept"
     iterative: Iterative | None = None
     recovery: Any = None
-    stages: Any = None
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     evaluation: Any = None
 
@@ -311,8 +309,11 @@ GROUPS: dict[str, str] = {
 }
 """What each configuration group decides, in the order of the help."""
 
-OPTIONAL_GROUPS = ("autoencoder", "backbone", "callbacks", "delta", "evaluation", "stages")
+OPTIONAL_GROUPS = ("autoencoder", "backbone", "callbacks", "delta", "evaluation")
 """Groups that may be null."""
+
+PART_OF = {"stages": "recovery"}
+"""Groups whose choice is a key of another group's: ``recovery.stages``."""
 
 VALUES: dict[str, str] = {
     "checkpoint": "file, folder, hub id, or packaged: digits, sit_digits, mar_digits",
