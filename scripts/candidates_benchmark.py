@@ -47,23 +47,24 @@ def seconds(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def cut(run: Sequence[Kept], slices: int) -> list[Sequence[Kept]]:
+    """The run in slices of about one length; nothing is shared between them."""
+    size = -(-len(run) // slices)
+    return [run[first : first + size] for first in range(0, len(run), size)]
+
+
 def measure(
     net: Backbone, calibration: HeldOutLoss, run: Sequence[Kept], slices: int
 ) -> tuple[list[float], list[float], float]:
-    """Seconds per slice one by one and together, and the largest difference of a loss.
-
-    The walk goes on from slice to slice, as it would without the other way in between.
-    """
+    """Seconds per slice one by one and together, and the largest difference of a loss."""
     device = next(net.parameters()).device
-    walk = CandidateScores(net, calibration).losses(run)
-    size = -(-len(run) // slices)
+    scores = CandidateScores(net, calibration)
     apart, together, difference = [], [], 0.0
-    for first in range(0, len(run), size):
-        some = run[first : first + size]
+    for some in cut(run, slices):
         began = seconds(device)
         wanted = [one_by_one(net, calibration, kept) for kept in some]
         between = seconds(device)
-        found = [next(walk)[0] for _ in some]
+        found = [loss for loss, _ in scores.losses(some)]
         together.append(seconds(device) - between)
         apart.append(between - began)
         errors = [abs(a - b) / abs(a) for a, b in zip(wanted, found, strict=True)]
@@ -94,7 +95,7 @@ def main() -> None:
     )
     middle = max(0, (len(sets) - arguments.run) // 2)
     run = sets[middle : middle + arguments.run]
-    bound = keep * len(run) / tree_nodes(run)
+    bound = keep * len(run) / sum(map(tree_nodes, cut(run, arguments.slices)))
     list(CandidateScores(net, calibration).losses(run[:32]))  # warms up
     apart, together, difference = measure(net, calibration, run, arguments.slices)
     timing = ", seconds of one thread" if device.type == "cpu" else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from tinyfusion.cli import main as tinyfusion
 from tinyfusion.errors import InputError
 from tinyfusion.studies.digits import plan
-from tinyfusion.studies.jobs import carry_out, seed_list, shares
+from tinyfusion.studies.jobs import carry_out, options_and_overrides, seed_list, share_of, shares
 from tinyfusion.studies.pruners import report
 
 
@@ -34,20 +34,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("outputs/digits_study"))
     parser.add_argument("--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2")
-    parser.add_argument("--part", default="0/1", help="K/N: the K-th of N shares of the work")
+    parser.add_argument(
+        "--part", type=share_of, default=(0, 1), metavar="K/N", help="share K of N, counted from 0"
+    )
     parser.add_argument("--report", action="store_true", help="only collect what is there")
     parser.add_argument("--finetune", action="store_true", help="fine-tune every pruner, too")
     parser.add_argument(
         "--add", type=named_file, action="append", default=[], metavar="NAME=PATH",
         help="compare a decision that is there, such as one of scripts/random_study.py",
     )  # fmt: skip
-    arguments, passed_on = parser.parse_known_args(argv)
-    part, parts = map(int, arguments.part.split("/"))
-    jobs = plan(arguments.root, arguments.seeds, dict(arguments.add), arguments.finetune)
+    arguments, passed_on = options_and_overrides(parser, argv)
+    part, parts = arguments.part
     failed = []
-    if not arguments.report:
-        failed = carry_out(shares(jobs, parts)[part], tinyfusion, passed_on)
     try:
+        jobs = plan(arguments.root, arguments.seeds, dict(arguments.add), arguments.finetune)
+        if not arguments.report:
+            failed = carry_out(shares(jobs, parts)[part], tinyfusion, passed_on)
         print(report(arguments.root, jobs))
     except InputError as error:
         print(f"digits_study: {error}", file=sys.stderr)

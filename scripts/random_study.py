@@ -16,15 +16,15 @@ from pathlib import Path
 from tinyfusion.cli import main as tinyfusion
 from tinyfusion.errors import InputError
 from tinyfusion.studies.digits import RECOVERIES
-from tinyfusion.studies.jobs import carry_out, seed_list
+from tinyfusion.studies.jobs import carry_out, options_and_overrides, seed_list, two_or_more
 from tinyfusion.studies.random_halves import plan, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("outputs/random_study"))
-    parser.add_argument("--candidates", type=int, default=100_000, help="random halves")
-    parser.add_argument("--samples", type=int, default=128, help="calibration samples")
+    parser.add_argument("--candidates", type=two_or_more, default=100_000, help="random halves")
+    parser.add_argument("--samples", type=two_or_more, default=128, help="calibration samples")
     parser.add_argument(
         "--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2", help="of the recovery"
     )
@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--decisions", type=Path, help="decisions/ of scripts/digits_study.py, to take them there"
     )
     parser.add_argument("--report", action="store_true", help="only collect what is there")
-    arguments, passed_on = parser.parse_known_args(argv)
+    arguments, passed_on = options_and_overrides(parser, argv)
+    if arguments.decisions is not None and not arguments.decisions.is_dir():
+        parser.error(f"--decisions: {str(arguments.decisions)!r} is no folder")
     root = arguments.root.absolute()
     jobs = plan(
         root,

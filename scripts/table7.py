@@ -18,7 +18,7 @@ from tinyfusion.cli import main as tinyfusion
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.studies.collect import read_run, summarise
-from tinyfusion.studies.jobs import Job, carry_out, seed_list
+from tinyfusion.studies.jobs import Job, carry_out, options_and_overrides, quoted, seed_list
 
 NAMES = {"source": "28 blocks", "previous": "14 blocks"}
 
@@ -53,7 +53,7 @@ def plan(root: Path, seeds: Sequence[int]) -> list[Job]:
         for teacher, weights in product(NAMES, NAMES):
             overrides = (
                 "experiment=[iterative,digits_study]",
-                f"iterative.previous='{halved / 'recovered'}'",
+                f"iterative.previous={quoted(halved / 'recovered')}",
                 f"iterative.weights={weights}",
                 f"iterative.teacher={teacher}",
                 f"seed={seed}",
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path("outputs/table7"))
     parser.add_argument("--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2")
     parser.add_argument("--report", action="store_true", help="only collect what is there")
-    options, passed_on = parser.parse_known_args(argv)
+    options, passed_on = options_and_overrides(parser, argv)
     root = options.root.absolute()
     jobs = plan(root, options.seeds)
     failed = [] if options.report else carry_out(jobs, tinyfusion, passed_on)

@@ -51,6 +51,11 @@ def test_marks_stand_at_their_places_on_a_logarithmic_axis(tmp_path):
     assert a - dotted.min() == pytest.approx(b - a, abs=3)
 
 
+def test_lines_say_least_middle_and_largest_loss_and_marks():
+    lines = density._lines(np.array([0.1, 0.2, 0.3, 0.5]), {"mine": 0.25})
+    assert [line.label for line in lines] == ["max 0.5", "median 0.3", "mine 0.25", "min 0.1"]
+
+
 def test_the_bulk_is_high_and_the_tail_is_low(tmp_path):
     page = pixels(loss_density(candidates(5000), tmp_path / "d.png"))
     filled = (abs(page - 0xD4).max(axis=-1) <= 2).sum(axis=0)

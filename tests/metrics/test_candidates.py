@@ -16,6 +16,7 @@ from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.backbones.sit import SiT
 from tinyfusion.errors import InputError
+from tinyfusion.metrics import candidates
 from tinyfusion.metrics.candidates import CandidateScores
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.metrics.prefix_tree import tree_nodes
@@ -176,8 +177,19 @@ def test_blocks_run_as_often_as_is_counted():
     scores = CandidateScores(net, calibration, branches=4, rows=6)
     halves = [kept for kept in SETS if len(kept) == 3]
     list(scores.losses(halves))
-    plain = 3 * 6  # the first candidate's blocks on the first piece, to compare
+    plain = 3 * 5  # the first candidate's blocks on the first of four pieces, to compare
     assert samples == scores.block_evaluations * len(calibration.labels) + plain
+
+
+@pytest.mark.parametrize(("rows", "most"), [(20, 20), (59, 40), (200, 100)])
+def test_new_nodes_of_a_block_run_together_up_to_a_limit(rows, most):
+    net, calibration = subject("dit")
+    sizes: list[int] = []
+    scores = CandidateScores(net, calibration, branches=20, rows=rows)
+    for block in net.blocks:
+        block.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    list(scores.losses([(first, 5) for first in range(5)]))
+    assert max(sizes) == most, "the last block has five new nodes of 20 samples each"
 
 
 def test_any_order_and_repetition_give_the_same_losses():
@@ -264,3 +276,40 @@ def test_branches_are_counted_from_one():
     net, calibration = subject("dit")
     with pytest.raises(InputError, match="branches=0 must be at least 1"):
         CandidateScores(net, calibration, branches=0)
+
+
+def test_of_many_samples_only_one_piece_is_held_between_steps():
+    net, calibration = subject("dit")
+    scores = CandidateScores(net, calibration, branches=2, rows=4)
+    held: list[int] = []
+    plain = scores._step
+
+    def step(plan, piece, carried, score):
+        found = plain(plan, piece, carried, score)
+        held.append(sum(len(states) for states in carried.values()))
+        for states in carried.values():
+            assert states.untyped_storage().nbytes() == states.nbytes, "no part of something larger"
+        return found
+
+    scores._step = step
+    halves = [kept for kept in SETS if len(kept) == 3]
+    found = list(scores.losses(halves))
+    assert len(held) == 5 * len(halves) / 2, "20 samples in pieces of 4, two candidates a step"
+    assert held[: len(held) // 5] == held[-len(held) // 5 :] and held[len(held) // 5 - 1] == 0
+    assert max(held) == 2 * 4, "two blocks in common"
+    assert scores.block_evaluations == tree_nodes(halves)
+    whole = CandidateScores(net, calibration, rows=20).losses(halves)
+    assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in whole], rel=2e-6)
+    assert list(scores.losses([])) == []
+
+
+@pytest.mark.parametrize(("numbers", "most"), [(1 << 20, 20), (4 * 8 * 7, 7), (1, 1)])
+def test_large_hidden_states_run_in_smaller_batches(monkeypatch, numbers, most):
+    net, calibration = subject("dit")  # 4 tokens of 8 numbers
+    expected = [calibration.of(one_by_one(net, calibration, kept))["loss"] for kept in SETS[-9:]]
+    monkeypatch.setitem(candidates.CALL, "cpu", (256, numbers))
+    sizes: list[int] = []
+    net.blocks[0].register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    found = [loss for loss, _ in CandidateScores(net, calibration, 3).losses(SETS[-9:])]
+    assert found == pytest.approx(expected, rel=2e-6)
+    assert max(sizes) == most

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from inspect import Parameter, signature
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from tinyfusion.errors import InputError
@@ -68,6 +70,14 @@ def test_selectors_that_pruners_choose_and_defaults() -> None:
         "sensitivity": False,
     }
     assert {pruner.num_samples for pruner in found.values()} == {1024}
+
+
+@pytest.mark.parametrize("name", choices("pruner"))
+def test_files_and_classes_have_the_same_defaults(name: str) -> None:
+    cfg = compose("prune", [f"pruner={name}"]).pruner
+    for key, parameter in signature(get_class(cfg["_target_"])).parameters.items():
+        if key in cfg and parameter.default is not Parameter.empty:
+            assert cfg[key] == parameter.default, key
 
 
 def test_a_scheme_that_no_selector_needs_is_not_recorded(context) -> None:

@@ -18,7 +18,7 @@ from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.candidates import CandidateScores
 from tinyfusion.metrics.prefix_tree import tree_nodes
-from tinyfusion.pruners import candidate_list
+from tinyfusion.pruners import candidate_list, random
 from tinyfusion.pruners.random import Random, draw_sets
 from tinyfusion.surgery import prune
 
@@ -120,6 +120,21 @@ def test_scores_tell_of_the_whole_list(context, deep) -> None:
     json.dumps(scores, allow_nan=False)
 
 
+def test_block_evaluations_are_those_that_were_done(context, deep, monkeypatch) -> None:
+    made: list[CandidateScores] = []
+
+    class Noted(CandidateScores):
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(random, "CandidateScores", Noted)
+    monkeypatch.setattr(random, "SEGMENT", 8)
+    monkeypatch.setattr(candidate_list, "SEGMENT", 8)
+    found = Random(**MANY).choose(context(4, net=deep)).scores["block_evaluations"]
+    assert found == made[0].block_evaluations > tree_nodes(draw_sets(8, 4, 40, seed=0))
+
+
 def test_list_and_figure_are_written(context, deep, tmp_path: Path) -> None:
     Random(**MANY, marks={"first": [3, 2, 1, 0]}).choose(context(4, net=deep))
     head, columns, *lines = (tmp_path / "candidates.csv").read_text().splitlines()
@@ -201,6 +216,19 @@ def killed_after(monkeypatch, count: int) -> list[int]:
 
     monkeypatch.setattr(CandidateScores, "losses", losses)
     return evaluated
+
+
+def test_losses_are_on_the_disk_as_they_come(context, deep, tmp_path: Path, monkeypatch) -> None:
+    plain, part, seen = CandidateScores.losses, tmp_path / "candidates.csv.part", []
+
+    def losses(self, kept_sets):
+        for found in plain(self, kept_sets):
+            seen.append(part.read_bytes().count(b"\n") if part.is_file() else 0)
+            yield found
+
+    monkeypatch.setattr(CandidateScores, "losses", losses)
+    Random(**MANY).choose(context(4, net=deep))
+    assert seen[1:] == list(range(3, 42)), "two lines of the head, then one by one"
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 200])
@@ -300,6 +328,14 @@ def test_altered_lists_are_refused(context, deep, tmp_path: Path, change, said: 
     lines = path.read_text().splitlines()
     path.write_text("\n".join(change(lines)) + "\n")
     with pytest.raises(InputError, match=said):
+        Random(**MANY, losses=str(path)).choose(context(4, net=deep))
+
+
+def test_a_list_with_something_behind_its_end_is_refused(context, deep, tmp_path: Path) -> None:
+    Random(**MANY).choose(context(4, net=deep))
+    path = (tmp_path / "candidates.csv").rename(tmp_path / "former.csv")
+    path.write_bytes(path.read_bytes() + b"0 1")
+    with pytest.raises(InputError, match=r"former\.csv' goes on behind its 40 candidates"):
         Random(**MANY, losses=str(path)).choose(context(4, net=deep))
 
 

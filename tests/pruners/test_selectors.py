@@ -141,6 +141,12 @@ def test_knapsack_trades_one_large_block_for_small_ones() -> None:
     assert held.kept == (1, 2, 3)
 
 
+def test_knapsack_rounds_the_share_up() -> None:
+    found = Knapsack().select(fixed(0.1, 0.2, 0.5), Budget(2, (1, 1, 2)))
+    assert found.evidence["parameters_to_remove"] == 2, "a third of four"
+    assert found.kept == (2,)
+
+
 def test_knapsack_removes_no_block_beyond_the_budget() -> None:
     # Removing any block seems to help, but half of the parameters is what was asked for.
     found = Knapsack().select(fixed(-1.0, -1.0, -3.0, -0.1), Budget(2, (4, 4, 3, 5)))

@@ -13,6 +13,7 @@ from tinyfusion.backbones.contract import Backbone, forward_with_states
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.sit import SiT
 from tinyfusion.errors import InputError
+from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.interpolant import Interpolant
 from tinyfusion.pruners.scored import measured
 from tinyfusion.pruners.selectors import Greedy, TopK
@@ -103,6 +104,8 @@ def test_drops_the_identity_blocks_but_never_the_last(net: DiT, context) -> None
     scores = choice.scores["block_influence"]
     assert scores[1] == pytest.approx(0, abs=1e-6)
     assert min(scores[0], scores[2]) > 1e-3
+    fewer = ShortGPT(TopK(), num_samples=30).choose(context(2)).kept
+    assert 3 in fewer and 1 not in fewer
     assert ShortGPT(TopK(), num_samples=30, protect_last=False).choose(context(2)).kept == (0, 2)
 
 
@@ -137,6 +140,8 @@ def test_clean_mode_needs_whole_steps_as_times(context) -> None:
     net = SiT(input_size=4, in_channels=1, hidden_size=16, depth=4, num_heads=2, num_classes=3)
     with pytest.raises(InputError, match=r"pruner\.clean=true needs.*'diffusion'.*'interpolant'"):
         ShortGPT(TopK(), clean=True).choose(context(2, net=net, process=Interpolant()))
+    with pytest.raises(InputError, match=r"times from 0\.\.249 but the process has 100 steps"):
+        ShortGPT(TopK(), clean=True).choose(context(2, process=GaussianDiffusion(100)))
 
 
 def test_calibration_is_the_same_for_every_candidate(net: DiT, context) -> None:

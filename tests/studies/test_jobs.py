@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from tinyfusion.errors import InputError
 from tinyfusion.studies.digits import OTHERS, PRUNERS, WIDTH, plan
-from tinyfusion.studies.jobs import Job, carry_out, decision_file, shares
+from tinyfusion.studies.jobs import (
+    Job,
+    carry_out,
+    decision_file,
+    options_and_overrides,
+    quoted,
+    seed_list,
+    share_of,
+    shares,
+    two_or_more,
+)
 from tinyfusion.studies.random_halves import METHODS
 from tinyfusion.studies.random_halves import plan as plan_random
 
@@ -56,6 +69,42 @@ def test_command_line_of_a_job(tmp_path) -> None:
     assert cut.arguments(passed_on) == ["prune", "pruner=first", place, "+trainer.x=1"]
     write(tmp_path / "cut/config.yaml")
     assert cut.arguments(["seed=3"]) == ["prune", f"resume={tmp_path / 'cut'}"]
+
+
+@pytest.mark.parametrize("name", ["plain-1.0/x_y", "a b", "a=b,c", "{it's}", "(Größe)"])
+def test_folders_of_any_name_can_be_given_to_a_command(name: str) -> None:
+    path = Path("/root") / name
+    parse = OverridesParser.create().parse_override
+    assert parse(f"decision={quoted(path)}").value() == str(path)
+    _, decision, place = job(path, decided=path).arguments()
+    assert parse(decision).value() == str(path / "decision.json")
+    assert parse(place).value() == str(path)
+
+
+@pytest.mark.parametrize(
+    ("convert", "good", "bad"),
+    [
+        (share_of, {"0/1": (0, 1), "1/2": (1, 2)}, ["2/2", "0/0", "-1/2", "1", "x", "1/2/3", ""]),
+        (seed_list, {"3": [3], "0,2": [0, 2]}, ["", "0,", "a", "1,1"]),
+        (two_or_more, {"2": 2, "100000": 100_000}, ["1", "0", "-2", "x", "1e5", ""]),
+    ],
+)
+def test_what_the_studies_take_on_their_command_lines(convert, good, bad) -> None:
+    assert {text: convert(text) for text in good} == good
+    for text in bad:
+        with pytest.raises(ArgumentTypeError, match=repr(text)):
+            convert(text)
+
+
+def test_overrides_stand_among_options_but_unknown_options_are_refused(capsys) -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--report", action="store_true")
+    options, overrides = options_and_overrides(parser, ["seed=3", "--report", "+trainer.x=1"])
+    assert options.report and overrides == ["seed=3", "+trainer.x=1"]
+    with pytest.raises(SystemExit) as stop:
+        options_and_overrides(parser, ["seed=3", "--reprot"])
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --reprot" in capsys.readouterr().err
 
 
 def test_a_decision_is_a_file_or_what_its_folder_holds(tmp_path) -> None:
@@ -112,6 +161,15 @@ def test_plan_of_the_digits_study(tmp_path) -> None:
     assert len(more) - len(jobs) == 3 * (names - 1)
 
 
+@pytest.mark.parametrize("name", ["shortgpt", "learned_1:2", "diff_pruning, 50 %", "a/b"])
+def test_further_decisions_need_names_of_their_own(tmp_path, name: str) -> None:
+    file = write(tmp_path / "mine.json")
+    with pytest.raises(InputError, match=f"decision '{name}': the name is taken or"):
+        plan(tmp_path, [0], {name: file})
+    with pytest.raises(InputError, match="decision 'my own': the name is taken"):
+        plan(tmp_path, [0], {"my_own": file, "my own": file})
+
+
 def test_shares_keep_decisions_with_their_runs(tmp_path) -> None:
     jobs = plan(tmp_path, [0, 1, 2])
     split = shares(jobs, 2)
@@ -137,10 +195,10 @@ def test_plan_of_the_random_study_takes_decisions_that_are_there(tmp_path) -> No
     ]
     median, most, least = cuts[-3:]
     (marks,) = (text for text in median.overrides if text.startswith("pruner.marks="))
-    assert f"shortgpt:'{there / 'shortgpt_seed4/decision.json'}'" in marks and "learned:'" in marks
+    assert f"shortgpt:{there / 'shortgpt_seed4/decision.json'}" in marks and "learned:/" in marks
     for other, pick in ((most, "max"), (least, "min")):
         assert f"pruner.choose={pick}" in other.overrides
-        assert f"pruner.losses='{median.folder / 'prune/candidates.csv'}'" in other.overrides
+        assert f"pruner.losses={median.folder / 'prune/candidates.csv'}" in other.overrides
     assert all("pruner.candidates=1000" in item.overrides for item in cuts[-3:])
     runs = [item for item in jobs if item.command == "run"]
     assert len(runs) == 2 * (3 + len(METHODS))

@@ -18,7 +18,14 @@ from tinyfusion.studies import random_halves
 from tinyfusion.studies.collect import read_run
 from tinyfusion.studies.digits import plan
 from tinyfusion.studies.jobs import Job
-from tinyfusion.studies.pruners import CALIBRATION_SAMPLES, calibration_loss, chance, report
+from tinyfusion.studies.pruners import (
+    CALIBRATION_SAMPLES,
+    calibration_loss,
+    chance,
+    finished,
+    points,
+    report,
+)
 
 
 def scores(fid: float) -> dict[str, float]:
@@ -93,6 +100,7 @@ def test_width_and_scratch_are_no_points_of_the_correlation(tmp_path, jobs) -> N
             finish(job, 9.0, 0.9, ())
     text = report(tmp_path, jobs)
     found = read_json(tmp_path / "report.json", "report")
+    assert {point.label for point in points(finished(jobs), "kd")} == set(FIDS)
     assert all(row["pruners"] == 5 for row in found["correlations"])
     assert "diff_pruning, 50 %" in text and "kd, from scratch" in text
     listed = [(r["pruner"], r["recovery"]) for r in found["tables"]["recovered"]]
@@ -102,6 +110,24 @@ def test_width_and_scratch_are_no_points_of_the_correlation(tmp_path, jobs) -> N
     # The oracle's own row is not mixed with the one from scratch.
     (oracle,) = [row for row in found["overview"] if row["pruner"] == "oracle"]
     assert oracle["fid kd"][0] == pytest.approx(1.3)
+
+
+def test_runs_that_diverged_or_were_not_scored_are_left_out(tmp_path, jobs) -> None:
+    last, uniform = (
+        next(job for job in jobs if (job.pruner, job.recovery) == (name, "kd"))
+        for name in ("last", "uniform")
+    )
+    finish(last, float("nan"), 0.9)
+    finish(uniform, 1.0, 0.8)
+    metrics = read_json(uniform.folder / "metrics.json", "metrics")
+    metrics["models"]["recovered"].pop("fid")
+    write_json(uniform.folder / "metrics.json", metrics)
+    report(tmp_path, jobs)
+    found = read_json(tmp_path / "report.json", "report")
+    (row, _) = found["correlations"]
+    assert row["pruners"] == 5 and row["rho"] == pytest.approx(-1)
+    names = [row["pruner"] for row in found["overview"]]
+    assert "last" in names and "uniform" not in names
 
 
 def test_no_correlation_of_few_pruners(tmp_path) -> None:
@@ -124,6 +150,7 @@ def test_chance_agrees_with_the_usual_formula_where_points_are_many() -> None:
         y = strength * x + draws.normal(size=40)
         found = spearmanr(x, y)
         assert chance(x, y, found.statistic) == pytest.approx(found.pvalue, abs=0.02)
+    assert chance(x, x, 1.0) == pytest.approx(1 / 20_001), "the order itself is one of all"
 
 
 def test_calibration_loss_is_that_of_one_batch_and_kept(tmp_path) -> None:

@@ -26,7 +26,7 @@ def test_rows_share_the_model_of_fourteen_blocks(table7, tmp_path) -> None:
     assert len(jobs) == 2 * 5 and len({job.folder for job in jobs}) == 10
     halved, *rows = jobs[5:]
     assert halved.overrides == ("experiment=digits_study", "scheme=1:2", "seed=3")
-    previous = f"iterative.previous='{halved.folder / 'recovered'}'"
+    previous = f"iterative.previous={halved.folder / 'recovered'}"
     assert all(previous in row.overrides and "seed=3" in row.overrides for row in rows)
     pairs = {(row.overrides[2], row.overrides[3]) for row in rows}
     assert len(pairs) == 4 and ("iterative.weights=source", "iterative.teacher=previous") in pairs

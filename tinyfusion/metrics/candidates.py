@@ -22,6 +22,9 @@ from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.metrics.prefix_tree import Kept, Plan, Walk, common_start
 from tinyfusion.metrics.rows import copies_of, first_rows, map_rows
 
+CALL = {"cuda": (1024, 1 << 24), "cpu": (256, 1 << 20)}
+"""By device: samples per call of a block, and numbers in their hidden states, at most."""
+
 
 class CandidateScores:
     """Scores ways of pruning one network, each as if only its blocks were run.
@@ -31,14 +34,15 @@ class CandidateScores:
     the tree that is new to the step runs once, together with the other new nodes of its block.
     Nodes that the following step begins with are kept, so that neighbours in an ascending list
     cost exactly the nodes of their tree, whatever ``branches`` is. Memory: hidden states of
-    ``branches`` candidates for ``rows`` samples, and of at most ``depth`` nodes for all samples.
+    ``branches`` candidates and of at most ``depth`` nodes, for ``rows`` samples each.
 
     Args:
         net: the network; left as it is.
         calibration: the fixed batch.
         branches: candidates per step, at least 1.
-        rows: samples per call of a block, at most (one node's, at least): few enough that hidden
-            states stay in a processor's cache, many enough to occupy a GPU. Default: by device.
+        rows: samples per call of a block, at most; a larger batch is taken piece by piece. Few
+            enough that hidden states stay in a processor's cache, many enough to occupy a GPU.
+            Default: by device and size of the hidden states (`CALL`).
 
     Attributes:
         block_evaluations: blocks run so far, each on the whole batch; scoring candidates one by
@@ -55,15 +59,30 @@ class CandidateScores:
         self.branches = branches
         self.block_evaluations = 0
         self._device = next(net.parameters()).device
-        self._rows = rows or (1024 if self._device.type == "cuda" else 256)
+        self._rows = rows or self._default_rows()
         self._pieces = [piece for part in calibration.parts for piece in self._cut(*part)]
         self._compared = False
 
+    def _default_rows(self) -> int:
+        """See `CALL`; the hidden states of one sample are looked at, no block is run."""
+        rows, numbers = CALL.get(self._device.type, CALL["cpu"])
+        ((_, corrupted), *_), sizes = self.calibration.parts, [1]
+
+        def look(index: int, block: nn.Module, states: Tensor, condition: Any) -> Tensor:
+            sizes.append(states.numel())
+            return states
+
+        inputs = (*corrupted.inputs, self.calibration.labels)
+        with torch.no_grad(), evaluating(self.net):
+            self.net(*(value[:1].to(self._device) for value in inputs), run_block=look)
+        return max(1, min(rows, numbers // max(sizes)))
+
     def _cut(self, rows: slice, corrupted: Any) -> Iterator[_Piece]:
-        """A part of the fixed batch in pieces of at most ``rows`` samples."""
+        """A part of the fixed batch in about equal pieces of at most ``rows`` samples."""
         count, labels = rows.stop - rows.start, self.calibration.labels[rows]
-        for first in range(0, count, self._rows):
-            some = slice(first, min(first + self._rows, count))
+        size = -(-count // -(-count // self._rows))
+        for first in range(0, count, size):
+            some = slice(first, min(first + size, count))
             batch = map_rows((corrupted, labels), count, lambda value, some=some: value[some])
             yield _Piece(
                 slice(rows.start + some.start, rows.start + some.stop),
@@ -82,7 +101,8 @@ class CandidateScores:
                 most, any order is right.
 
         Yields:
-            Mean and standard error over the fixed batch, in the order given.
+            Mean and standard error over the fixed batch, in the order given; after the last
+            candidate if the batch is taken in several pieces.
 
         Raises:
             InputError: the network's forward does not walk its blocks as `Backbone` says.
@@ -119,21 +139,31 @@ class CandidateScores:
         score: Callable[[Tensor, _Piece, Any], Tensor],
     ) -> Iterator[tuple[float, float]]:
         """Mean and standard error of a figure per sample, for each candidate."""
+        plans = self._plans([tuple(kept) for kept in kept_sets])
+        # Of several pieces, one goes through all steps before the next does: only its states are
+        # kept from step to step.
+        groups = ([plan] for plan in plans) if len(self._pieces) == 1 else iter([list(plans)])
         carried: list[dict[Kept, Tensor]] = [{} for _ in self._pieces]
-        for first in range(0, len(kept_sets), self.branches):
-            last = first + self.branches
-            step = [tuple(kept) for kept in kept_sets[first:last]]
-            following = [tuple(kept) for kept in kept_sets[last : last + self.branches]]
-            plan = Plan(self.net, step, set(carried[0]), common_start(step[-1], following))
+        for group in filter(None, groups):
             with torch.no_grad(), evaluating(self.net):
                 pieces = [
-                    self._step(plan, piece, states, score)
+                    torch.cat([self._step(plan, piece, states, score) for plan in group])
                     for piece, states in zip(self._pieces, carried, strict=True)
                 ]
-            self.block_evaluations += plan.new_nodes
+            self.block_evaluations += sum(plan.new_nodes for plan in group)
             scores_KN = torch.cat(pieces, dim=1)
             means, stds = scores_KN.mean(1), scores_KN.std(1) / scores_KN.shape[1] ** 0.5
             yield from zip(means.tolist(), stds.tolist(), strict=True)
+
+    def _plans(self, kept_sets: Sequence[Kept]) -> Iterator[Plan]:
+        """What each step runs."""
+        known: set[Kept] = set()
+        for first in range(0, len(kept_sets), self.branches):
+            last = first + self.branches
+            step, following = kept_sets[first:last], kept_sets[last : last + self.branches]
+            plan = Plan(self.net, step, known, common_start(step[-1], following))
+            yield plan
+            known = plan.carried
 
     def _step(
         self,

@@ -97,10 +97,14 @@ def read_losses(path: Path, kept_sets: Sequence[Kept], head: Mapping[str, Any]) 
     if not path.is_file():
         raise InputError(f"candidates file {str(path)!r} does not exist")
     losses, ends = _read(path, kept_sets, head)
-    if len(losses) < len(kept_sets) or ends[-1] != path.stat().st_size:
+    if len(losses) < len(kept_sets):
         raise InputError(
             f"candidates file {str(path)!r} ends early, behind {len(losses):,} of "
             f"{len(kept_sets):,} candidates; remove it, and they are evaluated anew"
+        )
+    if ends[-1] != path.stat().st_size:
+        raise InputError(
+            f"candidates file {str(path)!r} goes on behind its {len(losses):,} candidates"
         )
     return losses
 

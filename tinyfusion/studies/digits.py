@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyfusion.errors import InputError
 from tinyfusion.studies.jobs import Job
 
 
@@ -90,8 +91,18 @@ def plan(
         seeds: seeds of decision, recovery and random draw alike.
         added: further decisions by name: files, or folders that hold one.
         finetune: recover every pruner by fine-tuning, too.
+
+    Raises:
+        InputError: the name of a further decision is taken, or can't name a folder.
     """
     added = added or {}
+    taken = set(map(slug, PRUNERS | WIDTH))
+    for name in added:
+        if slug(name) in taken or "/" in name:
+            raise InputError(
+                f"decision {name!r}: the name is taken or has a slash in it; give another one"
+            )
+        taken.add(slug(name))
     every = [*PRUNERS, *added]
     rounds = [
         [*((name, "kd") for name in (*every, *WIDTH)), OTHERS[0]],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,21 @@ class Job:
             passed_on = [text for text in passed_on if _key(text).split(".")[0] not in NOT_OF_PRUNE]
         given = set(map(_key, passed_on))
         own = [text for text in self.overrides if _key(text) not in given]
-        decision = [] if self.decided is None else [f"decision={decision_file(self.decided)}"]
-        return [self.command, *own, *decision, f"hydra.run.dir={self.folder}", *passed_on]
+        decision = []
+        if self.decided is not None:
+            decision = [f"decision={quoted(decision_file(self.decided))}"]
+        return [self.command, *own, *decision, f"hydra.run.dir={quoted(self.folder)}", *passed_on]
 
 
 def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
+
+
+def quoted(path: Path) -> str:
+    """A path as the value of an override: quoted where Hydra would read more into it."""
+    if re.fullmatch(r"[\w./-]+", str(path), re.ASCII):
+        return str(path)
+    return "'" + str(path).replace("'", "\\'") + "'"
 
 
 def decision_file(place: Path) -> Path:
@@ -133,6 +143,46 @@ def seed_list(text: str) -> list[int]:
         argparse.ArgumentTypeError: something else.
     """
     try:
-        return [int(part) for part in text.split(",")]
+        seeds = [int(part) for part in text.split(",")]
     except ValueError:
         raise ArgumentTypeError(f"{text!r}: give seeds as 0,1,2") from None
+    if len(set(seeds)) < len(seeds):
+        raise ArgumentTypeError(f"{text!r} gives a seed twice")
+    return seeds
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """Which of how many shares, as given on a command line: ``0/2``.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise ArgumentTypeError(f"{text!r}: give K/N, of N=2 shares 0/2 or 1/2")
+    return int(found[1]), int(found[2])
+
+
+def two_or_more(text: str) -> int:
+    """A number as given on a command line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is less than 2, or none.
+    """
+    if not text.isdecimal() or int(text) < 2:
+        raise ArgumentTypeError(f"{text!r} must be a whole number, at least 2")
+    return int(text)
+
+
+def options_and_overrides(
+    parser: ArgumentParser, argv: Sequence[str] | None
+) -> tuple[Namespace, list[str]]:
+    """Options of a study's script, and the overrides for every job that stand among them.
+
+    Leaves with the parser's message at an option that it does not know.
+    """
+    options, overrides = parser.parse_known_args(argv)
+    unknown = [text for text in overrides if text.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options, overrides
