@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from tinyfusion.backbones.contract import Backbone, compile_blocks, count_parameters
-from tinyfusion.backbones.coupling import coupling
 from tinyfusion.backbones.presets import PRESETS, build, build_empty, preset, preset_family
+from tinyfusion.errors import InputError
 from tinyfusion.figures.speed import speed_by_ratio
 from tinyfusion.files import write_json
 from tinyfusion.metrics.speed import compare_speed, macs
-from tinyfusion.pruners.width_search import widths_for
+from tinyfusion.pruners.diff_pruning import DiffPruning
 from tinyfusion.version import __version__
 
 NARROW = {
@@ -45,19 +45,24 @@ DEPTH, WIDTH = "depth", "width"
 def variants(
     whole: dict[str, Any], depths: list[int], ratios: list[float], round_to: int
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Kind, label and constructor arguments of every pruned network."""
+    """Kind, label and constructor arguments of every pruned network.
+
+    Raises:
+        InputError: depths or shares of parameters that can't be.
+    """
     with torch.device("meta"):
         net = build_empty(whole)
     for depth in depths:
+        if not 0 < depth < net.depth:
+            raise InputError(f"depth {depth} must be between 1 and {net.depth - 1}")
         with torch.device("meta"):
             cut = build_empty(whole)
         cut.keep_blocks(range(depth))
         yield DEPTH, str(depth), {**whole, **cut.config()}
-    found = coupling(net)
     for ratio in ratios:
-        widths = widths_for(found, ratio, round_to)
+        widths = DiffPruning(ratio=ratio, round_to=round_to).plan(net).widths
         label = str(next(iter(widths.values())))
-        yield WIDTH, label, {**whole, **found.plan.fixed, **widths}
+        yield WIDTH, label, {**whole, **net.width_plan().fixed, **widths}
 
 
 def forwards(net: Backbone, batch: int, device: torch.device) -> Callable[[], int]:
@@ -84,6 +89,17 @@ def ready(arguments: dict[str, Any], options: argparse.Namespace) -> Backbone:
     return net
 
 
+def positive(text: str) -> int:
+    """A number as given on a command line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is less than 1, or none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(
@@ -91,8 +107,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--preset", choices=PRESETS, metavar="NAME", help="such as dit_xl_2")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
+    parser.add_argument("--batch", type=positive, default=2)
+    parser.add_argument("--repeats", type=positive, default=5, help="timed rounds")
     parser.add_argument("--depths", type=int, nargs="+", help="default: every second")
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
     parser.add_argument("--round-to", type=int, default=8, help="widths are a multiple of this")
@@ -100,13 +116,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("outputs/speed"))
     options = parser.parse_args(argv)
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {options.device}: there is no GPU here")
     whole = dict(NARROW)
     if options.preset is not None:
         whole = {"backbone": preset_family(options.preset), **preset(options.preset)}
 
+    with torch.device("meta"):
+        depth = build_empty(whole).depth
+    depths = options.depths or list(range(depth - 2, 1, -2))
+    try:
+        parts = list(variants(whole, depths, options.ratios, options.round_to))
+    except InputError as error:
+        parser.error(str(error))
     base = ready(whole, options)
-    depths = options.depths or list(range(base.depth - 2, 1, -2))
-    parts = list(variants(whole, depths, options.ratios, options.round_to))
     nets = {"whole": base}
     nets |= {f"{kind} {label}": ready(args, options) for kind, label, args in parts}
     device = torch.device(options.device)

@@ -17,9 +17,12 @@ from tinyfusion.backbones.sit import SiT
 from tinyfusion.checkpoints import load, read_checkpoint, save_model, save_public
 from tinyfusion.checkpoints.describe import describe
 from tinyfusion.checkpoints.diffusers_layout import check_holdable
+from tinyfusion.checkpoints.lineage import lineage
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.surgery import prune
+from tinyfusion.tools.inspect import examine
+from tinyfusion.tools.report import report
 from tinyfusion.widths import WidthDecision
 
 SIZES = {"input_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 2, "num_heads": 4}
@@ -80,6 +83,15 @@ def test_kept_tensors_are_slices_and_the_source_is_left_alone(net: DiT) -> None:
     assert not pruned.pos_embed.requires_grad
     pruned.blocks[1].attn.qkv.weight.data.zero_()
     assert net.blocks[1].attn.qkv.weight.abs().sum() > 0
+
+
+def test_mode_and_what_is_trained_are_the_sources(net: DiT) -> None:
+    assert not prune(net, decision_for(net, NARROW)).training
+    net.train().blocks[1].requires_grad_(False)
+    pruned = prune(net, decision_for(net, NARROW))
+    assert pruned.training
+    for name, parameter in pruned.named_parameters():
+        assert parameter.requires_grad == net.get_parameter(name).requires_grad, name
 
 
 def test_everything_kept_is_the_identity(net: DiT) -> None:
@@ -167,6 +179,18 @@ def test_stored_and_loaded_like_any_other_checkpoint(net: DiT, tmp_path) -> None
     assert torch.equal(half.pos_embed, pruned.pos_embed)
 
 
+def test_what_lies_beside_a_model_tells_how_it_was_cut(net: DiT, tmp_path) -> None:
+    decision = replace(decision_for(net, NARROW), method="by_hand", seed=7)
+    folder = save_model(prune(net, decision), tmp_path / "pruned")
+    assert "decision" not in lineage(read_checkpoint(folder))
+    decision.save(tmp_path / decision.file_name)
+    known = lineage(read_checkpoint(folder))["decision"]
+    assert (known["method"], known["seed"], known["widths"]) == ("by_hand", 7, NARROW)
+    # Those of another run are not taken for its own.
+    decision_for(net, {**NARROW, "mlp_width": 44}).save(tmp_path / decision.file_name)
+    assert "decision" not in lineage(read_checkpoint(folder))
+
+
 def test_a_bare_file_needs_the_number_of_heads(net: DiT, tmp_path) -> None:
     pruned = prune(net, decision_for(net, {**NARROW, "num_heads": 2}))
     torch.save(pruned.state_dict(), tmp_path / "bare.pt")
@@ -179,6 +203,7 @@ def test_a_bare_file_needs_the_number_of_heads(net: DiT, tmp_path) -> None:
         assert torch.equal(bare(*inputs), pruned(*inputs))
     facts = describe(read_checkpoint(tmp_path / "bare.pt"))
     assert (facts["attention_width"], facts["mlp_width"], facts["notes"]) == (8, 40, [])
+    assert "attention width  8 (heads don't fill" in report(examine(tmp_path / "bare.pt"))
     facts = describe(read_checkpoint(save_model(pruned, tmp_path / "ours")))
     assert (facts["heads"], facts["attention_width"], facts["notes"]) == (2, 8, [])
 

@@ -52,7 +52,8 @@ def test_a_decision_of_blocks_is_read_by_the_same_function(tmp_path: Path) -> No
         ({"widths": {"hidden_size": 0, "num_heads": 1}}, "positive integer"),
         ({"ratio": 1.0}, "below 1"),
         ({"ratio": "half"}, "must be a number"),
-        ({"parameters": 0}, "positive integer"),
+        ({"parameters": 0}, "^parameters=0 must be a positive integer"),
+        ({"source_parameters": "all"}, "^source_parameters='all' must be a positive integer"),
     ],
 )
 def test_what_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:

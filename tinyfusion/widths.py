@@ -63,7 +63,8 @@ class WidthDecision:
         _check_numbers("source_units", self.source_units)
         _check_numbers("widths", self.widths)
         _check_numbers("source_widths", self.source_widths)
-        _check_numbers("", {"parameters": self.parameters, "source": self.source_parameters})
+        for key in ("parameters", "source_parameters"):
+            _check_number(key, getattr(self, key))
         if not isinstance(self.kept, Mapping) or self.kept.keys() != self.source_units.keys():
             raise InputError("kept and source_units must name the same groups of channels")
         if self.widths.keys() != self.source_widths.keys():
@@ -164,8 +165,12 @@ def _check_numbers(key: str, found: Any) -> None:
     if not isinstance(found, Mapping) or not found:
         raise InputError(f"{key} must be a dictionary of positive integers")
     for name, value in found.items():
-        if type(value) is not int or value < 1:
-            raise InputError(f"{key}[{name}]={value!r} must be a positive integer")
+        _check_number(f"{key}[{name}]", value)
+
+
+def _check_number(key: str, value: Any) -> None:
+    if type(value) is not int or value < 1:
+        raise InputError(f"{key}={value!r} must be a positive integer")
 
 
 def _check_units(name: str, units: Any, count: int) -> tuple[int, ...]:

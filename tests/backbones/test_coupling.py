@@ -131,6 +131,12 @@ class Mistaken(DiT):
         return WidthPlan((WidthGroup("residual", "hidden_size", "nowhere"),))
 
 
+class Uneven(DiT):
+    def width_plan(self) -> WidthPlan:
+        group = WidthGroup("residual", "hidden_size", "x_embedder.proj", unit=3)
+        return WidthPlan((group,), tables={"pos_embed": 2})
+
+
 class Planless(DiT):
     width_plan = Backbone.width_plan
 
@@ -139,6 +145,8 @@ def test_a_wrong_or_missing_plan_is_refused() -> None:
     sizes = {**SMALL, "hidden_size": 8, "num_heads": 2, "patch_size": 2}
     with pytest.raises(InputError, match=r"width plan of Mistaken does not fit it.*nowhere"):
         coupling(Mistaken(**sizes))
+    with pytest.raises(InputError, match="group 'residual' does not run evenly through x_embedder"):
+        coupling(Uneven(**sizes))
     with pytest.raises(InputError, match="a Planless has no width plan"):
         coupling(Planless(**sizes))
 

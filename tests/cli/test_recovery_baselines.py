@@ -68,6 +68,15 @@ def test_seams_first_says_what_it_trains(tf, root, decided) -> None:
     assert provenance(root)["first_stage_steps"] == 2
 
 
+def test_weights_of_the_pairs_are_measured_and_recorded(tf, root, decided) -> None:
+    more = ("recovery=laptop_kd", "recovery.calibration_samples=8", f"hydra.run.dir={root}")
+    result = tf("recover", decided, *more)
+    assert result.status == 0, result.err
+    weights = provenance(root)["feature_weights"]
+    assert len(weights) == len(provenance(root)["alignment"]) == 3
+    assert min(weights) == 1.0 and max(weights) > 1.01
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     {

@@ -15,6 +15,41 @@ from tinyfusion.widths import read_decision
 WIDTHS = ("pruner=diff_pruning", "pruner.num_samples=8", "pruner.stride=250", "pruner.round_to=4")
 
 
+def test_a_decision_is_taken_up_and_applied_by_itself(
+    tf, only_run: Callable[[str], Path], tmp_path: Path
+) -> None:
+    assert tf("prune", *WIDTHS).status == 0
+    folder = only_run("prune")
+    (folder / "finished.json").unlink()
+    (folder / "pruned/config.json").unlink()
+    done = tf("prune", f"resume={folder}", exact=True)
+    assert done.status == 0, done.err
+    assert f"taking the decision in {folder / 'widths.json'}" in done.out
+    pruned = load(folder / "pruned")
+    own = tmp_path / "given"
+    given = (f"decision={folder / 'widths.json'}", f"hydra.run.dir={own}")
+    done = tf("recover", *given, "recovery=kd", "start=fresh")
+    assert done.status == 0, done.err
+    assert read_decision(own / "widths.json") == read_decision(folder / "widths.json")
+    assert not (own / "decision.json").exists()
+    assert load(own / "recovered").config() == pruned.config()
+    own = tmp_path / "run"
+    given = (f"decision={folder / 'widths.json'}", f"hydra.run.dir={own}", "evaluation=none")
+    short = ("training.recovery.steps=2", "training.recovery.batch_size=8")
+    done = tf("run", *given, *short, "recovery=finetune", small=False)
+    assert done.status == 0, done.err
+    assert (own / "widths.json").is_file() and not (own / "decision.json").exists()
+    done = tf("recover", f"checkpoint={folder / 'pruned'}", "recovery=finetune")
+    assert done.status == 2
+    assert "records no removed blocks: give decision=PATH" in done.err
+
+
+def test_a_number_of_blocks_is_said_to_be_of_no_use(tf) -> None:
+    done = tf("prune", *WIDTHS, "keep=2")
+    assert done.status == 0, done.err
+    assert "keep=2 is not used: diff_pruning says itself what stays" in done.out + done.err
+
+
 @pytest.mark.slow
 def test_run_recover_and_resume(tf, only_run: Callable[[str], Path], root: Path) -> None:
     done = tf("run", *WIDTHS, "recovery=kd")
@@ -80,8 +115,15 @@ def test_inspect_says_what_a_width_decision_and_its_model_are(
     assert "won't load" not in out
     assert main(["convert", str(folder / "pruned"), str(folder / "net.pt"), "--to", "public"]) == 0
     assert load(folder / "net.pt").config() == load(folder / "pruned").config()
-    card = (folder / "net.md") if (folder / "net.md").exists() else None
-    assert card is None or "pruned in width by diff_pruning" in card.read_text()
+    card = (folder / "net.pt.md").read_text()
+    decision = read_decision(folder / "widths.json")
+    for text in (
+        "- pruned\n- width-pruning\n",
+        ", pruned in width by diff_pruning.",
+        f"**Widths**: hidden_size 16 to {decision.widths['hidden_size']}, ",
+        f"**Parameters removed**: {100 * decision.reached:.1f} %",
+    ):
+        assert text in card
     assert main(["convert", str(folder / "pruned"), str(folder / "d"), "--to", "diffusers"]) != 0
 
 

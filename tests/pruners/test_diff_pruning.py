@@ -69,6 +69,40 @@ def test_micro_batches_change_nothing(net: DiT) -> None:
         assert torch.allclose(parameter.grad, wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_micro_batches_of_mar_hide_as_many_tokens_as_the_whole() -> None:
+    torch.manual_seed(4)
+    # In evaluation mode whatever it was in before: no dropout.
+    mar = MAR(4, 8, 1, 1, 2, 1, 1, num_classes=3, buffer_size=2, head_depth=1, head_width=8,
+              dropout=0.5).train()  # fmt: skip
+    for parameter in mar.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    images, labels = batch(5)
+    found = []
+    for size in (None, 2, 1):
+        draws = FixedDraws(len(images), 0, "test")
+        options = (draws, 0.0, 300, size)
+        found.append(accumulate_gradients(mar, MaskedDiffusion(), images, labels, *options).losses)
+    assert mar.training
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_says_how_far_it_is(
+    net: DiT, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tinyfusion.pruners.diff_pruning.SECONDS_PER_LINE", 0)
+    caplog.set_level("INFO")
+    losses = summed(net, threshold=1e-6).losses
+    assert f"2 of at most 4 times, loss {losses[1]:.4f}, " in caplog.messages[1]
+    assert caplog.messages[1].endswith("of the largest (ends below 1e-06)")
+
+
+def test_a_loss_that_is_no_number_is_refused(net: DiT) -> None:
+    net.final_layer.linear.bias.data.fill_(math.nan)
+    with pytest.raises(InputError, match=r"diff_pruning: the loss at time 0\.0005 is nan"):
+        summed(net)
+
+
 def test_stops_at_the_first_time_below_the_threshold_and_leaves_it_out(net: DiT) -> None:
     losses = summed(net).losses
     first_two = summed(net, stride=500)

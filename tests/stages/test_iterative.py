@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.checkpoints import save_model
+from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.settings.check import check
 from tinyfusion.settings.overview import conf_folder
 from tinyfusion.stages import iterative
 from tinyfusion.stages.iterative import LastRound, check_rounds, earlier_rounds
+from tinyfusion.stages.recover import RECOVERED
 from tinyfusion.stages.setup import Setup
 from tinyfusion.surgery import prune
 
@@ -66,6 +67,10 @@ def checked(tmp_path: Path) -> Callable[..., Backbone | None]:
         ("scheme=1:2",): "scheme=1:2: with iterative= .* give scheme=null",
         ("start=fresh",): "start=fresh: .* give start=kept",
         ("teacher.path=digits",): r"teacher\.path=digits: .* iterative\.teacher",
+        ("pruner=random", "pruner.candidates=9", "pruner.marks={a:[0,1,2,3]}"): (
+            "pruner.marks holds choices among the blocks of one model"
+        ),
+        ("pruner=random", "pruner.candidates=9", "pruner.losses=a.csv"): "give pruner.losses=null",
         ("pruner=diff_pruning",): "does not choose a given number of blocks",
         ("pruner=indices", "pruner.kept=[0,1]"): "does not choose a given number of blocks",
         ("pruner=learned", "iterative.depths=[5,3]", "iterative.weights=source"): "",
@@ -108,6 +113,8 @@ def test_a_previous_model_has_to_be_one(checked, tmp_path: Path) -> None:
     refused(prune(net_of(), [0, 2, 4]), "has 3 blocks, but iterative.depths says")
     refused(prune(net_of(9), [0, 2, 4, 8]), r"keeps blocks \[0, 2, 4, 8\], which are not all in")
     refused(prune(net_of(8, 32), [0, 2, 4, 6]), "has hidden_size=32, but the model .* has 16")
+    narrow = DiT(8, 2, 1, hidden_size=16, depth=8, num_heads=2, num_classes=10, mlp_width=40)
+    refused(prune(narrow, [0, 2, 4, 6]), "has mlp_width=40, but the model that is pruned has None")
     middle = prune(net_of(9), range(0, 8))
     path = saved(prune(middle, [0, 2, 4, 6]), tmp_path / "right")
     assert checked(f"iterative.previous={path}", net=middle).kept_from == (0, 2, 4, 6)
@@ -162,10 +169,15 @@ def test_three_rounds_and_a_recovery_without_teacher(laid_out) -> None:
     assert laid_out.made == [] and last.teacher is None and last.net.depth == 8
 
 
-def test_a_network_that_was_a_teacher_can_be_cut_again() -> None:
-    net = net_of(2)
+def test_a_network_that_was_a_teacher_can_be_cut_again(tmp_path: Path, monkeypatch) -> None:
+    def distilled(setup: Setup, student: Backbone, teacher: Backbone, decision: Decision) -> None:
+        teacher.requires_grad_(False)
+        save_model(student, setup.folder / RECOVERED, {})
+
+    monkeypatch.setattr(iterative, "recover", distilled)
+    net = net_of(8)
     before = [p.requires_grad for p in net.parameters()]
-    with iterative._left_trainable(net):
-        net.requires_grad_(False)
+    first = saved(net, tmp_path / "first")
+    setup = Setup(iterative.round_cfg(config(f"checkpoint={first}"), first, 4, 1), tmp_path)
+    assert iterative._made(setup, net, True).depth == 4
     assert [p.requires_grad for p in net.parameters()] == before and not all(before)
-    assert torch.is_grad_enabled()

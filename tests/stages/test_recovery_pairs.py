@@ -3,12 +3,14 @@
 import pytest
 
 from tinyfusion.backbones.contract import forward_with_states
+from tinyfusion.backbones.coupling import coupling
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
-from tinyfusion.stages.origins import aligned_pairs
+from tinyfusion.stages.origins import aligned_pairs, seams_of
 from tinyfusion.surgery import prune
+from tinyfusion.widths import WidthDecision
 
 
 def net_of(depth):
@@ -88,3 +90,18 @@ def test_compared_states_of_two_stacks_have_the_same_shapes(decided):
     mine = forward_with_states(student, inputs, range(3))[1]
     theirs = forward_with_states(teacher, inputs, range(7))[1]
     assert all(mine[a].shape == theirs[b].shape for a, b in pairs)
+
+
+def test_seams_by_the_decision_or_by_what_files_record():
+    source = net_of(8)
+    middle = prune(source, [0, 1, 2, 4, 5, 6])
+    assert seams_of(middle, source, Decision((0, 1, 2, 4, 5, 6), 8)) == (2, 3, 5)
+    assert seams_of(middle, source, None) == (2, 3, 5)
+    # What is missing at the end only the teacher can tell; of what it lacks itself it says nothing.
+    assert seams_of(middle, None, None) == (2, 3)
+    assert seams_of(prune(middle, [0, 1, 3, 4, 5]), middle, None) == (1, 2)
+    assert seams_of(source, source, None) == ()
+    found = coupling(source)
+    kept = {name: tuple(range(units)) for name, units in found.units.items()}
+    widths = WidthDecision(kept, found.units, found.widths, found.widths, 1, 1, 0.0)
+    assert seams_of(middle, source, widths) == ()

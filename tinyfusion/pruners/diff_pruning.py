@@ -6,7 +6,9 @@ them (its `GroupTaylorImportance`); what is summed over the times are gradients.
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +18,19 @@ from torch import Tensor, nn
 from tinyfusion.backbones.contract import Backbone, evaluating
 from tinyfusion.backbones.coupling import coupled_groups, coupling, cut_tensors
 from tinyfusion.errors import InputError
-from tinyfusion.processes.contract import Draws, Process
+from tinyfusion.processes.contract import Process
 from tinyfusion.pruners.contract import Choice, PruningContext
 from tinyfusion.pruners.width_search import widths_for
 from tinyfusion.seeding import FixedDraws
 from tinyfusion.widths import WidthDecision
 
+log = logging.getLogger(__name__)
+
 TIMES = 1000
 """Times between clean data and noise for a process that has no steps."""
+
+SECONDS_PER_LINE = 30
+"""How often it is said how far the times have been gone through."""
 
 
 class DiffPruning:
@@ -165,7 +172,7 @@ def accumulate_gradients(
         process: gives the noised inputs and the loss, whose term ``mse`` is used.
         images: one batch, shape (N, C, H, W).
         labels: shape (N,).
-        draws: everything random but the time; the same at every time.
+        draws: everything random but the time; the same at every time and however the batch is cut.
         threshold: share of the largest loss.
         stride: steps from one time to the next.
         micro_batch: images at a time.
@@ -179,22 +186,23 @@ def accumulate_gradients(
     times: list[float] = []
     losses: list[float] = []
     stopped_at = None
+    shown = time.monotonic()
     with torch.enable_grad(), evaluating(net):
         for step in range(0, steps, stride):
-            time = abs(process.clean_draw - (step + 0.5) / steps)
+            draw = abs(process.clean_draw - (step + 0.5) / steps)
             loss = 0.0
             net.zero_grad(set_to_none=True)
             for rows in parts:
                 clean = images[rows].to(device)
-                at = _AtTime(draws.part(rows), len(clean), time, device)
+                at = _AtTime(draws, rows, draw, device)
                 corrupted = process.corrupt(clean, at)
                 out = net(*corrupted.inputs, labels[rows].to(device))
                 term = process.loss(out, corrupted)["mse"].sum() / len(images)
                 term.backward()
                 loss += float(term.detach())
             if not math.isfinite(loss):
-                raise InputError(f"pruner=diff_pruning: the loss at time {time:g} is {loss}")
-            times.append(time)
+                raise InputError(f"pruner=diff_pruning: the loss at time {draw:g} is {loss}")
+            times.append(draw)
             losses.append(loss)
             if loss < threshold * max(losses):
                 stopped_at = len(losses) - 1
@@ -202,6 +210,14 @@ def accumulate_gradients(
             for total, parameter in zip(sums, trained, strict=True):
                 if parameter.grad is not None:
                     total += parameter.grad
+            if time.monotonic() - shown >= SECONDS_PER_LINE:
+                shown = time.monotonic()
+                share = loss / max(losses)
+                log.info(
+                    "prune: %s of at most %s times, loss %.4f, %.3f of the largest (ends below %g)",
+                    *(f"{len(times):,}", f"{len(range(0, steps, stride)):,}", loss, share),
+                    threshold,
+                )
     for total, parameter in zip(sums, trained, strict=True):
         parameter.grad = total
     return Trajectory(times, losses, stopped_at)
@@ -255,22 +271,23 @@ class _AtTime:
     """Draws that are all at one time (`tinyfusion.processes.contract.Draws`).
 
     Args:
-        draws: everything else.
-        count: number of samples.
+        draws: everything else, of the whole batch.
+        rows: which samples of it.
         time: the draw of the times.
         device: where draws are wanted.
     """
 
-    def __init__(self, draws: Draws, count: int, time: float, device: torch.device) -> None:
-        self._draws, self._count, self._time, self._device = draws, count, time, device
+    def __init__(self, draws: FixedDraws, rows: slice, time: float, device: torch.device) -> None:
+        self._whole, self._part = draws.part(slice(0, draws.count)), draws.part(rows)
+        self._count, self._time, self._device = len(range(draws.count)[rows]), time, device
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         if purpose == "times":
             return torch.full((self._count, *shape), self._time, device=self._device)
-        return self._draws.uniform(purpose, *shape).to(self._device)
+        return self._part.uniform(purpose, *shape).to(self._device)
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
-        return self._draws.normal(purpose, *shape).to(self._device)
+        return self._part.normal(purpose, *shape).to(self._device)
 
     def shared(self, purpose: str) -> float:
-        return self._draws.shared(purpose)
+        return self._whole.shared(purpose)

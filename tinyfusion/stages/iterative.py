@@ -23,7 +23,7 @@ from tinyfusion.pruners.contract import Pruner
 from tinyfusion.scheme import Scheme
 from tinyfusion.settings.compose import build
 from tinyfusion.stages.prune import budget, decide
-from tinyfusion.stages.recover import RECOVERED, check_recovery, recover
+from tinyfusion.stages.recover import RECOVERED, recover
 from tinyfusion.stages.setup import Setup
 from tinyfusion.surgery import prune
 
@@ -90,6 +90,12 @@ def check_settings(cfg: DictConfig, source_depth: int) -> None:
             f"teacher.path={cfg.teacher.path}: with iterative= the last round's teacher is "
             "iterative.teacher (previous or source); give teacher=from_source"
         )
+    for key in ("losses", "marks"):
+        if cfg.pruner.get(key):
+            raise InputError(
+                f"pruner.{key} holds choices among the blocks of one model, but with iterative= "
+                f"every round cuts another; give pruner.{key}=null"
+            )
     if not getattr(build(cfg.pruner), "uses_keep", True):
         raise InputError(
             "iterative= says how many blocks each round leaves, but this pruner does not choose a "
@@ -141,7 +147,6 @@ def check_rounds(setup: Setup, source: Backbone, teacher: Backbone | None) -> Ba
     previous = None if given is None else setup.load(given, key="iterative.previous")
     if previous is not None:
         _check_previous(given, previous, source, depths[-2])
-        check_recovery(setup, source, None if teacher is None else previous)
     pruner: Pruner = build(cfg.pruner)
     net = source
     for number, depth in enumerate(depths[:-1], 1):
@@ -173,12 +178,12 @@ def _check_previous(path: str, previous: Backbone, source: Backbone, depth: int)
         {k: v for k, v in net.config().items() if k not in net.depth_arguments}
         for net in (source, previous)
     )
-    differing = [key for key in mine if mine[key] != theirs.get(key)]
-    if differing:
-        key = differing[0]
-        raise InputError(
-            f"{shown} has {key}={theirs.get(key)}, but the model that is pruned has {mine[key]}"
-        )
+    for key in {**mine, **theirs}:
+        if mine.get(key) != theirs.get(key):
+            raise InputError(
+                f"{shown} has {key}={theirs.get(key)}, but the model that is pruned has "
+                f"{mine.get(key)}"
+            )
     origin = source.kept_from or tuple(range(source.depth))
     borders = source.borders if source.kept_from is None else source.source_borders
     if not set(previous.kept_from) <= set(origin) or previous.source_borders != borders:

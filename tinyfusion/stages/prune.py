@@ -105,6 +105,9 @@ def decide(setup: Setup, source: Backbone) -> Decision | WidthDecision:
     else:
         pruner: Pruner = build(cfg.pruner)
         scheme, keep = budget(cfg, source, pruner)
+        method = _method(cfg, pruner)
+        if cfg.keep is not None and not getattr(pruner, "uses_keep", True):
+            log.warning("prune: keep=%s is not used: %s says itself what stays", cfg.keep, method)
         # The pruner is free to alter its network.
         net = copy.deepcopy(source)
         context = PruningContext(
@@ -122,7 +125,7 @@ def decide(setup: Setup, source: Backbone) -> Decision | WidthDecision:
         choice = pruner.choose(context)
         setup.log_figures(folder / "prune")
         known = {
-            "method": _method(cfg, pruner),
+            "method": method,
             "scores": choice.scores,
             "seed": setup.seed,
             "source_sha256": setup.source_hash,

@@ -50,8 +50,9 @@ def main(cfg: DictConfig, folder: Path) -> None:
         student = net
         if net.kept_from is None and setup.cfg.teacher.path == "source":
             raise InputError(
-                f"checkpoint={cfg.checkpoint} is not pruned: give decision=PATH as well, or the "
-                "pruned model as checkpoint and its source as teacher.path=PATH"
+                f"checkpoint={cfg.checkpoint} records no removed blocks: give decision=PATH as "
+                "well; or, if it was pruned in width, its source as teacher.path=PATH "
+                "(teacher=none for recovery=finetune)"
             )
     teacher = load_teacher(setup, None if decision is None else net)
     check_recovery(setup, student, teacher)
