@@ -138,3 +138,18 @@ def on_two_ranks(tmp_path: Path) -> Callable[[Callable[[], Any]], list[Any]]:
         return [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
 
     return run_both
+
+
+class _KillAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("killed")
+
+
+@pytest.fixture
+def kill_at() -> Callable[[int], Callback]:
+    """``kill_at(step)`` stands for the end of the process before that step."""
+    return _KillAt

@@ -97,26 +97,13 @@ def test_warm_up_begins_anew(build: Build, run) -> None:
     assert [rate for *_, rate in seen.after][:-1] == pytest.approx(wanted[1:])
 
 
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class KillAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise Killed
-
-
 @pytest.mark.parametrize("step", [2, 5])
-def test_resumed_in_either_stage(build: Build, run, tmp_path, step: int) -> None:
+def test_resumed_in_either_stage(build: Build, run, tmp_path, kill_at, step: int) -> None:
     whole = build(weights=[1.0, 2.0, 3.0])
     run(whole, folder=tmp_path / "whole")
     cut, first = tmp_path / "cut", build(weights=[1.0, 2.0, 3.0])
-    with pytest.raises(Killed):
-        run(first, folder=cut, callbacks=[KillAt(step)], resume_every=1)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(first, folder=cut, callbacks=[kill_at(step)], resume_every=1)
     # Weights of the pairs are measured once: what the file holds counts.
     second, seen = build(weights=[9.0, 9.0, 9.0]), Watch()
     run(second, folder=cut, callbacks=[seen])

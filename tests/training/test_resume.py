@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 
 from tinyfusion.gating.deltas import Lora
 from tinyfusion.gating.gates import Gates
@@ -18,20 +17,6 @@ from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.recovery import Recovery
 from tinyfusion.training.schedules import LearningRate, Linear
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class KillAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise Killed
-
 
 STEPS = 6
 Build = Callable[[], DenoiserTraining]
@@ -76,16 +61,16 @@ def state_of(module: DenoiserTraining) -> dict[str, Any]:
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("kind", ["masks", "recovery"])
 def test_resumed_run_equals_an_uninterrupted_one(
-    request, run, tmp_path, kind: str, accumulate: int
+    request, run, tmp_path, kill_at, kind: str, accumulate: int
 ) -> None:
     build: Build = request.getfixturevalue(kind)
     whole, first, second = build(), build(), build()
     options = {"accumulate": accumulate, "resume_every": 2}
     run(whole, folder=tmp_path / "whole", **options)
     cut = tmp_path / "cut"
-    with pytest.raises(Killed):
+    with pytest.raises(RuntimeError, match="killed"):
         # Step 2 is saved, step 3 is lost and done again.
-        run(first, folder=cut, callbacks=[KillAt(3)], **options)
+        run(first, folder=cut, callbacks=[kill_at(3)], **options)
     assert (cut / "resume.ckpt").is_file()
     run(second, folder=cut, **options)
     expected, found = state_of(whole), state_of(second)
