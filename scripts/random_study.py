@@ -37,22 +37,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.decisions is not None and not arguments.decisions.is_dir():
         parser.error(f"--decisions: {str(arguments.decisions)!r} is no folder")
     root = arguments.root.absolute()
-    jobs = plan(
-        root,
-        arguments.seeds,
-        arguments.candidates,
-        arguments.samples,
-        arguments.recovery,
-        arguments.decisions,
-    )
-    failed = [] if arguments.report else carry_out(jobs, tinyfusion, passed_on)
-    for job in failed:
-        print(f"random_study: {job.folder} failed", file=sys.stderr)
+    failed = []
     try:
+        jobs = plan(
+            root,
+            arguments.seeds,
+            arguments.candidates,
+            arguments.samples,
+            arguments.recovery,
+            arguments.decisions,
+        )
+        if not arguments.report:
+            failed = carry_out(jobs, tinyfusion, passed_on)
         print(report(root, jobs))
     except InputError as error:
         print(f"random_study: {error}", file=sys.stderr)
         return 2
+    for job in failed:
+        print(f"random_study: {job.folder} failed", file=sys.stderr)
     return 1 if failed else 0
 
 

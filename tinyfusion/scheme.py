@@ -134,6 +134,22 @@ def parse_scheme(value: Any, depth: int, borders: Sequence[int] = ()) -> Scheme:
     return Scheme(tuple(groups))
 
 
+def check_keep(scheme: Scheme | None, keep: int) -> Scheme:
+    """The groups to decide within, held against the number of blocks that are to stay.
+
+    Raises:
+        InputError: there are none, or they keep another number of blocks.
+    """
+    if scheme is None:
+        raise InputError(f"keep={keep}: what decides within groups needs a scheme; {EXAMPLES}")
+    if scheme.keep != keep:
+        raise InputError(
+            f"scheme={scheme} keeps {scheme.keep} of {scheme.depth} blocks but keep={keep}: leave "
+            f"keep out, or give scheme=null for equal groups that keep {keep}"
+        )
+    return scheme
+
+
 def even_scheme(keep: int, depth: int, borders: Sequence[int] = ()) -> Scheme:
     """The smallest equal groups that keep ``keep`` blocks, every stack in the same proportion.
 

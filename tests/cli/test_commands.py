@@ -111,6 +111,21 @@ def test_prune(tf, only_run, overrides, kept) -> None:
     assert models["pruned"]["parameters"] < models["source"]["parameters"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        (["pruner=first", "selector=greedy"], "selector= changes nothing: the pruner (First)"),
+        (["pruner=first", "delta.rank=2"], "delta= changes nothing: the pruner (First)"),
+        (["pruner=shortgpt", "selector=greedy"], ""),
+        (["pruner=first"], ""),
+    ],
+)
+def test_choices_that_the_pruner_does_not_use_are_named(tf, caplog, overrides, warned) -> None:
+    result = tf("prune", *overrides, "dry_run=true")
+    assert result.status == 0, result.err
+    assert ("changes nothing" in caplog.text) == bool(warned) and warned in caplog.text
+
+
 @pytest.mark.parametrize("recovery", ["finetune", "kd", "repkd", "masked_kd"])
 def test_recover_from_the_full_model_and_a_decision(tf, only_run, tmp_path, recovery) -> None:
     decision = tf_api.Decision((0, 3), 4, scheme=[[1, 2], [1, 2]]).save(tmp_path / "d.json")

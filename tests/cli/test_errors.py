@@ -49,7 +49,10 @@ def refused(result, root: Path, *fragments: str) -> None:
             ["selector=nonsense is not known", "valid: greedy, grouped, knapsack, top_k"],
         ),
         (["pruner=shortgpt", "selector=null"], ["selector=null", "greedy"]),
-        (["pruner=shortgpt", "selector=grouped", "keep=3"], ["keep=3", "the scheme keeps (2)"]),
+        (
+            ["pruner=shortgpt", "selector=grouped", "keep=3"],
+            ["keep=3", "scheme=1:2 keeps 2 of 4", "scheme=null"],
+        ),
         (["pruner=flux_lite", "pruner.num_samples=0"], ["pruner.num_samples=0 must be at least 1"]),
         (
             ["experiment=imagenet/tinydit_d15"],

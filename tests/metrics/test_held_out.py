@@ -5,7 +5,7 @@ import torch
 
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.mar import MAR
-from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.metrics.held_out import HeldOutLoss, standard_error
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.masked import MaskedDiffusion
 
@@ -84,3 +84,9 @@ def test_masked_images_are_scored_under_shares_that_cover_their_range():
     out = fixed.predict(net)
     parts = [process.loss(out[rows], batch)["loss"] for rows, batch in fixed.parts]
     assert fixed.of(out)["loss"] == pytest.approx(float(torch.cat(parts).mean()), rel=1e-6)
+
+
+def test_one_sample_has_no_standard_error(recwarn):
+    values = torch.tensor([[1.0, 3.0, 5.0]])
+    assert standard_error(values).tolist() == [pytest.approx(2 / 3**0.5)]
+    assert standard_error(values[:, :1]).isnan().tolist() == [True] and not recwarn.list

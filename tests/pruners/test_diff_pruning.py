@@ -251,6 +251,11 @@ def test_a_ratio_that_can_not_be_reached_is_refused() -> None:
         widths_for(digits, 0.5, 16)
 
 
+def test_a_stride_over_all_times_is_refused(net: DiT) -> None:
+    with pytest.raises(InputError, match="stride=1000 must be less than the process's 1000 steps"):
+        summed(net, stride=1000)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -185,7 +185,7 @@ def test_table_of_the_random_study(tmp_path) -> None:
         **{"loss_min": 0.2, "loss_median": 0.9, "loss_max": 30.0},
         **{"block_evaluations": 6000, "naive_block_evaluations": 14_000},
     }
-    decision = Decision((0,), 2, "random", scores=evidence)
+    decision = Decision(tuple(range(14)), 28, "random", scores=evidence)
     decision.save(tmp_path / "decisions/random_median/decision.json")
     for job in jobs:
         if job.command == "run" and job.pruner in ("random, median loss", "shortgpt"):
@@ -196,3 +196,6 @@ def test_table_of_the_random_study(tmp_path) -> None:
     assert rows["random, median loss"]["fid"][0] == 2.5 and "fid" not in rows["oracle"]
     assert rows["shortgpt"]["percentile"] == 12.5 and rows["learned 1:2"]["paper_fid"] == 5.73
     assert "1,000 random choices" in text and "Not finished: " in text and "22.28" in text
+    for candidates, samples in ((2000, 128), (1000, 64)):
+        with pytest.raises(InputError, match="holds 1,000 candidates with 128 samples each, not"):
+            random_halves.plan(tmp_path, [0, 1], candidates, samples)

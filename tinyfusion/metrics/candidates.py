@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone, dtype_of, evaluating, run_plain
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.metrics.held_out import HeldOutLoss, standard_error
 from tinyfusion.metrics.prefix_tree import Kept, Plan, Walk, common_start
 from tinyfusion.metrics.rows import copies_of, first_rows, map_rows
 
@@ -152,8 +152,8 @@ class CandidateScores:
                 ]
             self.block_evaluations += sum(plan.new_nodes for plan in group)
             scores_KN = torch.cat(pieces, dim=1)
-            means, stds = scores_KN.mean(1), scores_KN.std(1) / scores_KN.shape[1] ** 0.5
-            yield from zip(means.tolist(), stds.tolist(), strict=True)
+            means, errors = scores_KN.mean(1), standard_error(scores_KN)
+            yield from zip(means.tolist(), errors.tolist(), strict=True)
 
     def _plans(self, kept_sets: Sequence[Kept]) -> Iterator[Plan]:
         """What each step runs."""

@@ -73,7 +73,7 @@ class HeldOutLoss:
         parts = [self.process.loss(out[rows], corrupted) for rows, corrupted in self.parts]
         terms = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         scores = {name: float(value) for name, value in batch_means(terms).items()}
-        scores["loss_stderr"] = float(terms["loss"].std() / len(terms["loss"]) ** 0.5)
+        scores["loss_stderr"] = float(standard_error(terms["loss"]))
         return scores
 
     def distance(self, out: Tensor, teacher_out: Tensor) -> float:
@@ -83,3 +83,11 @@ class HeldOutLoss:
             for rows, corrupted in self.parts
         ]
         return float(torch.cat([terms["kd"] for terms in distances]).mean())
+
+
+def standard_error(values: Tensor) -> Tensor:
+    """Standard error of the mean over the last dimension; not a number for a single value."""
+    count = values.shape[-1]
+    if count < 2:
+        return values.new_full(values.shape[:-1], torch.nan)
+    return values.std(-1) / count**0.5

@@ -176,9 +176,14 @@ def accumulate_gradients(
         threshold: share of the largest loss.
         stride: steps from one time to the next.
         micro_batch: images at a time.
+
+    Raises:
+        InputError: a stride that leaves one time, or a loss that is not finite.
     """
     device = next(net.parameters()).device
     steps = getattr(process, "num_steps", TIMES)
+    if stride >= steps:
+        raise InputError(f"pruner.stride={stride} must be less than the process's {steps} steps")
     size = micro_batch or len(images)
     parts = [slice(first, first + size) for first in range(0, len(images), size)]
     trained = [p for p in net.parameters() if p.requires_grad]

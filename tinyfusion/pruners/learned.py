@@ -10,6 +10,7 @@ from torch import nn
 from tinyfusion.errors import InputError
 from tinyfusion.gating.gates import Gates
 from tinyfusion.pruners.contract import Choice, PruningContext
+from tinyfusion.scheme import check_keep
 from tinyfusion.seeding import seed_of
 from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.schedules import Linear
@@ -67,19 +68,14 @@ class Learned:
         Raises:
             InputError: there is no scheme, or ``keep`` differs from what the scheme keeps.
         """
-        if context.scheme is None or context.scheme.keep != context.keep:
-            raise InputError(
-                f"pruner=learned decides within the groups of a scheme: keep={context.keep} "
-                f"must be what the scheme keeps ({context.scheme and context.scheme.keep}); "
-                "leave keep out, or give a scheme that keeps that many"
-            )
+        scheme = check_keep(context.scheme, context.keep)
         # Start values of the update depend on the run's seed alone, not on what was drawn before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(context.seed, "delta"))
             self.delta.attach(context.net)
         module = MaskLearning(
             context.net,
-            Gates(context.scheme),
+            Gates(scheme),
             self.gate_rate_factor,
             self.temperature,
             self.scale,
@@ -90,7 +86,7 @@ class Learned:
         state = module.decision_state()
         return Choice(
             kept=state.kept,
-            scheme=context.scheme,
+            scheme=scheme,
             probabilities=state.probabilities,
             scores={
                 "kept_live": list(state.kept_live),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tinyfusion.errors import InputError
 from tinyfusion.pruners.knapsack import cheapest
-from tinyfusion.scheme import Scheme
+from tinyfusion.scheme import Scheme, check_keep
 
 Score = Callable[[Sequence[int]], Tensor]
 """``score(kept) -> scores_K``: importance of each block of ``kept`` (ascending) in the model that
@@ -144,13 +144,7 @@ class Grouped:
             InputError: there is no scheme, it keeps another number of blocks than ``keep``, or
                 more blocks of a group are protected than stay in it.
         """
-        scheme = budget.scheme
-        if scheme is None or scheme.keep != budget.keep:
-            raise InputError(
-                f"selector=grouped decides within the groups of a scheme: keep={budget.keep} must "
-                f"be what the scheme keeps ({scheme and scheme.keep}); leave keep out, or give a "
-                "scheme that keeps that many"
-            )
+        scheme = check_keep(budget.scheme, budget.keep)
         for group in scheme.groups:
             free = len(set(group.blocks) - budget.protected)
             _check_protected(
@@ -227,9 +221,8 @@ def least_important(scores_K: Tensor, drop: int, protected: Collection[int]) -> 
 
 def _check_protected(drop: int, free: int, where: str = "") -> None:
     if drop > free:
-        raise InputError(
-            f"{drop} blocks{where} are to go but only {free} are not protected; raise keep="
-        )
+        blocks = f"{drop} blocks{where} are" if drop > 1 else f"1 block{where} is"
+        raise InputError(f"{blocks} to go but only {free} are not protected; raise keep=")
 
 
 def _others(budget: Budget, dropped: Iterable[int]) -> tuple[int, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -17,6 +18,8 @@ from tinyfusion.settings.compose import locate
 from tinyfusion.settings.messages import one_line
 from tinyfusion.settings.overview import choices
 from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS
+
+log = logging.getLogger(__name__)
 
 _PATHS = (
     "checkpoint",
@@ -64,6 +67,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
             f"valid: {', '.join(sorted(key for key in schema if key != 'command'))}"
         )
     cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key in schema])
+    _warn_of_idle(cfg, typed)
     missing = [key for key in cfg if OmegaConf.is_missing(cfg, key)]
     if missing:
         raise InputError(f"{missing[0]}= must be given for this configuration")
@@ -87,6 +91,17 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     for path, node in _targets(merged, ""):
         _check_target(path, node)
     return merged
+
+
+def _warn_of_idle(cfg: DictConfig, typed: Collection[str]) -> None:
+    """Say which choices the pruner has no use for; a sweep may cross them with all pruners."""
+    if "pruner" not in cfg:
+        return
+    used = OmegaConf.to_yaml(cfg.pruner, resolve=False)
+    for group in ("selector", "delta"):
+        if f"${{{group}" not in used and any(key.split(".")[0] == group for key in typed):
+            target = str(cfg.pruner.get("_target_")).rpartition(".")[2]
+            log.warning("%s= changes nothing: the pruner (%s) takes none", group, target)
 
 
 def _make_absolute(cfg: DictConfig, key: str) -> None:

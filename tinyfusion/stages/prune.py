@@ -18,7 +18,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.pruners.contract import Pruner, PruningContext
 from tinyfusion.ranks import is_first_rank
-from tinyfusion.scheme import Scheme, even_scheme, parse_scheme
+from tinyfusion.scheme import Scheme, check_keep, even_scheme, parse_scheme
 from tinyfusion.settings.compose import build
 from tinyfusion.stages.setup import Setup
 from tinyfusion.surgery import prune
@@ -37,7 +37,8 @@ def budget(cfg: DictConfig, net: Backbone, pruner: Pruner) -> tuple[Scheme | Non
     needs and that is not given follows from ``keep`` (see `even_scheme`).
 
     Raises:
-        InputError: neither is given, the scheme does not fit, or ``keep`` is out of range.
+        InputError: neither is given, the scheme does not fit, ``keep`` is out of range, or a
+            scheme that is needed keeps another number of blocks.
     """
     if not getattr(pruner, "uses_keep", True):
         return None, 0
@@ -50,8 +51,8 @@ def budget(cfg: DictConfig, net: Backbone, pruner: Pruner) -> tuple[Scheme | Non
         raise InputError("give scheme= (such as 1:2) or keep= (a number of blocks)")
     if not 0 < keep < net.depth:
         raise InputError(f"keep={keep} must be between 1 and {net.depth - 1}")
-    if scheme is None and uses_scheme:
-        scheme = even_scheme(keep, net.depth, net.borders)
+    if uses_scheme:
+        scheme = check_keep(scheme or even_scheme(keep, net.depth, net.borders), keep)
     return scheme, keep
 
 
