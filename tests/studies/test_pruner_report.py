@@ -16,16 +16,10 @@ from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.pruners.contract import calibration_batch
 from tinyfusion.studies import random_halves
 from tinyfusion.studies.collect import read_run
+from tinyfusion.studies.correlation import chance, points
 from tinyfusion.studies.digits import plan
 from tinyfusion.studies.jobs import Job
-from tinyfusion.studies.pruners import (
-    CALIBRATION_SAMPLES,
-    calibration_loss,
-    chance,
-    finished,
-    points,
-    report,
-)
+from tinyfusion.studies.pruners import CALIBRATION_SAMPLES, calibration_loss, finished, report
 
 
 def scores(fid: float) -> dict[str, float]:
@@ -68,7 +62,10 @@ def jobs(tmp_path: Path) -> list[Job]:
     jobs = plan(tmp_path, [0, 1])
     for job in jobs:
         if job.recovery == "kd" and job.pruner in FIDS:
-            finish(job, FIDS[job.pruner] + 0.2 * job.seed, LOSSES[job.pruner], (0, 2 + job.seed))
+            index = list(FIDS).index(job.pruner)
+            finish(
+                job, FIDS[job.pruner] + 0.2 * job.seed, LOSSES[job.pruner], (index, 9 + job.seed)
+            )
     return jobs
 
 
@@ -83,13 +80,14 @@ def test_report_of_a_part(tmp_path, jobs) -> None:
     assert rows["shortgpt"]["calibration_loss"] == [0.5, 0.0]
     # The lower the loss, the worse the model: exactly reversed ranks.
     (fid, held_out) = found["correlations"]
-    assert (fid["recovery"], fid["figure"], fid["pruners"]) == ("kd", "fid", 5)
+    assert (fid["recovery"], fid["before"], fid["after"]) == ("kd", "calibration_loss", "fid")
+    assert fid["choices"] == 5
     assert fid["rho"] == pytest.approx(-1) and held_out["rho"] == pytest.approx(-1)
     # Of all 120 orders of five, the two that are this extreme.
     assert fid["p"] == pytest.approx(2 / 120)
     missing = [job for job in jobs if not job.done]
     assert f"Not finished: {len(missing)} of {len(jobs)} jobs" in text
-    assert "- shortgpt (seed 1): 0 3" in text and "1.000 ± 0.141" in text
+    assert "- shortgpt (seed 1): 1 10" in text and "1.000 ± 0.141" in text
     assert "masked_kd" not in text.partition("Not finished")[2].partition("\n")[2]
     assert (tmp_path / "pruners.png").stat().st_size > 10_000
 
@@ -101,7 +99,7 @@ def test_width_and_scratch_are_no_points_of_the_correlation(tmp_path, jobs) -> N
     text = report(tmp_path, jobs)
     found = read_json(tmp_path / "report.json", "report")
     assert {point.label for point in points(finished(jobs), "kd")} == set(FIDS)
-    assert all(row["pruners"] == 5 for row in found["correlations"])
+    assert all(row["choices"] == 5 for row in found["correlations"])
     assert "diff_pruning, 50 %" in text and "kd, from scratch" in text
     listed = [(r["pruner"], r["recovery"]) for r in found["tables"]["recovered"]]
     assert ("oracle", "kd, from scratch") in listed
@@ -110,6 +108,31 @@ def test_width_and_scratch_are_no_points_of_the_correlation(tmp_path, jobs) -> N
     # The oracle's own row is not mixed with the one from scratch.
     (oracle,) = [row for row in found["overview"] if row["pruner"] == "oracle"]
     assert oracle["fid kd"][0] == pytest.approx(1.3)
+
+
+def test_pruners_that_chose_the_same_are_one_point(tmp_path, jobs) -> None:
+    for job in jobs:
+        if job.recovery == "kd" and job.pruner == "laptop_diff":
+            finish(job, 0.95, LOSSES["shortgpt"], (1, 9 + job.seed))  # as shortgpt
+        if job.recovery == "kd" and job.pruner == "uniform":
+            # As shortgpt at one of two seeds.
+            finish(job, 2.0, 0.1, (1, 9 if job.seed == 0 else 20))
+    report(tmp_path, jobs)
+    found = read_json(tmp_path / "report.json", "report")
+    assert len(found["overview"]) == 7
+    assert all(row["choices"] == 6 for row in found["correlations"])
+
+
+def test_fid_right_after_the_cut_is_held_against_that_after_recovery(tmp_path, jobs) -> None:
+    for job in (job for job in jobs if job.done):
+        metrics = read_json(job.folder / "metrics.json", "metrics")
+        metrics["models"]["pruned"]["fid"] = 10 * FIDS[job.pruner]
+        write_json(job.folder / "metrics.json", metrics)
+    text = report(tmp_path, jobs)
+    found = read_json(tmp_path / "report.json", "report")["correlations"]
+    by_fid = [row for row in found if row["before"] == "pruned_fid"]
+    assert [row["rho"] for row in by_fid] == [pytest.approx(1), pytest.approx(1)]
+    assert len(found) == 4 and "| kd       | FID " in text
 
 
 def test_runs_that_diverged_or_were_not_scored_are_left_out(tmp_path, jobs) -> None:
@@ -125,7 +148,7 @@ def test_runs_that_diverged_or_were_not_scored_are_left_out(tmp_path, jobs) -> N
     report(tmp_path, jobs)
     found = read_json(tmp_path / "report.json", "report")
     (row, _) = found["correlations"]
-    assert row["pruners"] == 5 and row["rho"] == pytest.approx(-1)
+    assert row["choices"] == 5 and row["rho"] == pytest.approx(-1)
     names = [row["pruner"] for row in found["overview"]]
     assert "last" in names and "uniform" not in names
 

@@ -5,33 +5,23 @@ Works with whatever part of the study is finished.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import permutations
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
-
 from tinyfusion.checkpoints import load
 from tinyfusion.errors import InputError
-from tinyfusion.figures.scatter import Point, scatter
+from tinyfusion.figures.scatter import scatter
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.pruners.contract import calibration_batch
 from tinyfusion.settings.compose import build
 from tinyfusion.studies.collect import FinishedRun, read_run, summarise
-from tinyfusion.studies.digits import WIDTH
+from tinyfusion.studies.correlation import Student, correlations, is_of, points, said
 from tinyfusion.studies.jobs import Job
 
 CALIBRATION_SAMPLES = 1024
-LEAST_POINTS = 4
-"""Of fewer pruners no rank correlation is given."""
-
-DRAWS = 20_000
-
 COMPARED = ("kd", "masked_kd", "finetune")
 """Recoveries that all pruners may have."""
 
@@ -48,21 +38,6 @@ MODELS = {
     "recovered (live weights)": "Recovered, live weights",
     "pruned": "Right after the cut",
 }
-
-
-@dataclass(frozen=True)
-class Student:
-    """One finished run of the study.
-
-    Attributes:
-        job: what was asked for.
-        run: what came of it.
-        calibration_loss: loss right after the cut on the study's calibration batch.
-    """
-
-    job: Job
-    run: FinishedRun
-    calibration_loss: float
 
 
 def report(root: Path, jobs: Sequence[Job]) -> str:
@@ -87,19 +62,14 @@ def report(root: Path, jobs: Sequence[Job]) -> str:
     ]
     overview = [overview_row(students, pruner, recoveries) for pruner in pruners]
     overview = [row for row in overview if row["seeds"]]
-    correlations = [
-        {"recovery": name, "figure": figure, **found}
-        for name in recoveries
-        for figure in ("fid", "held_out_loss")
-        if (found := foretold(students, name, figure)) is not None
-    ]
+    found = correlations(students, recoveries)
     text = "\n".join(
         [
             head(students, jobs),
             "## Pruners\n",
             markdown_table(overview, overview_columns(recoveries)),
-            "## Does the loss right after the cut foretell the recovered model?\n",
-            said(correlations),
+            "## Does what is seen right after the cut foretell the recovered model?\n",
+            said(found),
             "## Blocks that stay\n",
             *blocks_that_stay(students),
             "",
@@ -116,7 +86,7 @@ def report(root: Path, jobs: Sequence[Job]) -> str:
         {
             "teacher": students[0].run.models["source"],
             "overview": overview,
-            "correlations": correlations,
+            "correlations": found,
             "tables": {model: rows(students, model) for model in MODELS},
         },
     )
@@ -159,11 +129,6 @@ def calibration_loss(run: FinishedRun) -> float:
         losses = batch(load(str(run.folder / "pruned")))
         write_json(file, {"num_samples": CALIBRATION_SAMPLES, "seed": 0, **losses})
     return float(read_json(file, "calibration loss")["loss"])
-
-
-def is_of(student: Student, recovery: str) -> bool:
-    """Whether a student belongs to the comparison of pruners under a recovery."""
-    return student.job.recovery == recovery
 
 
 def spread(values: Sequence[float]) -> Any:
@@ -222,89 +187,6 @@ def rows(students: Sequence[Student], model: str) -> list[dict[str, Any]]:
         | summarise([s.run for s in members], [], list(FIGURES), model)[0]
         for (pruner, recovery), members in grouped.items()
     ]
-
-
-def points(students: Sequence[Student], recovery: str) -> list[Point]:
-    """Calibration loss and FID per pruner of blocks, means over seeds."""
-    grouped: dict[str, list[Student]] = {}
-    for student in students:
-        if is_of(student, recovery) and student.job.pruner not in WIDTH:
-            grouped.setdefault(student.job.pruner, []).append(student)
-    made = []
-    for pruner, members in grouped.items():
-        fids = [s.run.models["recovered"]["fid"] for s in members]
-        losses = [s.calibration_loss for s in members]
-        made.append(Point(pruner, mean(losses), mean(fids), stdev(fids) if len(fids) > 1 else None))
-    return made
-
-
-def foretold(students: Sequence[Student], recovery: str, figure: str) -> dict[str, Any] | None:
-    """Spearman's rank correlation of the loss right after the cut and a figure after recovery.
-
-    Args:
-        students: finished runs.
-        recovery: how they were recovered.
-        figure: ``fid`` or ``held_out_loss``, averaged over seeds per pruner.
-
-    Returns:
-        ``rho``, its two-sided ``p`` (see `chance`), ``pruners`` (how many); ``None`` if there are
-        fewer than four, or if all values are equal.
-    """
-    from scipy.stats import spearmanr
-
-    members = [s for s in students if is_of(s, recovery) and s.job.pruner not in WIDTH]
-    names = list(dict.fromkeys(s.job.pruner for s in members))
-    pairs = []
-    for name in names:
-        own = [s for s in members if s.job.pruner == name]
-        pair = (
-            mean(s.calibration_loss for s in own),
-            mean(s.run.models["recovered"][figure] for s in own),
-        )
-        if all(map(math.isfinite, pair)):
-            pairs.append(pair)
-    columns = list(zip(*pairs, strict=True))
-    if len(pairs) < LEAST_POINTS or any(len(set(column)) < 2 for column in columns):
-        return None
-    rho = float(spearmanr(*columns).statistic)
-    return {"rho": rho, "p": chance(*columns, rho), "pruners": len(pairs)}
-
-
-def chance(x: Sequence[float], y: Sequence[float], rho: float) -> float:
-    """Share of the orders of ``y`` whose rank correlation with ``x`` is as far from 0 as ``rho``.
-
-    All orders of up to 8 values, 20,000 seeded draws of more; the usual formula holds for many
-    points only.
-    """
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(values) - (len(values) + 1) / 2 for values in (x, y)]
-    if len(x) <= 8:
-        orders = np.array(list(permutations(ranks[1])))
-    else:
-        orders = np.random.default_rng(0).permuted(np.tile(ranks[1], (DRAWS, 1)), axis=1)
-    found = orders @ ranks[0] / np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
-    as_far = int((np.abs(found) >= abs(rho) - 1e-9).sum())
-    # The order that was found is one of all of them, but not one of those that were drawn.
-    return as_far / len(orders) if len(x) <= 8 else (as_far + 1) / (len(orders) + 1)
-
-
-def said(correlations: Sequence[Mapping[str, Any]]) -> str:
-    """The rank correlations in words."""
-    if not correlations:
-        return f"Not given: fewer than {LEAST_POINTS} pruners are finished.\n"
-    columns = {
-        "recovery": Column("recovery"),
-        "figure": Column("figure after recovery"),
-        "rho": Column("Spearman's rho", "+.2f"),
-        "p": Column("p", ".3f"),
-        "pruners": Column("pruners"),
-    }
-    return (
-        "Rank correlation over pruners of blocks (means over seeds) between the calibration loss\n"
-        "right after the cut and a figure of the recovered model. 1: the lower the loss, the\n"
-        f"better the model; 0: nothing is foretold.\n\n{markdown_table(correlations, columns)}"
-    )
 
 
 def blocks_that_stay(students: Sequence[Student]) -> list[str]:

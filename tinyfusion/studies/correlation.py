@@ -1,0 +1,163 @@
+"""Whether a figure before recovery foretells the recovered model: rank correlation over pruners."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from tinyfusion.figures.scatter import Point
+from tinyfusion.figures.table import Column, markdown_table
+from tinyfusion.studies.collect import FinishedRun
+from tinyfusion.studies.digits import WIDTH
+from tinyfusion.studies.jobs import Job
+
+LEAST_POINTS = 4
+"""Of fewer pruners no rank correlation is given."""
+
+DRAWS = 20_000
+
+
+@dataclass(frozen=True)
+class Student:
+    """One finished run of the study.
+
+    Attributes:
+        job: what was asked for.
+        run: what came of it.
+        calibration_loss: loss right after the cut on the study's calibration batch.
+    """
+
+    job: Job
+    run: FinishedRun
+    calibration_loss: float
+
+
+BEFORE: dict[str, Callable[[Student], float]] = {
+    "calibration_loss": lambda student: student.calibration_loss,
+    "pruned_fid": lambda student: student.run.models["pruned"]["fid"],
+}
+"""Figures right after the cut that may foretell the recovered model."""
+
+AFTER = ("fid", "held_out_loss")
+"""Figures of the recovered model."""
+
+NAMES = {
+    "calibration_loss": "calibration loss",
+    "pruned_fid": "FID",
+    "fid": "FID",
+    "held_out_loss": "held-out loss",
+}
+
+
+def is_of(student: Student, recovery: str) -> bool:
+    """Whether a student belongs to the comparison of pruners under a recovery."""
+    return student.job.recovery == recovery
+
+
+def points(students: Sequence[Student], recovery: str) -> list[Point]:
+    """Calibration loss and FID per pruner of blocks, means over seeds."""
+    grouped: dict[str, list[Student]] = {}
+    for student in students:
+        if is_of(student, recovery) and student.job.pruner not in WIDTH:
+            grouped.setdefault(student.job.pruner, []).append(student)
+    made = []
+    for pruner, members in grouped.items():
+        fids = [s.run.models["recovered"]["fid"] for s in members]
+        losses = [s.calibration_loss for s in members]
+        made.append(Point(pruner, mean(losses), mean(fids), stdev(fids) if len(fids) > 1 else None))
+    return made
+
+
+def foretold(
+    students: Sequence[Student], recovery: str, before: str, after: str
+) -> dict[str, Any] | None:
+    """Spearman's rank correlation of a figure right after the cut and one after recovery.
+
+    Pruners that chose the same blocks for every seed are one point: they say nothing twice.
+
+    Args:
+        students: finished runs.
+        recovery: how they were recovered.
+        before: of `BEFORE`.
+        after: of `AFTER`; both are averaged over seeds per pruner.
+
+    Returns:
+        ``rho``, its two-sided ``p`` (see `chance`), ``choices`` (how many points); ``None`` if
+        there are fewer than four, or if all values are equal.
+    """
+    from scipy.stats import spearmanr
+
+    grouped: dict[str, list[Student]] = {}
+    for student in students:
+        if is_of(student, recovery) and student.job.pruner not in WIDTH:
+            grouped.setdefault(student.job.pruner, []).append(student)
+    pairs: dict[frozenset[Any], tuple[float, float]] = {}
+    for own in grouped.values():
+        pair = (
+            mean(BEFORE[before](s) for s in own),
+            mean(s.run.models["recovered"][after] for s in own),
+        )
+        if all(map(math.isfinite, pair)):
+            pairs.setdefault(frozenset((s.job.seed, s.run.kept) for s in own), pair)
+    columns = list(zip(*pairs.values(), strict=True))
+    if len(pairs) < LEAST_POINTS or any(len(set(column)) < 2 for column in columns):
+        return None
+    rho = float(spearmanr(*columns).statistic)
+    return {"rho": rho, "p": chance(*columns, rho), "choices": len(pairs)}
+
+
+def correlations(students: Sequence[Student], recoveries: Sequence[str]) -> list[dict[str, Any]]:
+    """All rank correlations that can be given, see `foretold`."""
+    return [
+        {"recovery": recovery, "before": before, "after": after, **found}
+        for recovery in recoveries
+        for before in BEFORE
+        for after in AFTER
+        if (found := foretold(students, recovery, before, after)) is not None
+    ]
+
+
+def chance(x: Sequence[float], y: Sequence[float], rho: float) -> float:
+    """Share of the orders of ``y`` whose rank correlation with ``x`` is as far from 0 as ``rho``.
+
+    All orders of up to 8 values, 20,000 seeded draws of more; the usual formula holds for many
+    points only.
+    """
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(values) - (len(values) + 1) / 2 for values in (x, y)]
+    if len(x) <= 8:
+        orders = np.array(list(permutations(ranks[1])))
+    else:
+        orders = np.random.default_rng(0).permuted(np.tile(ranks[1], (DRAWS, 1)), axis=1)
+    found = orders @ ranks[0] / np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
+    as_far = int((np.abs(found) >= abs(rho) - 1e-9).sum())
+    # The order that was found is one of all of them, but not one of those that were drawn.
+    return as_far / len(orders) if len(x) <= 8 else (as_far + 1) / (len(orders) + 1)
+
+
+def said(found: Sequence[Mapping[str, Any]]) -> str:
+    """The rank correlations in words."""
+    if not found:
+        return f"Not given: fewer than {LEAST_POINTS} pruners are finished.\n"
+    columns = {
+        "recovery": Column("recovery"),
+        "before": Column("right after the cut"),
+        "after": Column("after recovery"),
+        "rho": Column("Spearman's rho", "+.2f"),
+        "p": Column("p", ".3f"),
+        "choices": Column("choices"),
+    }
+    rows = [row | {key: NAMES[row[key]] for key in ("before", "after")} for row in found]
+    return (
+        "Rank correlation over pruners of blocks (means over seeds; those that chose the same\n"
+        "blocks count once) between a figure right after the cut and one of the recovered model.\n"
+        "1: the lower before, the better after; 0: nothing is foretold.\n\n"
+        f"{markdown_table(rows, columns)}"
+    )
