@@ -150,8 +150,9 @@ def test_loss_is_that_of_the_pruned_network():
     assert stderr == pytest.approx(pruned["loss_stderr"], rel=1e-5)
 
 
-@pytest.mark.parametrize("branches", [1, 3, 16, 200])
-@pytest.mark.parametrize("name", ["dit", "mar"])
+@pytest.mark.parametrize(
+    ("name", "branches"), [("dit", 1), ("dit", 3), ("dit", 16), ("dit", 200), ("mar", 16)]
+)
 def test_every_node_of_the_tree_is_run_once(name, branches):
     net, calibration = subject(name)
     scores = CandidateScores(net, calibration, branches)
