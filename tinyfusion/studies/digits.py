@@ -30,6 +30,7 @@ class Pruning:
 PRUNERS: dict[str, Pruning] = {
     "learned 1:2": Pruning(("pruner=learned", "scheme=1:2")),
     "learned 2:4": Pruning(("pruner=learned", "scheme=2:4")),
+    "learned 7:14": Pruning(("pruner=learned", "scheme=7:14")),
     "shortgpt": Pruning(("pruner=shortgpt", "scheme=1:2")),
     "flux_lite": Pruning(("pruner=flux_lite", "scheme=1:2")),
     "sensitivity": Pruning(("pruner=sensitivity", "scheme=1:2")),
