@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
@@ -13,6 +13,8 @@ from tinyfusion.scheme import Scheme, parse_scheme
 from tinyfusion.version import __version__
 
 FORMAT = "tinyfusion-decision"
+
+Record = TypeVar("Record")
 
 
 def check_kept(kept: Iterable[Any], depth: int, key: str = "kept") -> tuple[int, ...]:
@@ -42,6 +44,32 @@ def check_kept(kept: Iterable[Any], depth: int, key: str = "kept") -> tuple[int,
     if doubled:
         raise InputError(f"{shown}: block {doubled[0]} is listed more than once")
     return tuple(sorted(kept))
+
+
+def made_of(kind: type[Record], values: Mapping[str, Any], where: str, what: str) -> Record:
+    """Make a record of plain data.
+
+    Args:
+        kind: its dataclass, which checks values itself.
+        values: fields by name.
+        where: what holds the values, for messages.
+        what: what they are to be, for messages.
+
+    Raises:
+        InputError: unknown or missing fields, or invalid values.
+    """
+    known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind)}
+    unknown = [repr(name) for name in values if name not in known]
+    missing = [repr(name) for name, required in known.items() if required and name not in values]
+    for fault, names in (("has the unknown", unknown), ("lacks", missing)):
+        if names:
+            raise InputError(f"{where} is not a valid {what}: it {fault} {', '.join(names)}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError(f"{where} is not a valid {what}: {error}") from None
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -144,12 +172,7 @@ class Decision:
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise InputError(f"{where} is not a decision: it lacks 'format': '{FORMAT}'")
         known = {name: values[name] for name in values if name not in ("format", "dropped")}
-        try:
-            decision = cls(**known)
-        except TypeError as error:
-            raise InputError(f"{where} is not a valid decision: {error}") from None
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+        decision = made_of(cls, known, where, "decision")
         dropped = values.get("dropped", list(decision.dropped))
         if dropped != list(decision.dropped):
             raise InputError(

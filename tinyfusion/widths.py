@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tinyfusion.decision import FORMAT as DECISION_FORMAT
-from tinyfusion.decision import Decision
+from tinyfusion.decision import Decision, made_of
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
 from tinyfusion.version import __version__
@@ -129,12 +129,7 @@ class WidthDecision:
                 f"tinyfusion reads {FORMAT_VERSION}"
             )
         known = {k: v for k, v in values.items() if k not in ("format", "format_version")}
-        try:
-            return cls(**known)
-        except TypeError as error:
-            raise InputError(f"{where} is not a valid width decision: {error}") from None
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+        return made_of(cls, known, where, "width decision")
 
     def save(self, path: Path | str) -> Path:
         """Write the decision as JSON, atomically."""
