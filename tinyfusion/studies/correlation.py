@@ -151,7 +151,7 @@ def said(found: Sequence[Mapping[str, Any]]) -> str:
         "before": Column("right after the cut"),
         "after": Column("after recovery"),
         "rho": Column("Spearman's rho", "+.2f"),
-        "p": Column("p", ".3f"),
+        "p": Column("p", ".1g"),
         "choices": Column("choices"),
     }
     rows = [row | {key: NAMES[row[key]] for key in ("before", "after")} for row in found]
