@@ -17,7 +17,7 @@ from tinyfusion.pruners.contract import calibration_batch
 from tinyfusion.studies import random_halves
 from tinyfusion.studies.collect import read_run
 from tinyfusion.studies.correlation import chance, points
-from tinyfusion.studies.digits import plan
+from tinyfusion.studies.digits import PRUNERS, plan
 from tinyfusion.studies.jobs import Job
 from tinyfusion.studies.pruners import CALIBRATION_SAMPLES, calibration_loss, finished, report
 
@@ -79,7 +79,8 @@ def test_report_of_a_part(tmp_path, jobs) -> None:
     assert rows["shortgpt"]["fid kd"] == [pytest.approx(1.0), pytest.approx(0.1 * 2**0.5)]
     assert rows["shortgpt"]["calibration_loss"] == [0.5, 0.0]
     # The lower the loss, the worse the model: exactly reversed ranks.
-    (fid, held_out) = found["correlations"]
+    (fid, held_out) = found["correlations"]  # of three, the lower half, none is given
+    assert fid["among"] == held_out["among"] == "all"
     assert (fid["recovery"], fid["before"], fid["after"]) == ("kd", "calibration_loss", "fid")
     assert fid["choices"] == 5
     assert fid["rho"] == pytest.approx(-1) and held_out["rho"] == pytest.approx(-1)
@@ -121,6 +122,23 @@ def test_pruners_that_chose_the_same_are_one_point(tmp_path, jobs) -> None:
     found = read_json(tmp_path / "report.json", "report")
     assert len(found["overview"]) == 7
     assert all(row["choices"] == 6 for row in found["correlations"])
+
+
+def test_a_correlation_of_all_may_fail_among_the_lower_half(tmp_path) -> None:
+    jobs = plan(tmp_path, [0])
+    losses = dict(zip(PRUNERS, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), strict=False))
+    fids = dict(zip(PRUNERS, (4.0, 3.0, 2.0, 1.0, 5.0, 6.0, 7.0, 8.0), strict=False))
+    for job in jobs:
+        if job.recovery == "kd" and job.pruner in losses:
+            place = list(losses).index(job.pruner)
+            finish(job, fids[job.pruner], losses[job.pruner], (place, 20))
+    text = report(tmp_path, jobs)
+    rows = read_json(tmp_path / "report.json", "report")["correlations"]
+    (every, lower) = [row for row in rows if row["after"] == "fid"]
+    assert (every["among"], every["choices"]) == ("all", 8)
+    assert every["rho"] == pytest.approx(1 - 6 * 20 / (8 * 63))
+    assert (lower["among"], lower["choices"]) == ("lower half", 4)
+    assert lower["rho"] == pytest.approx(-1) and "| lower half |" in text
 
 
 def test_fid_right_after_the_cut_is_held_against_that_after_recovery(tmp_path, jobs) -> None:

@@ -47,6 +47,9 @@ BEFORE: dict[str, Callable[[Student], float]] = {
 AFTER = ("fid", "held_out_loss")
 """Figures of the recovered model."""
 
+AMONG = ("all", "lower half")
+"""All choices, or the half of them in which the figure right after the cut is lowest."""
+
 NAMES = {
     "calibration_loss": "calibration loss",
     "pruned_fid": "FID",
@@ -75,7 +78,7 @@ def points(students: Sequence[Student], recovery: str) -> list[Point]:
 
 
 def foretold(
-    students: Sequence[Student], recovery: str, before: str, after: str
+    students: Sequence[Student], recovery: str, before: str, after: str, among: str = "all"
 ) -> dict[str, Any] | None:
     """Spearman's rank correlation of a figure right after the cut and one after recovery.
 
@@ -86,6 +89,8 @@ def foretold(
         recovery: how they were recovered.
         before: of `BEFORE`.
         after: of `AFTER`; both are averaged over seeds per pruner.
+        among: of `AMONG`; what is bad enough to be seen at once can make up a correlation that
+            does not hold among the rest.
 
     Returns:
         ``rho``, its two-sided ``p`` (see `chance`), ``choices`` (how many points); ``None`` if
@@ -105,21 +110,25 @@ def foretold(
         )
         if all(map(math.isfinite, pair)):
             pairs.setdefault(frozenset((s.job.seed, s.run.kept) for s in own), pair)
-    columns = list(zip(*pairs.values(), strict=True))
-    if len(pairs) < LEAST_POINTS or any(len(set(column)) < 2 for column in columns):
+    points = sorted(pairs.values())
+    if among == "lower half":
+        points = points[: (len(points) + 1) // 2]
+    columns = list(zip(*points, strict=True))
+    if len(points) < LEAST_POINTS or any(len(set(column)) < 2 for column in columns):
         return None
     rho = float(spearmanr(*columns).statistic)
-    return {"rho": rho, "p": chance(*columns, rho), "choices": len(pairs)}
+    return {"rho": rho, "p": chance(*columns, rho), "choices": len(points)}
 
 
 def correlations(students: Sequence[Student], recoveries: Sequence[str]) -> list[dict[str, Any]]:
     """All rank correlations that can be given, see `foretold`."""
     return [
-        {"recovery": recovery, "before": before, "after": after, **found}
+        {"recovery": recovery, "before": before, "after": after, "among": among, **found}
         for recovery in recoveries
         for before in BEFORE
         for after in AFTER
-        if (found := foretold(students, recovery, before, after)) is not None
+        for among in AMONG
+        if (found := foretold(students, recovery, before, after, among)) is not None
     ]
 
 
@@ -150,6 +159,7 @@ def said(found: Sequence[Mapping[str, Any]]) -> str:
         "recovery": Column("recovery"),
         "before": Column("right after the cut"),
         "after": Column("after recovery"),
+        "among": Column("among"),
         "rho": Column("Spearman's rho", "+.2f"),
         "p": Column("p", ".1g"),
         "choices": Column("choices"),
@@ -158,6 +168,7 @@ def said(found: Sequence[Mapping[str, Any]]) -> str:
     return (
         "Rank correlation over pruners of blocks (means over seeds; those that chose the same\n"
         "blocks count once) between a figure right after the cut and one of the recovered model.\n"
-        "1: the lower before, the better after; 0: nothing is foretold.\n\n"
+        "1: the lower before, the better after; 0: nothing is foretold. Among all choices, and\n"
+        "among the half of them that is lowest before.\n\n"
         f"{markdown_table(rows, columns)}"
     )
