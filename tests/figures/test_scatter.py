@@ -63,6 +63,36 @@ def test_labels_cover_neither_each_other_nor_points(texts, tmp_path):
         assert math.dist(place, nearest) < 60
 
 
+def test_points_in_one_place_share_a_label(texts, tmp_path):
+    points = [Point("first", 1.0, 1.0), Point("second", 2.0, 2.0), Point("third", 1.0, 1.0)]
+    scatter({"panel": points}, tmp_path / "few.png", "loss", "FID")
+    ((_, boxes),) = texts
+    assert sorted(boxes) == ["first, third", "second"]
+
+
+def test_many_points_get_more_room(tmp_path):
+    sizes = []
+    for count in (10, 11):
+        points = [Point(str(i), 1.0 + i, 1.0 + i) for i in range(count)]
+        with Image.open(scatter({"panel": points}, tmp_path / "s.png", "loss", "FID")) as image:
+            sizes.append(image.size)
+    assert sizes[0] == (860, 780) and sizes[1][0] > 860 and sizes[1][1] > 780
+
+
+def test_labels_stand_nearer_to_their_own_point(texts, tmp_path):
+    points = [Point("upper one", 1.0, 1.1), Point("lower one", 1.02, 1.0), Point("far", 3.0, 3.0)]
+    scatter({"panel": points}, tmp_path / "s.png", "loss", "FID")
+    ((axes, boxes),) = texts
+    for point in points:
+        places = {p.label: axes.transData.transform((p.x, p.y)) for p in points}
+        box = boxes[point.label]
+        distances = {
+            label: math.dist(place, np.clip(place, [box.x0, box.y0], [box.x1, box.y1]))
+            for label, place in places.items()
+        }
+        assert min(distances, key=distances.get) == point.label
+
+
 def test_nothing_to_draw_is_refused(tmp_path):
     with pytest.raises(InputError, match="no point"):
         scatter({"a": [Point("x", math.inf, 1.0)]}, tmp_path / "s.png", "loss", "FID")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,12 @@ from matplotlib.transforms import Bbox
 from tinyfusion.errors import InputError
 from tinyfusion.figures.canvas import COLOURS, FAINT, INK, save_figure, styled
 
-PANEL_WIDTH, HEIGHT = 4.3, 3.9
+PANEL, LARGE_PANEL = (4.3, 3.9), (6.2, 4.8)
+"""Width and height in inches."""
+
+MANY = 10
+"""More points than this need a large panel for their labels."""
+
 MARKER = 4.0
 """Radius of the room that a point takes among labels, in pixels at 100 dots per inch."""
 
@@ -45,7 +50,8 @@ def scatter(
     """Draw one panel of labelled points for every entry, all with the same axes.
 
     Args:
-        panels: points by title; those with a value that is not finite and positive are left out.
+        panels: points by title; those with a value that is not finite and positive are left out,
+            and those that lie in one place share a label.
         path: PNG file to write.
         x_label: what the horizontal values are, with their unit.
         y_label: the same of the vertical ones.
@@ -57,13 +63,14 @@ def scatter(
         InputError: no point can be drawn.
     """
     shown = {
-        title: [p for p in points if _drawable(p.x) and _drawable(p.y)]
+        title: _merged(p for p in points if _drawable(p.x) and _drawable(p.y))
         for title, points in panels.items()
     }
     shown = {title: points for title, points in shown.items() if points}
     if not shown:
         raise InputError("scatter: there is no point to draw")
-    figure = Figure(figsize=(PANEL_WIDTH * len(shown), HEIGHT), layout="constrained")
+    width, height = LARGE_PANEL if max(map(len, shown.values())) > MANY else PANEL
+    figure = Figure(figsize=(width * len(shown), height), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (title, points) in zip(grid, shown.items(), strict=True):
@@ -85,6 +92,14 @@ def _drawable(value: float) -> bool:
     return math.isfinite(value) and value > 0
 
 
+def _merged(points: Iterable[Point]) -> list[Point]:
+    """One point for all that lie in one place."""
+    places: dict[tuple[float, float], list[Point]] = {}
+    for point in points:
+        places.setdefault((point.x, point.y), []).append(point)
+    return [own[0]._replace(label=", ".join(p.label for p in own)) for own in places.values()]
+
+
 def _draw_points(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -97,7 +112,7 @@ def _draw_points(axes: Axes, points: Sequence[Point]) -> None:
         [p.x for p in points], [p.y for p in points], "o", color=COLOURS[0], markersize=5, zorder=3
     )
     axes.grid(which="major", linewidth=0.3, alpha=0.5)
-    axes.margins(0.12)
+    axes.margins(0.16, 0.12)
 
 
 def _round_ticks(axis) -> None:
@@ -136,7 +151,8 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
             text.update_positions(renderer)
             box = Text.get_window_extent(text, renderer).padded(1)
             others = [other for i, other in enumerate(taken) if i != index]
-            covered = sum(_overlap(box, other) for other in others) + _outside(box, frame)
+            covered = sum(_overlap(box, other) for other in others) + 5 * _outside(box, frame)
+            covered += _ambiguous(box, places[index], places[:index] + places[index + 1 :])
             if covered < least:
                 if best is not None:
                     best.remove()
@@ -160,6 +176,17 @@ def _offsets() -> Iterator[tuple[float, float, str]]:
 def _overlap(a: Bbox, b: Bbox) -> float:
     shared = Bbox.intersection(a, b)
     return 0.0 if shared is None else shared.width * shared.height
+
+
+def _ambiguous(box: Bbox, own: Sequence[float], others: Sequence[Sequence[float]]) -> float:
+    """How much nearer a label is to another point than to its own; weighed like an area."""
+    nearest = min((_distance(box, other) for other in others), default=math.inf)
+    return MARKER * max(0.0, _distance(box, own) + MARKER - nearest)
+
+
+def _distance(box: Bbox, place: Sequence[float]) -> float:
+    x, y = place
+    return math.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1))
 
 
 def _outside(box: Bbox, frame: Bbox) -> float:
