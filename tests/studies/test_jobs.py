@@ -156,7 +156,8 @@ def test_plan_of_the_digits_study(tmp_path) -> None:
     recoveries = [item.recovery for item in runs]
     assert recoveries[: 3 * names].count("masked_kd") == 0
     assert "masked_kd" not in recoveries[-3 * (len(OTHERS) - 1) :]
-    assert [item.seed for item in runs[: 3 * (names + 2)]] == sorted([0, 1, 2] * (names + 2))
+    first = names + len(WIDTH) + 1  # and from scratch
+    assert [item.seed for item in runs[: 3 * first]] == sorted([0, 1, 2] * first)
     more = plan(tmp_path, [0, 1, 2], added, finetune=True)
     assert len(more) - len(jobs) == 3 * (names - 1)
 

@@ -97,11 +97,16 @@ def test_width_and_scratch_are_no_points_of_the_correlation(tmp_path, jobs) -> N
     for job in jobs:
         if job.pruner.startswith("diff_pruning") or job.recovery == "kd, from scratch":
             finish(job, 9.0, 0.9, ())
+        if job.recovery == "finetune" and job.pruner == "learned 1:2":
+            finish(job, 2.0, 0.3)  # with one of widths, but alone among pruners of blocks
     text = report(tmp_path, jobs)
     found = read_json(tmp_path / "report.json", "report")
     assert {point.label for point in points(finished(jobs), "kd")} == set(FIDS)
     assert all(row["choices"] == 5 for row in found["correlations"])
     assert "diff_pruning, 50 %" in text and "kd, from scratch" in text
+    assert {row["recovery"] for row in found["correlations"]} == {
+        "kd"
+    } and "FID, finetune" not in text
     listed = [(r["pruner"], r["recovery"]) for r in found["tables"]["recovered"]]
     assert ("oracle", "kd, from scratch") in listed
     # What is trained from scratch is not what was cut.

@@ -45,9 +45,12 @@ PRUNERS: dict[str, Pruning] = {
 """Pruners of half the blocks; the scheme says no more than that to most of them."""
 
 WIDTH: dict[str, Pruning] = {
-    "diff_pruning, 50 %": Pruning(("pruner=diff_pruning", "pruner.ratio=0.5", "pruner.round_to=4")),
+    f"diff_pruning, {100 * ratio:.0f} %": Pruning(
+        ("pruner=diff_pruning", f"pruner.ratio={ratio}", "pruner.round_to=4")
+    )
+    for ratio in (0.25, 0.5, 0.75)
 }
-"""Pruners that remove no block."""
+"""Pruners that remove no block, by the share of the parameters that they remove."""
 
 RECOVERIES: dict[str, tuple[str, ...]] = {
     "kd": ("recovery=kd",),
@@ -66,6 +69,7 @@ OTHERS: tuple[tuple[str, str], ...] = (
     # From scratch it does not matter which blocks were kept.
     ("oracle", "kd, from scratch"),
     ("oracle", "finetune, from scratch"),
+    ("diff_pruning, 50 %", "finetune"),
     ("laptop_diff", "laptop_kd"),
     ("shortgpt", "kd, seams first"),
     ("learned 2:4", "kd, seams first"),

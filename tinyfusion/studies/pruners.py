@@ -19,6 +19,7 @@ from tinyfusion.pruners.contract import calibration_batch
 from tinyfusion.settings.compose import build
 from tinyfusion.studies.collect import FinishedRun, read_run, summarise
 from tinyfusion.studies.correlation import Student, correlations, is_of, points, said
+from tinyfusion.studies.digits import WIDTH
 from tinyfusion.studies.jobs import Job
 
 CALIBRATION_SAMPLES = 1024
@@ -58,7 +59,9 @@ def report(root: Path, jobs: Sequence[Job]) -> str:
         raise InputError(f"{root} holds no finished run of the study yet")
     pruners = list(dict.fromkeys(job.pruner for job in jobs))
     recoveries = [
-        name for name in COMPARED if len({s.job.pruner for s in students if is_of(s, name)}) > 1
+        name
+        for name in COMPARED
+        if len({s.job.pruner for s in students if is_of(s, name)} - WIDTH.keys()) > 1
     ]
     overview = [overview_row(students, pruner, recoveries) for pruner in pruners]
     overview = [row for row in overview if row["seeds"]]
