@@ -165,7 +165,10 @@ def test_own_pruners_in_a_sweep_and_in_the_help(tf, root, capsys) -> None:
     [
         (("pruner=window", "pruner.num_samples=0"), "pruner.num_samples=0 must be at least 1"),
         (("pruner=taylor", "pruner.num_samples=0"), "pruner.num_samples=0 must be at least 1"),
-        (("pruner=taylor", "selector=grouped", "scheme=1:2", "keep=1"), "selector=grouped decides"),
+        (
+            ("pruner=taylor", "selector=grouped", "scheme=1:2", "keep=1"),
+            "scheme=1:2 keeps 2 of 4 blocks but keep=1",
+        ),
         (("pruner=windwo",), "pruner=windwo is not known; valid: "),
         (("pruner=window", "+pruner.sampels=8"), "unknown key 'pruner.sampels'; valid for pruner"),
     ],
