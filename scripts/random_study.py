@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2", help="of the recovery"
     )
-    parser.add_argument("--recovery", choices=RECOVERIES, default="finetune")
+    parser.add_argument("--recovery", choices=RECOVERIES, default="finetune", metavar="NAME")
     parser.add_argument(
         "--decisions", type=Path, help="decisions/ of scripts/digits_study.py, to take them there"
     )
