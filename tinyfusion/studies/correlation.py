@@ -63,14 +63,19 @@ def is_of(student: Student, recovery: str) -> bool:
     return student.job.recovery == recovery
 
 
-def points(students: Sequence[Student], recovery: str) -> list[Point]:
-    """Calibration loss and FID per pruner of blocks, means over seeds."""
+def by_pruner(students: Sequence[Student], recovery: str) -> dict[str, list[Student]]:
+    """Students of a recovery by the pruner of blocks that chose them."""
     grouped: dict[str, list[Student]] = {}
     for student in students:
         if is_of(student, recovery) and student.job.pruner not in WIDTH:
             grouped.setdefault(student.job.pruner, []).append(student)
+    return grouped
+
+
+def points(students: Sequence[Student], recovery: str) -> list[Point]:
+    """Calibration loss and FID per pruner of blocks, means over seeds."""
     made = []
-    for pruner, members in grouped.items():
+    for pruner, members in by_pruner(students, recovery).items():
         fids = [s.run.models["recovered"]["fid"] for s in members]
         losses = [s.calibration_loss for s in members]
         made.append(Point(pruner, mean(losses), mean(fids), stdev(fids) if len(fids) > 1 else None))
@@ -98,26 +103,22 @@ def foretold(
     """
     from scipy.stats import spearmanr
 
-    grouped: dict[str, list[Student]] = {}
-    for student in students:
-        if is_of(student, recovery) and student.job.pruner not in WIDTH:
-            grouped.setdefault(student.job.pruner, []).append(student)
     pairs: dict[frozenset[Any], tuple[float, float]] = {}
-    for own in grouped.values():
+    for own in by_pruner(students, recovery).values():
         pair = (
             mean(BEFORE[before](s) for s in own),
             mean(s.run.models["recovered"][after] for s in own),
         )
         if all(map(math.isfinite, pair)):
             pairs.setdefault(frozenset((s.job.seed, s.run.kept) for s in own), pair)
-    points = sorted(pairs.values())
+    kept = sorted(pairs.values())
     if among == "lower half":
-        points = points[: (len(points) + 1) // 2]
-    columns = list(zip(*points, strict=True))
-    if len(points) < LEAST_POINTS or any(len(set(column)) < 2 for column in columns):
+        kept = kept[: (len(kept) + 1) // 2]
+    columns = list(zip(*kept, strict=True))
+    if len(kept) < LEAST_POINTS or any(len(set(column)) < 2 for column in columns):
         return None
     rho = float(spearmanr(*columns).statistic)
-    return {"rho": rho, "p": chance(*columns, rho), "choices": len(points)}
+    return {"rho": rho, "p": chance(*columns, rho), "choices": len(kept)}
 
 
 def correlations(students: Sequence[Student], recoveries: Sequence[str]) -> list[dict[str, Any]]:
