@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from tinyfusion.cli import main as tinyfusion
+from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.studies.collect import read_run, summarise
@@ -92,7 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, passed_on = options_and_overrides(parser, argv)
     root = options.root.absolute()
     jobs = plan(root, options.seeds)
-    failed = [] if options.report else carry_out(jobs, tinyfusion, passed_on)
+    try:
+        failed = [] if options.report else carry_out(jobs, tinyfusion, passed_on)
+    except InputError as error:
+        print(f"table7: {error}", file=sys.stderr)
+        return 2
     print(report(root, jobs))
     for job in failed:
         print(f"table7: {job.folder} failed", file=sys.stderr)

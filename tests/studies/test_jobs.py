@@ -131,6 +131,30 @@ def test_finished_jobs_are_skipped_and_failures_hold_up_what_waits_for_them(tmp_
     assert command.seen == ["bad", "bad_run", "good_run"]
 
 
+def test_a_folder_with_other_settings_is_refused_before_any_work(tmp_path) -> None:
+    mine = job(tmp_path / "a", "run", "recovery=kd", "seed=0", decided=tmp_path / "d")
+    said = "tinyfusion run recovery=kd seed=0 decision=/elsewhere/d/decision.json {}\n"
+    command_file = tmp_path / "a/command.txt"
+    write(command_file)
+    for passed_on, more in (
+        ([], ""),
+        (["trainer.threads=1"], "output_root=x trainer.progress=false"),
+        (["training.recovery.steps=5"], "training.recovery.steps=5"),
+    ):
+        command_file.write_text(said.format(more))
+        mine.check_same(passed_on)
+    for passed_on, more, how in (
+        ([], "training.recovery.steps=5", "with training.recovery.steps=5"),
+        (["training.recovery.steps=5"], "", "without training.recovery.steps=5"),
+        (["seed=1"], "", "with seed=0 and without seed=1"),
+    ):
+        command_file.write_text(said.format(more))
+        first, command = job(tmp_path / "first"), Commands()
+        with pytest.raises(InputError, match=f"was run {how}: give another"):
+            carry_out([first, mine], command, passed_on)
+        assert command.seen == []
+
+
 def test_an_interrupted_job_ends_the_study(tmp_path) -> None:
     command = Commands({"a": 130})
     with pytest.raises(KeyboardInterrupt):

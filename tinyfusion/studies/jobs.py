@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyfusion.errors import InputError
+from tinyfusion.stages.folder import COMMAND_FILE
 from tinyfusion.studies.collect import CONFIG_FILE, METRICS_FILE
 
 INTERRUPTED = 130
@@ -17,6 +20,12 @@ DECISION_FILES = ("decision.json", "widths.json")
 
 NOT_OF_PRUNE = ("evaluation", "recovery", "stages", "teacher", "start")
 """Settings that `tinyfusion prune` does not have."""
+
+NOT_OF_RESULTS = ("trainer", "output_root", "logger", "callbacks", "name")
+"""Settings that may change from one process of a study to the next."""
+
+PLACES = ("decision", "iterative.previous", "pruner.losses", "pruner.marks")
+"""Settings that say where something lies, which changes where a study's folder is moved."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +65,47 @@ class Job:
         """
         if (self.folder / CONFIG_FILE).is_file():
             return [self.command, f"resume={self.folder}"]
-        if self.command == "prune":
-            passed_on = [text for text in passed_on if _key(text).split(".")[0] not in NOT_OF_PRUNE]
-        given = set(map(_key, passed_on))
-        own = [text for text in self.overrides if _key(text) not in given]
+        own, passed_on = self.settings(passed_on)
         decision = []
         if self.decided is not None:
             decision = [f"decision={quoted(decision_file(self.decided))}"]
         return [self.command, *own, *decision, f"hydra.run.dir={quoted(self.folder)}", *passed_on]
+
+    def settings(self, passed_on: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+        """Overrides of its own that ``passed_on`` leaves standing, and those passed on to it."""
+        if self.command == "prune":
+            passed_on = [text for text in passed_on if _key(text).split(".")[0] not in NOT_OF_PRUNE]
+        given = set(map(_key, passed_on))
+        return [text for text in self.overrides if _key(text) not in given], list(passed_on)
+
+    def check_same(self, passed_on: Sequence[str] = ()) -> None:
+        """Refuse a folder that holds something else, such as a shorter try of the same.
+
+        Args:
+            passed_on: overrides for every job.
+
+        Raises:
+            InputError: the folder's command line has other settings.
+        """
+        file = self.folder / COMMAND_FILE
+        if not file.is_file():
+            return
+        there = _of_results(shlex.split(file.read_text(encoding="utf-8"))[2:])
+        own, passed_on = self.settings(passed_on)
+        here = _of_results([*own, *passed_on])
+        if there != here:
+            parts = {"with": there - here, "without": here - there}
+            how = " and ".join(f"{k} {' '.join(sorted(v))}" for k, v in parts.items() if v)
+            raise InputError(f"{self.folder} was run {how}: give another --root, or remove it")
+
+
+def _of_results(overrides: Iterable[str]) -> set[str]:
+    """The overrides that results depend on."""
+    return {
+        text
+        for text in overrides
+        if _key(text).split(".")[0] not in NOT_OF_RESULTS and _key(text) not in PLACES
+    }
 
 
 def _key(override: str) -> str:
@@ -102,8 +144,12 @@ def carry_out(
         The jobs that failed or could not begin.
 
     Raises:
+        InputError: a job's folder holds one with other settings; nothing is run then.
         KeyboardInterrupt: a job was interrupted by the user.
     """
+    jobs = list(jobs)
+    for job in jobs:
+        job.check_same(passed_on)
     failed: list[Job] = []
     for job in jobs:
         if job.done:
