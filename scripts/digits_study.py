@@ -14,7 +14,14 @@ from pathlib import Path
 from tinyfusion.cli import main as tinyfusion
 from tinyfusion.errors import InputError
 from tinyfusion.studies.digits import plan
-from tinyfusion.studies.jobs import carry_out, options_and_overrides, seed_list, share_of, shares
+from tinyfusion.studies.jobs import (
+    INTERRUPTED,
+    carry_out,
+    options_and_overrides,
+    seed_list,
+    share_of,
+    shares,
+)
 from tinyfusion.studies.pruners import report
 
 
@@ -51,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.report:
             failed = carry_out(shares(jobs, parts)[part], tinyfusion, passed_on)
         print(report(arguments.root, jobs))
+    except KeyboardInterrupt:
+        print("digits_study: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
     except InputError as error:
         print(f"digits_study: {error}", file=sys.stderr)
         return 2

@@ -16,7 +16,13 @@ from pathlib import Path
 from tinyfusion.cli import main as tinyfusion
 from tinyfusion.errors import InputError
 from tinyfusion.studies.digits import RECOVERIES
-from tinyfusion.studies.jobs import carry_out, options_and_overrides, seed_list, two_or_more
+from tinyfusion.studies.jobs import (
+    INTERRUPTED,
+    carry_out,
+    options_and_overrides,
+    seed_list,
+    two_or_more,
+)
 from tinyfusion.studies.random_halves import plan, report
 
 
@@ -50,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.report:
             failed = carry_out(jobs, tinyfusion, passed_on)
         print(report(root, jobs))
+    except KeyboardInterrupt:
+        print("random_study: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
     except InputError as error:
         print(f"random_study: {error}", file=sys.stderr)
         return 2

@@ -19,7 +19,14 @@ from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.studies.collect import read_run, summarise
-from tinyfusion.studies.jobs import Job, carry_out, options_and_overrides, quoted, seed_list
+from tinyfusion.studies.jobs import (
+    INTERRUPTED,
+    Job,
+    carry_out,
+    options_and_overrides,
+    quoted,
+    seed_list,
+)
 
 NAMES = {"source": "28 blocks", "previous": "14 blocks"}
 
@@ -95,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = plan(root, options.seeds)
     try:
         failed = [] if options.report else carry_out(jobs, tinyfusion, passed_on)
+    except KeyboardInterrupt:
+        print("table7: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
     except InputError as error:
         print(f"table7: {error}", file=sys.stderr)
         return 2

@@ -117,6 +117,7 @@ def test_prune(tf, only_run, overrides, kept) -> None:
         (["pruner=first", "selector=greedy"], "selector= changes nothing: the pruner (First)"),
         (["pruner=first", "delta.rank=2"], "delta= changes nothing: the pruner (First)"),
         (["pruner=shortgpt", "selector=greedy"], ""),
+        (["pruner=shortgpt", "pruner.selector=${oc.select:selector}", "selector=greedy"], ""),
         (["pruner=first"], ""),
     ],
 )

@@ -168,3 +168,9 @@ def test_a_probe_times_real_steps(dry, monkeypatch) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to time on")
 def test_without_a_gpu_no_time_is_made_up(dry) -> None:
     assert "not estimated (no GPU here); dry_run_probe=true" in dry("pretrain", *TINY)
+
+
+@pytest.mark.parametrize("chosen", [["pruner=learned"], ["pruner=shortgpt", "selector=grouped"]])
+def test_a_scheme_that_contradicts_keep_is_refused(tf, chosen) -> None:
+    result = tf("run", *chosen, "keep=1", "dry_run=true", "dry_run_probe=false")
+    assert result.status == 2 and "scheme=1:2 keeps 2 of 4 blocks but keep=1" in result.err

@@ -123,16 +123,18 @@ def test_pruners_that_chose_the_same_are_one_point(tmp_path, jobs) -> None:
         if job.recovery == "kd" and job.pruner == "uniform":
             # As shortgpt at one of two seeds.
             finish(job, 2.0, 0.1, (1, 9 if job.seed == 0 else 20))
+        if (job.recovery, job.pruner, job.seed) == ("kd", "flux_lite", 1):
+            finish(job, 0.8, LOSSES["shortgpt"], (1, 10))  # as shortgpt, as far as it has got
     report(tmp_path, jobs)
     found = read_json(tmp_path / "report.json", "report")
-    assert len(found["overview"]) == 7
+    assert len(found["overview"]) == 8
     assert all(row["choices"] == 6 for row in found["correlations"])
 
 
 def test_a_correlation_of_all_may_fail_among_the_lower_half(tmp_path) -> None:
     jobs = plan(tmp_path, [0])
-    losses = dict(zip(PRUNERS, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), strict=False))
-    fids = dict(zip(PRUNERS, (4.0, 3.0, 2.0, 1.0, 5.0, 6.0, 7.0, 8.0), strict=False))
+    losses = dict(zip(PRUNERS, (0.8, 0.1, 0.2, 0.7, 0.3, 0.4, 0.5, 0.6), strict=False))
+    fids = dict(zip(PRUNERS, (8.0, 4.0, 3.0, 7.0, 2.0, 1.0, 5.0, 6.0), strict=False))
     for job in jobs:
         if job.recovery == "kd" and job.pruner in losses:
             place = list(losses).index(job.pruner)
@@ -183,7 +185,7 @@ def test_no_correlation_of_few_pruners(tmp_path) -> None:
     for job in jobs:
         if job.recovery == "kd" and job.pruner in ("oracle", "first", "random"):
             finish(job, FIDS[job.pruner], LOSSES[job.pruner])
-    assert "Not given: fewer than 4 pruners" in report(tmp_path, jobs)
+    assert "Not given: fewer than 4 different choices" in report(tmp_path, jobs)
     assert read_json(tmp_path / "report.json", "report")["correlations"] == []
 
 
@@ -231,7 +233,7 @@ def test_table_of_the_random_study(tmp_path) -> None:
         **{"loss_min": 0.2, "loss_median": 0.9, "loss_max": 30.0},
         **{"block_evaluations": 6000, "naive_block_evaluations": 14_000},
     }
-    decision = Decision(tuple(range(14)), 28, "random", scores=evidence)
+    decision = Decision((0,), 2, "random", scores=evidence)
     decision.save(tmp_path / "decisions/random_median/decision.json")
     for job in jobs:
         if job.command == "run" and job.pruner in ("random, median loss", "shortgpt"):
@@ -242,6 +244,3 @@ def test_table_of_the_random_study(tmp_path) -> None:
     assert rows["random, median loss"]["fid"][0] == 2.5 and "fid" not in rows["oracle"]
     assert rows["shortgpt"]["percentile"] == 12.5 and rows["learned 1:2"]["paper_fid"] == 5.73
     assert "1,000 random choices" in text and "Not finished: " in text and "22.28" in text
-    for candidates, samples in ((2000, 128), (1000, 64)):
-        with pytest.raises(InputError, match="holds 1,000 candidates with 128 samples each, not"):
-            random_halves.plan(tmp_path, [0, 1], candidates, samples)

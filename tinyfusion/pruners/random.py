@@ -85,7 +85,7 @@ class Random:
             key = "marks" if losses is None else "losses"
             raise InputError(
                 f"pruner.{key} is of use with several candidates only: give pruner.candidates=, "
-                "such as 1000"
+                "such as 1000 (with losses as many as the list has)"
             )
         self.draw_seed, self.candidates, self.pick = draw_seed, candidates, choose
         self.num_samples, self.branches = num_samples, branches

@@ -99,7 +99,8 @@ def _warn_of_idle(cfg: DictConfig, typed: Collection[str]) -> None:
         return
     used = OmegaConf.to_yaml(cfg.pruner, resolve=False)
     for group in ("selector", "delta"):
-        if f"${{{group}" not in used and any(key.split(".")[0] == group for key in typed):
+        referred = re.search(rf"\$\{{[^}}]*\b{group}\b", used)
+        if referred is None and group in typed:
             target = str(cfg.pruner.get("_target_")).rpartition(".")[2]
             log.warning("%s= changes nothing: the pruner (%s) takes none", group, target)
 

@@ -14,7 +14,6 @@ import numpy as np
 from tinyfusion.figures.scatter import Point
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.studies.collect import FinishedRun
-from tinyfusion.studies.digits import WIDTH
 from tinyfusion.studies.jobs import Job
 
 LEAST_POINTS = 4
@@ -64,10 +63,10 @@ def is_of(student: Student, recovery: str) -> bool:
 
 
 def by_pruner(students: Sequence[Student], recovery: str) -> dict[str, list[Student]]:
-    """Students of a recovery by the pruner of blocks that chose them."""
+    """Students of a recovery by the pruner that chose their blocks; cut widths are left out."""
     grouped: dict[str, list[Student]] = {}
     for student in students:
-        if is_of(student, recovery) and student.job.pruner not in WIDTH:
+        if is_of(student, recovery) and student.run.kept:
             grouped.setdefault(student.job.pruner, []).append(student)
     return grouped
 
@@ -103,15 +102,18 @@ def foretold(
     """
     from scipy.stats import spearmanr
 
-    pairs: dict[frozenset[Any], tuple[float, float]] = {}
+    pairs: list[tuple[float, float]] = []
+    choices: list[dict[int, tuple[int, ...]]] = []
     for own in by_pruner(students, recovery).values():
         pair = (
             mean(BEFORE[before](s) for s in own),
             mean(s.run.models["recovered"][after] for s in own),
         )
-        if all(map(math.isfinite, pair)):
-            pairs.setdefault(frozenset((s.job.seed, s.run.kept) for s in own), pair)
-    kept = sorted(pairs.values())
+        choice = {s.job.seed: s.run.kept for s in own}
+        if all(map(math.isfinite, pair)) and not any(_same(choice, c) for c in choices):
+            pairs.append(pair)
+            choices.append(choice)
+    kept = sorted(pairs)
     if among == "lower half":
         kept = kept[: (len(kept) + 1) // 2]
     columns = list(zip(*kept, strict=True))
@@ -119,6 +121,12 @@ def foretold(
         return None
     rho = float(spearmanr(*columns).statistic)
     return {"rho": rho, "p": chance(*columns, rho), "choices": len(kept)}
+
+
+def _same(one: Mapping[int, Any], other: Mapping[int, Any]) -> bool:
+    """Whether two pruners chose the same blocks for every seed that both have finished."""
+    common = one.keys() & other.keys()
+    return bool(common) and all(one[seed] == other[seed] for seed in common)
 
 
 def correlations(students: Sequence[Student], recoveries: Sequence[str]) -> list[dict[str, Any]]:
@@ -155,7 +163,7 @@ def chance(x: Sequence[float], y: Sequence[float], rho: float) -> float:
 def said(found: Sequence[Mapping[str, Any]]) -> str:
     """The rank correlations in words."""
     if not found:
-        return f"Not given: fewer than {LEAST_POINTS} pruners are finished.\n"
+        return f"Not given: fewer than {LEAST_POINTS} different choices are finished.\n"
     columns = {
         "recovery": Column("recovery"),
         "before": Column("right after the cut"),

@@ -19,7 +19,6 @@ from tinyfusion.pruners.contract import calibration_batch
 from tinyfusion.settings.compose import build
 from tinyfusion.studies.collect import FinishedRun, read_run, summarise
 from tinyfusion.studies.correlation import Student, correlations, is_of, points, said
-from tinyfusion.studies.digits import WIDTH
 from tinyfusion.studies.jobs import Job
 
 CALIBRATION_SAMPLES = 1024
@@ -61,7 +60,9 @@ def report(root: Path, jobs: Sequence[Job]) -> str:
     recoveries = [
         name
         for name in COMPARED
-        if len({s.job.pruner for s in students if is_of(s, name)} - WIDTH.keys()) > 1
+        if any(is_of(s, name) for s in students)
+        # Others are planned for one or two pruners only.
+        and len({job.pruner for job in jobs if job.recovery == name}) > len(pruners) / 2
     ]
     overview = [overview_row(students, pruner, recoveries) for pruner in pruners]
     overview = [row for row in overview if row["seeds"]]

@@ -8,12 +8,10 @@ methods chose.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import comb
 from pathlib import Path
 from typing import Any
 
 from tinyfusion.decision import Decision
-from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.studies.collect import read_run, summarise
@@ -72,12 +70,8 @@ def plan(
         num_samples: calibration samples of each.
         recovery: how students are recovered, by its name in `studies.digits.RECOVERIES`.
         decisions: ``decisions/`` of a comparison of pruners, to take what is decided there.
-
-    Raises:
-        InputError: the folder holds candidates of another number or with other samples.
     """
     root, first = root.absolute(), seeds[0]
-    _check_same(root, candidates, num_samples)
     jobs: list[Job] = []
     places: dict[str, Path] = {}
     for name in METHODS:
@@ -147,27 +141,6 @@ def report(root: Path, jobs: Sequence[Job]) -> str:
     write_text(root / "report.md", text)
     write_json(root / "report.json", {"candidates": evidence, "table": rows})
     return text
-
-
-def _check_same(root: Path, candidates: int, num_samples: int) -> None:
-    """Refuse to go on with a study of something else.
-
-    Raises:
-        InputError: see `plan`.
-    """
-    file = root / "decisions" / f"random_{FIRST_PICK}" / "decision.json"
-    if not file.is_file():
-        return
-    decision = Decision.load(file)
-    there = (decision.scores["candidates"], decision.scores["num_samples"])
-    # There may be fewer sets than were asked for.
-    every = comb(decision.source_depth, len(decision.kept))
-    if there != (min(candidates, every), num_samples):
-        raise InputError(
-            f"{root} holds {there[0]:,} candidates with {there[1]:,} samples each, not "
-            f"{candidates:,} with {num_samples:,}: give another --root, or --candidates "
-            f"{there[0]} --samples {there[1]}"
-        )
 
 
 def _place(evidence: dict[str, Any], name: str) -> dict[str, Any]:
