@@ -7,20 +7,16 @@ overrides for every job, such as training.recovery.steps=5.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tinyfusion.cli import main as tinyfusion
-from tinyfusion.errors import InputError
 from tinyfusion.studies.digits import plan
 from tinyfusion.studies.jobs import (
-    INTERRUPTED,
-    carry_out,
+    conduct,
     options_and_overrides,
     seed_list,
     share_of,
-    shares,
 )
 from tinyfusion.studies.pruners import report
 
@@ -51,22 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="compare a decision that is there, such as one of scripts/random_study.py",
     )  # fmt: skip
     arguments, passed_on = options_and_overrides(parser, argv)
-    part, parts = arguments.part
-    failed = []
-    try:
-        jobs = plan(arguments.root, arguments.seeds, dict(arguments.add), arguments.finetune)
-        if not arguments.report:
-            failed = carry_out(shares(jobs, parts)[part], tinyfusion, passed_on)
-        print(report(arguments.root, jobs))
-    except KeyboardInterrupt:
-        print("digits_study: interrupted; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    except InputError as error:
-        print(f"digits_study: {error}", file=sys.stderr)
-        return 2
-    for job in failed:
-        print(f"digits_study: {job.folder} failed", file=sys.stderr)
-    return 1 if failed else 0
+    root = arguments.root
+    return conduct(
+        "digits_study",
+        lambda: plan(root, arguments.seeds, dict(arguments.add), arguments.finetune),
+        lambda jobs: report(root, jobs),
+        None if arguments.report else tinyfusion,
+        passed_on,
+        arguments.part,
+    )
 
 
 if __name__ == "__main__":

@@ -9,16 +9,13 @@ arguments are overrides for every job, such as training.recovery.steps=5.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tinyfusion.cli import main as tinyfusion
-from tinyfusion.errors import InputError
 from tinyfusion.studies.digits import RECOVERIES
 from tinyfusion.studies.jobs import (
-    INTERRUPTED,
-    carry_out,
+    conduct,
     options_and_overrides,
     seed_list,
     two_or_more,
@@ -43,28 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.decisions is not None and not arguments.decisions.is_dir():
         parser.error(f"--decisions: {str(arguments.decisions)!r} is no folder")
     root = arguments.root.absolute()
-    failed = []
-    try:
-        jobs = plan(
+    return conduct(
+        "random_study",
+        lambda: plan(
             root,
             arguments.seeds,
             arguments.candidates,
             arguments.samples,
             arguments.recovery,
             arguments.decisions,
-        )
-        if not arguments.report:
-            failed = carry_out(jobs, tinyfusion, passed_on)
-        print(report(root, jobs))
-    except KeyboardInterrupt:
-        print("random_study: interrupted; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    except InputError as error:
-        print(f"random_study: {error}", file=sys.stderr)
-        return 2
-    for job in failed:
-        print(f"random_study: {job.folder} failed", file=sys.stderr)
-    return 1 if failed else 0
+        ),
+        lambda jobs: report(root, jobs),
+        None if arguments.report else tinyfusion,
+        passed_on,
+    )
 
 
 if __name__ == "__main__":

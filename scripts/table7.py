@@ -9,20 +9,17 @@ training.recovery.steps=5.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 from tinyfusion.cli import main as tinyfusion
-from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.studies.collect import read_run, summarise
 from tinyfusion.studies.jobs import (
-    INTERRUPTED,
     Job,
-    carry_out,
+    conduct,
     options_and_overrides,
     quoted,
     seed_list,
@@ -99,19 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="only collect what is there")
     options, passed_on = options_and_overrides(parser, argv)
     root = options.root.absolute()
-    jobs = plan(root, options.seeds)
-    try:
-        failed = [] if options.report else carry_out(jobs, tinyfusion, passed_on)
-    except KeyboardInterrupt:
-        print("table7: interrupted; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    except InputError as error:
-        print(f"table7: {error}", file=sys.stderr)
-        return 2
-    print(report(root, jobs))
-    for job in failed:
-        print(f"table7: {job.folder} failed", file=sys.stderr)
-    return 1 if failed else 0
+    return conduct(
+        "table7",
+        lambda: plan(root, options.seeds),
+        lambda jobs: report(root, jobs),
+        None if options.report else tinyfusion,
+        passed_on,
+    )
 
 
 if __name__ == "__main__":

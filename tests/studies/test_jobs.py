@@ -14,6 +14,7 @@ from tinyfusion.studies.digits import OTHERS, PRUNERS, WIDTH, plan
 from tinyfusion.studies.jobs import (
     Job,
     carry_out,
+    conduct,
     decision_file,
     options_and_overrides,
     quoted,
@@ -129,6 +130,31 @@ def test_finished_jobs_are_skipped_and_failures_hold_up_what_waits_for_them(tmp_
     command = Commands()
     assert carry_out([*cuts.values(), *runs], command) == []
     assert command.seen == ["bad", "bad_run", "good_run"]
+
+
+def test_a_study_says_how_it_ended(tmp_path, capsys) -> None:
+    jobs = [job(tmp_path / name) for name in ("a", "b", "c")]
+
+    def refuse(_: list[Job]) -> str:
+        raise InputError("nothing is there")
+
+    def end(report, command) -> tuple[int, str, str]:
+        status = conduct("mine", lambda: jobs, report, command)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    assert end(lambda found: f"{len(found)} jobs", None) == (0, "3 jobs\n", "")
+    status, out, err = end(lambda _: "report", Commands({"a": 130}))
+    assert (status, out) == (130, "") and err == "mine: interrupted; the same command goes on\n"
+    failed = f"mine: {tmp_path / 'b'} failed\n"
+    assert end(lambda _: "report", Commands({"b": 1})) == (1, "report\n", failed)
+    # What failed is said even where nothing can be reported.
+    assert end(refuse, Commands({"b": 1})) == (2, "", f"mine: nothing is there\n{failed}")
+    first, other = Commands(), Commands()
+    jobs = [job(tmp_path / f"new_{name}") for name in ("a", "b", "c")]
+    assert conduct("mine", lambda: jobs, lambda _: "", first, part=(0, 2)) == 0
+    assert conduct("mine", lambda: jobs, lambda _: "", other, part=(1, 2)) == 0
+    assert sorted(first.seen + other.seen) == ["new_a", "new_b", "new_c"] and other.seen
 
 
 def test_a_folder_with_other_settings_is_refused_before_any_work(tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -161,6 +162,46 @@ def carry_out(
         if status:
             failed.append(job)
     return failed
+
+
+def conduct(
+    name: str,
+    plan: Callable[[], list[Job]],
+    report: Callable[[list[Job]], str],
+    command: Callable[[list[str]], int] | None,
+    passed_on: Sequence[str] = (),
+    part: tuple[int, int] = (0, 1),
+) -> int:
+    """What every study's script does: carry out its jobs, print the report and what failed.
+
+    Args:
+        name: of the script, for messages.
+        plan: makes the jobs.
+        report: collects what is finished.
+        command: ``tinyfusion.cli.main``; ``None`` to run nothing.
+        passed_on: overrides for every job.
+        part: which of how many shares to carry out, see `share_of`.
+
+    Returns:
+        Exit status: 0, 1 if a job failed, 2 for bad input, 130 if interrupted by the user.
+    """
+    failed: list[Job] = []
+    status = 0
+    try:
+        jobs = plan()
+        if command is not None:
+            number, parts = part
+            failed = carry_out(shares(jobs, parts)[number], command, passed_on)
+        print(report(jobs))
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    except InputError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        status = 2
+    for job in failed:
+        print(f"{name}: {job.folder} failed", file=sys.stderr)
+    return status or int(bool(failed))
 
 
 def shares(jobs: Sequence[Job], parts: int) -> list[list[Job]]:
