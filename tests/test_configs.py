@@ -13,15 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from tinyfusion.backbones.presets import FAMILIES, PRESETS, build_empty, preset_family
 from tinyfusion.errors import InputError
 from tinyfusion.settings.check import check
+from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS, PART_OF
 from tinyfusion.settings.compose import build
 from tinyfusion.settings.overview import choices, conf_folder
-from tinyfusion.settings.schema import (
-    COMMANDS,
-    GROUPS,
-    OPTIONAL_GROUPS,
-    PART_OF,
-    TrainerSettings,
-)
+from tinyfusion.settings.schema import TrainerSettings
 
 # What a choice asks the user for.
 REQUIRED = {

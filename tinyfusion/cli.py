@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tinyfusion.errors import InputError
-from tinyfusion.settings.schema import SUMMARIES
+from tinyfusion.settings.commands import SUMMARIES
 from tinyfusion.version import __version__
 
 USAGE = """\

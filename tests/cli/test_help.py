@@ -10,7 +10,7 @@ import pytest
 
 import tinyfusion
 from tinyfusion.cli import main
-from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS, PART_OF, VALUES
+from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS, PART_OF, VALUES
 
 HEAVY = {"torch", "lightning", "hydra", "omegaconf", "numpy", "matplotlib", "peft", "wandb", "rich"}
 

@@ -14,10 +14,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyfusion.errors import InputError
+from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS
 from tinyfusion.settings.compose import locate
 from tinyfusion.settings.messages import one_line
 from tinyfusion.settings.overview import choices
-from tinyfusion.settings.schema import COMMANDS, GROUPS, OPTIONAL_GROUPS
 
 log = logging.getLogger(__name__)
 

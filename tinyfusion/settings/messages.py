@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from tinyfusion.errors import InputError
+from tinyfusion.settings.commands import COMMANDS, GROUPS
 from tinyfusion.settings.overview import choices
-from tinyfusion.settings.schema import COMMANDS, GROUPS
 
 _NO_SUCH_FILE = re.compile(r"Could not find '(?P<group>[\w/]+)/(?P<choice>[^'/]*)'")
 _NO_SUCH_KEY = re.compile(r"Could not (?:override|append|delete)[^']*'(?P<key>[^']+)'")

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyfusion.settings.schema import COMMANDS, GROUPS, PART_OF, SUMMARIES, VALUES
+from tinyfusion.settings.commands import COMMANDS, GROUPS, PART_OF, SUMMARIES, VALUES
 
 WIDTH = 100
 

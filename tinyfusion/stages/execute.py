@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.ranks import is_first_rank, is_rank
+from tinyfusion.settings.commands import COMMANDS, Training
 from tinyfusion.settings.compose import build
-from tinyfusion.settings.schema import COMMANDS, Training
 from tinyfusion.stages.devices import needs_ranks
 from tinyfusion.stages.folder import FINISHED_FILE
 from tinyfusion.stages.launch import launch

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from tinyfusion.errors import InputError
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.settings.check import check
-from tinyfusion.settings.schema import COMMANDS
+from tinyfusion.settings.commands import COMMANDS
 from tinyfusion.stages.execute import execute
 from tinyfusion.stages.folder import CONFIG_FILE, FINISHED_FILE, locked
 from tinyfusion.stages.session import SWEEP_FILE, Session
