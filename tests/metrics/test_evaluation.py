@@ -9,7 +9,7 @@ from tinyfusion.backbones.dit import DiT
 from tinyfusion.data.digits import Digits
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.evaluation import Evaluation, for_table
+from tinyfusion.metrics.evaluation import DrawnImages, Evaluation, floor_line, for_table
 from tinyfusion.metrics.features import extractor_class
 from tinyfusion.metrics.fidelity import fidelity
 from tinyfusion.pixels import to_uint8
@@ -66,6 +66,8 @@ def test_speed_is_relative_to_the_first(nets):
 def test_floor_is_that_of_the_real_data():
     floor = protocol().floor(Digits())
     assert 0.3 < floor["fid_real_halves"] < 1.0
+    assert floor_line(floor).startswith("FID between halves of the real data 0.")
+    assert floor_line({}) == ""
 
 
 def test_useless_protocols_are_refused():
@@ -81,6 +83,8 @@ def test_useless_protocols_are_refused():
             protocol(**{name: value})
     with pytest.raises(InputError, match="seeds is empty"):
         protocol(seeds=())
+    with pytest.raises(InputError, match=r"evaluation.class_balance='even' is not known; valid"):
+        protocol(class_balance="even")
 
 
 class Latents(ImageSource):
@@ -134,7 +138,7 @@ def test_samples_of_a_latent_model_are_decoded(latent_net, tiny_autoencoder, col
     decoder = Autoencoder(str(tiny_autoencoder), batch_size=3)
     evaluation = protocol(num_samples=8, autoencoder=decoder, extractor=colours)
     process, source = GaussianDiffusion(), Latents()
-    pictures = evaluation.samples(latent_net, process, seed=0)
+    pictures = DrawnImages(evaluation.drawing(latent_net, process, seed=0)).tensor()
     assert pictures.shape == (8, 3, 8, 8) and pictures.dtype == torch.uint8
     latents = generate(latent_net, process, DDIMSampler(3), torch.arange(8) % 3, 0)
     assert torch.equal(pictures, to_uint8(decoder.decode(latents)))
@@ -142,7 +146,7 @@ def test_samples_of_a_latent_model_are_decoded(latent_net, tiny_autoencoder, col
     assert row["fid"] > 0 and row["held_out_loss"] > 0
     # The real images are decoded training latents.
     assert evaluation.protocol()["reference"] == "decoded training latents"
-    real = evaluation.real(source)
+    real = evaluation.real(source).images.tensor()
     assert torch.equal(real, to_uint8(decoder.decode(source.values[:8])))
     assert row["fid"] == pytest.approx(fidelity(pictures, real, colours)["fid"])
 
@@ -157,7 +161,8 @@ def test_reference_takes_the_place_of_the_data(latent_net, tiny_autoencoder, col
         reference=str(tmp_path / "reference.npz"),
         reference_samples=6,
     )
-    assert (evaluation.real(Latents()).permute(0, 2, 3, 1).numpy() == images[:6]).all()
+    real = evaluation.real(Latents()).images.tensor()
+    assert (real.permute(0, 2, 3, 1).numpy() == images[:6]).all()
     assert evaluation.protocol()["reference"].endswith("reference.npz")
 
 
@@ -168,8 +173,9 @@ def test_latents_without_decoder_are_refused(nets):
 
 def test_at_most_so_many_real_images():
     source = Digits()
-    assert torch.equal(protocol(reference_samples=50).real(source), source.reference()[:50])
-    assert len(protocol().real(source)) == 1797
+    some = protocol(reference_samples=50).real(source).images
+    assert torch.equal(some.tensor(), source.reference()[:50])
+    assert len(protocol().real(source).images) == 1797
     with pytest.raises(InputError, match="reference_samples=3 must be at least 4"):
         protocol(reference_samples=3)
 

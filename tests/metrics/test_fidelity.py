@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from tinyfusion.data.digits import digit_split
+from tinyfusion.data.image_sets import TensorImages
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.classifier import load_digits_classifier
-from tinyfusion.metrics.fidelity import fidelity, real_halves_fid, subsample
+from tinyfusion.metrics.features import extract
+from tinyfusion.metrics.fidelity import Statistics, fidelity, frechet_distance, subsample
+from tinyfusion.metrics.fidelity import real_halves_fid as halves_fid
 
 
 def as_uint8(images: Tensor) -> Tensor:
@@ -20,6 +23,10 @@ def as_uint8(images: Tensor) -> Tensor:
 def digits() -> Tensor:
     """600 real digits, uint8."""
     return as_uint8(digit_split()[0][:600])
+
+
+def real_halves_fid(images: Tensor, seed: int) -> float:
+    return halves_fid(extract(TensorImages(images), "tinyfusion-digits")["features"], seed)
 
 
 def frechet_by_symmetric_roots(first: Tensor, second: Tensor) -> float:
@@ -34,8 +41,9 @@ def frechet_by_symmetric_roots(first: Tensor, second: Tensor) -> float:
 
 def test_identical_sets_are_at_distance_zero_and_fully_covered(digits):
     scores = fidelity(digits, digits)
-    assert set(scores) == {"fid", "inception_score", "precision", "recall"}
+    assert set(scores) == {"fid", "sfid", "inception_score", "precision", "recall"}
     assert scores["fid"] == pytest.approx(0, abs=1e-6)
+    assert scores["sfid"] == pytest.approx(0, abs=1e-6)
     assert scores["precision"] == scores["recall"] == 1
 
 
@@ -87,12 +95,29 @@ def test_more_neighbours_widen_the_balls(digits):
     assert near["recall"] < far["recall"]
 
 
-def test_splits_are_averaged_and_their_order_follows_the_seed(digits):
-    whole = fidelity(digits, digits)["inception_score"]
-    split = fidelity(digits, digits, is_splits=10, seed=0)["inception_score"]
-    assert split < whole  # a part of 60 images has uneven classes
-    assert split == fidelity(digits, digits, is_splits=10, seed=0)["inception_score"]
-    assert split != fidelity(digits, digits, is_splits=10, seed=1)["inception_score"]
+def test_splits_are_consecutive_and_averaged(digits):
+    def of(images, **options):
+        return fidelity(images, digits, **options)["inception_score"]
+
+    assert of(digits) == of(digits, split_size=600)
+    parts = [of(part) for part in digits.split(250)]
+    assert [len(part) for part in digits.split(250)] == [250, 250, 100]
+    # The last, smaller part counts as much as the others, as in ADM's evaluator.
+    assert of(digits, split_size=250) == pytest.approx(sum(parts) / 3)
+    assert sum(parts) / 3 < of(digits)  # fewer images have more uneven classes
+
+
+def test_spatial_features_see_what_pooled_ones_do_not(digits):
+    """Means over places are all that is pooled here: moved content is the same to them."""
+    maps = torch.rand(60, 4, 4, 7, generator=torch.Generator().manual_seed(0)).double()
+    maps[:, 0] += 1
+    moved = maps.flip(1)
+    pooled, spatial = (
+        [Statistics.of(at(part)) for part in (maps, moved)]
+        for at in (lambda x: x.mean((1, 2)), lambda x: x.flatten(1))
+    )
+    assert frechet_distance(*pooled) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(*spatial) > 10
 
 
 def test_grey_images_suit_an_extractor_of_colour_images(digits):
@@ -167,9 +192,9 @@ GOOD = torch.zeros(10, 1, 8, 8, dtype=torch.uint8)
         (GOOD[:3], GOOD, {}, "samples: 3 images are too few, neighbours=3"),
         (GOOD, GOOD[:3], {}, "reference: 3 images are too few, neighbours=3"),
         (GOOD[:0], GOOD, {}, "samples: 0 images"),
-        (GOOD, GOOD, {"is_splits": 11}, "10 images can't be split into is_splits=11"),
-        (GOOD, GOOD, {"is_splits": 0}, "is_splits must be at least 1, got 0"),
-        (GOOD, GOOD, {"neighbours": 0}, "neighbours must be at least 1, got 0"),
+        (GOOD, GOOD, {"split_size": 11}, "is_split_size=11: valid for 10 samples are 1 to 10"),
+        (GOOD, GOOD, {"split_size": 0}, "is_split_size=0: valid for 10 samples"),
+        (GOOD, GOOD, {"neighbours": 0}, "neighbours=0 must be at least 1"),
         (GOOD, GOOD, {"extractor": "nope"}, "'nope' is not registered; known:.*tinyfusion-digits"),
         (
             GOOD.expand(-1, 2, -1, -1),
@@ -187,4 +212,4 @@ def test_bad_input_is_named(samples, reference, options, message):
 
 def test_halves_of_too_few_images_are_refused():
     with pytest.raises(InputError, match="at least 4 images, got 3"):
-        real_halves_fid(GOOD[:3], seed=0)
+        halves_fid(torch.zeros(3, 2), seed=0)

@@ -1,74 +1,99 @@
-"""Real images that the user names: ADM batches and folders of pictures."""
+"""Real images as the metrics know them: statistics of files, and features kept by content."""
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from tinyfusion.data.digits import Digits
+from tinyfusion.data.image_sets import TensorImages
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.reference import read_reference
+from tinyfusion.metrics import reference as reference_module
+from tinyfusion.metrics.features import DIGITS_EXTRACTOR, extract
+from tinyfusion.metrics.fidelity import Statistics
+from tinyfusion.metrics.reference import RealImages, check_statistics, read_reference, reference_of
 
 
-@pytest.fixture
-def pictures() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), dtype=np.uint8)
+@pytest.fixture(scope="module")
+def digits() -> torch.Tensor:
+    return Digits().reference()[:40]
 
 
-def test_reads_a_batch_in_the_adm_layout(tmp_path, pictures):
-    np.savez(tmp_path / "batch.npz", arr_0=pictures, mu=np.zeros(3))
-    images = read_reference(tmp_path / "batch.npz")
-    assert images.shape == (5, 3, 6, 4) and images.dtype == torch.uint8
-    assert torch.equal(images[2, :, 1, 3], torch.from_numpy(pictures[2, 1, 3]))
-    assert torch.equal(read_reference(tmp_path / "batch.npz", limit=2), images[:2])
+def batch(path: Path, images: torch.Tensor | None, **arrays: np.ndarray) -> Path:
+    if images is not None:
+        arrays["arr_0"] = images.permute(0, 2, 3, 1).numpy()
+    np.savez(path, **arrays)
+    return path
 
 
-def test_reads_a_folder_in_the_order_of_names(tmp_path, pictures):
-    for number, name in enumerate(("b/1.png", "a/2.png", "c.png")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(pictures[number]).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("not a picture")
-    images = read_reference(tmp_path).permute(0, 2, 3, 1).numpy()
-    assert (images == pictures[[1, 0, 2]]).all()
+def statistics(images: torch.Tensor, layer: str) -> Statistics:
+    return Statistics.of(extract(TensorImages(images), DIGITS_EXTRACTOR)[layer])
 
 
-def test_grey_pictures_keep_one_channel(tmp_path, pictures):
-    Image.fromarray(pictures[0, ..., 0]).save(tmp_path / "grey.png")
-    assert read_reference(tmp_path).shape == (1, 1, 6, 4)
+def test_a_files_own_statistics_go_before_those_of_its_images(tmp_path, digits) -> None:
+    larger = Digits().reference()[40:200]
+    pooled, spatial = statistics(larger, "features"), statistics(larger, "spatial")
+    own = {"mu": pooled.mu, "sigma": pooled.sigma, "mu_s": spatial.mu, "sigma_s": spatial.sigma}
+    found = reference_of(read_reference(batch(tmp_path / "a.npz", digits, **own)), DIGITS_EXTRACTOR)
+    assert (found.statistics["fid"].sigma == pooled.sigma).all()
+    assert (found.statistics["sfid"].mu == spatial.mu).all()
+    assert len(found.features["features"]) == 40
+    # Of a file with pool statistics alone, the spatial ones are those of its images.
+    some = batch(tmp_path / "b.npz", digits, mu=pooled.mu, sigma=pooled.sigma)
+    found = reference_of(read_reference(some), DIGITS_EXTRACTOR)
+    assert (found.statistics["fid"].mu == pooled.mu).all()
+    np.testing.assert_allclose(found.statistics["sfid"].mu, statistics(digits, "spatial").mu)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, "float32 of shape (2, 4, 4, 3); valid"),
-        ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, "shape (2, 3, 4, 4); valid: uint8"),
-        ({"mu": np.zeros(3), "sigma": np.zeros((3, 3))}, "has no images: it holds mu, sigma"),
-        ({"arr_0": np.array([{}], dtype=object)}, "is not a readable .npz file"),
-    ],
-)
-def test_refuses_other_batches(tmp_path, content, message):
-    np.savez(tmp_path / "batch.npz", **content)
-    with pytest.raises(InputError, match=re.escape(message)):
-        read_reference(tmp_path / "batch.npz")
+def test_statistics_alone_give_no_precision(tmp_path, digits) -> None:
+    pooled = statistics(digits, "features")
+    file = batch(tmp_path / "a.npz", None, mu=pooled.mu, sigma=pooled.sigma)
+    real = read_reference(file)
+    assert real.images is None
+    found = reference_of(real, DIGITS_EXTRACTOR)
+    assert set(found.statistics) == {"fid"} and found.features == {}
 
 
-def test_refuses_missing_broken_and_unequal_files(tmp_path, pictures):
-    with pytest.raises(InputError, match=r"does not exist; valid: an \.npz file"):
-        read_reference(tmp_path / "absent.npz")
-    (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(InputError, match="not a readable"):
-        read_reference(tmp_path / "torn.npz")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    with pytest.raises(InputError, match="holds no pictures"):
-        read_reference(folder)
-    Image.fromarray(pictures[0]).save(folder / "a.png")
-    Image.fromarray(pictures[0, :3]).save(folder / "b.png")
-    with pytest.raises(InputError, match=r"b.png' is 4x3 .*a.png' is 4x6"):
-        read_reference(folder)
-    (folder / "b.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"b.png' can't be decoded"):
-        read_reference(folder)
+def test_statistics_of_another_extractor_are_refused(tmp_path) -> None:
+    file = batch(tmp_path / "a.npz", None, mu=np.zeros(2048), sigma=np.eye(2048))
+    message = r"real='.*a.npz': mu is of 2048 features, but extractor 'tinyfusion-digits' has 64"
+    with pytest.raises(InputError, match=message):
+        check_statistics(read_reference(file), DIGITS_EXTRACTOR, key="real")
+
+
+def test_a_file_with_neither_images_nor_statistics_is_refused(tmp_path) -> None:
+    with pytest.raises(InputError, match="has no images: it holds labels"):
+        read_reference(batch(tmp_path / "a.npz", None, labels=np.zeros(3)))
+
+
+def test_features_are_kept_by_content(tmp_path, digits, monkeypatch) -> None:
+    counted = []
+
+    def counting(*args, **kwargs):
+        counted.append(len(args[0]))
+        return extract(*args, **kwargs)
+
+    monkeypatch.setattr(reference_module, "extract", counting)
+
+    def found(images):
+        real = RealImages(TensorImages(images), {})
+        return reference_of(real, DIGITS_EXTRACTOR, cache=tmp_path)
+
+    first, again = found(digits), found(digits.clone())
+    assert counted == [40]
+    for name, value in first.statistics.items():
+        assert (again.statistics[name].mu == value.mu).all()
+        assert (again.statistics[name].sigma == value.sigma).all()
+    assert {name: value.tolist() for name, value in first.features.items()} == {
+        name: value.tolist() for name, value in again.features.items()
+    }
+    found(digits[:30])
+    assert counted == [40, 30]
+    # A torn file is made anew.
+    for file in tmp_path.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    found(digits)
+    assert counted == [40, 30, 40]

@@ -18,19 +18,15 @@ from tinyfusion.backbones.sit import SiT
 from tinyfusion.data.digits import Digits
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.evaluation import Evaluation
-from tinyfusion.metrics.features import DIGITS_EXTRACTOR, extractor_class, fetch_extractor
+from tinyfusion.metrics.features import DIGITS_EXTRACTOR, extractor_class, load_extractor
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.interpolant import Interpolant
 from tinyfusion.processes.masked import MaskedDiffusion
 from tinyfusion.samplers.autoregressive import AutoregressiveSampler
 from tinyfusion.samplers.ddim import DDIMSampler
 from tinyfusion.samplers.guidance import Guidance
-from tinyfusion.stages.checks import (
-    check_decoder,
-    check_files,
-    check_latents,
-    check_sampling,
-)
+from tinyfusion.stages.check_scores import check_files
+from tinyfusion.stages.checks import check_decoder, check_latents, check_sampling
 
 
 def protocol(**changes) -> Evaluation:
@@ -59,7 +55,7 @@ def test_an_extractor_whose_weights_can_not_be_fetched(monkeypatch) -> None:
         check_files(protocol(extractor="remote"), Digits(), "evaluation")
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(InputError, match="'nothing' is not registered"):
-        fetch_extractor("nothing")
+        load_extractor("nothing")
 
 
 def test_a_decoder_without_its_weights(tmp_path: Path, tiny_autoencoder: Path) -> None:

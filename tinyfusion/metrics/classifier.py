@@ -35,12 +35,19 @@ class DigitsClassifier(nn.Module):
         self.hidden = nn.Linear(64 * 2 * 2, self.num_features)
         self.head = nn.Linear(self.num_features, self.num_classes)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Map images in [-1, 1], shape (B, 1, 8, 8), to non-negative features (B, 64)."""
+    def maps(self, x: Tensor) -> Tensor:
+        """Map images in [-1, 1], shape (B, 1, 8, 8), to the last maps (B, 64, 4, 4), >= 0."""
         x = F.relu(self.conv1(x))
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
-        x = F.max_pool2d(F.relu(self.conv3(x)), 2)
-        return F.relu(self.hidden(x.flatten(1)))
+        return F.relu(self.conv3(x))
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Map what `maps` gives to non-negative features (B, 64)."""
+        return F.relu(self.hidden(F.max_pool2d(maps, 2).flatten(1)))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Map images in [-1, 1], shape (B, 1, 8, 8), to non-negative features (B, 64)."""
+        return self.pooled(self.maps(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images in [-1, 1], shape (B, 1, 8, 8), to class logits (B, 10)."""

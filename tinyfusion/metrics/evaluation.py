@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,21 +12,55 @@ from torch import Tensor
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.data.image_sets import ImageSet, TensorImages
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.fidelity import fidelity, real_halves_fid
+from tinyfusion.metrics.features import extract, layers
+from tinyfusion.metrics.fidelity import (
+    SPLIT_SIZE,
+    Reference,
+    check_counts,
+    check_same_shape,
+    real_halves_fid,
+    score,
+)
 from tinyfusion.metrics.held_out import HeldOutLoss
-from tinyfusion.metrics.reference import read_reference
-from tinyfusion.metrics.speed import compare_speed, macs, parameters
+from tinyfusion.metrics.reference import RealImages, read_reference, reference_of
+from tinyfusion.metrics.speed import compare_speed, macs, parameters, sampling_run
 from tinyfusion.processes.contract import Process
 from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import (
-    balanced_labels,
+    Drawing,
+    check_class_balance,
+    class_labels,
     decode_images,
-    generate,
-    generate_images,
 )
 from tinyfusion.samplers.guidance import Guidance
+
+
+class DrawnImages(ImageSet):
+    """The pictures of a model, drawn when they are looked at and not kept.
+
+    Args:
+        drawing: what is drawn.
+        progress: show a bar.
+    """
+
+    def __init__(self, drawing: Drawing, progress: bool = False) -> None:
+        self.drawing, self.progress = drawing, progress
+        self.shape = drawing.shape
+
+    def __len__(self) -> int:
+        return len(self.drawing)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """See `ImageSet.batches`."""
+        for images in self.drawing.draw_all(self.progress):
+            yield from images.split(size)
+
+    def digest(self) -> str:
+        """See `ImageSet.digest`; draws them all."""
+        return TensorImages(self.tensor()).digest()
 
 
 @dataclass(frozen=True)
@@ -33,11 +68,17 @@ class Evaluation:
     """A sampling and scoring protocol; the same for every row of a table.
 
     Attributes:
-        num_samples: samples per seed, spread evenly over the classes.
+        num_samples: samples per seed.
         sampler: how samples are drawn.
         guidance: guidance of the scored samples (1 at digits scale: more distorts FID there).
         seeds: sampling seeds; metrics are means over them; of several, ``fid_std`` is the spread.
+        class_balance: ``balanced``: samples are spread evenly over the classes; ``random``: the
+            class of each is drawn, as published.
         extractor: torch-fidelity feature extractor.
+        weights: file of the extractor's weights; ``None`` for the published ones, which are
+            fetched at first use.
+        is_split_size: samples per inception score, see `metrics.fidelity.inception_score`.
+        neighbours: k of the nearest-neighbour balls of precision and recall.
         batch_size: samples per batch.
         held_out_repeats: how often each held-out image is noised.
         speed_samples: images per timed run; 0 leaves speed out.
@@ -49,16 +90,22 @@ class Evaluation:
             latents of one of latents, as many as there are samples. The latter is a score against
             reconstructions, not the published protocol.
         reference_samples: use at most so many real images.
+        features_folder: where features of real images are kept, by content, for later runs;
+            ``None`` keeps none.
 
     Raises:
-        InputError: a count below its minimum.
+        InputError: a count below its minimum, or an unknown ``class_balance``.
     """
 
     num_samples: int
     sampler: Sampler
     guidance: Guidance
     seeds: Sequence[int] = (0,)
+    class_balance: str = "balanced"
     extractor: str = "tinyfusion-digits"
+    weights: str | None = None
+    is_split_size: int | None = None
+    neighbours: int = 3
     batch_size: int = 256
     held_out_repeats: int = 4
     speed_samples: int = 128
@@ -66,11 +113,15 @@ class Evaluation:
     autoencoder: Autoencoder | None = None
     reference: str | None = None
     reference_samples: int | None = None
-    _real: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    features_folder: str | None = None
+    _known: dict[int, tuple[Any, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         least = {
             "num_samples": 4,
+            "neighbours": 1,
             "batch_size": 1,
             "held_out_repeats": 1,
             "speed_samples": 0,
@@ -84,42 +135,63 @@ class Evaluation:
                 raise InputError(f"evaluation.{name}={value} must be at least {minimum}")
         if not self.seeds:
             raise InputError("evaluation.seeds is empty; give at least one sampling seed")
+        check_class_balance(self.class_balance, "evaluation.class_balance")
+
+    def check_counts(self, samples: int | None = None, reference: int | None = None) -> None:
+        """Refuse counts that can't be scored.
+
+        Args:
+            samples: number of samples; ``None`` for the protocol's own.
+            reference: number of real images; ``None`` if it is not known.
+
+        Raises:
+            InputError: too few for the neighbours or for a split of the inception score.
+        """
+        samples = self.num_samples if samples is None else samples
+        check_counts(samples, reference, self.neighbours, self.is_split_size)
 
     def protocol(self) -> dict[str, Any]:
         """The settings that stand beside a table, as plain data."""
-        reference = self.reference
-        if reference is None and self.autoencoder is not None:
-            reference = "decoded training latents"
         return {
             "num_samples": self.num_samples,
             "sampler": settings_of(self.sampler),
             "guidance": self.guidance.scale,
+            "guided_channels": self.guidance.channels,
+            "class_balance": self.class_balance,
             "sampling_seeds": list(self.seeds),
-            "extractor": self.extractor,
-            "reference": reference,
+            **self.scoring(),
         }
 
-    def real(self, source: ImageSource, device: torch.device | None = None) -> Tensor:
-        """Real images to score against, uint8, shape (M, C, H, W); the same at every call.
+    def scoring(self) -> dict[str, Any]:
+        """The part of the protocol that also holds for samples from elsewhere."""
+        reference = self.reference
+        if reference is None and self.autoencoder is not None:
+            reference = "decoded training latents"
+        return {
+            "reference": reference,
+            "extractor": self.extractor,
+            "is_split_size": self.is_split_size or SPLIT_SIZE,
+            "neighbours": self.neighbours,
+        }
+
+    def real(self, source: ImageSource | None, device: torch.device | None = None) -> RealImages:
+        """Real images to score against.
 
         Args:
-            source: the data.
+            source: the data; not needed if there is a ``reference``.
             device: where latents are decoded.
 
         Raises:
-            InputError: latents without a decoder or ``reference``, or an unreadable ``reference``.
+            InputError: neither, latents without a decoder, or an unreadable ``reference``.
         """
-        # Models are scored one after the other: what was read or decoded for one is kept.
-        if id(source) not in self._real:
-            self._real.clear()
-            self._real[id(source)] = self._read_real(source, device or torch.device("cpu"))
-        return self._real[id(source)]
-
-    def _read_real(self, source: ImageSource, device: torch.device) -> Tensor:
         if self.reference is not None:
             return read_reference(self.reference, self.reference_samples)
+        if source is None:
+            raise InputError(
+                "evaluation.reference= must be given: the real images to score against"
+            )
         if source.pixels:
-            return source.reference()[: self.reference_samples]
+            return RealImages(TensorImages(source.reference()[: self.reference_samples]), {})
         if self.autoencoder is None:
             raise InputError(
                 "scores need images but the data holds latents: give autoencoder=, or "
@@ -127,32 +199,70 @@ class Evaluation:
             )
         count = min(len(source), self.reference_samples or self.num_samples)
         latents, _ = source.plain(torch.arange(count))
-        return decode_images(latents, self.autoencoder, device)
+        images = decode_images(latents, self.autoencoder, device or torch.device("cpu"))
+        return RealImages(TensorImages(images), {})
+
+    def known(
+        self, source: ImageSource | None, device: torch.device | None = None
+    ) -> tuple[RealImages, Reference]:
+        """Real images and what the metrics need of them; the same at every call.
+
+        Args:
+            source: the data; not needed if there is a ``reference``.
+            device: where latents are decoded and features computed.
+
+        Raises:
+            InputError: see `real`; too few real images; statistics of another extractor.
+        """
+        # Models are scored one after the other: what was computed for one is kept. The source is
+        # kept with it, so that no other can take its place and number.
+        if id(source) not in self._known:
+            real = self.real(source, device)
+            if real.images is not None:
+                self.check_counts(reference=len(real.images))
+            folder = None if self.features_folder is None else Path(self.features_folder)
+            reference = reference_of(real, self.extractor, self.weights, device or "cpu", folder)
+            self._known.clear()
+            self._known[id(source)] = (source, real, reference)
+        _, real, reference = self._known[id(source)]
+        return real, reference
 
     def floor(
-        self, source: ImageSource, draws: int = 3, device: torch.device | None = None
+        self, source: ImageSource | None, draws: int = 3, device: torch.device | None = None
     ) -> dict[str, float]:
         """FID between two random halves of the real data: no model can be expected below it.
 
         Args:
-            source: real images.
+            source: real images; not needed if there is a ``reference``.
             draws: number of random splits.
-            device: where latents are decoded.
+            device: where latents are decoded and features computed.
 
         Returns:
-            ``fid_real_halves`` and ``fid_real_halves_std`` over the splits.
+            ``fid_real_halves`` and ``fid_real_halves_std`` over the splits; nothing if of the
+            real images only statistics are known.
         """
-        real = self.real(source, device)
+        _, reference = self.known(source, device)
+        if not reference.features:
+            return {}
+        features = reference.features[layers(self.extractor)["fid"]]
         fids = torch.tensor(
-            [real_halves_fid(real, seed, self.extractor) for seed in range(draws)],
-            dtype=torch.float64,
+            [real_halves_fid(features, seed) for seed in range(draws)], dtype=torch.float64
         )
         return {"fid_real_halves": float(fids.mean()), "fid_real_halves_std": float(fids.std())}
 
-    def samples(self, net: Backbone, process: Process, seed: int, progress: bool = False) -> Tensor:
-        """Images to be scored, uint8, shape (num_samples, C, H, W)."""
-        labels = balanced_labels(self.num_samples, net.num_classes)
-        return generate_images(
+    def drawing(
+        self, net: Backbone, process: Process, seed: int, dtype: torch.dtype | None = None
+    ) -> Drawing:
+        """The samples of one seed.
+
+        Args:
+            net: the model.
+            process: its process.
+            seed: sampling seed.
+            dtype: see `samplers.generate.generate`.
+        """
+        labels = class_labels(self.num_samples, net.num_classes, self.class_balance, seed)
+        return Drawing(
             net,
             process,
             self.sampler,
@@ -160,9 +270,45 @@ class Evaluation:
             seed,
             self.guidance,
             self.autoencoder,
-            batch_size=self.batch_size,
-            progress=progress,
+            self.batch_size,
+            dtype,
         )
+
+    def fidelity(
+        self,
+        samples: ImageSet,
+        source: ImageSource | None,
+        device: torch.device | None = None,
+        progress: bool = False,
+    ) -> dict[str, float]:
+        """Samples against real images.
+
+        Args:
+            samples: the samples, from wherever they are.
+            source: real images; not needed if there is a ``reference``.
+            device: where features are computed.
+            progress: show a bar.
+
+        Returns:
+            See `metrics.fidelity.score`.
+
+        Raises:
+            InputError: see `known`; samples that are too few, of another size than the real
+                images, or with features that are not finite.
+        """
+        self.check_counts(samples=len(samples))
+        real, reference = self.known(source, device)
+        if real.images is not None:
+            check_same_shape(samples.shape, real.images.shape)
+        features = extract(
+            samples,
+            self.extractor,
+            self.weights,
+            device or "cpu",
+            name="samples",
+            progress=progress and not isinstance(samples, DrawnImages),
+        )
+        return score(features, reference, self.extractor, self.neighbours, self.is_split_size)
 
     def score(
         self,
@@ -171,6 +317,8 @@ class Evaluation:
         source: ImageSource,
         teacher: Backbone | None = None,
         progress: bool = False,
+        dtype: torch.dtype | None = None,
+        keep: Callable[[Drawing], ImageSet] | None = None,
     ) -> dict[str, float]:
         """All figures of one model.
 
@@ -181,19 +329,21 @@ class Evaluation:
             teacher: if given, the squared distance of the two outputs on the fixed held-out
                 batch is added as ``teacher_distance``.
             progress: show bars.
+            dtype: what sampling is computed in, see `samplers.generate.generate`.
+            keep: draws samples, keeps them somewhere and gives them back; ``None`` keeps none.
 
         Returns:
-            ``fid`` (mean over seeds), ``fid_std`` (with several seeds), ``inception_score``,
-            ``precision``, ``recall``, ``held_out_loss`` and its standard error,
-            ``held_out_mse``, ``depth``, ``parameters``, ``macs`` (one forward, one sample).
+            What `fidelity` gives, as means over seeds, ``fid_std`` (with several seeds),
+            ``held_out_loss`` and its standard error, ``held_out_mse``, ``depth``,
+            ``parameters``, ``macs`` (one forward, one sample).
         """
-        reference = self.real(source, next(net.parameters()).device)
-        runs = [
-            fidelity(self.samples(net, process, seed, progress), reference, self.extractor)
-            for seed in self.seeds
-        ]
+        device = next(net.parameters()).device
+        drawings = (self.drawing(net, process, seed, dtype) for seed in self.seeds)
+        runs = []
+        for drawing in drawings:
+            samples = DrawnImages(drawing, progress) if keep is None else keep(drawing)
+            runs.append(self.fidelity(samples, source, device))
         means = {key: sum(run[key] for run in runs) / len(runs) for key in runs[0]}
-        fids = torch.tensor([run["fid"] for run in runs], dtype=torch.float64)
         held_out = HeldOutLoss(process, *source.held_out(), repeats=self.held_out_repeats)
         out = held_out.predict(net)
         losses = held_out.of(out)
@@ -206,35 +356,51 @@ class Evaluation:
             "parameters": parameters(net),
             "macs": macs(net),
         }
-        if len(fids) > 1:
+        if len(runs) > 1 and "fid" in means:
             # Of one seed there is no spread to speak of; 0 would read as a perfect one.
+            fids = torch.tensor([run["fid"] for run in runs], dtype=torch.float64)
             row["fid_std"] = float(fids.std())
         if teacher is not None:
             row["teacher_distance"] = held_out.distance(out, held_out.predict(teacher))
         return row
 
-    def speed(self, nets: dict[str, Backbone], process: Process) -> dict[str, dict[str, float]]:
-        """Images per second of each model, measured in turn; ``ratio`` is to the first."""
+    def speed(
+        self, nets: dict[str, Backbone], process: Process, dtype: torch.dtype | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Images per second of each model, measured in turn; ``ratio`` is to the first.
+
+        `tinyfusion benchmark` measures more closely.
+
+        Args:
+            nets: models by name.
+            process: their process.
+            dtype: what sampling is computed in, see `samplers.generate.generate`.
+        """
         if self.speed_samples < 1:
             return {}
-        labels = balanced_labels(self.speed_samples, 2)
+        runs = {
+            name: sampling_run(
+                net,
+                process,
+                self.sampler,
+                self.guidance,
+                self.speed_samples,
+                self.batch_size,
+                dtype=dtype,
+            )
+            for name, net in nets.items()
+        }
+        return compare_speed(runs, self.speed_repeats)
 
-        def runner(net: Backbone):
-            def run() -> int:
-                generate(
-                    net,
-                    process,
-                    self.sampler,
-                    labels,
-                    seed=0,
-                    guidance=self.guidance,
-                    batch_size=self.batch_size,
-                )
-                return len(labels)
 
-            return run
-
-        return compare_speed({name: runner(net) for name, net in nets.items()}, self.speed_repeats)
+def floor_line(floor: Mapping[str, float]) -> str:
+    """What `Evaluation.floor` found, to stand beside a table; empty if it is not known."""
+    if not floor:
+        return ""
+    return (
+        f"FID between halves of the real data {floor['fid_real_halves']:.2f} +- "
+        f"{floor['fid_real_halves_std']:.2f}"
+    )
 
 
 def settings_of(sampler: Sampler) -> str:

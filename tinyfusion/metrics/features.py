@@ -1,4 +1,4 @@
-"""The digits classifier as a torch-fidelity feature extractor.
+"""Feature extractors: torch-fidelity's registry, our entries in it, and features of image sets.
 
 torch-fidelity is imported inside functions: its import takes seconds.
 """
@@ -9,10 +9,19 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
+from tinyfusion.data.image_sets import ImageSet, TensorImages
 from tinyfusion.errors import InputError, first_line
 from tinyfusion.metrics.classifier import DigitsClassifier, load_digits_classifier
+from tinyfusion.metrics.inception import (
+    INCEPTION_EXTRACTOR,
+    SPATIAL,
+    SPATIAL_CHANNELS,
+    inception_class,
+    inception_weights,
+)
 
 if TYPE_CHECKING:
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -20,9 +29,12 @@ if TYPE_CHECKING:
 DIGITS_EXTRACTOR = "tinyfusion-digits"
 """Name of the digits extractor in torch-fidelity's registry."""
 
+Features = dict[str, Tensor]
+"""Features of a set of images by the name of their layer, each of shape (N, D), on the CPU."""
+
 
 def extractor_class(name: str) -> type[FeatureExtractorBase]:
-    """The torch-fidelity feature extractor called ``name``; ours is registered on first use.
+    """The torch-fidelity feature extractor called ``name``; ours are registered on first use.
 
     Raises:
         InputError: nothing is registered under that name.
@@ -30,34 +42,170 @@ def extractor_class(name: str) -> type[FeatureExtractorBase]:
     from torch_fidelity import register_feature_extractor
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-    if DIGITS_EXTRACTOR not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(DIGITS_EXTRACTOR, _digits_extractor_class())
+    own = {DIGITS_EXTRACTOR: _digits_extractor_class, INCEPTION_EXTRACTOR: inception_class}
+    for registered, kind in own.items():
+        if registered not in FEATURE_EXTRACTORS_REGISTRY:
+            register_feature_extractor(registered, kind())
     if name not in FEATURE_EXTRACTORS_REGISTRY:
         known = ", ".join(sorted(FEATURE_EXTRACTORS_REGISTRY))
         raise InputError(f"feature extractor {name!r} is not registered; known: {known}")
     return FEATURE_EXTRACTORS_REGISTRY[name]
 
 
+def layers(name: str) -> dict[str, str]:
+    """Which features of an extractor each metric uses.
+
+    Args:
+        name: name of the extractor.
+
+    Returns:
+        The layer's name by torch-fidelity's names of metrics (``fid``, ``isc``, ``prc``), and of
+        ``sfid`` if the extractor has spatial features.
+
+    Raises:
+        InputError: nothing is registered under that name.
+    """
+    kind = extractor_class(name)
+    found = {
+        metric: kind.get_default_feature_layer_for_metric(metric)
+        for metric in ("fid", "isc", "prc")
+    }
+    if SPATIAL in kind.get_provided_features_list():
+        found["sfid"] = SPATIAL
+    return found
+
+
 @cache
-def fetch_extractor(name: str) -> None:
-    """Build an extractor once, so that its weights are here before they are needed.
+def load_extractor(name: str, weights: str | None = None) -> FeatureExtractorBase:
+    """An extractor that gives all layers of :func:`layers`; built once and kept.
+
+    Args:
+        name: name in torch-fidelity's registry.
+        weights: file of its weights; ``None`` for the published ones, fetched at first use.
 
     Raises:
         InputError: nothing is registered under that name, or its weights are not on this machine
             and can't be fetched, or can't be read.
     """
     kind = extractor_class(name)
-    layers = [kind.get_default_feature_layer_for_metric("fid")]
+    wanted = list(dict.fromkeys(layers(name).values()))
+    if issubclass(kind, _torch_fidelity_inception()):
+        weights = str(inception_weights(weights))
     try:
         # Weights replace start values, which are drawn from the global generator.
         with torch.random.fork_rng(devices=[]):
-            kind(name, layers)
+            found = kind(name, wanted, feature_extractor_weights_path=weights)
     except Exception as error:  # downloads and broken files raise errors of many kinds
         raise InputError(
             f"the weights of the feature extractor {name!r} can't be fetched or read "
             f"({first_line(error)}); fetch them where there is a network, into the same folder of "
             f"torch.hub ({torch.hub.get_dir()}), or give evaluation=none for no scores"
         ) from None
+    return found.requires_grad_(False).eval()
+
+
+@cache
+def feature_sizes(name: str, weights: str | None = None) -> dict[str, int]:
+    """Number of features in each layer of :func:`layers`, found by looking at one image.
+
+    Args:
+        name: name in torch-fidelity's registry.
+        weights: see :func:`load_extractor`.
+
+    Raises:
+        InputError: see :func:`load_extractor`.
+    """
+    channels, *size = _input_shape(name)
+    blank = torch.zeros(1, channels, *(size or (64, 64)), dtype=torch.uint8)
+    found = extract(TensorImages(blank), name, weights)
+    return {layer: features.shape[1] for layer, features in found.items()}
+
+
+def extract(
+    images: ImageSet,
+    extractor: str,
+    weights: str | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+    name: str = "images",
+    progress: bool = False,
+) -> Features:
+    """Features of all images, in one pass.
+
+    Args:
+        images: the images; grey ones are repeated to three channels for extractors of colour.
+        extractor: name in torch-fidelity's registry.
+        weights: see :func:`load_extractor`.
+        device: where to compute; the extractor stays there.
+        batch_size: images at a time.
+        name: what the images are called in messages.
+        progress: show a bar.
+
+    Returns:
+        The layers of :func:`layers` by name.
+
+    Raises:
+        InputError: no image, images that the extractor does not take, or a feature that is not
+            finite.
+    """
+    if not len(images):
+        raise InputError(f"{name}: 0 images have no features; give at least one")
+    check_input(images.shape, extractor)
+    net = load_extractor(extractor, weights).to(device)
+    channels = _input_shape(extractor)[0]
+    found: dict[str, list[Tensor]] = {}
+    done = 0
+    with torch.no_grad(), Progress(disable=not progress, transient=True) as bar:
+        task = bar.add_task(f"features of {name}", total=len(images))
+        for batch in images.batches(batch_size):
+            # Of one channel or of as many as are wanted: an expansion copies nothing.
+            batch = batch.to(device).expand(-1, channels, -1, -1)
+            for layer, features in net.convert_features_tuple_to_dict(net(batch)).items():
+                _check_finite(features, layer, name, done)
+                found.setdefault(layer, []).append(features.cpu())
+            done += len(batch)
+            bar.advance(task, len(batch))
+    return {layer: torch.cat(parts) for layer, parts in found.items()}
+
+
+def check_input(shape: tuple[int, int, int], extractor: str) -> None:
+    """Refuse images that an extractor does not take.
+
+    Args:
+        shape: shape of one image, (C, H, W).
+        extractor: its name.
+
+    Raises:
+        InputError: so it is.
+    """
+    channels, *size = _input_shape(extractor)
+    if shape[0] not in (1, channels) or (size and list(shape[1:]) != size):
+        found, wanted = ("x".join(map(str, s)) for s in (shape, (channels, *size)))
+        raise InputError(
+            f"images are {found}, but extractor {extractor!r} takes {wanted}"
+            + ("" if size else " channels")
+        )
+
+
+def _input_shape(extractor: str) -> tuple[int, ...]:
+    # Only our own extractor of digits states its input; torch-fidelity's take RGB of any size.
+    return getattr(extractor_class(extractor), "input_shape", (3,))
+
+
+def _check_finite(features: Tensor, layer: str, name: str, first: int) -> None:
+    finite = features.isfinite().flatten(1).all(1)
+    if not finite.all():
+        bad = first + int((~finite).nonzero()[0])
+        raise InputError(
+            f"{name}: the features ({layer!r}) of image {bad} are not finite; the image or the "
+            "extractor's weights are broken"
+        )
+
+
+def _torch_fidelity_inception() -> type:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    return FeatureExtractorInceptionV3
 
 
 @cache
@@ -66,10 +214,11 @@ def _digits_extractor_class() -> type[FeatureExtractorBase]:
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
     class DigitsExtractor(FeatureExtractorBase):
-        """Features (64) and logits (10) of uint8 digits.
+        """Features (64), logits (10) and spatial features (4 * 4 * 7) of uint8 digits.
 
         Runs and answers in float64: in float32, TF32 convolutions make CUDA differ from the CPU
-        and the distance of an image to its own copy is not zero.
+        and the distance of an image to its own copy is not zero. The spatial features are, as
+        Inception's, the first seven channels of an inner map, the last convolution's.
         """
 
         input_shape = DigitsClassifier.input_shape
@@ -81,15 +230,18 @@ def _digits_extractor_class() -> type[FeatureExtractorBase]:
 
         def forward(self, input: Tensor) -> tuple[Tensor, ...]:
             """Map uint8 images (B, 1, 8, 8) to the requested outputs, in their order."""
-            features = self.classifier.features(input.double() / 127.5 - 1)
-            outputs = {"features": features}
-            if "logits" in self.features_list:
-                outputs["logits"] = self.classifier.head(features)
+            maps_BCHW = self.classifier.maps(input.double() / 127.5 - 1)
+            features = self.classifier.pooled(maps_BCHW)
+            outputs = {
+                "features": features,
+                "logits": self.classifier.head(features),
+                SPATIAL: maps_BCHW[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1),
+            }
             return tuple(outputs[name] for name in self.features_list)
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:
-            return "features", "logits"
+            return "features", "logits", SPATIAL
 
         @staticmethod
         def get_default_feature_layer_for_metric(metric: str) -> str:

@@ -1,124 +1,280 @@
-"""How close samples are to real images: FID, inception score, precision and recall.
+"""How close samples are to real images: FID, sFID, inception score, precision and recall.
 
-Images are uint8 0..255, shape (N, C, H, W). FID falls with the number of samples even between
-sets of one distribution, so compare figures of equal counts only, beside the floor that
+The conventions are those of ADM's evaluator (arXiv 2105.05233, guided-diffusion); what is computed
+from features is torch-fidelity's (0.4.0 or later, earlier ones swap precision and recall), in
+float64 for FID and sFID. FID falls with the number of samples even between sets of one
+distribution, so compare figures of equal counts only, beside the floor that
 :func:`real_halves_fid` gives. :func:`subsample` makes counts equal.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from tinyfusion.data.image_sets import ImageSet, TensorImages
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.features import DIGITS_EXTRACTOR, extractor_class
+from tinyfusion.metrics.features import DIGITS_EXTRACTOR, Features, check_input, extract, layers
 from tinyfusion.seeding import generator
 
-NAMES = {
-    "frechet_inception_distance": "fid",
-    "inception_score_mean": "inception_score",
-    "precision": "precision",
-    "recall": "recall",
-}
-"""torch-fidelity's names and ours."""
+SPLIT_SIZE = 5000
+"""Samples per inception score; of more samples, the scores of parts of this size are averaged."""
+
+_PAIRS_AT_ONCE = 2000
+"""Rows of the distance matrices that precision and recall hold at a time."""
 
 
-class _Images(Dataset):
-    """Images one at a time, as torch-fidelity wants them (a TensorDataset gives tuples)."""
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and covariance of features: all that FID and sFID know of a set of images.
 
-    def __init__(self, images: Tensor) -> None:
-        self._images = images
+    Attributes:
+        mu: float64, shape (D,).
+        sigma: unbiased covariance, float64, shape (D, D).
+    """
 
-    def __len__(self) -> int:
-        return len(self._images)
+    mu: np.ndarray
+    sigma: np.ndarray
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self._images[index]
+    @classmethod
+    def of(cls, features: Tensor) -> Statistics:
+        """Statistics of features of shape (N, D), N >= 2."""
+        from torch_fidelity.metric_fid import fid_features_to_statistics
+
+        found = fid_features_to_statistics(features.double())
+        return cls(found["mu"], np.atleast_2d(found["sigma"]))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is known of real images.
+
+    Attributes:
+        statistics: by metric, ``fid`` and ``sfid``, as far as they are known.
+        features: features (N, D) of real images by layer; empty if only statistics are known.
+    """
+
+    statistics: dict[str, Statistics]
+    features: Features
+
+    @classmethod
+    def of(cls, features: Features, extractor: str) -> Reference:
+        """The reference that some real images make."""
+        named = {name: layer for name, layer in layers(extractor).items() if "fid" in name}
+        return cls({name: Statistics.of(features[at]) for name, at in named.items()}, features)
+
+
+def frechet_distance(first: Statistics, second: Statistics) -> float:
+    """Fréchet distance of two normal distributions, in float64.
+
+    ``|mu1 - mu2|^2 + tr(S1) + tr(S2) - 2 tr sqrt(S1 S2)``, the last trace being the sum of the
+    roots of the product's eigenvalues: rounding that makes some of them negative or complex adds
+    nothing to its real part, so singular covariances (fewer samples than features) do no harm.
+
+    Args:
+        first: statistics of one set.
+        second: statistics of another one, of the same features.
+
+    Raises:
+        InputError: features of different numbers.
+
+    Source: arXiv 1706.08500; torch-fidelity.
+    """
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    if first.mu.shape != second.mu.shape:
+        raise InputError(
+            f"statistics of {len(first.mu)} features can't be compared with those of "
+            f"{len(second.mu)}: they were made by another extractor"
+        )
+    pair = [{"mu": side.mu, "sigma": side.sigma} for side in (first, second)]
+    return fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID]
+
+
+def inception_score(logits: Tensor, split_size: int | None = None) -> float:
+    """Mean over splits of exp(mean KL of each prediction to the split's mean prediction).
+
+    Splits are consecutive; the last one may be smaller, as in ADM's evaluator.
+
+    Args:
+        logits: class logits, shape (N, K).
+        split_size: samples per split; ``None`` for `SPLIT_SIZE`, or all if there are fewer.
+
+    Raises:
+        InputError: a split size below 1 or above N.
+
+    Source: arXiv 1606.03498; torch-fidelity.
+    """
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+
+    size = _split_size(split_size, len(logits))
+    scores = [
+        isc_features_to_metric(part, splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN]
+        for part in logits.split(size)
+    ]
+    return float(np.mean(scores))
+
+
+def precision_recall(
+    samples: Tensor, reference: Tensor, neighbours: int = 3
+) -> tuple[float, float]:
+    """Share of samples inside the real images' balls, and of real images inside the samples'.
+
+    A ball's radius is the distance to the ``neighbours``-th nearest other point of the same set.
+
+    Args:
+        samples: features of samples, shape (N, D).
+        reference: features of real images, shape (M, D).
+        neighbours: k of the nearest-neighbour balls.
+
+    Raises:
+        InputError: ``neighbours`` below 1, or not more images than neighbours.
+
+    Source: arXiv 1904.06991; torch-fidelity.
+    """
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    _check_neighbours(neighbours, {"samples": len(samples), "reference": len(reference)})
+    found = prc_features_to_metric(
+        samples,
+        reference,
+        prc_neighborhood=neighbours,
+        prc_batch_size=_PAIRS_AT_ONCE,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return found["precision"], found["recall"]
+
+
+def score(
+    samples: Features,
+    reference: Reference,
+    extractor: str,
+    neighbours: int = 3,
+    split_size: int | None = None,
+) -> dict[str, float]:
+    """All figures that features of samples and what is known of real images allow.
+
+    Args:
+        samples: features of the samples, by layer.
+        reference: what is known of the real images.
+        extractor: what made the features.
+        neighbours: see :func:`precision_recall`.
+        split_size: see :func:`inception_score`.
+
+    Returns:
+        ``fid`` and ``sfid`` (lower is better) as far as their statistics are known,
+        ``inception_score`` (1 to number of classes; the digits classifier is never sure, so real
+        digits get about 6 of 10), ``precision`` and ``recall`` if the reference has features.
+
+    Raises:
+        InputError: too few samples, or statistics of other features.
+    """
+    at = layers(extractor)
+    row = {
+        name: frechet_distance(Statistics.of(samples[at[name]]), known)
+        for name, known in reference.statistics.items()
+    }
+    row["inception_score"] = inception_score(samples[at["isc"]], split_size)
+    if reference.features:
+        found = precision_recall(samples[at["prc"]], reference.features[at["prc"]], neighbours)
+        row["precision"], row["recall"] = found
+    return row
+
+
+def check_counts(
+    samples: int, reference: int | None, neighbours: int = 3, split_size: int | None = None
+) -> None:
+    """Refuse counts that no score can be computed of, before any image is looked at.
+
+    Args:
+        samples: number of samples.
+        reference: number of real images; ``None`` if only their statistics are known.
+        neighbours: see :func:`precision_recall`.
+        split_size: see :func:`inception_score`.
+
+    Raises:
+        InputError: so it is.
+    """
+    counts = {"samples": samples, **({} if reference is None else {"reference": reference})}
+    _check_neighbours(neighbours, counts)
+    _split_size(split_size, samples)
 
 
 def fidelity(
-    samples: Tensor,
-    reference: Tensor,
+    samples: Tensor | ImageSet,
+    reference: Tensor | ImageSet,
     extractor: str = DIGITS_EXTRACTOR,
     neighbours: int = 3,
-    is_splits: int = 1,
-    seed: int = 0,
+    split_size: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Score generated samples against real images.
 
     Args:
-        samples: generated images, uint8, shape (N, C, H, W).
-        reference: real images, uint8, shape (M, C, H, W). M may differ from N.
+        samples: generated images, uint8, N of shape (C, H, W).
+        reference: real images, uint8, M of the same shape. M may differ from N.
         extractor: name of a registered torch-fidelity feature extractor, which must provide what
-            all four metrics need. Grey images are repeated to three channels for extractors that
-            take RGB.
-        neighbours: k of the nearest-neighbour balls of precision and recall.
-        is_splits: parts whose inception scores are averaged; ten at 50,000 samples, one here.
-        seed: order of the samples before they are split.
+            FID, inception score, precision and recall need. Grey images are repeated to three
+            channels for extractors that take RGB.
+        neighbours: see :func:`precision_recall`.
+        split_size: see :func:`inception_score`.
+        device: where features are computed.
 
     Returns:
-        ``fid`` (lower is better), ``inception_score`` (1 to number of classes; the digits
-        classifier is never sure, so real digits get about 6 of 10), ``precision``
-        (share of samples inside the real images' balls) and ``recall`` (share of real images
-        inside the samples' balls).
+        See :func:`score`.
 
     Raises:
         InputError: images that are not uint8 or do not fit each other or the extractor, too few
             of them, or an unknown extractor.
-
-    Source: FID arXiv 1706.08500, inception score arXiv 1606.03498, improved precision and recall
-    arXiv 1904.06991; computed by torch-fidelity (0.4.0 or later, earlier ones swap the latter).
     """
-    if neighbours < 1:
-        raise InputError(f"neighbours must be at least 1, got {neighbours}")
-    if is_splits < 1:
-        raise InputError(f"is_splits must be at least 1, got {is_splits}")
-    _check_images(samples, "samples")
-    _check_images(reference, "reference")
-    for images, name in ((samples, "samples"), (reference, "reference")):
-        if len(images) < neighbours + 1:
-            raise InputError(
-                f"{name}: {len(images)} images are too few, neighbours={neighbours} needs at "
-                f"least {neighbours + 1}"
-            )
-    if len(samples) < is_splits:
+    drawn, real = _as_set(samples, "samples"), _as_set(reference, "reference")
+    check_counts(len(drawn), len(real), neighbours, split_size)
+    check_same_shape(drawn.shape, real.shape)
+    check_input(real.shape, extractor)
+    known = extract(real, extractor, device=device, name="reference")
+    features = extract(drawn, extractor, device=device, name="samples")
+    return score(features, Reference.of(known, extractor), extractor, neighbours, split_size)
+
+
+def check_same_shape(samples: tuple[int, ...], reference: tuple[int, ...]) -> None:
+    """Refuse to compare images of different sizes.
+
+    Args:
+        samples: shape of one sample, (C, H, W).
+        reference: shape of one real image.
+
+    Raises:
+        InputError: they differ.
+    """
+    if samples != reference:
+        drawn, real = ("x".join(map(str, shape)) for shape in (samples, reference))
         raise InputError(
-            f"samples: {len(samples)} images can't be split into is_splits={is_splits} parts"
+            f"samples are {drawn} and reference images {real}; they must have the same channels "
+            "and size"
         )
-    measured = _measure(
-        samples,
-        reference,
-        extractor,
-        isc=True,
-        prc=True,
-        isc_splits=is_splits,
-        prc_neighborhood=neighbours,
-        rng_seed=seed,
-    )
-    return {ours: measured[theirs] for theirs, ours in NAMES.items()}
 
 
-def real_halves_fid(images: Tensor, seed: int, extractor: str = DIGITS_EXTRACTOR) -> float:
+def real_halves_fid(features: Tensor, seed: int) -> float:
     """FID between two random halves of real images: no generator can be expected below it.
 
     Args:
-        images: real images, uint8, shape (N, C, H, W), N >= 4; an odd one is left out.
+        features: features of real images for FID, shape (N, D), N >= 4; of an odd number one is
+            left out.
         seed: decides the halves; average over several.
-        extractor: as in :func:`fidelity`.
 
     Raises:
-        InputError: fewer than four images, or images that are not uint8 (N, C, H, W).
+        InputError: fewer than four images.
     """
-    _check_images(images, "images")
-    if len(images) < 4:
-        raise InputError(f"images: two halves need at least 4 images, got {len(images)}")
-    half = len(images) // 2
-    order = torch.randperm(len(images), generator=generator(seed, "real halves"))
-    first, second = images[order[:half]], images[order[half : 2 * half]]
-    return _measure(first, second, extractor)["frechet_inception_distance"]
+    if len(features) < 4:
+        raise InputError(f"reference: two halves need at least 4 images, got {len(features)}")
+    half = len(features) // 2
+    order = torch.randperm(len(features), generator=generator(seed, "real halves"))
+    first, second = (Statistics.of(features[rows]) for rows in order[: 2 * half].split(half))
+    return frechet_distance(first, second)
 
 
 def subsample(images: Tensor, count: int, seed: int = 0) -> Tensor:
@@ -133,56 +289,27 @@ def subsample(images: Tensor, count: int, seed: int = 0) -> Tensor:
     return images[order[:count]]
 
 
-def _check_images(images: Tensor, name: str) -> None:
-    if images.dtype != torch.uint8:
-        raise InputError(f"{name} must be uint8 0..255, got {str(images.dtype).split('.')[-1]}")
-    if images.ndim != 4:
-        raise InputError(f"{name} must have shape (N, C, H, W), got {tuple(images.shape)}")
+def _as_set(images: Tensor | ImageSet, name: str) -> ImageSet:
+    return TensorImages(images, name) if isinstance(images, Tensor) else images
 
 
-def _measure(samples: Tensor, reference: Tensor, extractor: str, **metrics: Any) -> dict:
-    """FID, and what ``metrics`` asks for, under torch-fidelity's own names."""
-    if samples.shape[1:] != reference.shape[1:]:
+def _check_neighbours(neighbours: int, counts: dict[str, int]) -> None:
+    if neighbours < 1:
+        raise InputError(f"neighbours={neighbours} must be at least 1")
+    for name, count in counts.items():
+        if count < neighbours + 1:
+            raise InputError(
+                f"{name}: {count} images are too few, neighbours={neighbours} needs at least "
+                f"{neighbours + 1}"
+            )
+
+
+def _split_size(split_size: int | None, count: int) -> int:
+    if split_size is None:
+        return min(SPLIT_SIZE, max(count, 1))
+    if not 1 <= split_size <= count:
         raise InputError(
-            f"samples are {_sizes(samples)} and reference images {_sizes(reference)}; they must "
-            "have the same channels and size"
+            f"is_split_size={split_size}: valid for {count} samples are 1 to {count}, or null for "
+            f"parts of {SPLIT_SIZE:,}, or all if there are fewer"
         )
-    samples = _fitted(samples, extractor)
-    reference = _fitted(reference, extractor)
-    from torch_fidelity import calculate_metrics
-
-    # torch-fidelity's data loader draws from the global generator; a training run that is
-    # evaluated must not be changed by it.
-    with torch.random.fork_rng(devices=[]):
-        return calculate_metrics(
-            input1=_Images(samples),
-            input2=_Images(reference),
-            feature_extractor=extractor,
-            fid=True,
-            cuda=torch.cuda.is_available(),
-            batch_size=256,
-            cache=False,
-            verbose=False,
-            save_cpu_ram=True,  # loads images in this process instead of four workers
-            **metrics,
-        )
-
-
-def _fitted(images: Tensor, extractor: str) -> Tensor:
-    """The images on the CPU with as many channels as the extractor takes."""
-    # Only our own extractor states its input; torch-fidelity's own take RGB of any size.
-    channels, *size = getattr(extractor_class(extractor), "input_shape", (3,))
-    images = images.cpu()
-    if images.shape[1] == 1 and channels == 3:
-        images = images.expand(-1, 3, -1, -1)
-    if images.shape[1] != channels or (size and list(images.shape[2:]) != size):
-        wanted = "x".join(map(str, (channels, *size)))
-        raise InputError(
-            f"images are {_sizes(images)}, but extractor {extractor!r} takes {wanted}"
-            + ("" if size else " channels")
-        )
-    return images
-
-
-def _sizes(images: Tensor) -> str:
-    return "x".join(map(str, images.shape[1:]))
+    return split_size

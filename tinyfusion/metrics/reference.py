@@ -1,94 +1,187 @@
-"""Real images to score samples against, from a file that the user names."""
+"""Real images to score samples against: their features, computed once and kept by content.
+
+Whoever scores several models, in one run or in many, meets the same real images again.
+"""
 
 from __future__ import annotations
 
-import zipfile
+import hashlib
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
+from tinyfusion.data.adm_batch import IMAGES, names_in, read_statistics
+from tinyfusion.data.image_sets import ImageSet
+from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
+from tinyfusion.files import sha256_of, write_atomic
+from tinyfusion.metrics.features import extract, feature_sizes, layers
+from tinyfusion.metrics.fidelity import Reference, Statistics
+from tinyfusion.version import __version__
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+log = logging.getLogger(__name__)
 
 KEY = "evaluation.reference"
 
 
-def read_reference(path: Path | str, limit: int | None = None, key: str = KEY) -> Tensor:
-    """Real images from a batch in the layout of ADM's evaluator, or from a folder.
+@dataclass(frozen=True)
+class RealImages:
+    """Real images, and what is known of a larger set that they stand for.
+
+    Attributes:
+        images: the images; ``None`` if only statistics are known.
+        statistics: the file's own, by the names of ADM's layout; usually none.
+        where: the file or folder they were read from; ``None`` for other ones.
+    """
+
+    images: ImageSet | None
+    statistics: dict[str, np.ndarray]
+    where: str | None = None
+
+
+def read_reference(path: Path | str, limit: int | None = None, key: str = KEY) -> RealImages:
+    """Real images that the user names.
 
     Args:
-        path: an ``.npz`` file whose ``arr_0`` holds uint8 images (N, H, W, C), such as ADM's
-            reference batches (arXiv 2105.05233) and the ``samples.npz`` of `tinyfusion sample`;
-            or a folder of pictures, also in subfolders, all of one size.
-        limit: read at most so many, the first ones; of a folder in the order of their names.
+        path: an ``.npz`` file in the layout of ADM's evaluator, with images in ``arr_0``,
+            statistics, or both; or what else `open_images` takes.
+        limit: take at most so many images, the first ones.
         key: how the user calls the path, for messages.
 
-    Returns:
-        Images, uint8 0..255, shape (N, C, H, W).
-
     Raises:
-        InputError: no such file, another content, or pictures of different sizes.
+        InputError: no such file, another content, or images of different sizes.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        return _read_folder(path, limit, key)
     if not path.is_file():
-        raise InputError(
-            f"{key}={str(path)!r} does not exist; valid: an .npz file with images in arr_0, or a "
-            "folder of pictures"
-        )
-    return _read_npz(path, limit, key)
+        return RealImages(open_images(path, limit, key), {}, str(path))
+    statistics = read_statistics(path, key)
+    images = None
+    if IMAGES in names_in(path, key) or not statistics:
+        images = open_images(path, limit, key)
+    return RealImages(images, statistics, str(path))
 
 
-def _read_npz(path: Path, limit: int | None, key: str) -> Tensor:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = list(archive.files)
-            images = archive["arr_0"] if "arr_0" in names else None
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
-        raise InputError(f"{key}={str(path)!r} is not a readable .npz file: {error}") from None
-    if images is None:
-        raise InputError(
-            f"{key}={str(path)!r} has no images: it holds {', '.join(names) or 'nothing'}; valid: "
-            "a batch with uint8 images in arr_0"
-        )
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise InputError(
-            f"{key}={str(path)!r}: arr_0 is {images.dtype} of shape {images.shape}; valid: uint8 "
-            "of shape (N, H, W, 3) or (N, H, W, 1)"
-        )
-    return torch.from_numpy(images[:limit]).permute(0, 3, 1, 2).contiguous()
+def reference_of(
+    real: RealImages,
+    extractor: str,
+    weights: str | None = None,
+    device: torch.device | str = "cpu",
+    cache: Path | None = None,
+    progress: bool = False,
+) -> Reference:
+    """What the metrics need of real images.
+
+    A file's own statistics go before those of its images: of ADM's reference batches they are of
+    all training images, of which ``arr_0`` holds ten thousand.
+
+    Args:
+        real: the real images.
+        extractor: name in torch-fidelity's registry.
+        weights: file of its weights.
+        device: where to compute.
+        cache: folder that features are kept in, by the content of images and weights; ``None``
+            computes them anew.
+        progress: show a bar.
+
+    Raises:
+        InputError: see `check_statistics`.
+    """
+    check_statistics(real, extractor, weights)
+    found = Reference({}, {})
+    if real.images is not None:
+        found = _features(real.images, extractor, weights, device, cache, progress)
+    known = layers(extractor)
+    given = {
+        metric: Statistics(real.statistics[mean], real.statistics[covariance])
+        for metric, mean, covariance in _NAMES
+        if mean in real.statistics and metric in known
+    }
+    return Reference(found.statistics | given, found.features)
 
 
-def _read_folder(folder: Path, limit: int | None, key: str) -> Tensor:
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-    )[:limit]
-    if not files:
-        raise InputError(f"{key}={str(folder)!r} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    arrays: list[np.ndarray] = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                array = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-        except Exception as error:  # Pillow's decoders raise many kinds for a broken file
-            raise InputError(f"{key}: image file {str(file)!r} can't be decoded: {error}") from None
-        array = array[..., None] if array.ndim == 2 else array
-        if arrays and array.shape != arrays[0].shape:
+_NAMES = (("fid", "mu", "sigma"), ("sfid", "mu_s", "sigma_s"))
+"""Metrics and the names of their statistics in ADM's layout."""
+
+
+def check_statistics(
+    real: RealImages, extractor: str, weights: str | None = None, key: str = KEY
+) -> None:
+    """Refuse a file whose statistics are of other features than an extractor's.
+
+    Args:
+        real: what was read from the file.
+        extractor: name in torch-fidelity's registry.
+        weights: file of its weights.
+        key: how the user calls the file, for messages.
+
+    Raises:
+        InputError: so it is.
+    """
+    for metric, mean, _ in _NAMES:
+        layer = layers(extractor).get(metric)
+        if mean not in real.statistics or layer is None:
+            continue
+        found, wanted = len(real.statistics[mean]), feature_sizes(extractor, weights)[layer]
+        if found != wanted:
             raise InputError(
-                f"{key}: {str(file)!r} is {_size(array)}, but {str(files[0])!r} is "
-                f"{_size(arrays[0])}; all pictures must have the same size and channels"
+                f"{key}={real.where!r}: {mean} is of {found} features, but extractor "
+                f"{extractor!r} has {wanted}; the statistics are another extractor's"
             )
-        arrays.append(array)
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
-def _size(array: np.ndarray) -> str:
-    height, width, channels = array.shape
-    return f"{width}x{height} with {channels} channel(s)"
+def _features(
+    images: ImageSet,
+    extractor: str,
+    weights: str | None,
+    device: torch.device | str,
+    cache: Path | None,
+    progress: bool,
+) -> Reference:
+    file = None
+    if cache is not None:
+        of_weights = "" if weights is None else sha256_of(Path(weights).expanduser())
+        key = "/".join((images.digest(), extractor, of_weights, __version__))
+        file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
+        known = _read(file)
+        if known is not None:
+            log.info("evaluate: features of %s real images taken from %s", len(images), file)
+            return known
+    features = extract(images, extractor, weights, device, name="reference", progress=progress)
+    kept = {layer for metric, layer in layers(extractor).items() if metric in ("fid", "prc")}
+    found = Reference.of(features, extractor)
+    found = Reference(found.statistics, {layer: features[layer] for layer in kept})
+    if file is not None:
+        _write(file, found)
+    return found
+
+
+def _write(file: Path, reference: Reference) -> None:
+    content = {f"features.{layer}": f.numpy() for layer, f in reference.features.items()}
+    for name, statistics in reference.statistics.items():
+        content |= {f"{name}.mu": statistics.mu, f"{name}.sigma": statistics.sigma}
+    content = {name: np.ascontiguousarray(array) for name, array in content.items()}
+    write_atomic(file, lambda path: save_file(content, path))
+
+
+def _read(file: Path) -> Reference | None:
+    """What a cache file holds; ``None`` if there is none, or one that is torn."""
+    if not file.is_file():
+        return None
+    try:
+        content = load_file(file)
+    except (SafetensorError, OSError):
+        return None
+    known = [metric for metric, _, _ in _NAMES if f"{metric}.mu" in content]
+    return Reference(
+        {name: Statistics(content[f"{name}.mu"], content[f"{name}.sigma"]) for name in known},
+        {
+            name.removeprefix("features."): torch.from_numpy(array)
+            for name, array in content.items()
+            if name.startswith("features.")
+        },
+    )

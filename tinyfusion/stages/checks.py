@@ -1,4 +1,4 @@
-"""What is refused before work starts: machine, data, samplers and scores that don't fit."""
+"""What is refused before work starts: machine, data and samplers that don't fit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.evaluation import Evaluation
-from tinyfusion.metrics.features import extractor_class, fetch_extractor
-from tinyfusion.metrics.reference import read_reference
 from tinyfusion.processes.contract import Process
 from tinyfusion.samplers.contract import Sampler, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
@@ -182,69 +179,9 @@ def _unclamped(process: Process) -> str:
     return " or ".join(f"process={name}" for name in names) or "process.clip=false"
 
 
-def _decoder_of(channels: int) -> str:
+def decoder_for(channels: int) -> str:
     """What to write on the command line to decode latents of so many channels."""
     return f"autoencoder={'sd_vae_ft_ema' if channels == 4 else 'kl autoencoder.path=FOLDER'}"
-
-
-def check_extractor(evaluation: Evaluation, source: ImageSource, key: str) -> None:
-    """Refuse an extractor that does not take the images that samples become.
-
-    Args:
-        evaluation: the protocol that scores by it.
-        source: the data.
-        key: where the protocol is configured, for the message.
-
-    Raises:
-        InputError: so it is, or there is no decoder to make images of latents.
-    """
-    found = _scored_shape(evaluation, source)
-    if evaluation.autoencoder is None and not source.pixels:
-        raise InputError(
-            f"{key}: scores need images but the data holds latents; give their decoder "
-            f"({_decoder_of(source.channels)}), or evaluation=none for no scores"
-        )
-    wanted = getattr(extractor_class(evaluation.extractor), "input_shape", None)
-    if wanted is not None and tuple(wanted) != found:
-        raise InputError(
-            f"{key}.extractor={evaluation.extractor} scores images of shape "
-            f"{tuple(wanted)} but the data's are {found}; choose another extractor, such as "
-            "inception-v3-compat (evaluation=inception), or evaluation=none for no scores"
-        )
-
-
-def check_files(evaluation: Evaluation, source: ImageSource, key: str) -> None:
-    """Refuse scores that would fail after all training, for want of a file.
-
-    Args:
-        evaluation: the protocol that scores.
-        source: the data.
-        key: where the protocol is configured, for the message.
-
-    Raises:
-        InputError: the weights of extractor or decoder can't be fetched or read, or the reference
-            can't be read or holds images of another shape than what is scored.
-    """
-    fetch_extractor(evaluation.extractor)
-    if evaluation.autoencoder is not None:
-        evaluation.autoencoder.load()
-    if evaluation.reference is None:
-        return
-    found = tuple(read_reference(evaluation.reference, limit=1).shape[1:])
-    scored = _scored_shape(evaluation, source)
-    if found != scored:
-        raise InputError(
-            f"{key}.reference={evaluation.reference!r} holds images of shape {found}, but those "
-            f"that are scored have {scored}"
-        )
-
-
-def _scored_shape(evaluation: Evaluation, source: ImageSource) -> tuple[int, int, int]:
-    """Shape (C, H, W) of the images that samples become."""
-    if evaluation.autoencoder is None:
-        return (source.channels, source.size, source.size)
-    side = source.size * evaluation.autoencoder.factor
-    return (3, side, side)
 
 
 def check_decoder(
@@ -271,7 +208,7 @@ def check_decoder(
             more = f" {_unclamped(process)}" if getattr(process, "clip", False) else ""
             raise InputError(
                 f"the model has in_channels={channels}, so its samples are latents: give their "
-                f"decoder ({_decoder_of(channels)}{more})"
+                f"decoder ({decoder_for(channels)}{more})"
             )
         return
     if channels != decoder.channels:
@@ -289,16 +226,4 @@ def check_decoder(
         raise InputError(
             f"autoencoder: has scaling_factor {decoder.scale}, but the data was encoded with "
             f"{scale}; choose the autoencoder that made the latents"
-        )
-
-
-def check_held_out(data: DictConfig) -> None:
-    """Refuse a configuration of data of which nothing is held out.
-
-    Raises:
-        InputError: so it is.
-    """
-    if data.get("held_out") == 0:
-        raise InputError(
-            "data.held_out=0 leaves no image to compute the held-out loss on; give data.held_out=N"
         )

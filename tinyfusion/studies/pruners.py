@@ -15,6 +15,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.figures.scatter import scatter
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import read_json, write_json, write_text
+from tinyfusion.metrics.evaluation import floor_line
 from tinyfusion.pruners.contract import calibration_batch
 from tinyfusion.settings.compose import build
 from tinyfusion.studies.collect import FinishedRun, read_run, summarise
@@ -211,9 +212,8 @@ def head(students: Sequence[Student], jobs: Sequence[Job]) -> str:
     run = students[0].run
     teacher, training = run.models["source"], run.config["training"]["recovery"]
     lines = [
-        f"Teacher: FID {teacher['fid']:.3f}, held-out loss {teacher['held_out_loss']:.4f}; FID "
-        f"between halves of the real data {run.floor['fid_real_halves']:.2f} +- "
-        f"{run.floor['fid_real_halves_std']:.2f}. Recovery: {training['steps']} steps at batch "
+        f"Teacher: FID {teacher['fid']:.3f}, held-out loss {teacher['held_out_loss']:.4f}; "
+        f"{floor_line(run.floor)}. Recovery: {training['steps']} steps at batch "
         f"{training['batch_size']}. Protocol: {run.protocol}. Calibration loss: "
         f"{CALIBRATION_SAMPLES} noised training samples, the same for all."
     ]

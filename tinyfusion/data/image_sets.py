@@ -1,0 +1,178 @@
+"""Sets of finished images that are scored: tensors, folders of pictures, batches in a file.
+
+Shape suffixes: N images, B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tinyfusion.data.imagefolder import SUFFIXES
+from tinyfusion.errors import InputError
+
+
+class ImageSet(ABC):
+    """Images of one size, uint8 0..255, read in order and a batch at a time.
+
+    ``len(images)`` is their number.
+
+    Attributes:
+        shape: shape of one image, (C, H, W).
+    """
+
+    shape: tuple[int, int, int]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All images, at most ``size`` at a time, each of shape (B, C, H, W)."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of the content, hexadecimal: equal sets have equal ones, wherever they lie."""
+
+    def tensor(self) -> Tensor:
+        """All images at once, shape (N, C, H, W)."""
+        return torch.cat(list(self.batches(256)))
+
+
+class TensorImages(ImageSet):
+    """Images in memory.
+
+    Args:
+        images: uint8, shape (N, C, H, W).
+        name: what they are called in messages.
+
+    Raises:
+        InputError: another type or shape.
+    """
+
+    def __init__(self, images: Tensor, name: str = "images") -> None:
+        if images.dtype != torch.uint8:
+            raise InputError(f"{name} must be uint8 0..255, got {str(images.dtype).split('.')[-1]}")
+        if images.ndim != 4:
+            raise InputError(f"{name} must have shape (N, C, H, W), got {tuple(images.shape)}")
+        self.images = images
+        self.shape = tuple(images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """See `ImageSet.batches`."""
+        return iter(self.images.split(size) if len(self.images) else ())
+
+    def digest(self) -> str:
+        """See `ImageSet.digest`."""
+        found = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for batch in self.batches(1024):
+            found.update(batch.cpu().contiguous().numpy())
+        return found.hexdigest()
+
+    def tensor(self) -> Tensor:
+        """See `ImageSet.tensor`."""
+        return self.images
+
+
+class PictureFiles(ImageSet):
+    """Picture files of one size. Grey ones keep their one channel if all are grey.
+
+    Args:
+        root: the folder that they are in, for messages and for their names in the digest.
+        files: the pictures, in the order in which they are read.
+        key: how the user calls the folder, for messages.
+
+    Raises:
+        InputError: no file, one that is no picture, or pictures of different sizes. Sizes stand
+            at the head of a file, so all are known before the first is decoded.
+    """
+
+    def __init__(self, root: Path, files: Sequence[Path], key: str) -> None:
+        if not files:
+            known = ", ".join(sorted(SUFFIXES))
+            raise InputError(f"{key}={str(root)!r} holds no pictures ({known})")
+        self.root, self.files, self.key = root, list(files), key
+        grey = True
+        first = None
+        for file in self.files:
+            with self._opened(file) as image:
+                size, mode = image.size, image.mode
+            first = first or size
+            if size != first:
+                raise InputError(
+                    f"{key}: {str(file)!r} is {size[0]}x{size[1]} pixels, but "
+                    f"{str(self.files[0])!r} is {first[0]}x{first[1]}; all pictures must have the "
+                    "same size"
+                )
+            grey &= mode in ("1", "L")
+        assert first is not None
+        self._mode = "L" if grey else "RGB"
+        self.shape = (1 if grey else 3, first[1], first[0])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """See `ImageSet.batches`.
+
+        Raises:
+            InputError: a picture that can't be decoded.
+        """
+        for start in range(0, len(self.files), size):
+            pictures = [self._decoded(file) for file in self.files[start : start + size]]
+            images_BHWC = np.stack(pictures).reshape(len(pictures), *self.shape[1:], self.shape[0])
+            yield torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).contiguous()
+
+    def digest(self) -> str:
+        """See `ImageSet.digest`."""
+        found = hashlib.sha256()
+        for file in self.files:
+            found.update(file.relative_to(self.root).as_posix().encode() + b"\0")
+            with open(file, "rb") as handle:
+                found.update(hashlib.file_digest(handle, "sha256").digest())
+        return found.hexdigest()
+
+    def _decoded(self, file: Path) -> np.ndarray:
+        with self._opened(file) as image:
+            try:
+                return np.asarray(image.convert(self._mode))
+            except Exception as error:  # Pillow's decoders raise many kinds for a broken file
+                raise self._broken(file, error) from None
+
+    def _opened(self, file: Path) -> Image.Image:
+        try:
+            return Image.open(file)
+        except Exception as error:
+            raise self._broken(file, error) from None
+
+    def _broken(self, file: Path, error: Exception) -> InputError:
+        return InputError(f"{self.key}: image file {str(file)!r} can't be decoded: {error}")
+
+
+def pictures_in(folder: Path, limit: int | None, key: str) -> PictureFiles:
+    """The pictures of a folder and its subfolders, in the order of their names.
+
+    Args:
+        folder: the folder.
+        limit: take at most so many, the first ones.
+        key: how the user calls it, for messages.
+
+    Raises:
+        InputError: see `PictureFiles`.
+    """
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    )
+    return PictureFiles(folder, files[:limit], key)
