@@ -31,6 +31,16 @@ def rank() -> int:
     return _number("RANK", "SLURM_PROCID", "LOCAL_RANK") or 0
 
 
+def local_rank() -> int:
+    """Number of this process among the ranks of this machine; 0 for the only one."""
+    return _number("LOCAL_RANK", "SLURM_LOCALID") or 0
+
+
+def world_size() -> int | None:
+    """How many ranks were started, if whoever started them says so."""
+    return _number("WORLD_SIZE", "SLURM_NTASKS") if is_rank() else None
+
+
 def is_rank() -> bool:
     """Whether this process was started as one of the ranks of a run."""
     return _number("LOCAL_RANK") is not None or is_slurm_rank()

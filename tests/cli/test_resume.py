@@ -3,80 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-import tinyfusion
 from tinyfusion.cli import main
 from tinyfusion.pruners.random import Random
 from tinyfusion.training.module import DenoiserTraining, TrainingDivergedError
 
 STEPS = tuple(f"training.{stage}.steps=25" for stage in ("mask_learning", "recovery"))
-PATIENCE = 60.0
-"""Seconds after which a command that was to be killed counts as stuck."""
 
 
-LAUNCHER = """
-import json, os, sys
-import lightning.pytorch, hydra, tinyfusion.stages.run  # once, not in every child
-from tinyfusion.cli import main
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os._exit(main(json.loads(line)))
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-"""Runs each command line it is given in a process of its own, which shares its imports."""
-
-
-@pytest.fixture
-def killed_when() -> Iterator[Callable[[Callable[[], bool], list[str]], None]]:
-    """Start a command line in its own process and kill it as soon as a condition holds."""
-    environment = dict(os.environ, PYTHONPATH=str(Path(tinyfusion.__file__).parents[1]))
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def run(reached: Callable[[], bool], arguments: list[str]) -> None:
-        launcher.stdin.write(json.dumps(arguments) + "\n")
-        launcher.stdin.flush()
-        process = int(launcher.stdout.readline())
-        deadline = time.monotonic() + PATIENCE
-        try:
-            while not reached():
-                assert time.monotonic() < deadline, "the command did not get there"
-                time.sleep(0.002)
-        finally:
-            os.kill(process, signal.SIGKILL)
-        assert int(launcher.stdout.readline()) == -signal.SIGKILL
-
-    yield run
-    launcher.stdin.close()
-    launcher.wait(PATIENCE)
-    launcher.stdout.close()
-
-
-def assert_same_files(first: Path, second: Path, *names: str) -> None:
-    for name in names:
-        assert (first / name).read_bytes() == (second / name).read_bytes(), name
-
-
-def test_killed_three_times(tf, root, killed_when) -> None:
+def test_killed_three_times(tf, root, killed_when, assert_same_files) -> None:
     fixed = ("recovery=masked_kd", "trainer.resume_every=5", "trainer.log_every=2", *STEPS)
     whole, broken = root / "whole", root / "broken"
     assert tf("run", *fixed, f"hydra.run.dir={whole}").status == 0

@@ -5,7 +5,8 @@ Shape suffixes: N samples, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from rich.progress import Progress
@@ -16,9 +17,32 @@ from tinyfusion.backbones.contract import Backbone, evaluating
 from tinyfusion.errors import InputError
 from tinyfusion.pixels import to_uint8
 from tinyfusion.processes.contract import Process
-from tinyfusion.samplers.contract import Sampler, check_sampler
+from tinyfusion.samplers.contract import OnStep, Sampler, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.seeding import SampleNoise
+from tinyfusion.seeding import SampleNoise, seed_of
+
+CLASS_BALANCES = ("random", "balanced")
+"""How the classes of samples are chosen: drawn at random, as published, or all equally often."""
+
+
+def class_labels(count: int, num_classes: int, class_balance: str, seed: int) -> Tensor:
+    """Labels of samples 0..count-1, shape (count,); sample i's depends on (seed, i) alone.
+
+    Args:
+        count: number of samples.
+        num_classes: number of classes.
+        class_balance: ``random`` draws each label uniformly; ``balanced`` takes the classes in
+            turn, so that their counts are equal, or differ by one.
+        seed: sampling seed.
+
+    Raises:
+        InputError: another ``class_balance``.
+    """
+    check_class_balance(class_balance)
+    if class_balance == "balanced":
+        return balanced_labels(count, num_classes)
+    # A hash is as good as a draw: its remainder favours a class by less than 1 in 10^15.
+    return torch.tensor([seed_of(seed, "label", index) % num_classes for index in range(count)])
 
 
 def balanced_labels(count: int, num_classes: int) -> Tensor:
@@ -37,6 +61,8 @@ def generate(
     batch_size: int = 256,
     first_index: int = 0,
     progress: bool = False,
+    dtype: torch.dtype | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample one image per label.
 
@@ -54,6 +80,8 @@ def generate(
         batch_size: samples per batch, >= 1 (guidance doubles what the network sees).
         first_index: number of the first sample, for work that is split.
         progress: show a bar.
+        dtype: what matrix products are computed in, by autocast; ``None`` for float32.
+        on_step: receives every state of every batch.
 
     Returns:
         Samples of shape (N, C, H, W), float, on the CPU, in the units of the training data
@@ -72,19 +100,139 @@ def generate(
     check_sampler(sampler, process, net)
     num_steps = sampler.num_steps(process)
     batches = []
-    with evaluating(net), Progress(disable=not progress, transient=True) as bar:
+    device = next(net.parameters()).device
+    with (
+        evaluating(net),
+        torch.autocast(device.type, dtype, enabled=dtype is not None),
+        Progress(disable=not progress, transient=True) as bar,
+    ):
         task = bar.add_task("sampling", total=len(labels) * num_steps)
         for start in range(0, len(labels), batch_size):
             chosen = labels[start : start + batch_size]
             first = first_index + start
             noise = SampleNoise(seed, range(first, first + len(chosen)), shape)
 
-            def advance(_index: int, state: Tensor) -> None:
+            def advance(index: int, state: Tensor) -> None:
                 bar.advance(task, len(state))
+                if on_step is not None:
+                    on_step(index, state)
 
             samples = sampler(net, process, noise, chosen, guidance, advance)
             batches.append(samples.cpu())
     return torch.cat(batches) if batches else torch.empty(0, *shape)
+
+
+def check_class_balance(class_balance: str, key: str = "class_balance") -> None:
+    """Refuse a way of choosing classes that is none of `CLASS_BALANCES`.
+
+    Args:
+        class_balance: the way.
+        key: where it is configured, for the message.
+
+    Raises:
+        InputError: so it is.
+    """
+    if class_balance not in CLASS_BALANCES:
+        raise InputError(
+            f"{key}={class_balance!r} is not known; valid: {', '.join(CLASS_BALANCES)}"
+        )
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Many pictures of one model, drawn batch by batch and in any order.
+
+    Picture i depends on (seed, i), its label and the settings alone. With equal ``batch_size``
+    it is the same to the bit, wherever and whenever its batch is drawn; with another one matrix
+    products are rounded otherwise, and now and then a pixel is off by one of 255. Only adaptive
+    samplers, whose steps suit the whole batch, differ more, within their tolerance.
+
+    Attributes:
+        net: the denoiser.
+        process: the full process that ``net`` was trained on.
+        sampler: how to sample.
+        labels: integers, one per picture, shape (N,).
+        seed: sampling seed.
+        guidance: classifier-free guidance.
+        autoencoder: decoder of the latents; ``None`` for a model of pixels.
+        batch_size: pictures per batch, >= 1.
+        dtype: see :func:`generate`.
+    """
+
+    net: Backbone
+    process: Process
+    sampler: Sampler
+    labels: Tensor
+    seed: int
+    guidance: Guidance = NO_GUIDANCE
+    autoencoder: Autoencoder | None = None
+    batch_size: int = 256
+    dtype: torch.dtype | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one picture, (C, H, W)."""
+        size, factor = self.net.input_size, 1
+        if self.autoencoder is None:
+            return (self.net.in_channels, size, size)
+        factor = self.autoencoder.factor
+        return (3, size * factor, size * factor)
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches; the last one may be smaller."""
+        return -(-len(self) // self.batch_size)
+
+    def rows(self, batch: int) -> range:
+        """Numbers of the pictures of a batch, 0..num_batches-1."""
+        first = batch * self.batch_size
+        return range(first, min(first + self.batch_size, len(self)))
+
+    def draw(self, batch: int, on_step: OnStep | None = None) -> Tensor:
+        """The pictures of a batch.
+
+        Args:
+            batch: its number, 0..num_batches-1.
+            on_step: receives every state.
+
+        Returns:
+            Images, uint8 0..255, shape (B, C, H, W), on the CPU.
+
+        Raises:
+            InputError: see :func:`generate`; or the decoder takes other channels than ``net``
+                makes.
+        """
+        rows = self.rows(batch)
+        samples = generate(
+            self.net,
+            self.process,
+            self.sampler,
+            self.labels[rows.start : rows.stop],
+            self.seed,
+            self.guidance,
+            batch_size=self.batch_size,
+            first_index=rows.start,
+            dtype=self.dtype,
+            on_step=on_step,
+        )
+        if self.autoencoder is None:
+            return to_uint8(samples)
+        return decode_images(samples, self.autoencoder, next(self.net.parameters()).device)
+
+    def draw_all(self, progress: bool = False) -> Iterator[Tensor]:
+        """All pictures, batch by batch.
+
+        Args:
+            progress: show a bar.
+        """
+        steps = self.sampler.num_steps(self.process)
+        with Progress(disable=not progress, transient=True) as bar:
+            task = bar.add_task("sampling", total=len(self) * steps)
+            for batch in range(self.num_batches):
+                yield self.draw(batch, lambda _, state: bar.advance(task, len(state)))
 
 
 def generate_images(
@@ -96,43 +244,14 @@ def generate_images(
     guidance: Guidance = NO_GUIDANCE,
     autoencoder: Autoencoder | None = None,
     batch_size: int = 256,
-    first_index: int = 0,
-    progress: bool = False,
 ) -> Tensor:
-    """Sample one picture per label, through the decoder for models of latents.
-
-    Args:
-        net: the denoiser.
-        process: the full process that ``net`` was trained on.
-        sampler: how to sample.
-        labels: integers, shape (N,).
-        seed: sampling seed.
-        guidance: classifier-free guidance.
-        autoencoder: decoder of the latents; ``None`` for a model of pixels.
-        batch_size: samples per batch, >= 1.
-        first_index: number of the first sample, for work that is split.
-        progress: show a bar.
+    """The pictures of a :class:`Drawing` in memory, for the few that a figure shows.
 
     Returns:
         Images, uint8 0..255, shape (N, C, H, W), on the CPU.
-
-    Raises:
-        InputError: see :func:`generate`; or the decoder takes other channels than ``net`` makes.
     """
-    samples = generate(
-        net,
-        process,
-        sampler,
-        labels,
-        seed,
-        guidance,
-        batch_size=batch_size,
-        first_index=first_index,
-        progress=progress,
-    )
-    if autoencoder is None:
-        return to_uint8(samples)
-    return decode_images(samples, autoencoder, next(net.parameters()).device)
+    drawing = Drawing(net, process, sampler, labels, seed, guidance, autoencoder, batch_size)
+    return torch.cat(list(drawing.draw_all()))
 
 
 def decode_images(latents: Tensor, autoencoder: Autoencoder, device: torch.device) -> Tensor:

@@ -73,8 +73,8 @@ class TrainerSettings:
         accelerator: ``cpu``, ``gpu`` or ``auto``.
         devices: number of devices per node; -1 takes all.
         num_nodes: number of machines.
-        precision: one of `PRECISIONS`: weights are always float32; ``16-mixed``, with a gradient
-            scaler, is how the reference code trains.
+        precision: one of `PRECISIONS`, of training and of sampling by commands: weights are
+            always float32; ``16-mixed``, with a gradient scaler, is how the reference code trains.
         strategy: Lightning's strategy name.
         micro_batch: most images that a device takes at once; ``None``: its whole share of the
             global batch. How many micro-batches make a step follows from this.

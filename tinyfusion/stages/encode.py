@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,8 @@ from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.settings.compose import build, locate
 from tinyfusion.settings.schema import TrainerSettings
-from tinyfusion.stages.encode_jobs import Job, Progress, run_jobs
+from tinyfusion.stages.encode_jobs import Job, run_jobs
+from tinyfusion.stages.progress import ImageProgress
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,10 @@ def main(cfg: DictConfig, folder: Path) -> None:
                 )
                 for share, device in zip(shares, devices, strict=True)
             ]
-            run_jobs(jobs, Progress(sum(len(plan.files_of(s)) for job in jobs for s in job.shards)))
+            total = sum(len(plan.files_of(s)) for job in jobs for s in job.shards)
+            bar = trainer.progress and sys.stdout.isatty()
+            with ImageProgress("encode", total, bar=bar) as progress:
+                run_jobs(jobs, progress)
         _conclude(root, plan, f"part {part} of {parts}")
     (root / _lock_name(part, parts)).unlink(missing_ok=True)
 

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import queue
 import signal
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,9 @@ from tinyfusion.data.imagefolder import ImageFolder
 from tinyfusion.data.latent_plan import Plan
 from tinyfusion.data.latent_writer import is_complete
 from tinyfusion.errors import InputError
+from tinyfusion.stages.progress import ImageProgress
 
 log = logging.getLogger(__name__)
-
-SECONDS_PER_LINE = 10
 
 
 @dataclass(frozen=True)
@@ -82,45 +80,7 @@ class Job:
         )
 
 
-class Progress:
-    """A line now and then: how far, how fast, how long still."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
-        self._began = self._shown = time.monotonic()
-        self._first: tuple[float, int] | None = None
-
-    def __call__(self, images: int) -> None:
-        """So many more images are done."""
-        self.done += images
-        now = time.monotonic()
-        if self._first is None:
-            # Starting processes and loading the autoencoder says nothing about the time left.
-            self._first, self._shown = (now, self.done), now
-        if self.done < self.total and now - self._shown < SECONDS_PER_LINE:
-            return
-        self._shown = now
-        began, before = self._first if self.done > self._first[1] else (self._began, 0)
-        speed = (self.done - before) / max(now - began, 1e-9)
-        log.info(
-            "encode: %s of %s images (%.1f %%), %.1f images/s, %s left",
-            f"{self.done:,}",
-            f"{self.total:,}",
-            100 * self.done / self.total,
-            speed,
-            _duration((self.total - self.done) / speed),
-        )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
-
-
-def run_jobs(jobs: Sequence[Job], progress: Progress) -> None:
+def run_jobs(jobs: Sequence[Job], progress: ImageProgress) -> None:
     """Do the jobs: one in this process, several in processes of their own.
 
     Raises:
@@ -150,7 +110,7 @@ def run_jobs(jobs: Sequence[Job], progress: Progress) -> None:
             worker.join()
 
 
-def _follow(workers: Sequence[Any], messages: Any, progress: Progress) -> None:
+def _follow(workers: Sequence[Any], messages: Any, progress: ImageProgress) -> None:
     working = len(workers)
     while working:
         try:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.ranks import is_first_rank, is_rank
-from tinyfusion.settings.commands import COMMANDS, Training
+from tinyfusion.settings.commands import COMMANDS, Sample, Training
 from tinyfusion.settings.compose import build
 from tinyfusion.stages.devices import needs_ranks
 from tinyfusion.stages.folder import FINISHED_FILE
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 def execute(cfg: DictConfig, folder: Path, lock: TextIO | None = None) -> None:
     """Carry out a command.
 
-    One that trains on several devices runs in a process for each of them. They are started here,
-    unless this process is one of them already.
+    One that trains or samples on several devices runs in a process for each of them. They are
+    started here, unless this process is one of them already.
 
     Args:
         cfg: checked configuration.
@@ -40,11 +40,11 @@ def execute(cfg: DictConfig, folder: Path, lock: TextIO | None = None) -> None:
         TrainingDivergedError: training went astray.
         RanksFailedError: a process of a device ended otherwise.
     """
-    trains = issubclass(COMMANDS[cfg.command], Training)
+    shared = issubclass(COMMANDS[cfg.command], (Training, Sample))
     if is_rank():
-        if trains or is_first_rank():
+        if shared or is_first_rank():
             work(cfg, folder)
-    elif trains and needs_ranks(build(cfg.trainer)):
+    elif shared and needs_ranks(build(cfg.trainer)):
         launch(cfg, folder, lock)
     else:
         work(cfg, folder)

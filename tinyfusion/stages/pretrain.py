@@ -16,7 +16,8 @@ from tinyfusion.checkpoints import save_model
 from tinyfusion.files import write_json
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.ranks import is_first_rank
-from tinyfusion.stages.checks import check_data, check_held_out
+from tinyfusion.stages.check_scores import check_held_out
+from tinyfusion.stages.checks import check_data
 from tinyfusion.stages.setup import Setup
 from tinyfusion.training.pretrain import Pretraining
 from tinyfusion.version import __version__
@@ -74,7 +75,9 @@ def main(cfg: DictConfig, folder: Path) -> None:
         if evaluation is None:
             row: dict[str, Any] = setup.summary(net)
         else:
-            row = evaluation.score(net, setup.process, setup.source, progress=setup.bars)
+            row = evaluation.score(
+                net, setup.process, setup.source, progress=setup.bars, dtype=setup.dtype
+            )
         protocol = {} if evaluation is None else evaluation.protocol()
         provenance: dict[str, Any] = {
             "command": _command(folder),

@@ -1,68 +1,134 @@
-"""`tinyfusion sample`: draw images from a checkpoint."""
+"""`tinyfusion sample`: draw images from a checkpoint, on one device or on many."""
 
 from __future__ import annotations
 
 import logging
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image
+from torch import Tensor
 
+from tinyfusion.backbones.contract import Backbone, compile_blocks
+from tinyfusion.data.open_images import SAMPLES
+from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import image_grid
 from tinyfusion.files import write_atomic
-from tinyfusion.samplers.generate import balanced_labels, generate_images
+from tinyfusion.ranks import is_first_rank, rank, world_size
+from tinyfusion.samplers.generate import Drawing, class_labels
 from tinyfusion.settings.compose import build
 from tinyfusion.stages.checks import check_decoder
+from tinyfusion.stages.draw import PACKED_FILE, Share, pack
+from tinyfusion.stages.progress import ImageProgress
 from tinyfusion.stages.setup import Setup
 
 log = logging.getLogger(__name__)
 
+LABELS_FILE, GRID_FILE = "labels.npy", "grid.png"
 GRID_COLUMNS = 10
 
 
 def main(cfg: DictConfig, folder: Path) -> None:
-    """Write ``samples/NNNNNN.png``, ``samples.npz`` (``arr_0``, labels) and ``grid.png``."""
+    """Fill ``samples/``; then write ``samples.npz``, the labels and ``grid.png``.
+
+    Each rank draws its share of the batches. The first one waits for the others.
+    """
     setup = Setup(cfg, folder)
+    if not _takes_part(setup):
+        return
+    drawing = _drawing(setup, cfg)
+    store = SampleStore(
+        folder / SAMPLES, cfg.n, drawing.shape, cfg.batch_size, cfg.shard_size, cfg.format
+    )
+    missing = store.missing()
+    if is_first_rank():
+        store.check_space(missing, cfg.pack)
+        there = cfg.n - store.images_in(missing)
+        if there:
+            log.info("sample: %s of %s images are there already", f"{there:,}", f"{cfg.n:,}")
+    drawing.net.to(setup.device)
+    if setup.trainer.compile:
+        compile_blocks(drawing.net, setup.trainer.compile_backend)
+    # Of several ranks the first one shows what all have done.
+    with ImageProgress(
+        "sample", cfg.n, cfg.n - store.images_in(missing), bar=setup.bars and is_first_rank()
+    ) as progress:
+        share = Share(store, drawing, set(missing), progress if is_first_rank() else None)
+        share.fill_all(range(rank(), store.num_shards, setup.world))
+        if not is_first_rank():
+            return
+        share.wait()
+    _conclude(cfg, folder, store, drawing.labels)
+
+
+def _takes_part(setup: Setup) -> bool:
+    """Whether this process draws a share.
+
+    Raises:
+        InputError: other ranks were started than the trainer's settings speak of: the first one
+            would wait for shares that nobody draws.
+    """
+    started = world_size()
+    if started is not None and started < setup.world:
+        raise InputError(
+            f"trainer.devices={setup.trainer.devices} trainer.num_nodes={setup.trainer.num_nodes} "
+            f"are {setup.world} ranks, but {started} were started; start as many"
+        )
+    return rank() < setup.world
+
+
+def _drawing(setup: Setup, cfg: DictConfig) -> Drawing:
+    """What is to be drawn, checked."""
     net = setup.load_alone(cfg.checkpoint)
     sampler, guidance = build(cfg.sampler), build(cfg.guidance)
     setup.check_sampling(net, "sampler", sampler)
     setup.check_sampling(net, "guidance", sampler, guidance)
     check_decoder(net, setup.process, setup.autoencoder)
-    net = net.to(setup.device)
-    num_classes = net.num_classes
-    if cfg.n < 1:
-        raise InputError(f"n={cfg.n} must be at least 1")
-    if cfg.labels is None:
-        labels = balanced_labels(cfg.n, num_classes)
-    else:
-        wrong = [label for label in cfg.labels if not 0 <= label < num_classes]
-        if wrong or not cfg.labels:
-            raise InputError(
-                f"labels={list(cfg.labels)}: valid are classes 0..{num_classes - 1}, at least one"
-            )
-        labels = torch.tensor(list(cfg.labels)).repeat(-(-cfg.n // len(cfg.labels)))[: cfg.n]
-    images = generate_images(
-        net,
+    if setup.autoencoder is not None:
+        setup.autoencoder.load()
+    for name in ("n", "batch_size"):
+        if cfg[name] < 1:
+            raise InputError(f"{name}={cfg[name]} must be at least 1")
+    return Drawing(
+        net.eval(),
         setup.process,
         sampler,
-        labels,
+        _labels(cfg, net),
         setup.seed,
         guidance,
         setup.autoencoder,
-        batch_size=cfg.batch_size,
-        progress=setup.bars,
+        cfg.batch_size,
+        setup.dtype,
     )
-    pixels = images.permute(0, 2, 3, 1).numpy()
-    for index, picture in enumerate(pixels):
-        image = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
-        write_atomic(folder / "samples" / f"{index:06d}.png", image.save)
-    write_atomic(
-        folder / "samples.npz",
-        lambda path: np.savez(path, arr_0=pixels, labels=labels.numpy()),
+
+
+def _labels(cfg: DictConfig, net: Backbone) -> Tensor:
+    if cfg.labels is None:
+        return class_labels(cfg.n, net.num_classes, cfg.class_balance, cfg.seed)
+    wrong = [label for label in cfg.labels if not 0 <= label < net.num_classes]
+    if wrong or not cfg.labels:
+        raise InputError(
+            f"labels={list(cfg.labels)}: valid are classes 0..{net.num_classes - 1}, at least one"
+        )
+    return torch.tensor(list(cfg.labels)).repeat(-(-cfg.n // len(cfg.labels)))[: cfg.n]
+
+
+def _conclude(cfg: DictConfig, folder: Path, store: SampleStore, labels: Tensor) -> None:
+    """Write what stands beside the images."""
+    if cfg.pack:
+        pack(folder, store, labels, cfg.batch_size)
+    else:
+        write_atomic(folder / LABELS_FILE, lambda path: np.save(path, labels.numpy()))
+    shown = min(cfg.n, 10 * GRID_COLUMNS)
+    first = torch.cat(list(islice(store.images().batches(shown), 1)))
+    image_grid(first, GRID_COLUMNS, folder / GRID_FILE, title=str(cfg.checkpoint))
+    log.info(
+        "sample: %s images in %s, %soverview in %s",
+        f"{cfg.n:,}",
+        store.root,
+        f"all in {PACKED_FILE}, " if cfg.pack else "",
+        GRID_FILE,
     )
-    shown = images[: 10 * GRID_COLUMNS]
-    image_grid(shown, GRID_COLUMNS, folder / "grid.png", title=str(cfg.checkpoint))
-    log.info("sample: %d images in %s, overview in %s", cfg.n, folder / "samples", "grid.png")

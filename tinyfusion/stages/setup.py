@@ -28,7 +28,7 @@ from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.processes.contract import Process
 from tinyfusion.pruners.contract import calibration_batch
-from tinyfusion.ranks import is_first_rank
+from tinyfusion.ranks import is_first_rank, is_rank, local_rank
 from tinyfusion.recovery.features import mean_squares
 from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
@@ -36,12 +36,10 @@ from tinyfusion.seeding import StepNoise
 from tinyfusion.settings.compose import build, locate
 from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
 from tinyfusion.stages.batching import split_batch
+from tinyfusion.stages.check_scores import check_extractor, check_files, check_held_out
 from tinyfusion.stages.checks import (
     check_data,
     check_decoder,
-    check_extractor,
-    check_files,
-    check_held_out,
     check_latents,
     check_machine,
     check_sampling,
@@ -98,9 +96,19 @@ class Setup:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where scoring and sampling run: the first device that training uses."""
+        """Where scoring and sampling run: the first device that training uses, or the rank's."""
         wants_gpu = self.trainer.accelerator in ("gpu", "cuda", "auto")
-        return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+        if not (wants_gpu and torch.cuda.is_available()):
+            return torch.device("cpu")
+        if is_rank():
+            # A launcher may show each rank its own device alone.
+            return torch.device("cuda", local_rank() % torch.cuda.device_count())
+        return torch.device("cuda")
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What samples are computed in, by autocast; ``None`` for float32."""
+        return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.trainer.precision)
 
     @property
     def bars(self) -> bool:
@@ -152,6 +160,20 @@ class Setup:
         self.process.check(net, path)
         check_own(net)
         return net
+
+    def teacher_path(self) -> str | None:
+        """The checkpoint to compare with; ``None`` for none.
+
+        Raises:
+            InputError: ``teacher.path=source``, which only what prunes knows.
+        """
+        path = self.cfg.teacher.path
+        if path == "source":
+            raise InputError(
+                "teacher.path=source: a checkpoint does not hold the model it was cut from; give "
+                "teacher.path=PATH, or teacher=none"
+            )
+        return path
 
     def new_backbone(self) -> Backbone:
         """The configured backbone with its start values, drawn from the global generator."""

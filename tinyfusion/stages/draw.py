@@ -1,0 +1,123 @@
+"""Drawing samples into a folder, by one process or by several that share them."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tinyfusion.data.adm_batch import write_batch
+from tinyfusion.data.sample_store import SampleStore
+from tinyfusion.errors import InputError
+from tinyfusion.samplers.generate import Drawing
+from tinyfusion.stages.progress import ImageProgress
+
+PACKED_FILE = "samples.npz"
+
+_LOOK_EVERY = 2.0
+"""Seconds between two looks at what other processes have written."""
+
+
+class Share:
+    """What this rank draws.
+
+    Args:
+        store: where images are put.
+        drawing: what gives them.
+        missing: batches that were missing at the start, of all ranks.
+        progress: where to show how far all ranks are; ``None`` not to.
+    """
+
+    def __init__(
+        self,
+        store: SampleStore,
+        drawing: Drawing,
+        missing: set[int],
+        progress: ImageProgress | None,
+    ) -> None:
+        self.store, self.drawing, self.progress = store, drawing, progress
+        self.missing = missing
+        self._drawn = 0.0  # of the shard at hand, which is not counted as there
+        self._there = store.count - store.images_in(sorted(missing))
+        self._looked = time.monotonic()
+        self._steps = drawing.sampler.num_steps(drawing.process)
+
+    def fill_all(self, shards: Iterable[int]) -> None:
+        """Draw and write what is missing of some shards.
+
+        Raises:
+            InputError: a full disk, or too little memory on the device.
+        """
+        try:
+            for shard in shards:
+                own = [batch for batch in self.store.batches_of(shard) if batch in self.missing]
+                self.store.fill(shard, self.missing, self._draw)
+                self._drawn = 0.0
+                self._there += self.store.images_in(own)
+                self._show()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise InputError(
+                f"{self.store.root} can't be written: {error.strerror}; what is there is kept: "
+                "make room and go on with resume=FOLDER"
+            ) from None
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"batch_size={self.drawing.batch_size} needs more memory than the device has; "
+                "choose a smaller one"
+            ) from None
+
+    def _draw(self, batch: int) -> Tensor:
+        before = self._drawn
+
+        def advance(_: int, state: Tensor) -> None:
+            self._drawn += len(state) / self._steps
+            self._show()
+
+        images = self.drawing.draw(batch, advance)
+        self._drawn = before + len(images)
+        return images
+
+    def _show(self) -> None:
+        if self.progress is None:
+            return
+        if time.monotonic() - self._looked > _LOOK_EVERY:
+            self._look()
+        # What is drawn is written soon after: at the very end it may count twice for a moment.
+        self.progress.reach(min(self._there + self._drawn, self.store.count - 1))
+
+    def _look(self) -> list[int]:
+        """Count what all ranks have written."""
+        missing = self.store.missing()
+        self._there = self.store.count - self.store.images_in(missing)
+        self._looked = time.monotonic()
+        return missing
+
+    def wait(self) -> None:
+        """Wait until nothing is missing."""
+        assert self.progress is not None
+        self._drawn = 0.0
+        while self._look():
+            self._show()
+            time.sleep(0.5)
+        self.progress.reach(self.store.count)
+
+
+def pack(folder: Path, store: SampleStore, labels: Tensor, batch_size: int) -> Path:
+    """Write all images of a store into one file, in the layout of ADM's evaluator.
+
+    Args:
+        folder: where ``samples.npz`` is written: ``arr_0``, uint8 (N, H, W, C), and ``labels``.
+        store: the images, none of which is missing.
+        labels: shape (N,).
+        batch_size: images held at a time.
+    """
+    images = store.images()
+    arrays = {"labels": labels.numpy()}
+    batches = images.batches(batch_size)
+    return write_batch(folder / PACKED_FILE, len(images), images.shape, batches, arrays)
