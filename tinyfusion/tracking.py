@@ -88,10 +88,7 @@ class TensorBoard(Tracking):
 
     def image(self, key: str, path: Path) -> None:
         """The picture."""
-        import numpy as np
-        from PIL import Image
-
-        self._writer.add_image(key, np.asarray(Image.open(path).convert("RGB")), dataformats="HWC")
+        self._writer.add_image(key, _pixels(path), dataformats="HWC")
 
     def finish(self) -> None:
         """Flush."""
@@ -168,6 +165,30 @@ class Wandb(Tracking):
     def finish(self) -> None:
         """Close the W&B run."""
         self._run.finish()
+
+
+def log_picture(logger: Logger, key: str, path: Path, step: int) -> None:
+    """Log a picture at a step of training; where a logger takes none, its file has to do.
+
+    Args:
+        logger: logger of a stage.
+        key: its name there, without the stage's.
+        path: the picture.
+        step: the optimiser step.
+    """
+    if isinstance(logger, WandbLogger):
+        logger.log_image(key, [str(path)], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(key, _pixels(path), step, dataformats="HWC")
+
+
+def _pixels(path: Path) -> Any:
+    """A picture's pixels, uint8, shape (H, W, 3)."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _has_account() -> bool:

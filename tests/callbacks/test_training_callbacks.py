@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
 
 from tinyfusion.backbones.dit import DiT
@@ -15,6 +16,7 @@ from tinyfusion.callbacks.decision_trace import DecisionTrace
 from tinyfusion.callbacks.evaluate import EvaluateDuringTraining
 from tinyfusion.callbacks.progress import StageProgress
 from tinyfusion.callbacks.sample_grid import SampleGrid
+from tinyfusion.checkpoints import load
 from tinyfusion.data.digits import Digits
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.evaluation import Evaluation
@@ -26,6 +28,7 @@ from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.seeding import StepNoise
 from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
 from tinyfusion.stages.fit import fit
+from tinyfusion.tracking import log_picture
 from tinyfusion.training.pretrain import Pretraining
 from tinyfusion.training.recovery import Recovery
 from tinyfusion.training.schedules import LearningRate
@@ -61,7 +64,9 @@ def module_of(kind: str, source: Digits) -> Pretraining | Recovery:
     return Pretraining(net, 0.9, HeldOutLoss(process, *source.held_out(), 1), 100, **shared)
 
 
-def trained(kind: str, folder: Path, source: Digits, *callbacks, **trainer) -> Pretraining:
+def trained(
+    kind: str, folder: Path, source: Digits, *callbacks, logger=None, **trainer
+) -> Pretraining:
     module = module_of(kind, source)
     fit(
         module,
@@ -71,7 +76,7 @@ def trained(kind: str, folder: Path, source: Digits, *callbacks, **trainer) -> P
         folder,
         kind,
         0,
-        CSVLogger(folder, name="log", flush_logs_every_n_steps=1),
+        logger or CSVLogger(folder, name="log", flush_logs_every_n_steps=1),
         callbacks,
     )
     return module
@@ -107,6 +112,87 @@ def test_scores_are_those_of_the_averaged_weights(tmp_path, source, evaluation) 
     live = evaluation.score(module.student, module.process, source)
     assert live["held_out_loss"] != expected["held_out_loss"]
     assert scored["evaluateheld_out_loss"][-1] == pytest.approx(expected["held_out_loss"], rel=1e-6)
+
+
+def test_the_last_step_is_scored(tmp_path, source, evaluation) -> None:
+    watching = EvaluateDuringTraining(4, evaluation, keep_best=False)
+    trained("recovery", tmp_path, source, watching)
+    assert list(watching.history) == [4, 6]
+    assert not (tmp_path / "best").exists()
+
+
+def test_the_model_of_least_fid_is_kept(tmp_path, source, evaluation, monkeypatch) -> None:
+    fids = {2: 5.0, 4: 3.0, 6: 4.0}
+    weights: dict[int, dict[str, torch.Tensor]] = {}
+
+    def score(self, net, process, source):
+        step = next(step for step in fids if step not in weights)
+        weights[step] = {name: value.clone() for name, value in net.state_dict().items()}
+        return {"fid": fids[step], "held_out_loss": 1.0}
+
+    monkeypatch.setattr(Evaluation, "score", score)
+    watching = EvaluateDuringTraining(2, evaluation)
+    module = trained("recovery", tmp_path, source, watching)
+    assert watching.best_step == 4
+    best = load(str(tmp_path / "best"))
+    for name, value in best.state_dict().items():
+        assert torch.equal(value, weights[4][name]), name
+    live = module.student.state_dict()
+    assert any(not torch.equal(value, live[name]) for name, value in weights[4].items())
+    record = json.loads((tmp_path / "best" / "config.json").read_text())["provenance"]
+    assert record["step"] == 4 and record["metrics"]["fid"] == 3.0
+    assert record["weights"] == "averaged"
+    assert record["chosen_by"] == "least FID-20 during training"
+    rows = np.genfromtxt(
+        tmp_path / "log/version_0/metrics.csv", delimiter=",", names=True, dtype=None
+    )
+    best_so_far = rows["evaluatebest_fid"]
+    assert best_so_far[~np.isnan(best_so_far)].tolist() == [5.0, 3.0, 3.0]
+
+
+def test_the_best_so_far_survives_a_resumption(tmp_path, source, evaluation) -> None:
+    whole = EvaluateDuringTraining(2, evaluation)
+    trained("recovery", tmp_path, source, whole, resume_every=4)
+    kept = (tmp_path / "best" / "model.safetensors").read_bytes()
+    again = EvaluateDuringTraining(2, evaluation)
+    trained("recovery", tmp_path, source, again, resume_every=4)  # goes on from step 4
+    assert again.history == whole.history and again.best_step == whole.best_step
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == kept
+
+
+def test_scores_that_are_not_finite_are_never_the_best(evaluation) -> None:
+    watching = EvaluateDuringTraining(1, evaluation)
+    assert watching.best_step is None
+    watching.history = {1: {"fid": float("nan")}, 2: {}, 3: {"inception_score": 2.0}}
+    assert watching.best_step is None
+    watching.history[4] = {"fid": 9.0}
+    assert watching.best_step == 4
+
+
+def test_pictures_go_to_the_chosen_logger(tmp_path, source) -> None:
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorBoardLogger(tmp_path, name="board", version="stage")
+    grid = SampleGrid(4, AncestralSampler(2), columns=2)
+    trained("recovery", tmp_path, source, grid, logger=board)
+    events = EventAccumulator(str(tmp_path / "board" / "stage"), {"images": 0})
+    events.Reload()
+    assert [event.step for event in events.Images("samples")] == [0, 4, 6]
+
+
+def test_pictures_go_to_wandb_under_the_stages_name(tmp_path) -> None:
+    shown = []
+
+    class Recorded(WandbLogger):
+        def __init__(self):
+            pass
+
+        def log_image(self, key, images, step):
+            shown.append((key, images, step))
+
+    log_picture(Recorded(), "samples", tmp_path / "a.png", 3)
+    assert shown == [("samples", [str(tmp_path / "a.png")], 3)]
 
 
 def test_sample_grid_has_a_row_per_record(tmp_path, source) -> None:

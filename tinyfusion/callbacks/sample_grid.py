@@ -15,6 +15,7 @@ from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import balanced_labels, generate_images
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
+from tinyfusion.tracking import log_picture
 from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.module import DenoiserTraining
 
@@ -22,7 +23,7 @@ from tinyfusion.training.module import DenoiserTraining
 class SampleGrid(Callback):
     """Draws one row of samples per recorded step, one column per class, with averaged weights.
 
-    The picture is written anew at every record, so an interrupted run has one too.
+    The picture is written and logged anew at every record, so an interrupted run has one too.
 
     Args:
         every: optimiser steps between two rows; the last step always has one.
@@ -88,7 +89,9 @@ class SampleGrid(Callback):
                 self.autoencoder,
             )
         pictures = {f"step {step}": row for step, row in sorted(self.rows.items())}
-        comparison_grid(pictures, Path(trainer.default_root_dir) / self.file)
+        path = comparison_grid(pictures, Path(trainer.default_root_dir) / self.file)
+        for logger in trainer.loggers:
+            log_picture(logger, "samples", path, step)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows for the resume checkpoint."""

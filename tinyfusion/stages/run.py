@@ -13,6 +13,8 @@ import torch
 from omegaconf import DictConfig
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.callbacks.evaluate import BEST
+from tinyfusion.checkpoints import load
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import comparison_grid
@@ -126,6 +128,9 @@ def score(
         "recovered": load_recovered(folder),
         "recovered (live weights)": load_recovered(folder, live=True),
     }
+    best = folder / "recover" / BEST
+    if (best / "config.json").is_file():
+        nets["recovered (best in training)"] = load(str(best))
     for net in nets.values():
         net.to(setup.device)
     rows: dict[str, dict[str, Any]] = {}
@@ -134,9 +139,14 @@ def score(
             rows[name] = cached_score(setup, evaluation, net)
         else:
             rows[name] = evaluation.score(
-                net, setup.process, setup.source, source, progress=setup.bars
+                net,
+                setup.process,
+                setup.source,
+                source,
+                progress=setup.bars,
+                dtype=setup.dtype,
             )
-    speeds = evaluation.speed({name: nets[name] for name in timed}, setup.process)
+    speeds = evaluation.speed({name: nets[name] for name in timed}, setup.process, setup.dtype)
     for name, speed in speeds.items():
         rows[name] |= {
             "images_per_s": speed["images_per_s"],
@@ -164,7 +174,7 @@ def score(
 
 def _grid(setup: Setup, evaluation: Evaluation, nets: dict[str, Backbone]) -> Path:
     """One row of samples per model, one column per class, from the same noise."""
-    shown = [name for name in nets if not name.endswith("(live weights)")]
+    shown = [name for name in nets if not name.startswith("recovered (")]
     classes = min(10, setup.source.num_classes)
     labels = balanced_labels(classes, classes)
     rows = {
