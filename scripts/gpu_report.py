@@ -10,7 +10,6 @@ teacher, sampling with guidance; eager and compiled. Nothing is downloaded and n
 from __future__ import annotations
 
 import argparse
-import platform
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -19,12 +18,10 @@ from typing import NamedTuple
 import torch
 from hydra import compose, initialize_config_dir
 
-from tinyfusion.backbones.contract import compile_blocks
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_text
+from tinyfusion.metrics.benchmark import Benchmark, device_name
 from tinyfusion.metrics.memory import in_gib
-from tinyfusion.metrics.speed import compare_speed
-from tinyfusion.samplers.generate import balanced_labels, generate
 from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
 from tinyfusion.settings.overview import conf_folder
@@ -78,53 +75,35 @@ def training_rows(setup: DrySetup) -> Iterator[Row]:
 
 
 def sampling_rows(setup: DrySetup, batch: int) -> Iterator[Row]:
-    """Sampling with guidance from the whole and from the pruned network, in bfloat16."""
+    """Sampling with guidance from the whole and from the pruned network, timed in turn."""
     evaluation = build(setup.cfg.evaluation)
-    labels = balanced_labels(batch, setup.arguments["num_classes"])
-    steps = evaluation.sampler.num_steps(setup.process)
-    for name, arguments in {
+    arguments = {
         "whole": setup.arguments,
         "pruned": setup.student_arguments(setup.decision()),
-    }.items():
-        net = setup.on_device(arguments).eval().to(torch.bfloat16)
-        if setup.trainer.compile:
-            compile_blocks(net, setup.trainer.compile_backend)
-        if setup.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-
-        def sample(net=net) -> int:
-            images = generate(
-                net,
-                setup.process,
-                evaluation.sampler,
-                labels,
-                seed=0,
-                guidance=evaluation.guidance,
-                batch_size=batch,
-            )
-            return len(images)
-
-        speed = compare_speed({name: sample})[name]
-        peak = "-"
-        if setup.device.type == "cuda":
-            peak = in_gib(torch.cuda.max_memory_allocated())
+    }
+    nets = {name: setup.on_device(own).eval() for name, own in arguments.items()}
+    benchmark = Benchmark(
+        setup.process, evaluation.sampler, evaluation.guidance, batch, dtype=setup.dtype
+    )
+    backend = setup.trainer.compile_backend if setup.trainer.compile else None
+    for row in benchmark.measure(nets, (backend,)):
+        peak = row["peak_memory_bytes"]
         yield Row(
-            f"sampling, {name} ({net.depth} blocks), {steps} steps, "
+            f"sampling, {row['model']} ({row['depth']} blocks), {row['evaluations']} steps, "
             f"guidance {evaluation.guidance.scale}",
             str(batch),
-            setup.trainer.compile,
-            f"{speed['images_per_s']:.2f} images/s, "
-            f"{speed['images_per_s'] * steps / batch:.2f} steps/s",
-            peak,
+            row["compiled"],
+            f"{row['images_per_s']:.2f} images/s, {row['it_per_s']:.2f} steps/s",
+            "-" if peak is None else in_gib(peak),
         )
 
 
 def table(rows: list[Row], device: str, precision: str) -> str:
     """Markdown, with what the figures depend on above it."""
     lines = [
-        f"{device}, precision {precision} (sampling: bfloat16 weights), torch {torch.__version__}, "
+        f"{device}, precision {precision}, torch {torch.__version__}, "
         f"tinyfusion {__version__}; training: median of steps {UNTIMED + 1} to {STEPS} on noise; "
-        "sampling: median of 3 rounds after one.",
+        "sampling: median of 3 rounds in turn, after one.",
         "",
         "| what | batch | compiled | speed | peak memory |",
         "|---|---|---|---|---|",
@@ -161,9 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         for row in chain(training_rows(setup), sampling_rows(setup, arguments.sampling_batch)):
             print("; ".join(map(str, row)), flush=True)
             rows.append(row)
-    gpu = setup.device.type == "cuda"
-    device = torch.cuda.get_device_name() if gpu else f"CPU ({platform.machine()})"
-    text = table(rows, device, setup.trainer.precision)
+    text = table(rows, device_name(setup.device), setup.trainer.precision)
     print(f"\n{text}")
     if arguments.output is not None:
         write_text(arguments.output, text)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinyfusion.metrics.memory import Activations, in_gib, peak_gpu_memory
+from tinyfusion.metrics.memory import Activations, LiveBytes, bytes_of, in_gib, peak_gpu_memory
 
 
 def test_each_storage_counts_once() -> None:
@@ -82,3 +82,29 @@ def test_sizes_as_text(size: int, text: str) -> None:
 
 def test_a_cpu_has_no_gpu_memory() -> None:
     assert peak_gpu_memory(torch.device("cpu")) is None
+
+
+def test_live_bytes_count_storages_while_they_are_there() -> None:
+    given = torch.randn(10)
+    with LiveBytes([given]) as counted:
+        a = given + 1
+        view = a.view(2, 5).t()
+        del a
+        assert counted.now == 40, "a view keeps its storage"
+        del view
+        assert counted.now == 0
+        held = [torch.zeros(10) for _ in range(3)]
+        held.pop()
+        given.mul_(2).view(2, 5)  # owned, however it is seen
+        assert (counted.now, counted.peak) == (80, 120)
+    del held
+    assert (counted.now, counted.peak) == (0, 120)
+    torch.zeros(100)
+    assert counted.peak == 120, "the count ended with the context"
+
+
+def test_bytes_of_a_network_are_those_of_parameters_and_buffers() -> None:
+    net = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))
+    # Weight, bias; scale, shift, mean and variance; the number of batches as int64.
+    assert bytes_of(net) == 4 * (32 + 4 + 4 * 4) + 8
+    assert bytes_of(net.to(torch.bfloat16)) == 2 * (32 + 4 + 4 * 4) + 8

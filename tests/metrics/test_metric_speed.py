@@ -9,7 +9,18 @@ from torch import nn
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.errors import InputError
 from tinyfusion.metrics import speed
-from tinyfusion.metrics.speed import compare_speed, macs, parameters
+from tinyfusion.metrics.speed import (
+    compare_speed,
+    macs,
+    parameters,
+    quartiles,
+    sampling_run,
+    spread,
+    time_in_turn,
+)
+from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.samplers.ancestral import AncestralSampler
+from tinyfusion.samplers.guidance import Guidance
 
 
 def dit_macs(side: int, patch: int, channels: int, width: int, depth: int) -> int:
@@ -97,10 +108,48 @@ def test_routines_are_timed_in_turn_and_compared_within_rounds(clock):
     "runs, repeats, message",
     [
         ({}, 3, "runs is empty"),
-        ({"a": lambda: 1}, 0, "repeats must be at least 1, got 0"),
+        ({"a": lambda: 1}, 0, "rounds must be at least 1, got 0"),
         ({"a": lambda: 0}, 1, "'a' must return the number of images made, got 0"),
     ],
 )
 def test_untimeable_routines_are_refused(runs, repeats, message):
     with pytest.raises(InputError, match=message):
         compare_speed(runs, repeats)
+
+
+def test_seconds_are_those_of_the_timed_rounds_in_order(clock):
+    calls: list[str] = []
+    told: list[int] = []
+    runs = {
+        "a": routine(clock, "a", [50, 1, 3], calls),
+        "b": routine(clock, "b", [60, 2, 5], calls),
+    }
+    seconds = time_in_turn(runs, rounds=2, warm_up=1, on_round=told.append)
+    assert seconds == {"a": [1, 3], "b": [2, 5]}
+    assert calls == ["a", "b"] * 3 and told == [1, 2]
+    unwarmed = {"a": routine(clock, "a", [7, 8], calls)}
+    assert time_in_turn(unwarmed, rounds=2, warm_up=0) == {"a": [7, 8]}
+
+
+def test_spread_is_median_least_and_largest():
+    assert spread("x", [3.0, 1.0, 7.0]) == {"x": 3.0, "x_min": 1.0, "x_max": 7.0}
+
+
+def test_quartiles_leave_single_slow_rounds_out():
+    assert quartiles("x", [3.0, 1.0, 5.0, 2.0, 900.0]) == {"x_q1": 2.0, "x_q3": 5.0}
+    assert quartiles("x", [3.0]) == {"x_q1": 3.0, "x_q3": 3.0}
+
+
+@pytest.mark.parametrize("scale, seen", [(1.0, 3), (2.0, 6)])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_run_is_the_real_sampling(scale, seen, dtype):
+    net = DiT(4, 2, 1, hidden_size=8, depth=1, num_heads=2, num_classes=3)
+    batches, products = [], set()
+    net.blocks[0].register_forward_hook(lambda _, inputs, out: batches.append(len(inputs[0])))
+    net.blocks[0].mlp.fc1.register_forward_hook(lambda _, inputs, out: products.add(out.dtype))
+    sampler, guidance = AncestralSampler(2), Guidance(scale)
+    run = sampling_run(net, GaussianDiffusion(), sampler, guidance, 5, 3, dtype=dtype)
+    assert run() == 5
+    # Two steps of a batch of three, then of the two that are left.
+    assert batches == [seen, seen, seen * 2 // 3, seen * 2 // 3]
+    assert products == {dtype or torch.float32}

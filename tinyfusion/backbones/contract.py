@@ -51,7 +51,7 @@ def recompute_blocks(net: Backbone, recompute: bool = True) -> None:
         setattr(block, _RECOMPUTED, recompute)
 
 
-def compile_blocks(net: Backbone, backend: str) -> None:
+def compile_blocks(net: Backbone, backend: str, dynamic: bool | None = None) -> None:
     """Compile every block in place; names, state dict and hooks stay as they are.
 
     Blocks are alike, so that compiling them takes about as long as compiling one of them.
@@ -59,9 +59,10 @@ def compile_blocks(net: Backbone, backend: str) -> None:
     Args:
         net: the network.
         backend: name of a ``torch.compile`` backend, such as ``inductor``.
+        dynamic: as in ``torch.compile``: ``False`` compiles anew for every shape of the states.
     """
     for block in net.blocks:
-        block.compile(backend=backend)
+        block.compile(backend=backend, dynamic=dynamic)
 
 
 class Backbone(nn.Module, ABC):

@@ -24,7 +24,8 @@ def speed_by_ratio(
     Args:
         series: points by the name of their way of pruning. A point has ``ratio``, the share of
             parameters removed in [0, 1), ``speed_up`` over the whole model, and, if known,
-            ``label``, which is written beside it.
+            ``label``, which is written beside it, and ``speed_up_q1`` and ``speed_up_q3``,
+            between which a bar is drawn.
         path: PNG file to write.
         title: line above the figure.
 
@@ -64,6 +65,16 @@ def speed_by_ratio(
             markersize=4,
             linewidth=1.2,
             label=name,
+        )
+        spreads = [point for point in ordered if "speed_up_q1" in point]
+        axes.vlines(
+            [point["ratio"] for point in spreads],
+            [point["speed_up_q1"] for point in spreads],
+            [point["speed_up_q3"] for point in spreads],
+            color=COLOURS[index % len(COLOURS)],
+            # Broad and pale, so that labels in front of it can be read.
+            linewidth=3.0,
+            alpha=0.25,
         )
         for point in ordered:
             if point.get("label"):

@@ -1,13 +1,16 @@
-"""How much memory training needs besides weights: what autograd keeps for the backward pass."""
+"""How much memory networks need besides weights, in training and in sampling."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 GIB = 2**30
 
@@ -53,9 +56,63 @@ class Activations:
         return kept
 
 
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations within it make, while they are there.
+
+    For devices without a counter of their own, such as the CPU. Every storage counts once. What
+    a kernel takes for itself while it runs is not seen, nor is what the allocator holds back.
+
+    Args:
+        owned: tensors that are there anyway, such as parameters.
+
+    Attributes:
+        now: bytes of the tensors that are there.
+        peak: most bytes that were there at once.
+    """
+
+    def __init__(self, owned: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        # They outlive the count, so that no other storage can take their place.
+        self._known = {_storage(tensor) for tensor in owned}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor):
+                self._count(value)
+        return out
+
+    def _count(self, tensor: Tensor) -> None:
+        key = _storage(tensor)
+        if key in self._known:
+            return
+        storage = tensor.untyped_storage()
+        size = storage.nbytes()
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
 def _storage(tensor: Tensor) -> int:
     """Identity of a tensor's storage; addresses won't do, as meta tensors have none."""
     return tensor.untyped_storage()._cdata
+
+
+def bytes_of(net: nn.Module) -> int:
+    """Bytes of a network's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
 
 
 def in_gib(size: float) -> str:

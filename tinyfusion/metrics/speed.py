@@ -1,10 +1,10 @@
-"""What a model costs: parameters, multiply-accumulates and images per second."""
+"""What a model costs: parameters, multiply-accumulates, and seconds, measured in turn."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinyfusion.backbones.contract import Backbone, count_parameters
 from tinyfusion.errors import InputError
+from tinyfusion.processes.contract import Process
+from tinyfusion.samplers.contract import Sampler
+from tinyfusion.samplers.generate import balanced_labels, generate
+from tinyfusion.samplers.guidance import Guidance
 
 
 def parameters(net: nn.Module) -> int:
@@ -52,13 +56,86 @@ def macs(net: nn.Module, inputs: tuple[Tensor, ...] | None = None) -> int:
     return counter.get_total_flops() // 2
 
 
-def compare_speed(
-    runs: Mapping[str, Callable[[], int]], repeats: int = 3, warmup: int = 1
-) -> dict[str, dict[str, float]]:
-    """Time sampling routines in turn (A B C, A B C, ...), so that drifting load hits all alike.
+def sampling_run(
+    net: Backbone,
+    process: Process,
+    sampler: Sampler,
+    guidance: Guidance,
+    images: int,
+    batch_size: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+) -> Callable[[], int]:
+    """A routine that samples once with the real sampler, to be timed.
+
+    Everything that sampling does is in it, drawing the noise and bringing the samples back to the
+    CPU included; a decoder of latents is not.
+
+    Args:
+        net: the denoiser.
+        process: the process that it was made for.
+        sampler: how to sample.
+        guidance: a scale other than 1 doubles the batch that the network sees.
+        images: samples per run, over all classes in turn.
+        batch_size: samples at a time; ``None``: all.
+        seed: sampling seed; every run draws the same.
+        dtype: what matrix products are computed in, by autocast; ``None`` for float32.
+
+    Returns:
+        A function that gives the number of images made.
+    """
+    labels = balanced_labels(images, net.num_classes)
+    size = batch_size or images
+
+    def run() -> int:
+        made = generate(net, process, sampler, labels, seed, guidance, batch_size=size, dtype=dtype)
+        return len(made)
+
+    return run
+
+
+def time_in_turn(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int = 3,
+    warm_up: int = 1,
+    on_round: Callable[[int], object] | None = None,
+) -> dict[str, list[float]]:
+    """Time routines in turn (A B C, A B C, ...), so that drifting load hits all alike.
 
     The caller states beside the figures what decides them: device, batch size, precision, number
     of sampling steps, whether compiled.
+
+    Args:
+        runs: routines by name.
+        rounds: timed rounds.
+        warm_up: rounds before them that are not timed.
+        on_round: called after each timed round with how many there have been.
+
+    Returns:
+        Seconds of each routine, one figure per timed round, in their order.
+
+    Raises:
+        InputError: no routine or no round.
+    """
+    if not runs:
+        raise InputError("runs is empty: give at least one routine to time")
+    if rounds < 1:
+        raise InputError(f"rounds must be at least 1, got {rounds}")
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(1 - warm_up, rounds + 1):
+        for name, run in runs.items():
+            taken = _seconds(run)
+            if number > 0:
+                seconds[name].append(taken)
+        if number > 0 and on_round is not None:
+            on_round(number)
+    return seconds
+
+
+def compare_speed(
+    runs: Mapping[str, Callable[[], int]], repeats: int = 3, warmup: int = 1
+) -> dict[str, dict[str, float]]:
+    """Images per second of sampling routines that are timed in turn, see `time_in_turn`.
 
     Args:
         runs: name -> function that samples once and returns the number of images made.
@@ -73,37 +150,56 @@ def compare_speed(
     Raises:
         InputError: no routine, no round, or a routine that made no image.
     """
-    if not runs:
-        raise InputError("runs is empty: give at least one routine to time")
-    if repeats < 1:
-        raise InputError(f"repeats must be at least 1, got {repeats}")
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    for round_number in range(warmup + repeats):
-        for name, run in runs.items():
-            rate = _images_per_second(name, run)
-            if round_number >= warmup:
-                rates[name].append(rate)
+    images: dict[str, list[int]] = {name: [] for name in runs}
+
+    def counted(name: str) -> Callable[[], None]:
+        def run() -> None:
+            made = runs[name]()
+            if made < 1:
+                raise InputError(
+                    f"routine {name!r} must return the number of images made, got {made}"
+                )
+            images[name].append(made)
+
+        return run
+
+    seconds = time_in_turn({name: counted(name) for name in runs}, repeats, warmup)
+    rates = {
+        name: [made / taken for made, taken in zip(images[name][warmup:], own, strict=True)]
+        for name, own in seconds.items()
+    }
     first = next(iter(rates.values()))
     return {
         name: {
-            "images_per_s": median(own),
-            "images_per_s_min": min(own),
-            "images_per_s_max": max(own),
+            **spread("images_per_s", own),
             "ratio": median(rate / base for rate, base in zip(own, first, strict=True)),
         }
         for name, own in rates.items()
     }
 
 
-def _images_per_second(name: str, run: Callable[[], int]) -> float:
+def spread(name: str, values: list[float]) -> dict[str, float]:
+    """Median, least and largest of some rounds' figures: ``name``, ``name_min``, ``name_max``."""
+    return {name: median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+
+
+def quartiles(name: str, values: list[float]) -> dict[str, float]:
+    """First and third quartile of some rounds' figures: ``name_q1``, ``name_q3``.
+
+    Where other work shares the machine, they say more than the least and the largest.
+    """
+    if len(values) == 1:
+        return {f"{name}_q1": values[0], f"{name}_q3": values[0]}
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return {f"{name}_q1": first, f"{name}_q3": third}
+
+
+def _seconds(run: Callable[[], object]) -> float:
     _wait_for_device()
     start = time.perf_counter()
-    images = run()
+    run()
     _wait_for_device()
-    seconds = time.perf_counter() - start
-    if images < 1:
-        raise InputError(f"routine {name!r} must return the number of images made, got {images}")
-    return images / seconds
+    return time.perf_counter() - start
 
 
 def _wait_for_device() -> None:
