@@ -60,6 +60,24 @@ def feature_distance(
     with torch.no_grad():
         student_ok = ordinary(student_BTD, num_sigmas)
         teacher_ok = ordinary(teacher_BTD, num_sigmas)
+    return masked_distance(student_BTD, teacher_BTD, student_ok, teacher_ok, mask)
+
+
+def masked_distance(
+    student_BTD: Tensor, teacher_BTD: Tensor, student_ok: Tensor, teacher_ok: Tensor, mask: str
+) -> Tensor:
+    """The two readings of masked distillation, by masks that are known already.
+
+    Args:
+        student_BTD: see `feature_distance`.
+        teacher_BTD: likewise.
+        student_ok: what `ordinary` found of the student's states.
+        teacher_ok: the same of the teacher's.
+        mask: ``separate`` or ``intersection``.
+
+    Returns:
+        See `feature_distance`.
+    """
     if mask == "separate":
         difference = student_ok * student_BTD - teacher_ok * teacher_BTD
         return (difference**2).flatten(1).mean(1)

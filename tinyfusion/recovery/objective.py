@@ -12,6 +12,9 @@ from tinyfusion.processes.contract import Corrupted, Process
 from tinyfusion.recovery.features import MASKS, SCALES, feature_distance
 from tinyfusion.recovery.stages import SeamsFirst
 
+STATE_KEYS = ("hidden_size", "patch_size", "buffer_size")
+"""Constructor arguments that give hidden states their shape."""
+
 
 class Objective:
     """Weighted sum ``task_weight * L_diff + output_weight * L_kd + feature_weight * L_rep``.
@@ -105,19 +108,11 @@ class Objective:
             return
         if teacher is None:
             raise InputError("this recovery distils from a teacher but teacher=none was given")
-        mine, theirs = student.config(), teacher.config()
-        keys = ["in_channels", "input_size", "num_classes", "learn_sigma"]
         if self.uses_features:
-            keys = ["hidden_size", "patch_size", "buffer_size", *keys]
-        for key in keys:
-            if mine.get(key) != theirs.get(key):
-                hint = ""
-                if key in ("hidden_size", "patch_size", "buffer_size"):
-                    hint = "; hidden states can't be compared, use recovery=kd"
-                raise InputError(
-                    f"student and teacher differ in {key}: {mine.get(key)} and {theirs.get(key)}"
-                    f"{hint}"
-                )
+            check_alike(
+                student, teacher, STATE_KEYS, "hidden states can't be compared, use recovery=kd"
+            )
+        check_alike(student, teacher, ("in_channels", "input_size", "num_classes", "learn_sigma"))
 
     def __call__(
         self,
@@ -167,3 +162,26 @@ class Objective:
             weight = self.feature_weight + share * (self.feature_weight_end - self.feature_weight)
             terms["total"] = terms["total"] + weight * terms["features"]
         return terms
+
+
+def check_alike(
+    student: Backbone, teacher: Backbone, keys: Sequence[str], advice: str | None = None
+) -> None:
+    """Refuse networks that were built with other arguments.
+
+    Args:
+        student: one network.
+        teacher: the other.
+        keys: constructor arguments to compare; one that neither has does not matter.
+        advice: what follows from a difference and what to do, for the message.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    mine, theirs = student.config(), teacher.config()
+    for key in keys:
+        if mine.get(key) != theirs.get(key):
+            raise InputError(
+                f"student and teacher differ in {key}: {mine.get(key)} and {theirs.get(key)}"
+                + (f"; {advice}" if advice else "")
+            )
