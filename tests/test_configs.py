@@ -30,6 +30,7 @@ REQUIRED = {
     ("data", "latents"): ["data.root=store"],
     ("data", "latent_files"): ["data.root=files"],
     ("autoencoder", "kl"): ["autoencoder.path=vae"],
+    ("evaluation", "adm"): ["evaluation.reference=real.npz"],
     # Its default data is a folder of images.
     ("command", "encode"): ["data.root=images", "data.size=8"],
 }

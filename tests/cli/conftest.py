@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 
+import tinyfusion
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.checkpoints import save_model
 from tinyfusion.cli import main
@@ -36,6 +43,8 @@ SMALL = {
     "recover": (*SAMPLING, *TRAINING),
     "sample": SAMPLING,
     "evaluate": (*SAMPLING, *SCORING),
+    "activations": ("samples=16", "batch_size=8"),
+    "benchmark": (*SAMPLING, "batch_size=2", "rounds=1"),
     "run": (*SAMPLING, *TRAINING, *SCORING),
 }
 """Overrides that make each command take about a second."""
@@ -106,3 +115,65 @@ def only_run(root: Path) -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+KILL_PATIENCE = 60.0
+"""Seconds after which a command that was to be killed counts as stuck."""
+
+
+LAUNCHER = """
+import json, os, sys
+import lightning.pytorch, hydra, tinyfusion.stages.run  # once, not in every child
+from tinyfusion.cli import main
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os._exit(main(json.loads(line)))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Runs each command line it is given in a process of its own, which shares its imports."""
+
+
+@pytest.fixture
+def killed_when() -> Iterator[Callable[[Callable[[], bool], list[str]], None]]:
+    """Start a command line in its own process and kill it as soon as a condition holds."""
+    environment = dict(os.environ, PYTHONPATH=str(Path(tinyfusion.__file__).parents[1]))
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def run(reached: Callable[[], bool], arguments: list[str]) -> None:
+        launcher.stdin.write(json.dumps(arguments) + "\n")
+        launcher.stdin.flush()
+        process = int(launcher.stdout.readline())
+        deadline = time.monotonic() + KILL_PATIENCE
+        try:
+            while not reached():
+                assert time.monotonic() < deadline, "the command did not get there"
+                time.sleep(0.002)
+        finally:
+            os.kill(process, signal.SIGKILL)
+        assert int(launcher.stdout.readline()) == -signal.SIGKILL
+
+    yield run
+    launcher.stdin.close()
+    launcher.wait(KILL_PATIENCE)
+    launcher.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def assert_same_files() -> Callable[..., None]:
+    """Compare files of two folders by their bytes."""
+
+    def check(first: Path, second: Path, *names: str) -> None:
+        for name in names:
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+    return check

@@ -32,6 +32,11 @@ _PATHS = (
     "pruner.losses",
     "store",
     "output_root",
+    "models",
+    "images",
+    "evaluation.weights",
+    "callbacks.evaluate.evaluation.reference",
+    "callbacks.evaluate.evaluation.weights",
 )
 _PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -108,6 +113,12 @@ def _warn_of_idle(cfg: DictConfig, typed: Collection[str]) -> None:
 def _make_absolute(cfg: DictConfig, key: str) -> None:
     """Replace a relative path by the absolute one if it exists; names and hub ids stay."""
     value = OmegaConf.select(cfg, key)
+    if isinstance(value, ListConfig):
+        for index in range(len(value)):
+            _make_absolute(cfg, f"{key}[{index}]")
+        return
+    if key.startswith("models[") and value in choices("backbone"):
+        return  # the preset, whatever lies in the working folder
     # To pathlib, the empty string is the working folder.
     if not isinstance(value, str) or not value or (key, value) == ("teacher.path", "source"):
         return

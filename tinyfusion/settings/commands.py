@@ -14,8 +14,8 @@ from tinyfusion.settings.schema import Iterative, TeacherSettings
 
 
 @dataclass
-class Common:
-    """Keys that every command has."""
+class Loading:
+    """Keys of every command that loads a model."""
 
     command: str = ""
     seed: int = 0
@@ -26,8 +26,14 @@ class Common:
     num_heads: int | None = None
     backbone: Any = None
     process: Any = None
-    autoencoder: Any = None
     trainer: Any = None
+
+
+@dataclass
+class Common(Loading):
+    """Keys of every command that trains or samples a model."""
+
+    autoencoder: Any = None
     sampler: Any = None
 
 
@@ -78,17 +84,50 @@ class Sample(Common):
 
     n: int = 100
     labels: list[int] | None = None
+    class_balance: str = "random"
     guidance: Any = None
     batch_size: int = 256
+    format: str = "png"
+    shard_size: int = 1000
+    pack: bool = True
 
 
 @dataclass
 class Evaluate(Common):
     """`tinyfusion evaluate`."""
 
+    images: str | None = None
+    keep_samples: bool = False
     data: Any = None
     evaluation: Any = None
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
+
+
+@dataclass
+class Activations(Loading):
+    """`tinyfusion activations`."""
+
+    data: Any = None
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    logger: Any = None
+    samples: int = 256
+    batch_size: int = 64
+    num_sigmas: list[float] = field(default_factory=lambda: [0.1, 2.0, 4.0])
+
+
+@dataclass
+class Benchmark(Loading):
+    """`tinyfusion benchmark`."""
+
+    sampler: Any = None
+    guidance: Any = None
+    models: Any = None
+    depths: list[int] | None = None
+    widths: list[float] | None = None
+    hidden_size: int | None = None
+    input_size: int | None = None
+    batch_size: int = 32
+    rounds: int = 3
 
 
 @dataclass
@@ -130,6 +169,8 @@ COMMANDS: dict[str, type[Any]] = {
     "recover": Recover,
     "sample": Sample,
     "evaluate": Evaluate,
+    "activations": Activations,
+    "benchmark": Benchmark,
     "run": Run,
 }
 
@@ -139,7 +180,9 @@ SUMMARIES: dict[str, str] = {
     "prune": "choose the blocks to keep and cut the checkpoint",
     "recover": "train a pruned checkpoint back to quality",
     "sample": "draw images from a checkpoint",
-    "evaluate": "score a checkpoint: FID, held-out loss, speed",
+    "evaluate": "score a checkpoint, or images: FID, sFID, IS, precision, recall",
+    "activations": "find massive hidden states, and what masked distillation leaves out",
+    "benchmark": "measure how fast models sample: it/s, latency, MACs, memory",
     "run": "prune -> recover -> evaluate in one job",
 }
 
@@ -174,14 +217,27 @@ PART_OF = {"stages": "recovery"}
 
 VALUES: dict[str, str] = {
     "checkpoint": "file, folder, hub id, or packaged: digits, sit_digits, mar_digits",
+    "models": "list of presets (random weights) and checkpoints; null: checkpoint",
+    "depths": "list of numbers of blocks that the first model is cut to",
+    "widths": "list of shares of parameters that the first model loses by cut widths",
+    "hidden_size": "width of presets to time, to narrow them; num_heads likewise",
+    "input_size": "side of the latents of presets to time",
+    "rounds": "timed rounds, in each of which every model has its turn",
     "scheme": "N:M, or a list of [keep, size] groups",
     "keep": "number of blocks that stay; null: as many as the scheme keeps",
     "decision": "a decision.json or widths.json to apply instead of choosing",
     "start": "weights that recovery starts from: kept, or fresh (from scratch)",
     "iterative": "prune in several rounds; see experiment=iterative",
     "n": "number of images",
-    "labels": "classes to draw; null: all in turn",
-    "batch_size": "images drawn at a time",
+    "labels": "classes to draw, in turn; null: as class_balance says",
+    "class_balance": "random (as published) or balanced: all classes equally often",
+    "format": "png (one file per image) or npz (uint8 batches of about shard_size images)",
+    "images": "images to score instead of a model's: an .npz batch or a folder",
+    "keep_samples": "leave the model's samples in the run's folder, as 'tinyfusion sample' does",
+    "pack": "also write samples.npz of all images, in the layout of ADM's evaluator",
+    "samples": "noised training images that hidden states are collected on",
+    "num_sigmas": "where massive begins, in standard deviations of a sample's states",
+    "batch_size": "images at a time",
     "store": "folder that the latents are written to; gone on with if unfinished",
     "moments": "store mean and log-variance of the posterior; false: the mean",
     "mirrors": "encode the mirrored images, too",

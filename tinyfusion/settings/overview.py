@@ -33,6 +33,20 @@ EXAMPLES: dict[str, Sequence[str]] = {
     ),
     "sample": ("checkpoint=FOLDER/recovered n=20 'labels=[3,7]' guidance.scale=2",),
     "evaluate": ("checkpoint=FOLDER/recovered teacher.path=digits",),
+    "activations": (
+        "checkpoint=digits",
+        "checkpoint=FOLDER/recovered teacher.path=digits",
+        "process=ddpm_latents data=latents data.root=STORE checkpoint=FILE",
+        "backbone=sit_digits 'num_sigmas=[2,3]' samples=512",
+    ),
+    "benchmark": (
+        "'models=[digits,FOLDER/recovered]'",
+        "'models=[dit_xl_2,dit_xl_2_d14]' trainer=gpu trainer.compile=true",
+        "'models=[dit_xl_2,dit_xl_2_d14]' hidden_size=256 num_heads=8   (for a CPU)",
+        "backbone=sit 'models=[sit_xl_2,sit_xl_2_d14]' trainer=gpu",
+        "'depths=[21,14,7]' 'widths=[0.25,0.5]'   (cuts of the first model: figure 4)",
+        "experiment=figure_4 sampler.steps=4      (the whole figure)",
+    ),
     "run": (
         "scheme=2:4 delta=full seed=1",
         "-m scheme=1:2,2:4,7:14 delta=lora,full,frozen",
@@ -47,6 +61,16 @@ EXAMPLES: dict[str, Sequence[str]] = {
         "--cfg job                             (print the whole configuration)",
     ),
 }
+
+NOTES: dict[str, Sequence[str]] = {
+    "benchmark": (
+        "it/s: sampling steps of one batch per second. A step is one evaluation of the network on",
+        "the whole batch, guidance doubling included: images/s = it/s * batch_size / evaluations.",
+        "Decoding is left out. trainer.precision=bf16-mixed computes in bfloat16 by autocast;",
+        "trainer.compile=true times the blocks as they are, then compiled.",
+    ),
+}
+"""What has to be known to read a command's figures, in lines."""
 
 
 def conf_folder() -> Path:
@@ -103,6 +127,8 @@ def overview(command: str, folders: Sequence[Path] = ()) -> str:
         if key in COMMANDS[command].__dataclass_fields__:
             shown = f"{key}={values.get(key, 'null')}"
             lines.append(f"  {shown:<24}{text}")
+    if command in NOTES:
+        lines += ["", *NOTES[command]]
     lines += ["", "examples:"]
     lines += [f"  tinyfusion {command} {example}" for example in EXAMPLES[command]]
     return "\n".join(lines) + "\n"
