@@ -23,7 +23,7 @@ def test_tools_are_listed_exist_and_have_help(capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
     for tool, summary in TOOLS.items():
-        assert f"\n  {tool:<10}  {summary}\n" in out
+        assert f"\n  {tool:<11}  {summary}\n" in out
         assert main([tool, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"usage: tinyfusion {tool} ")
         assert callable(importlib.import_module(f"tinyfusion.tools.{tool.replace('-', '_')}").main)

@@ -217,7 +217,12 @@ def test_reverse_step_matches_golden(numbers, net, item, steps, clip):
         torch.testing.assert_close(
             getattr(step, ours), numbers[f"{prefix}.{theirs}"], rtol=1e-4, atol=1e-5
         )
-    torch.testing.assert_close(step.clean, numbers[f"{prefix}.pred_xstart"], rtol=1e-4, atol=1e-4)
+    expected = numbers[f"{prefix}.pred_xstart"]
+    # The network rounds its output by 2e-6, other processors otherwise; here that counts as often
+    # as its noise weighs more than the image: 157 times at the noisiest step.
+    kept = chain.alphas_cumprod_S[t].float().view(-1, 1, 1, 1)
+    allowed = 1e-4 + 1e-4 * expected.abs() + 2e-6 * (1 / kept - 1).sqrt()
+    assert ((step.clean - expected).abs() <= allowed).all()
 
 
 def test_argument_clip_wins_over_the_setting():

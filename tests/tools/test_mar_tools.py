@@ -154,7 +154,8 @@ def test_adapter_computes_on_the_pruned_model_what_it_did_there(full, pruned, tm
         torch.randn(part.shape, generator=draws) if part.is_floating_point() else part
         for part in full.example_inputs(2)
     ]
-    assert torch.equal(found(*inputs), reference(*inputs))
+    # Where the tensors lie in memory may decide which kernel multiplies them.
+    torch.testing.assert_close(found(*inputs), reference(*inputs))
     assert not torch.equal(found(*inputs), load(pruned)(*inputs))
 
 
