@@ -12,10 +12,10 @@ from tinyfusion.checkpoints import load
 from tinyfusion.data.digits import Digits, digit_split
 from tinyfusion.figures.grid import image_grid
 from tinyfusion.files import write_json
-from tinyfusion.metrics.evaluation import settings_of
 from tinyfusion.metrics.fidelity import fidelity, real_halves_fid, subsample
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.metrics.memorisation import nearer_than_heldout
+from tinyfusion.metrics.shown import settings_of
 from tinyfusion.pixels import to_uint8
 from tinyfusion.samplers.generate import balanced_labels, generate
 from tinyfusion.samplers.guidance import Guidance

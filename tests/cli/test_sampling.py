@@ -282,3 +282,10 @@ def test_two_processes_draw_what_one_draws(tf, sample, root, monkeypatch, assert
     result = tf("sample", *BASE, *TWO, "trainer.precision=32-true", f"hydra.run.dir={shared}")
     assert result.status == 0, result.err
     assert_same_files(whole, shared, "samples.npz", "grid.png")
+
+
+def test_a_model_that_is_not_asked_for_is_named(tf, tmp_path, caplog) -> None:
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros((5, 8, 8, 1), np.uint8))
+    result = tf("evaluate", f"images={tmp_path / 'a.npz'}", "teacher.path=digits")
+    assert result.status == 0, result.err
+    assert "teacher= changes nothing: images= are scored" in caplog.text

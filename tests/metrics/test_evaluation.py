@@ -7,11 +7,13 @@ import torch
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.data.digits import Digits
+from tinyfusion.data.drawn_images import DrawnImages
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.evaluation import DrawnImages, Evaluation, floor_line, for_table
+from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.features import extractor_class
 from tinyfusion.metrics.fidelity import fidelity
+from tinyfusion.metrics.shown import floor_line, for_table
 from tinyfusion.pixels import to_uint8
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.samplers.ddim import DDIMSampler

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.data.drawn_images import DrawnImages
 from tinyfusion.data.image_sets import ImageSet, TensorImages
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
@@ -26,6 +26,7 @@ from tinyfusion.metrics.fidelity import (
 )
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.metrics.reference import RealImages, read_reference, reference_of
+from tinyfusion.metrics.shown import settings_of
 from tinyfusion.metrics.speed import compare_speed, macs, parameters, sampling_run
 from tinyfusion.processes.contract import Process
 from tinyfusion.samplers.contract import Sampler
@@ -36,31 +37,6 @@ from tinyfusion.samplers.generate import (
     decode_images,
 )
 from tinyfusion.samplers.guidance import Guidance
-
-
-class DrawnImages(ImageSet):
-    """The pictures of a model, drawn when they are looked at and not kept.
-
-    Args:
-        drawing: what is drawn.
-        progress: show a bar.
-    """
-
-    def __init__(self, drawing: Drawing, progress: bool = False) -> None:
-        self.drawing, self.progress = drawing, progress
-        self.shape = drawing.shape
-
-    def __len__(self) -> int:
-        return len(self.drawing)
-
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """See `ImageSet.batches`."""
-        for images in self.drawing.draw_all(self.progress):
-            yield from images.split(size)
-
-    def digest(self) -> str:
-        """See `ImageSet.digest`; draws them all."""
-        return TensorImages(self.tensor()).digest()
 
 
 @dataclass(frozen=True)
@@ -391,41 +367,3 @@ class Evaluation:
             for name, net in nets.items()
         }
         return compare_speed(runs, self.speed_repeats)
-
-
-def floor_line(floor: Mapping[str, float]) -> str:
-    """What `Evaluation.floor` found, to stand beside a table; empty if it is not known."""
-    if not floor:
-        return ""
-    return (
-        f"FID between halves of the real data {floor['fid_real_halves']:.2f} +- "
-        f"{floor['fid_real_halves_std']:.2f}"
-    )
-
-
-def settings_of(sampler: Sampler) -> str:
-    """A sampler in one line: its class and its plain settings."""
-    plain = (str, int, float, bool, type(None))
-    settings = {
-        name: value
-        for name, value in vars(sampler).items()
-        if not name.startswith("_") and isinstance(value, plain)
-    }
-    return f"{type(sampler).__name__}({', '.join(f'{k}={v}' for k, v in settings.items())})"
-
-
-def for_table(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a row of `Evaluation.score` with FID and its spread in one cell.
-
-    Args:
-        row: values by key; other keys stay as they are.
-
-    Returns:
-        With ``fid_std`` in ``row``, ``fid`` is the pair (mean, spread), which tables show as
-        "mean ± spread", and ``fid_std`` is gone.
-    """
-    shown = dict(row)
-    spread = shown.pop("fid_std", None)
-    if spread is not None:
-        shown["fid"] = (shown["fid"], spread)
-    return shown

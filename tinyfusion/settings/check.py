@@ -99,7 +99,10 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def _warn_of_idle(cfg: DictConfig, typed: Collection[str]) -> None:
-    """Say which choices the pruner has no use for; a sweep may cross them with all pruners."""
+    """Say which choices nobody has a use for; a sweep may cross them with all pruners."""
+    if cfg.get("images") is not None:
+        for key in sorted(typed & {"checkpoint", "sampler", "teacher", "keep_samples"}):
+            log.warning("%s= changes nothing: images= are scored, not a model's samples", key)
     if "pruner" not in cfg:
         return
     used = OmegaConf.to_yaml(cfg.pruner, resolve=False)

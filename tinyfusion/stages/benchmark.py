@@ -15,8 +15,8 @@ from tinyfusion.figures.speed import speed_by_ratio
 from tinyfusion.figures.table import Column, markdown_table, print_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.metrics.benchmark import Benchmark, device_name
-from tinyfusion.metrics.evaluation import settings_of
 from tinyfusion.metrics.memory import in_gib
+from tinyfusion.metrics.shown import settings_of
 from tinyfusion.metrics.speed import macs, parameters
 from tinyfusion.settings.compose import build
 from tinyfusion.settings.overview import NOTES

@@ -18,7 +18,8 @@ from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, print_table
 from tinyfusion.files import read_json, write_json
-from tinyfusion.metrics.evaluation import Evaluation, floor_line, for_table
+from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.metrics.shown import floor_line, for_table
 from tinyfusion.samplers.generate import Drawing
 from tinyfusion.settings.compose import build
 from tinyfusion.stages.check_scores import check_images

@@ -20,7 +20,8 @@ from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.figures.table import markdown_table, print_table
 from tinyfusion.files import read_json, write_json, write_text
-from tinyfusion.metrics.evaluation import Evaluation, for_table
+from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.metrics.shown import for_table
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.samplers.generate import balanced_labels, generate_images
