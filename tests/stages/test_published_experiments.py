@@ -175,7 +175,7 @@ def test_the_protocol_of_the_paper(name: str) -> None:
     assert cfg.evaluation.sampler == cfg.sampler and cfg.evaluation.num_samples == 50_000
     guidance = (cfg.evaluation.guidance.scale, cfg.evaluation.guidance.channels)
     assert guidance == {"dit": (1.5, 3), "sit": (1.5, 3), "mar": (3.0, None)}[family]
-    assert cfg.evaluation.extractor == "inception-v3-compat"
+    assert cfg.evaluation.extractor == "tinyfusion-inception"
     decoder = "kl16" if family == "mar" else "stabilityai/sd-vae-ft-ema"
     assert cfg.evaluation.autoencoder.path == decoder
     assert (cfg.trainer.accelerator, cfg.trainer.precision) == ("gpu", "bf16-mixed")

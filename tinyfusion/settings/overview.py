@@ -31,8 +31,16 @@ EXAMPLES: dict[str, Sequence[str]] = {
         "checkpoint=MODEL decision=FOLDER/decision.json recovery=kd",
         "checkpoint=FOLDER/pruned teacher.path=MODEL",
     ),
-    "sample": ("checkpoint=FOLDER/recovered n=20 'labels=[3,7]' guidance.scale=2",),
-    "evaluate": ("checkpoint=FOLDER/recovered teacher.path=digits",),
+    "sample": (
+        "checkpoint=FOLDER/recovered n=20 'labels=[3,7]' guidance.scale=2",
+        "checkpoint=FOLDER/recovered n=50000 format=npz trainer=ddp   (all GPUs)",
+        "resume=FOLDER                                                (after a kill)",
+    ),
+    "evaluate": (
+        "checkpoint=FOLDER/recovered teacher.path=digits",
+        "images=SAMPLES evaluation.reference=REAL   (runs, folders or .npz batches)",
+        "images=SAMPLES evaluation=adm evaluation.reference=VIRTUAL_imagenet256.npz",
+    ),
     "activations": (
         "checkpoint=digits",
         "checkpoint=FOLDER/recovered teacher.path=digits",
