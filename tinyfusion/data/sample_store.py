@@ -7,6 +7,7 @@ absent, so what is there is known from their names.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -77,7 +78,10 @@ class SampleStore:
 
     def picture(self, index: int) -> Path:
         """File of an image, of a store of pictures."""
-        return self.root / f"{index:0{self._digits}d}.png"
+        return self.root / self._picture(index)
+
+    def _picture(self, index: int) -> str:
+        return f"{index:0{self._digits}d}.png"
 
     def shard(self, shard: int) -> Path:
         """File of a shard, of a store of batches: named by the number of its first image."""
@@ -88,7 +92,8 @@ class SampleStore:
 
     def missing(self) -> list[int]:
         """Numbers of the batches of which not every image is there."""
-        there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+        # Asked again and again while others draw: plain names are ten times as fast as paths.
+        there = set(os.listdir(self.root)) if self.root.is_dir() else set()
         if self.form == "npz":
             return [
                 batch
@@ -100,7 +105,7 @@ class SampleStore:
             batch
             for shard in range(self.num_shards)
             for batch in self.batches_of(shard)
-            if any(self.picture(index).name not in there for index in self.rows_of(batch))
+            if any(self._picture(index) not in there for index in self.rows_of(batch))
         ]
 
     def images_in(self, batches: Sequence[int]) -> int:
@@ -153,9 +158,9 @@ class SampleStore:
             return
         for batch in wanted:
             for index, image in zip(self.rows_of(batch), draw(batch), strict=True):
-                write_atomic(self.picture(index), _picture(image).save)
+                write_atomic(self.picture(index), _pillow(image).save)
 
 
-def _picture(image_CHW: Tensor) -> Image.Image:
+def _pillow(image_CHW: Tensor) -> Image.Image:
     pixels = image_CHW.permute(1, 2, 0).numpy()
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)

@@ -18,7 +18,7 @@ from tinyfusion.stages.progress import ImageProgress
 
 PACKED_FILE = "samples.npz"
 
-_LOOK_EVERY = 2.0
+_LOOK_EVERY = 5.0
 """Seconds between two looks at what other processes have written."""
 
 
