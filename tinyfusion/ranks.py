@@ -27,8 +27,17 @@ def is_first_rank() -> bool:
 
 
 def rank() -> int:
-    """Number of this process among the ranks, for messages; 0 for the only one."""
+    """Number of this process among the ranks; 0 for the only one.
+
+    Of ranks that were started by Lightning's names alone it is the number on this machine, see
+    `is_numbered`.
+    """
     return _number("RANK", "SLURM_PROCID", "LOCAL_RANK") or 0
+
+
+def is_numbered() -> bool:
+    """Whether whoever started the ranks numbered them over all machines."""
+    return _number("RANK", "SLURM_PROCID") is not None
 
 
 def local_rank() -> int:

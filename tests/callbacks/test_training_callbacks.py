@@ -125,7 +125,8 @@ def test_the_model_of_least_fid_is_kept(tmp_path, source, evaluation, monkeypatc
     fids = {2: 5.0, 4: 3.0, 6: 4.0}
     weights: dict[int, dict[str, torch.Tensor]] = {}
 
-    def score(self, net, process, source):
+    def score(self, net, process, source, dtype):
+        assert dtype is None
         step = next(step for step in fids if step not in weights)
         weights[step] = {name: value.clone() for name, value in net.state_dict().items()}
         return {"fid": fids[step], "held_out_loss": 1.0}

@@ -272,7 +272,7 @@ def test_ranks_that_nobody_started_are_not_waited_for(tf, root, monkeypatch) -> 
     as_rank(monkeypatch, 0, of=1)
     result = tf("sample", *BASE, *TWO, f"hydra.run.dir={root / 'shared'}")
     assert result.status == 2
-    assert "trainer.devices=2 trainer.num_nodes=1 are 2 ranks, but 1 were started" in result.err
+    assert "trainer.devices=2 trainer.num_nodes=1 are 2 rank(s), but 1 were started" in result.err
 
 
 @pytest.mark.slow

@@ -11,8 +11,16 @@ import torch.nn.functional as F
 
 from tinyfusion.data.image_sets import TensorImages
 from tinyfusion.errors import InputError
+from tinyfusion.files import sha256_of
 from tinyfusion.metrics import inception
-from tinyfusion.metrics.features import extract, feature_sizes, layers, load_extractor
+from tinyfusion.metrics.features import (
+    extract,
+    extractor_class,
+    feature_sizes,
+    layers,
+    load_extractor,
+    weights_digest,
+)
 from tinyfusion.metrics.inception import INCEPTION_EXTRACTOR
 
 
@@ -177,4 +185,16 @@ def test_a_fetched_file_is_found_again(tmp_path: Path, weights, monkeypatch) -> 
     (tmp_path / "checkpoints").mkdir()
     file = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     file.write_bytes(Path(weights).read_bytes())
+    with pytest.raises(InputError, match="is damaged: remove it to have it fetched again"):
+        inception.inception_weights(None)
+    monkeypatch.setattr(inception, "_HASH", sha256_of(file)[:8])
     assert inception.inception_weights(None) == file
+    assert weights_digest(INCEPTION_EXTRACTOR) == sha256_of(file)
+
+
+def test_spatial_features_alone(weights, images) -> None:
+    alone = extractor_class(INCEPTION_EXTRACTOR)(
+        INCEPTION_EXTRACTOR, ["64", "spatial"], feature_extractor_weights_path=weights
+    )
+    whole = extract(TensorImages(images), INCEPTION_EXTRACTOR, weights)
+    torch.testing.assert_close(alone(images)[1], whole["spatial"], rtol=1e-5, atol=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import save_model
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.module import DenoiserTraining
 
@@ -68,7 +70,9 @@ class EvaluateDuringTraining(Callback):
             if net is None:  # a further rank, which waits at the next step
                 self.history[step] = {}
                 return
-            row = self.evaluation.score(net, pl_module.process, trainer.datamodule.source)
+            dtype = AUTOCAST.get(trainer.precision)
+            source = trainer.datamodule.source
+            row = self.evaluation.score(net, pl_module.process, source, dtype=dtype)
             self.history[step] = row
             if self.keep_best and self.best_step == step:
                 self._keep(net, step, Path(trainer.default_root_dir) / BEST)
@@ -95,7 +99,10 @@ class EvaluateDuringTraining(Callback):
             "protocol": self.evaluation.protocol(),
             "metrics": self.history[step],
         }
-        save_model(net, folder, provenance)
+        # Whole or absent: a run that is killed here must not stumble over it at its end.
+        new = save_model(net, folder.with_name(f".{BEST}"), provenance)
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Scores for the resume checkpoint."""

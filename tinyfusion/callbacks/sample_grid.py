@@ -13,7 +13,7 @@ from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.samplers.contract import Sampler
-from tinyfusion.samplers.generate import balanced_labels, generate_images
+from tinyfusion.samplers.generate import AUTOCAST, balanced_labels, generate_images
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.tracking import log_picture
 from tinyfusion.training.mask_learning import MaskLearning
@@ -87,6 +87,7 @@ class SampleGrid(Callback):
                 self.seed,
                 self.guidance,
                 self.autoencoder,
+                dtype=AUTOCAST.get(trainer.precision),
             )
         pictures = {f"step {step}": row for step, row in sorted(self.rows.items())}
         path = comparison_grid(pictures, Path(trainer.default_root_dir) / self.file)

@@ -8,6 +8,7 @@ ones. Images are streamed in and out: fifty thousand of 256x256 are ten gigabyte
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -22,7 +23,10 @@ from tinyfusion.files import sha256_of, write_atomic
 IMAGES = "arr_0"
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 
-_TORN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, AttributeError)
+_TORN = (
+    *(OSError, ValueError, EOFError, KeyError, AttributeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 """What numpy and zipfile raise for files that are no ``.npz``, or are cut short."""
 
 

@@ -1,13 +1,16 @@
-"""The pictures of a model as a set of images, drawn when they are looked at."""
+"""Pictures that are made when they are looked at: a model's, and those of latents."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
-from tinyfusion.data.image_sets import ImageSet, TensorImages
-from tinyfusion.samplers.generate import Drawing
+from tinyfusion.autoencoder import Autoencoder
+from tinyfusion.data.image_sets import ImageSet
+from tinyfusion.data.source import ImageSource
+from tinyfusion.samplers.generate import Drawing, decode_images
 
 
 class DrawnImages(ImageSet):
@@ -30,6 +33,38 @@ class DrawnImages(ImageSet):
         for images in self.drawing.draw_all(self.progress):
             yield from images.split(size)
 
-    def digest(self) -> str:
-        """See `ImageSet.digest`; draws them all."""
-        return TensorImages(self.tensor()).digest()
+    def digest(self) -> str | None:
+        """See `ImageSet.digest`."""
+        return None
+
+
+class DecodedImages(ImageSet):
+    """Pictures of training latents, decoded when they are looked at and not kept.
+
+    Args:
+        source: the data, which holds latents.
+        count: take so many, the first ones.
+        autoencoder: their decoder.
+        device: where to decode.
+    """
+
+    def __init__(
+        self, source: ImageSource, count: int, autoencoder: Autoencoder, device: torch.device
+    ) -> None:
+        self.source, self.count = source, count
+        self.autoencoder, self.device = autoencoder, device
+        side = source.size * autoencoder.factor
+        self.shape = (3, side, side)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """See `ImageSet.batches`."""
+        for rows in torch.arange(self.count).split(size):
+            latents, _ = self.source.plain(rows)
+            yield decode_images(latents, self.autoencoder, self.device)
+
+    def digest(self) -> str | None:
+        """See `ImageSet.digest`."""
+        return None

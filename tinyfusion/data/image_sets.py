@@ -37,9 +37,15 @@ class ImageSet(ABC):
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images, at most ``size`` at a time, each of shape (B, C, H, W)."""
 
-    @abstractmethod
-    def digest(self) -> str:
-        """SHA-256 of the content, hexadecimal: equal sets have equal ones, wherever they lie."""
+    def digest(self) -> str | None:
+        """SHA-256 of the content, hexadecimal; of files' bytes and names where they are files.
+
+        ``None`` for images that take as long to make as their features.
+        """
+        found = hashlib.sha256(repr((len(self), *self.shape)).encode())
+        for batch in self.batches(1024):
+            found.update(batch.cpu().contiguous().numpy())
+        return found.hexdigest()
 
     def tensor(self) -> Tensor:
         """All images at once, shape (N, C, H, W)."""
@@ -72,16 +78,13 @@ class TensorImages(ImageSet):
         """See `ImageSet.batches`."""
         return iter(self.images.split(size) if len(self.images) else ())
 
-    def digest(self) -> str:
-        """See `ImageSet.digest`."""
-        found = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        for batch in self.batches(1024):
-            found.update(batch.cpu().contiguous().numpy())
-        return found.hexdigest()
-
     def tensor(self) -> Tensor:
         """See `ImageSet.tensor`."""
         return self.images
+
+
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Pillow's modes of 8 bits, or fewer, per channel: others would be clipped."""
 
 
 class PictureFiles(ImageSet):
@@ -107,6 +110,11 @@ class PictureFiles(ImageSet):
         for file in self.files:
             with self._opened(file) as image:
                 size, mode = image.size, image.mode
+            if mode not in _MODES:
+                raise InputError(
+                    f"{key}: {str(file)!r} has pixels of Pillow's mode {mode!r}; valid: "
+                    f"{', '.join(_MODES)} (8 bits per channel)"
+                )
             first = first or size
             if size != first:
                 raise InputError(
@@ -164,7 +172,7 @@ def pictures_in(folder: Path, limit: int | None, key: str) -> PictureFiles:
 
     Args:
         folder: the folder.
-        limit: take at most so many, the first ones.
+        limit: take at most so many, evenly spread over the names: classes often are folders.
         key: how the user calls it, for messages.
 
     Raises:
@@ -175,4 +183,6 @@ def pictures_in(folder: Path, limit: int | None, key: str) -> PictureFiles:
         for file in folder.rglob("*")
         if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
     )
-    return PictureFiles(folder, files[:limit], key)
+    if limit is not None and limit < len(files):
+        files = [files[index * len(files) // limit] for index in range(limit)]
+    return PictureFiles(folder, files, key)

@@ -64,7 +64,8 @@ def open_images(path: Path | str, limit: int | None, key: str) -> ImageSet:
         path: an ``.npz`` batch in the layout of ADM's evaluator; a folder of pictures, also in
             subfolders; or a folder that `tinyfusion sample` has filled, with pictures or with
             batches.
-        limit: take at most so many, the first ones; of a folder in the order of their names.
+        limit: take at most so many: the first ones of a batch, of a folder of pictures some that
+            are evenly spread over the names.
         key: how the user calls the path, for messages.
 
     Raises:

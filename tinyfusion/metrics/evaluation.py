@@ -11,11 +11,11 @@ import torch
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.data.drawn_images import DrawnImages
+from tinyfusion.data.drawn_images import DecodedImages, DrawnImages
 from tinyfusion.data.image_sets import ImageSet, TensorImages
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.features import extract, layers
+from tinyfusion.metrics.features import extract, layers, weights_digest
 from tinyfusion.metrics.fidelity import (
     SPLIT_SIZE,
     Reference,
@@ -34,7 +34,6 @@ from tinyfusion.samplers.generate import (
     Drawing,
     check_class_balance,
     class_labels,
-    decode_images,
 )
 from tinyfusion.samplers.guidance import Guidance
 
@@ -117,13 +116,12 @@ class Evaluation:
         """Refuse counts that can't be scored.
 
         Args:
-            samples: number of samples; ``None`` for the protocol's own.
-            reference: number of real images; ``None`` if it is not known.
+            samples: number of samples; ``None`` not to check them.
+            reference: number of real images; ``None`` not to check them.
 
         Raises:
             InputError: too few for the neighbours or for a split of the inception score.
         """
-        samples = self.num_samples if samples is None else samples
         check_counts(samples, reference, self.neighbours, self.is_split_size)
 
     def protocol(self) -> dict[str, Any]:
@@ -135,18 +133,22 @@ class Evaluation:
             "guided_channels": self.guidance.channels,
             "class_balance": self.class_balance,
             "sampling_seeds": list(self.seeds),
-            **self.scoring(),
+            **self.scoring(self.num_samples),
         }
 
-    def scoring(self) -> dict[str, Any]:
-        """The part of the protocol that also holds for samples from elsewhere."""
+    def scoring(self, samples: int) -> dict[str, Any]:
+        """The part of the protocol that also holds for samples from elsewhere.
+
+        Args:
+            samples: their number.
+        """
         reference = self.reference
         if reference is None and self.autoencoder is not None:
             reference = "decoded training latents"
         return {
             "reference": reference,
             "extractor": self.extractor,
-            "is_split_size": self.is_split_size or SPLIT_SIZE,
+            "is_split_size": self.is_split_size or min(SPLIT_SIZE, samples),
             "neighbours": self.neighbours,
         }
 
@@ -174,39 +176,50 @@ class Evaluation:
                 "evaluation=none for no scores"
             )
         count = min(len(source), self.reference_samples or self.num_samples)
-        latents, _ = source.plain(torch.arange(count))
-        images = decode_images(latents, self.autoencoder, device or torch.device("cpu"))
-        return RealImages(TensorImages(images), {})
+        decoded = DecodedImages(source, count, self.autoencoder, device or torch.device("cpu"))
+        return RealImages(decoded, {})
 
     def known(
-        self, source: ImageSource | None, device: torch.device | None = None
-    ) -> tuple[RealImages, Reference]:
-        """Real images and what the metrics need of them; the same at every call.
+        self,
+        source: ImageSource | None,
+        device: torch.device | None = None,
+        progress: bool = False,
+    ) -> tuple[tuple[int, int, int] | None, Reference]:
+        """What the metrics need of the real images; the same at every call.
 
         Args:
             source: the data; not needed if there is a ``reference``.
             device: where latents are decoded and features computed.
+            progress: show a bar.
+
+        Returns:
+            Shape (C, H, W) of the real images, if they are there, and the reference.
 
         Raises:
             InputError: see `real`; too few real images; statistics of another extractor.
         """
-        # Models are scored one after the other: what was computed for one is kept. The source is
-        # kept with it, so that no other can take its place and number.
+        # Models are scored one after the other: what was computed for one is kept, the images are
+        # not. The source is kept with it, so that no other can take its place and number.
         if id(source) not in self._known:
             real = self.real(source, device)
             if real.images is not None:
                 self.check_counts(reference=len(real.images))
             folder = None if self.features_folder is None else Path(self.features_folder)
-            reference = reference_of(real, self.extractor, self.weights, device or "cpu", folder)
+            reference = reference_of(
+                real, self.extractor, self.weights, device or "cpu", folder, progress
+            )
+            shape = None if real.images is None else real.images.shape
             self._known.clear()
-            self._known[id(source)] = (source, real, reference)
-        _, real, reference = self._known[id(source)]
-        return real, reference
+            self._known[id(source)] = (source, shape, reference)
+        _, shape, reference = self._known[id(source)]
+        return shape, reference
 
     def floor(
         self, source: ImageSource | None, draws: int = 3, device: torch.device | None = None
     ) -> dict[str, float]:
-        """FID between two random halves of the real data: no model can be expected below it.
+        """FID between two random halves of the real data: what chance alone makes of their number.
+
+        A model scored with about as many samples as a half has can't be expected below it.
 
         Args:
             source: real images; not needed if there is a ``reference``.
@@ -214,17 +227,25 @@ class Evaluation:
             device: where latents are decoded and features computed.
 
         Returns:
-            ``fid_real_halves`` and ``fid_real_halves_std`` over the splits; nothing if of the
-            real images only statistics are known.
+            ``fid_real_halves`` and ``fid_real_halves_std`` over the splits; nothing if samples
+            are compared with statistics of more images than there are.
         """
         _, reference = self.known(source, device)
-        if not reference.features:
+        if reference.larger or not reference.features:
             return {}
         features = reference.features[layers(self.extractor)["fid"]]
         fids = torch.tensor(
             [real_halves_fid(features, seed) for seed in range(draws)], dtype=torch.float64
         )
         return {"fid_real_halves": float(fids.mean()), "fid_real_halves_std": float(fids.std())}
+
+    def content(self) -> dict[str, str]:
+        """Hashes of the files that scores depend on, by what they are."""
+        found = {"weights": weights_digest(self.extractor, self.weights)}
+        if self.reference is not None:
+            real = read_reference(self.reference, self.reference_samples)
+            found["reference"] = real.digest()
+        return found
 
     def drawing(
         self, net: Backbone, process: Process, seed: int, dtype: torch.dtype | None = None
@@ -273,9 +294,9 @@ class Evaluation:
                 images, or with features that are not finite.
         """
         self.check_counts(samples=len(samples))
-        real, reference = self.known(source, device)
-        if real.images is not None:
-            check_same_shape(samples.shape, real.images.shape)
+        shape, reference = self.known(source, device, progress)
+        if shape is not None:
+            check_same_shape(samples.shape, shape)
         features = extract(
             samples,
             self.extractor,

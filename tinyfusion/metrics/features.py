@@ -6,6 +6,7 @@ torch-fidelity is imported inside functions: its import takes seconds.
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tinyfusion.data.image_sets import ImageSet, TensorImages
 from tinyfusion.errors import InputError, first_line
+from tinyfusion.files import sha256_of
 from tinyfusion.metrics.classifier import DigitsClassifier, load_digits_classifier
 from tinyfusion.metrics.inception import (
     INCEPTION_EXTRACTOR,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 DIGITS_EXTRACTOR = "tinyfusion-digits"
 """Name of the digits extractor in torch-fidelity's registry."""
+
+_CUDNN = {"enabled": True, "benchmark": False, "deterministic": False}
 
 Features = dict[str, Tensor]
 """Features of a set of images by the name of their layer, each of shape (N, D), on the CPU."""
@@ -104,6 +108,21 @@ def load_extractor(name: str, weights: str | None = None) -> FeatureExtractorBas
     return found.requires_grad_(False).eval()
 
 
+def weights_digest(name: str, weights: str | None = None) -> str:
+    """SHA-256 of the file of an extractor's weights; empty for weights that a package brings.
+
+    Args:
+        name: name in torch-fidelity's registry.
+        weights: see :func:`load_extractor`.
+
+    Raises:
+        InputError: see :func:`load_extractor`.
+    """
+    if issubclass(extractor_class(name), _torch_fidelity_inception()):
+        return sha256_of(inception_weights(weights))
+    return "" if weights is None else sha256_of(Path(weights).expanduser())
+
+
 @cache
 def feature_sizes(name: str, weights: str | None = None) -> dict[str, int]:
     """Number of features in each layer of :func:`layers`, found by looking at one image.
@@ -155,7 +174,12 @@ def extract(
     channels = _input_shape(extractor)[0]
     found: dict[str, list[Tensor]] = {}
     done = 0
-    with torch.no_grad(), Progress(disable=not progress, transient=True) as bar:
+    with (
+        torch.no_grad(),
+        # TF32, which torch lets convolutions use on GPUs, changes features in the third digit.
+        torch.backends.cudnn.flags(**(_CUDNN | {"allow_tf32": False})),
+        Progress(disable=not progress, transient=True) as bar,
+    ):
         task = bar.add_task(f"features of {name}", total=len(images))
         for batch in images.batches(batch_size):
             # Of one channel or of as many as are wanted: an expansion copies nothing.

@@ -55,10 +55,12 @@ class Reference:
     Attributes:
         statistics: by metric, ``fid`` and ``sfid``, as far as they are known.
         features: features (N, D) of real images by layer; empty if only statistics are known.
+        larger: whether statistics are of more images than the features.
     """
 
     statistics: dict[str, Statistics]
     features: Features
+    larger: bool = False
 
     @classmethod
     def of(cls, features: Features, extractor: str) -> Reference:
@@ -186,12 +188,15 @@ def score(
 
 
 def check_counts(
-    samples: int, reference: int | None, neighbours: int = 3, split_size: int | None = None
+    samples: int | None,
+    reference: int | None,
+    neighbours: int = 3,
+    split_size: int | None = None,
 ) -> None:
     """Refuse counts that no score can be computed of, before any image is looked at.
 
     Args:
-        samples: number of samples.
+        samples: number of samples; ``None`` if they are not to be checked.
         reference: number of real images; ``None`` if only their statistics are known.
         neighbours: see :func:`precision_recall`.
         split_size: see :func:`inception_score`.
@@ -199,9 +204,10 @@ def check_counts(
     Raises:
         InputError: so it is.
     """
-    counts = {"samples": samples, **({} if reference is None else {"reference": reference})}
-    _check_neighbours(neighbours, counts)
-    _split_size(split_size, samples)
+    counts = {"samples": samples, "reference": reference}
+    _check_neighbours(neighbours, {n: count for n, count in counts.items() if count is not None})
+    if samples is not None:
+        _split_size(split_size, samples)
 
 
 def fidelity(
@@ -259,7 +265,7 @@ def check_same_shape(samples: tuple[int, ...], reference: tuple[int, ...]) -> No
 
 
 def real_halves_fid(features: Tensor, seed: int) -> float:
-    """FID between two random halves of real images: no generator can be expected below it.
+    """FID between two random halves of real images: what their number alone makes of equal sets.
 
     Args:
         features: features of real images for FID, shape (N, D), N >= 4; of an odd number one is

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tinyfusion.errors import InputError, first_line
+from tinyfusion.files import sha256_of
 
 if TYPE_CHECKING:
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -57,13 +58,16 @@ def inception_class() -> type[FeatureExtractorBase]:
             """Map uint8 images (B, 3, H, W) to the requested outputs, in their order."""
             asked = self.features_list
             # The base answers what its list asks for and goes no further than that needs.
-            self.features_list = [name for name in asked if name != SPATIAL] or ["768"]
+            base = [name for name in asked if name != SPATIAL]
+            if SPATIAL in asked and "768" not in base:
+                base.append("768")  # the first one behind Mixed_6d
+            self.features_list = base
             try:
                 found = dict(zip(self.features_list, super().forward(x), strict=True))
             finally:
                 self.features_list = asked
-            found[SPATIAL] = self._spatial
-            del self._spatial
+            if SPATIAL in asked:
+                found[SPATIAL] = self._spatial
             return tuple(found[name] for name in asked)
 
         @staticmethod
@@ -111,7 +115,10 @@ def _fetched() -> Path:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     file = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
-    if not file.is_file():
+    if file.is_file():
+        if not sha256_of(file).startswith(_HASH):
+            raise InputError(f"{str(file)!r} is damaged: remove it to have it fetched again")
+    else:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=_HASH)

@@ -20,7 +20,7 @@ from tinyfusion.data.image_sets import ImageSet
 from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
 from tinyfusion.files import sha256_of, write_atomic
-from tinyfusion.metrics.features import extract, feature_sizes, layers
+from tinyfusion.metrics.features import extract, feature_sizes, layers, weights_digest
 from tinyfusion.metrics.fidelity import Reference, Statistics
 from tinyfusion.version import __version__
 
@@ -42,6 +42,13 @@ class RealImages:
     images: ImageSet | None
     statistics: dict[str, np.ndarray]
     where: str | None = None
+
+    def digest(self) -> str:
+        """SHA-256 of what was read."""
+        if self.images is None:
+            assert self.where is not None
+            return sha256_of(self.where)
+        return self.images.digest() or ""
 
 
 def read_reference(path: Path | str, limit: int | None = None, key: str = KEY) -> RealImages:
@@ -101,7 +108,7 @@ def reference_of(
         for metric, mean, covariance in _NAMES
         if mean in real.statistics and metric in known
     }
-    return Reference(found.statistics | given, found.features)
+    return Reference(found.statistics | given, found.features, larger=bool(given))
 
 
 _NAMES = (("fid", "mu", "sigma"), ("sfid", "mu_s", "sigma_s"))
@@ -143,9 +150,12 @@ def _features(
     progress: bool,
 ) -> Reference:
     file = None
-    if cache is not None:
-        of_weights = "" if weights is None else sha256_of(Path(weights).expanduser())
-        key = "/".join((images.digest(), extractor, of_weights, __version__))
+    content = None if cache is None else images.digest()
+    if cache is not None and content is not None:
+        # Devices round features otherwise.
+        kind = torch.device(device).type
+        of_weights = weights_digest(extractor, weights)
+        key = "/".join((content, extractor, of_weights, kind, __version__))
         file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
         known = _read(file)
         if known is not None:

@@ -21,6 +21,9 @@ from tinyfusion.samplers.contract import OnStep, Sampler, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.seeding import SampleNoise, seed_of
 
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""What samples are computed in by the trainer's precision; float32 by others."""
+
 CLASS_BALANCES = ("random", "balanced")
 """How the classes of samples are chosen: drawn at random, as published, or all equally often."""
 
@@ -244,13 +247,14 @@ def generate_images(
     guidance: Guidance = NO_GUIDANCE,
     autoencoder: Autoencoder | None = None,
     batch_size: int = 256,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The pictures of a :class:`Drawing` in memory, for the few that a figure shows.
 
     Returns:
         Images, uint8 0..255, shape (N, C, H, W), on the CPU.
     """
-    drawing = Drawing(net, process, sampler, labels, seed, guidance, autoencoder, batch_size)
+    drawing = Drawing(net, process, sampler, labels, seed, guidance, autoencoder, batch_size, dtype)
     return torch.cat(list(drawing.draw_all()))
 
 

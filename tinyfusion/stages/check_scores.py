@@ -96,7 +96,7 @@ def check_files(evaluation: Evaluation, source: ImageSource, key: str) -> None:
     load_extractor(evaluation.extractor, evaluation.weights)
     if evaluation.autoencoder is not None:
         evaluation.autoencoder.load()
-    evaluation.check_counts()
+    evaluation.check_counts(evaluation.num_samples)
     if evaluation.reference is not None:
         check_reference(evaluation, _scored_shape(evaluation, source), key)
 

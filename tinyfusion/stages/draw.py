@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from tinyfusion.data.adm_batch import write_batch
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
+from tinyfusion.ranks import rank
 from tinyfusion.samplers.generate import Drawing
 from tinyfusion.stages.progress import ImageProgress
 
@@ -20,6 +22,12 @@ PACKED_FILE = "samples.npz"
 
 _LOOK_EVERY = 5.0
 """Seconds between two looks at what other processes have written."""
+
+_FAILED = ".failed-"
+"""Begin of the name of a file that a rank leaves when it fails."""
+
+PATIENCE = 3600.0
+"""Seconds that the first rank waits for others that write nothing."""
 
 
 class Share:
@@ -52,6 +60,8 @@ class Share:
         Raises:
             InputError: a full disk, or too little memory on the device.
         """
+        failed = self.store.root / f"{_FAILED}{rank()}"
+        failed.unlink(missing_ok=True)
         try:
             for shard in shards:
                 own = [batch for batch in self.store.batches_of(shard) if batch in self.missing]
@@ -59,14 +69,21 @@ class Share:
                 self._drawn = 0.0
                 self._there += self.store.images_in(own)
                 self._show()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+        except BaseException as error:
+            # Under some launchers nobody else tells the first rank, which waits for the others.
+            with suppress(OSError):
+                failed.write_text(str(error), encoding="utf-8")
+            self._explain(error)
+            raise
+
+    def _explain(self, error: BaseException) -> None:
+        """Raise what the user can mend as such."""
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(
                 f"{self.store.root} can't be written: {error.strerror}; what is there is kept: "
                 "make room and go on with resume=FOLDER"
             ) from None
-        except torch.OutOfMemoryError:
+        if isinstance(error, torch.OutOfMemoryError):
             raise InputError(
                 f"batch_size={self.drawing.batch_size} needs more memory than the device has; "
                 "choose a smaller one"
@@ -99,10 +116,25 @@ class Share:
         return missing
 
     def wait(self) -> None:
-        """Wait until nothing is missing."""
+        """Wait until nothing is missing.
+
+        Raises:
+            RuntimeError: another rank has failed, or nobody has written anything for long.
+        """
         assert self.progress is not None
-        self._drawn = 0.0
+        self._drawn, since, before = 0.0, time.monotonic(), -1
         while self._look():
+            now = time.monotonic()
+            if self._there != before:
+                before, since = self._there, now
+            failed = sorted(self.store.root.glob(f"{_FAILED}*"))
+            if failed or now - since > PATIENCE:
+                why = (
+                    f"rank {failed[0].name.removeprefix(_FAILED)} has failed"
+                    if failed
+                    else (f"the other ranks have written nothing for {PATIENCE / 60:.0f} minutes")
+                )
+                raise RuntimeError(f"{why}; what is there is kept")
             self._show()
             time.sleep(0.5)
         self.progress.reach(self.store.count)

@@ -50,6 +50,12 @@ def main(cfg: DictConfig, folder: Path) -> None:
     setup = Setup(cfg, folder)
     if cfg.evaluation is None:
         raise InputError("evaluation=none leaves nothing to do; choose a protocol to score by")
+    if setup.world > 1:
+        log.warning(
+            "evaluate: one of the %d devices is used; draw samples on all of them by 'tinyfusion "
+            "sample', then score them by images=",
+            setup.world,
+        )
     if cfg.images is not None:
         _score_images(setup, cfg.images)
         return
@@ -108,7 +114,7 @@ def _score_images(setup: Setup, path: str) -> None:
     row: dict[str, Any] = {"images": len(images)}
     row |= evaluation.fidelity(images, source, setup.device, progress=setup.bars)
     floor = evaluation.floor(source, device=setup.device)
-    protocol = evaluation.scoring()
+    protocol = evaluation.scoring(len(images))
     write_json(setup.folder / "metrics.json", {"images": row, "protocol": protocol, "floor": floor})
     against = protocol["reference"] or "the data's own images"
     title = "; ".join(
@@ -135,6 +141,7 @@ def cached_score(setup: Setup, evaluation: Evaluation, net: Backbone) -> dict[st
     """Score the job's checkpoint, which many runs share (the teacher of a sweep), once."""
     return _cached(
         setup,
+        evaluation,
         {"weights": setup.source_hash, "model": net.config()},
         lambda: evaluation.score(
             net, setup.process, setup.source, progress=setup.bars, dtype=setup.dtype
@@ -147,6 +154,7 @@ def cached_floor(setup: Setup, evaluation: Evaluation) -> dict[str, float]:
     """FID between halves of the real data, computed once for all runs that share them."""
     return _cached(
         setup,
+        evaluation,
         {"floor": True},
         lambda: evaluation.floor(setup.source, device=setup.device),
         "FID between halves of the real data",
@@ -154,7 +162,11 @@ def cached_floor(setup: Setup, evaluation: Evaluation) -> dict[str, float]:
 
 
 def _cached(
-    setup: Setup, key: dict[str, Any], compute: Callable[[], dict[str, Any]], what: str
+    setup: Setup,
+    evaluation: Evaluation,
+    key: dict[str, Any],
+    compute: Callable[[], dict[str, Any]],
+    what: str,
 ) -> dict[str, Any]:
     """A result kept under ``<output_root>/cache/``.
 
@@ -166,6 +178,8 @@ def _cached(
         "config": [OmegaConf.to_container(node, resolve=True) for node in nodes],
         "images": len(setup.source),
         "precision": setup.trainer.precision,
+        # Files may be replaced at their paths.
+        "content": evaluation.content(),
         "version": __version__,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.errors import InputError
-from tinyfusion.ranks import is_first_rank
+from tinyfusion.ranks import is_first_rank, is_rank
 from tinyfusion.settings.check import check
 from tinyfusion.settings.commands import COMMANDS
 from tinyfusion.stages.execute import execute
@@ -94,7 +94,8 @@ def resume_run(command: str, folder: Path) -> None:
         print(f"{command}: {folder} is finished; nothing to do")
         return
     with locked(folder) as lock:
-        for torn in folder.rglob(".*"):
+        # Ranks that something else started are at work already: theirs are not torn.
+        for torn in () if is_rank() else folder.rglob(".*"):
             if torn.is_file() and _TEMPORARY.fullmatch(torn.name):
                 torn.unlink()
         execute(check(cfg), folder, lock)

@@ -16,8 +16,8 @@ from tinyfusion.data.open_images import SAMPLES
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import image_grid
-from tinyfusion.files import write_atomic
-from tinyfusion.ranks import is_first_rank, rank, world_size
+from tinyfusion.files import read_json, write_atomic, write_json
+from tinyfusion.ranks import is_first_rank, is_numbered, is_rank, rank, world_size
 from tinyfusion.samplers.generate import Drawing, class_labels
 from tinyfusion.settings.compose import build
 from tinyfusion.stages.checks import check_decoder
@@ -27,7 +27,7 @@ from tinyfusion.stages.setup import Setup
 
 log = logging.getLogger(__name__)
 
-LABELS_FILE, GRID_FILE = "labels.npy", "grid.png"
+LABELS_FILE, GRID_FILE, RECORD_FILE = "labels.npy", "grid.png", "sampling.json"
 GRID_COLUMNS = 10
 
 
@@ -39,6 +39,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     setup = Setup(cfg, folder)
     if not _takes_part(setup):
         return
+    _check_folder(folder)
     drawing = _drawing(setup, cfg)
     store = SampleStore(
         folder / SAMPLES, cfg.n, drawing.shape, cfg.batch_size, cfg.shard_size, cfg.format
@@ -49,6 +50,14 @@ def main(cfg: DictConfig, folder: Path) -> None:
         there = cfg.n - store.images_in(missing)
         if there:
             log.info("sample: %s of %s images are there already", f"{there:,}", f"{cfg.n:,}")
+        if store.num_shards < setup.world:
+            log.warning(
+                "sample: %d part(s) can't keep %d devices busy; choose a smaller batch_size%s",
+                store.num_shards,
+                setup.world,
+                " or shard_size" if cfg.format == "npz" else "",
+            )
+    _record(folder, setup.source_hash)
     drawing.net.to(setup.device)
     if setup.trainer.compile:
         compile_blocks(drawing.net, setup.trainer.compile_backend)
@@ -72,12 +81,48 @@ def _takes_part(setup: Setup) -> bool:
             would wait for shares that nobody draws.
     """
     started = world_size()
-    if started is not None and started < setup.world:
+    asked = f"trainer.devices={setup.trainer.devices} trainer.num_nodes={setup.trainer.num_nodes}"
+    if started is not None and started != setup.world:
         raise InputError(
-            f"trainer.devices={setup.trainer.devices} trainer.num_nodes={setup.trainer.num_nodes} "
-            f"are {setup.world} ranks, but {started} were started; start as many"
+            f"{asked} are {setup.world} rank(s), but {started} were started; start as many"
+        )
+    if is_rank() and setup.trainer.num_nodes > 1 and not is_numbered():
+        raise InputError(
+            f"{asked}: the ranks are numbered on their machines only (LOCAL_RANK); start them by "
+            "torchrun or srun, or one command per machine with NODE_RANK, without LOCAL_RANK"
         )
     return rank() < setup.world
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse to go on with images of nobody knows what.
+
+    Raises:
+        InputError: there are some, but no record of them, which every rank writes beforehand.
+    """
+    images = folder / SAMPLES
+    if images.is_dir() and any(images.iterdir()) and not (folder / RECORD_FILE).is_file():
+        raise InputError(
+            f"{images} holds files that no run of this package has made; choose another folder"
+        )
+
+
+def _record(folder: Path, weights: str) -> None:
+    """Note whose images these will be.
+
+    Raises:
+        InputError: those that are there are of other weights.
+    """
+    file = folder / RECORD_FILE
+    if not file.is_file():
+        write_json(file, {"weights": weights})
+        return
+    known = read_json(file, "record of samples").get("weights", "")
+    if known != weights:
+        raise InputError(
+            f"{folder} holds samples of other weights (SHA-256 {known[:12]}...) than those that "
+            f"checkpoint= has now ({weights[:12]}...); restore them, or begin anew elsewhere"
+        )
 
 
 def _drawing(setup: Setup, cfg: DictConfig) -> Drawing:

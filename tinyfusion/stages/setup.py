@@ -31,6 +31,7 @@ from tinyfusion.pruners.contract import calibration_batch
 from tinyfusion.ranks import is_first_rank, is_rank, local_rank
 from tinyfusion.recovery.features import mean_squares
 from tinyfusion.samplers.contract import Sampler
+from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.seeding import StepNoise
 from tinyfusion.settings.compose import build, locate
@@ -108,7 +109,7 @@ class Setup:
     @property
     def dtype(self) -> torch.dtype | None:
         """What samples are computed in, by autocast; ``None`` for float32."""
-        return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.trainer.precision)
+        return AUTOCAST.get(self.trainer.precision)
 
     @property
     def bars(self) -> bool:
@@ -234,6 +235,8 @@ class Setup:
             if isinstance(getattr(callback, "evaluation", None), Evaluation):
                 key, drawn = f"{key}.evaluation", callback.evaluation
                 self._check_protocol(drawn, key)
+                if is_first_rank():  # which alone scores
+                    check_files(drawn, self.source, key)
             if hasattr(drawn, "sampler"):
                 guidance = getattr(drawn, "guidance", NO_GUIDANCE)
                 self.check_sampling(net, key, drawn.sampler, guidance)
