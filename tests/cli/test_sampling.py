@@ -289,3 +289,55 @@ def test_a_model_that_is_not_asked_for_is_named(tf, tmp_path, caplog) -> None:
     result = tf("evaluate", f"images={tmp_path / 'a.npz'}", "teacher.path=digits")
     assert result.status == 0, result.err
     assert "teacher= changes nothing: images= are scored" in caplog.text
+
+
+def test_images_of_something_else_are_not_taken_as_ones_own(tf, sample, root, make_model) -> None:
+    folder = root / "foreign"
+    (folder / "samples").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(folder / "samples" / "000000.png")
+    result = tf("sample", *BASE, f"hydra.run.dir={folder}")
+    assert result.status == 2 and "holds files that no run of this package has made" in result.err
+    # Nor are those of a checkpoint that was replaced meanwhile.
+    model = make_model(root / "model", seed=1)
+    whole = sample("own", f"checkpoint={model}")
+    (whole / "finished.json").unlink()
+    (whole / "samples" / "000003.png").unlink()
+    make_model(root / "model", seed=2)
+    result = tf("sample", f"resume={whole}", exact=True)
+    assert result.status == 2 and "holds samples of other weights" in result.err
+
+
+def test_a_disk_that_is_too_small_is_refused_before_work(tf, root, monkeypatch) -> None:
+    class Usage:
+        free = 100
+
+    monkeypatch.setattr("tinyfusion.data.sample_store.shutil.disk_usage", lambda _: Usage)
+    result = tf("sample", *BASE)
+    assert result.status == 2 and "n=50: up to" in result.err
+    assert not list(root.rglob("*.png"))
+
+
+def test_blocks_are_compiled_and_precision_is_the_trainers(tf, sample, monkeypatch) -> None:
+    compiled = []
+    monkeypatch.setattr(
+        "tinyfusion.stages.sample.compile_blocks", lambda net, backend: compiled.append(backend)
+    )
+    plain = packed(sample("plain"))["arr_0"]
+    half = ("trainer.compile=true", "trainer.compile_backend=eager", "trainer.precision=bf16-mixed")
+    assert (packed(sample("half", *half))["arr_0"] != plain).any()
+    assert compiled == ["eager"]
+
+
+def test_ranks_that_are_numbered_on_their_machine_only_are_refused(tf, root, monkeypatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("NODE_RANK", "1")
+    nodes = ("trainer.num_nodes=2", "trainer.devices=1", "trainer.accelerator=cpu")
+    result = tf("sample", *BASE, *nodes, f"hydra.run.dir={root / 'shared'}")
+    assert result.status == 2 and "are numbered on their machines only" in result.err
+
+
+def test_a_callbacks_reference_is_looked_at_before_training(tf, root) -> None:
+    result = tf("run", "callbacks=evaluate", "callbacks.evaluate.evaluation.reference=/absent.npz")
+    assert result.status == 2
+    assert "callbacks.evaluate.evaluation.reference='/absent.npz' does not exist" in result.err
+    assert not list(root.rglob("decision.json"))

@@ -8,8 +8,10 @@ from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.data.digits import Digits
 from tinyfusion.data.drawn_images import DrawnImages
+from tinyfusion.data.image_sets import TensorImages
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
+from tinyfusion.metrics import evaluation as evaluation_module
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.features import extractor_class
 from tinyfusion.metrics.fidelity import fidelity
@@ -185,3 +187,61 @@ def test_at_most_so_many_real_images():
 def test_protocol_names_the_sampler_with_its_settings():
     line = protocol().protocol()["sampler"]
     assert line == "DDIMSampler(steps=3, eta=0.0)"
+
+
+def test_real_images_are_looked_at_once_and_let_go(monkeypatch, tmp_path):
+    looked = []
+    found = evaluation_module.reference_of
+    monkeypatch.setattr(
+        evaluation_module, "reference_of", lambda *a, **k: looked.append(a[0]) or found(*a, **k)
+    )
+    source, other = Digits(), Digits()
+    evaluation = protocol(features_folder=str(tmp_path / "features"))
+    first = evaluation.known(source)
+    assert evaluation.known(source)[1] is first[1] and len(looked) == 1
+    evaluation.known(other)
+    assert len(looked) == 2 and len(evaluation._known) == 1
+    assert first[0] == (1, 8, 8)
+    assert len(list((tmp_path / "features").iterdir())) == 1  # of equal content
+
+
+def test_images_are_held_against_the_real_ones(nets):
+    evaluation, source = protocol(), Digits()
+    wide = TensorImages(torch.zeros(8, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(InputError, match="samples are 3x8x8 and reference images 1x8x8"):
+        evaluation.fidelity(wide, source)
+    # Their number is their own, not the protocol's.
+    many = TensorImages(source.reference()[:60])
+    split = protocol(is_split_size=50)
+    assert split.fidelity(many, source)["fid"] >= 0
+    assert split.scoring(60)["is_split_size"] == 50
+    assert protocol().scoring(60)["is_split_size"] == 60
+
+
+def test_halves_are_drawn_anew(nets):
+    assert protocol().floor(Digits())["fid_real_halves_std"] > 0
+
+
+def test_what_is_compared_with_more_images_has_no_floor(tmp_path):
+    images = Digits().reference()[:40].permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "real.npz", arr_0=images, mu=np.zeros(64), sigma=np.eye(64))
+    evaluation = protocol(reference=str(tmp_path / "real.npz"))
+    assert evaluation.floor(None) == {}
+    before = evaluation.content()
+    np.savez(tmp_path / "real.npz", arr_0=images, mu=np.ones(64), sigma=np.eye(64))
+    assert evaluation.content() != before  # the same path
+
+
+def test_samples_are_computed_in_the_given_precision(nets):
+    process = GaussianDiffusion(clip=True)
+    evaluation = protocol(num_samples=8)
+    plain, half = (
+        DrawnImages(evaluation.drawing(nets, process, 0, dtype)).tensor()
+        for dtype in (None, torch.bfloat16)
+    )
+    labels = torch.arange(8) % 10
+    expected = generate(nets, process, DDIMSampler(3), labels, 0, dtype=torch.bfloat16)
+    assert torch.equal(half, to_uint8(expected))
+    assert not torch.equal(half, plain)
+    row = evaluation.score(nets, process, Digits(), dtype=torch.bfloat16)
+    assert row["fid"] == pytest.approx(evaluation.fidelity(TensorImages(half), Digits())["fid"])

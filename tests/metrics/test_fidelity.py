@@ -10,8 +10,14 @@ from tinyfusion.data.digits import digit_split
 from tinyfusion.data.image_sets import TensorImages
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.classifier import load_digits_classifier
-from tinyfusion.metrics.features import extract
-from tinyfusion.metrics.fidelity import Statistics, fidelity, frechet_distance, subsample
+from tinyfusion.metrics.features import extract, load_extractor
+from tinyfusion.metrics.fidelity import (
+    Statistics,
+    fidelity,
+    frechet_distance,
+    inception_score,
+    subsample,
+)
 from tinyfusion.metrics.fidelity import real_halves_fid as halves_fid
 
 
@@ -213,3 +219,25 @@ def test_bad_input_is_named(samples, reference, options, message):
 def test_halves_of_too_few_images_are_refused():
     with pytest.raises(InputError, match="at least 4 images, got 3"):
         halves_fid(torch.zeros(3, 2), seed=0)
+
+
+def test_more_than_five_thousand_samples_are_split() -> None:
+    logits = torch.randn(5500, 10, generator=torch.Generator().manual_seed(0))
+    parts = [inception_score(part) for part in (logits[:5000], logits[5000:])]
+    assert inception_score(logits) == pytest.approx(sum(parts) / 2)
+    assert inception_score(logits) != pytest.approx(inception_score(logits, 5500))
+
+
+def test_features_that_are_infinite_are_refused_with_the_image_s_number(digits, monkeypatch):
+    net = load_extractor("tinyfusion-digits")
+    forward = type(net).forward
+
+    def broken(self, images):
+        out = forward(self, images)
+        if len(images) == 3:
+            out[0][1] = float("inf")
+        return out
+
+    monkeypatch.setattr(type(net), "forward", broken)
+    with pytest.raises(InputError, match=r"images: the features .* of image 21 are not finite"):
+        extract(TensorImages(digits[:23]), "tinyfusion-digits", batch_size=10)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tinyfusion.data.digits import Digits
 from tinyfusion.data.image_sets import TensorImages
@@ -97,3 +98,45 @@ def test_features_are_kept_by_content(tmp_path, digits, monkeypatch) -> None:
         file.write_bytes(file.read_bytes()[:100])
     found(digits)
     assert counted == [40, 30, 40]
+
+
+def test_the_key_of_kept_features_holds_the_extractor_and_its_weights(
+    tmp_path, digits, monkeypatch
+) -> None:
+    made = []
+    monkeypatch.setattr(
+        reference_module, "extract", lambda *a, **k: made.append(a[1]) or extract(*a[:2])
+    )
+    digest = {"": "one"}
+    monkeypatch.setattr(reference_module, "weights_digest", lambda name, weights: digest[""])
+    real = RealImages(TensorImages(digits), {})
+
+    def found():
+        return reference_of(real, DIGITS_EXTRACTOR, cache=tmp_path)
+
+    found()
+    found()
+    assert len(made) == 1
+    digest[""] = "another"
+    found()
+    assert len(made) == 2
+    monkeypatch.setattr(reference_module, "__version__", "another")
+    found()
+    assert len(made) == 3
+
+
+def test_of_a_folder_some_pictures_are_spread_over_the_names(tmp_path, digits) -> None:
+    for index, image in enumerate(digits[:9]):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{index}.png")
+    some = read_reference(tmp_path, 3).images
+    assert torch.equal(some.tensor(), digits[[0, 3, 6]])
+    assert len(read_reference(tmp_path, 20).images) == 9
+
+
+def test_statistics_of_more_images_are_marked(tmp_path, digits) -> None:
+    pooled = statistics(digits, "features")
+    file = batch(tmp_path / "a.npz", digits, mu=pooled.mu, sigma=pooled.sigma)
+    assert reference_of(read_reference(file), DIGITS_EXTRACTOR).larger
+    plain = batch(tmp_path / "b.npz", digits)
+    assert not reference_of(read_reference(plain), DIGITS_EXTRACTOR).larger
+    assert read_reference(file).digest() != read_reference(plain).digest()

@@ -61,8 +61,9 @@ class Share:
             InputError: a full disk, or too little memory on the device.
         """
         failed = self.store.root / f"{_FAILED}{rank()}"
-        failed.unlink(missing_ok=True)
         try:
+            self.store.root.mkdir(parents=True, exist_ok=True)
+            failed.unlink(missing_ok=True)
             for shard in shards:
                 own = [batch for batch in self.store.batches_of(shard) if batch in self.missing]
                 self.store.fill(shard, self.missing, self._draw)
