@@ -197,6 +197,7 @@ def test_wrong_settings_leave_no_folder(tf, root, overrides, message) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["images="], "images= is empty; give an .npz batch or a folder"),
         (["images=absent.npz"], "images='absent.npz' does not exist; valid: an .npz file"),
         (["images={colour}"], "images: images are 3x8x8, but extractor 'tinyfusion-digits' takes"),
         (["images={float}"], "arr_0 is float32 of shape (5, 8, 8, 1); valid: uint8"),

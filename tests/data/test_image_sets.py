@@ -140,6 +140,9 @@ def test_other_batches_are_refused(tmp_path, content, message):
         ({"sigma_s": np.zeros((3, 3))}, "holds sigma_s alone; valid: both mu_s and sigma_s"),
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, "(3,) and sigma (2, 2); valid: (D,)"),
         ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "sigma holds values that are not"),
+        ({"mu": np.zeros(2), "sigma": -np.eye(2)}, "sigma is no covariance: it must be symmetric"),
+        ({"mu": np.zeros(2), "sigma": np.ones((2, 2)) + np.eye(2, k=1)}, "sigma is no covariance"),
+        ({"mu": np.array([np.nan, 0]), "sigma": np.eye(2)}, "mu holds values that are not"),
         ({"mu": np.array(["a", "b"]), "sigma": np.zeros((2, 2))}, "is not a readable .npz file"),
     ],
 )

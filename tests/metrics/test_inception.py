@@ -154,6 +154,7 @@ class Dangerous:
         ({"a": torch.zeros(2)}, "does not hold the weights of Inception"),
         ([1, 2], "does not hold the weights of Inception"),
         (b"no weights", "can't be read as the weights of Inception"),
+        (b"hello", "can't be read as the weights of Inception"),
         ({"fc.weight": Dangerous()}, "can't be read as the weights of Inception"),
     ],
 )

@@ -116,7 +116,7 @@ def read_statistics(path: Path, key: str) -> dict[str, np.ndarray]:
 
     Raises:
         InputError: a file that can't be read; a mean without its covariance or the other way
-            round, shapes that don't fit, or values that are not finite.
+            round, shapes that don't fit, values that are not finite, or no covariance.
     """
     held = [name for name in names_in(path, key) if name in STATISTICS]
     try:
@@ -141,6 +141,12 @@ def read_statistics(path: Path, key: str) -> dict[str, np.ndarray]:
         for name in (mean, covariance):
             if not np.isfinite(found[name]).all():
                 raise InputError(f"{key}={str(path)!r}: {name} holds values that are not finite")
+        matrix = found[covariance]
+        if (matrix.diagonal() < 0).any() or not np.allclose(matrix, matrix.T, rtol=1e-4):
+            raise InputError(
+                f"{key}={str(path)!r}: {covariance} is no covariance: it must be symmetric, with "
+                "no negative entry on its diagonal"
+            )
     return found
 
 

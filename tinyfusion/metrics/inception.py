@@ -5,7 +5,6 @@ torch-fidelity is imported inside functions: its import takes seconds.
 
 from __future__ import annotations
 
-import pickle
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +100,7 @@ def inception_weights(path: str | None) -> Path:
             raise InputError(f"evaluation.weights={path!r} does not exist; {_advice()}")
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # what is no such file fails in many ways
         raise InputError(
             f"{str(file)!r} can't be read as the weights of Inception ({first_line(error)}); "
             f"{_advice()}"

@@ -106,6 +106,8 @@ def _kept(setup: Setup, drawing: Drawing) -> ImageSet:
 
 def _score_images(setup: Setup, path: str) -> None:
     """Write ``metrics.json`` for images that are there, and print it."""
+    if not path:
+        raise InputError("images= is empty; give an .npz batch or a folder, or null for a model")
     evaluation: Evaluation = build(setup.cfg.evaluation)
     images = open_images(path, None, "images")
     source = None if evaluation.reference is not None else setup.source
@@ -115,7 +117,15 @@ def _score_images(setup: Setup, path: str) -> None:
     row |= evaluation.fidelity(images, source, setup.device, progress=setup.bars)
     floor = evaluation.floor(source, device=setup.device)
     protocol = evaluation.scoring(len(images))
-    write_json(setup.folder / "metrics.json", {"images": row, "protocol": protocol, "floor": floor})
+    write_json(
+        setup.folder / "metrics.json",
+        {
+            "images": row,
+            "path": str(path),
+            "protocol": protocol | {"sha256": evaluation.content(), "version": __version__},
+            "floor": floor,
+        },
+    )
     against = protocol["reference"] or "the data's own images"
     title = "; ".join(
         filter(None, (f"{protocol['extractor']}, against {against}", floor_line(floor)))
