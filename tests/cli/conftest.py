@@ -177,3 +177,13 @@ def assert_same_files() -> Callable[..., None]:
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
     return check
+
+
+@pytest.fixture(autouse=True)
+def own_rank() -> Iterator[None]:
+    """Let no test that poses as a further rank silence Lightning's loggers in later ones."""
+    from lightning_utilities.core.rank_zero import rank_zero_only
+
+    before = getattr(rank_zero_only, "rank", None)
+    yield
+    rank_zero_only.rank = before

@@ -75,6 +75,7 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bytes(
     assert not torn.exists()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tf, sample, root, killed_when, assert_same_files) -> None:
     whole = sample("whole", "sampler.steps=20")
     folder = root / "killed"
@@ -88,7 +89,7 @@ def test_killed_and_resumed(tf, sample, root, killed_when, assert_same_files) ->
 
 
 def test_classes_are_drawn_as_published_or_balanced(sample) -> None:
-    many = ("n=200", "sampler.steps=1", "format=npz")
+    many = ("n=200", "sampler.steps=1", "format=npz", "batch_size=50")
     drawn = packed(sample("drawn", *many))["labels"]
     counts = np.bincount(drawn, minlength=10)
     assert counts.min() > 5 and counts.max() < 40 and counts.std() > 1

@@ -78,6 +78,7 @@ def test_other_features_are_torch_fidelitys_own(weights, images) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_torch_fidelity_computes_sfid_through_the_registry(weights, images) -> None:
     from torch_fidelity import calculate_metrics
 
