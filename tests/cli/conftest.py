@@ -184,6 +184,6 @@ def own_rank() -> Iterator[None]:
     """Let no test that poses as a further rank silence Lightning's loggers in later ones."""
     from lightning_utilities.core.rank_zero import rank_zero_only
 
-    before = getattr(rank_zero_only, "rank", None)
+    before = getattr(rank_zero_only, "rank", 0)
     yield
-    rank_zero_only.rank = before
+    rank_zero_only.rank = before or 0
