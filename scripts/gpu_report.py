@@ -18,16 +18,16 @@ from typing import NamedTuple
 import torch
 from hydra import compose, initialize_config_dir
 
+from tinyfusion.commands.dry_setup import DrySetup
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_text
 from tinyfusion.metrics.benchmark import Benchmark, device_name
 from tinyfusion.metrics.memory import in_gib
+from tinyfusion.pipeline.batching import split_batch
+from tinyfusion.pipeline.probe import STEPS, UNTIMED, probe_training
 from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
 from tinyfusion.settings.overview import conf_folder
-from tinyfusion.stages.batching import split_batch
-from tinyfusion.stages.dry_setup import DrySetup
-from tinyfusion.stages.probe import STEPS, UNTIMED, probe_training
 from tinyfusion.version import __version__
 
 PAPER = ("experiment=imagenet/tinydit_d14", "data.root=none")

@@ -16,7 +16,7 @@ from tinyfusion.settings.check import check
 from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS, PART_OF
 from tinyfusion.settings.compose import build
 from tinyfusion.settings.overview import choices, conf_folder
-from tinyfusion.settings.schema import TrainerSettings
+from tinyfusion.training.settings import TrainerSettings
 
 # What a choice asks the user for.
 REQUIRED = {

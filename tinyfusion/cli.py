@@ -124,7 +124,7 @@ def _use(tool: str, arguments: list[str]) -> int:
 
 
 def _resume(command: str, folder: Path) -> int:
-    from tinyfusion.stages.resume import resume_folder, sweep_overrides
+    from tinyfusion.commands.resume import resume_folder, sweep_overrides
 
     overrides = sweep_overrides(command, folder)
     if overrides is None:
@@ -141,10 +141,10 @@ def _compose_and_run(command: str, rest: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    from tinyfusion.commands import job
+    from tinyfusion.runtime.session import Session
     from tinyfusion.settings.messages import explain, refuse_null_groups
     from tinyfusion.settings.overview import conf_folder
-    from tinyfusion.stages import job
-    from tinyfusion.stages.session import Session
 
     # A key of the commands that train; also taken as one that is added.
     rest = [text.removeprefix("+") if text.startswith("+dry_run") else text for text in rest]

@@ -1,4 +1,4 @@
-"""The one exception that means "the user gave something that can't work"."""
+"""Exceptions that the command line reports in one line; all others keep their traceback."""
 
 
 class InputError(ValueError):
@@ -6,6 +6,18 @@ class InputError(ValueError):
 
     The command line prints it as one line; every other exception keeps its traceback.
     """
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss or its gradient was not finite for ten steps in a row."""
+
+
+class RanksFailedError(RuntimeError):
+    """A rank failed without reporting why; what it printed says more."""
+
+
+REPORTED = (InputError, TrainingDivergedError, RanksFailedError)
+"""What the command line reports in one line."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """Which of a run's processes this is, from what whoever started it left in the environment.
 
 A run on several devices is one process ("rank") per device. They are started by this package
-itself (`tinyfusion.stages.launch`), by ``torchrun``, or by SLURM's ``srun``.
+itself (`tinyfusion.runtime.launch`), by ``torchrun``, or by SLURM's ``srun``.
 """
 
 from __future__ import annotations

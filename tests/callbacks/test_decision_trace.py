@@ -18,13 +18,13 @@ from tinyfusion.backbones.dit import DiT
 from tinyfusion.callbacks.decision_trace import DecisionTrace
 from tinyfusion.data.digits import Digits
 from tinyfusion.gating.gates import Gates
+from tinyfusion.pipeline.fit import fit
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.seeding import StepNoise
-from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
-from tinyfusion.stages.fit import fit
 from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.schedules import LearningRate, Linear
+from tinyfusion.training.settings import TrainerSettings, TrainingSettings
 
 STEPS = 6
 

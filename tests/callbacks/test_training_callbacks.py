@@ -21,17 +21,17 @@ from tinyfusion.data.digits import Digits
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.pipeline.fit import fit
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.samplers.ancestral import AncestralSampler
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.seeding import StepNoise
-from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
-from tinyfusion.stages.fit import fit
 from tinyfusion.tracking import log_picture
 from tinyfusion.training.pretrain import Pretraining
 from tinyfusion.training.recovery import Recovery
 from tinyfusion.training.schedules import LearningRate
+from tinyfusion.training.settings import TrainerSettings, TrainingSettings
 
 STEPS = 6
 

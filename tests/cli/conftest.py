@@ -123,7 +123,7 @@ KILL_PATIENCE = 60.0
 
 LAUNCHER = """
 import json, os, sys
-import lightning.pytorch, hydra, tinyfusion.stages.run  # once, not in every child
+import lightning.pytorch, hydra, tinyfusion.commands.run  # once, not in every child
 from tinyfusion.cli import main
 for line in sys.stdin:
     child = os.fork()

@@ -153,7 +153,7 @@ def test_what_is_refused_leaves_nothing(tf, root, overrides, fragment) -> None:
 
 
 def test_models_that_do_not_fit_into_memory(tf, root, monkeypatch) -> None:
-    monkeypatch.setattr("tinyfusion.stages.benchmark.available_memory", lambda device: 1000)
+    monkeypatch.setattr("tinyfusion.commands.benchmark.available_memory", lambda device: 1000)
     result = tf("benchmark")
     assert result.status == 2 and not root.exists()
     assert "cpu has 0.00 MiB free" in result.err

@@ -151,7 +151,7 @@ def test_a_sweep_is_refused(dry) -> None:
 
 
 def test_a_probe_times_real_steps(dry, monkeypatch) -> None:
-    from tinyfusion.stages import probe
+    from tinyfusion.pipeline import probe
 
     monkeypatch.setattr(probe, "STEPS", 4)
     monkeypatch.setattr(probe, "UNTIMED", 1)

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import tinyfusion
+from tinyfusion.commands import run
 from tinyfusion.decision import Decision
-from tinyfusion.stages import run
 
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
 TWO = (*TWO, "trainer.num_workers=0")
@@ -28,7 +28,7 @@ slow = pytest.mark.slow
 def test_a_further_rank_neither_scores_nor_logs(tf, root, monkeypatch) -> None:
     for name in ("score", "write_sizes"):
         monkeypatch.setattr(run, name, lambda *_: pytest.fail("a further rank scored"))
-    monkeypatch.setattr("tinyfusion.stages.job.claim", lambda _: pytest.fail("took the folder"))
+    monkeypatch.setattr("tinyfusion.commands.job.claim", lambda _: pytest.fail("took the folder"))
     monkeypatch.setenv("LOCAL_RANK", "1")
     # A pruner and a decision that need no other rank to wait for.
     folder = root / "shared"

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tinyfusion.cli import main
+from tinyfusion.errors import TrainingDivergedError
 from tinyfusion.pruners.random import Random
-from tinyfusion.training.module import DenoiserTraining, TrainingDivergedError
+from tinyfusion.training.module import DenoiserTraining
 
 STEPS = tuple(f"training.{stage}.steps=25" for stage in ("mask_learning", "recovery"))
 

@@ -322,7 +322,7 @@ def test_a_disk_that_is_too_small_is_refused_before_work(tf, root, monkeypatch) 
 def test_blocks_are_compiled_and_precision_is_the_trainers(tf, sample, monkeypatch) -> None:
     compiled = []
     monkeypatch.setattr(
-        "tinyfusion.stages.sample.compile_blocks", lambda net, backend: compiled.append(backend)
+        "tinyfusion.commands.sample.compile_blocks", lambda net, backend: compiled.append(backend)
     )
     plain = packed(sample("plain"))["arr_0"]
     half = ("trainer.compile=true", "trainer.compile_backend=eager", "trainer.precision=bf16-mixed")

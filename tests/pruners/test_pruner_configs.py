@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
+from tinyfusion.commands.prune import _method
 from tinyfusion.errors import InputError
 from tinyfusion.pruners.scored import Scored
 from tinyfusion.pruners.selectors import TopK
@@ -19,7 +20,6 @@ from tinyfusion.scheme import parse_scheme
 from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
 from tinyfusion.settings.overview import choices, conf_folder
-from tinyfusion.stages.prune import _method
 
 SCORED = ("shortgpt", "flux_lite", "sensitivity", "laptop_diff")
 PATTERNS = ("oracle", "uniform", "first", "last")

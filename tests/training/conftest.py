@@ -16,12 +16,12 @@ from torch import Tensor
 
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.data.source import ImageSource
+from tinyfusion.pipeline.fit import fit
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.seeding import StepNoise
-from tinyfusion.settings.schema import TrainerSettings, TrainingSettings
-from tinyfusion.stages.fit import fit
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.schedules import LearningRate
+from tinyfusion.training.settings import TrainerSettings, TrainingSettings
 
 
 class Checkers(ImageSource):

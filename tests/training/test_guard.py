@@ -12,8 +12,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
+from tinyfusion.errors import TrainingDivergedError
 from tinyfusion.recovery.objective import Objective
-from tinyfusion.training.module import MAX_SKIPPED_IN_A_ROW, Prepared, TrainingDivergedError
+from tinyfusion.training.module import MAX_SKIPPED_IN_A_ROW, Prepared
 from tinyfusion.training.recovery import Recovery
 
 
@@ -116,7 +117,7 @@ def test_overflow_of_scaled_gradients_is_left_to_the_scaler(
     def trainer(precision: str, plugins: list[Any], **rest: Any) -> Trainer:
         return Trainer(plugins=[*plugins, MixedPrecision("16-mixed", "cpu", scaler)], **rest)
 
-    monkeypatch.setattr("tinyfusion.stages.fit.Trainer", trainer)
+    monkeypatch.setattr("tinyfusion.pipeline.fit.Trainer", trainer)
     module, seen = faulty(5), Snapshots()
     setattr(module, kind, (2, 3))
     run(module, callbacks=[seen])

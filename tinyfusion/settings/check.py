@@ -18,6 +18,7 @@ from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS
 from tinyfusion.settings.compose import locate
 from tinyfusion.settings.messages import one_line
 from tinyfusion.settings.overview import choices
+from tinyfusion.settings.renamed import update_targets
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     command = cfg.get("command")
     if command not in COMMANDS:
         raise InputError(f"command={command!r} is not known; valid: {', '.join(COMMANDS)}")
+    update_targets(cfg)
     schema = OmegaConf.structured(COMMANDS[command])
     typed = {re.split(r"[=.@]", text.lstrip("+~"))[0] for text in overrides}
     foreign = {key for other in COMMANDS.values() for key in other.__dataclass_fields__} - typed

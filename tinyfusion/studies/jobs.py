@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyfusion.errors import InputError
-from tinyfusion.stages.folder import COMMAND_FILE
+from tinyfusion.runtime.folder import COMMAND_FILE
 from tinyfusion.studies.collect import CONFIG_FILE, METRICS_FILE
 
 INTERRUPTED = 130

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from tinyfusion.data.datamodule import Batch
+from tinyfusion.errors import TrainingDivergedError
 from tinyfusion.processes.contract import Corrupted, Process, batch_means
 from tinyfusion.seeding import Rows, StepDraws, StepNoise
 from tinyfusion.training.networks import TrainedNetworks
@@ -24,10 +25,6 @@ OptimizerPartial = Callable[[Iterable[dict[str, Any]]], Optimizer]
 """What `conf/optimizer/*.yaml` builds: an optimiser that still lacks its parameter groups."""
 
 MAX_SKIPPED_IN_A_ROW = 10
-
-
-class TrainingDivergedError(RuntimeError):
-    """The loss or its gradient was not finite for ten steps in a row."""
 
 
 class Prepared(NamedTuple):

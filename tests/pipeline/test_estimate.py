@@ -1,0 +1,156 @@
+"""The memory of a stage, estimated from shapes, is what a real step of it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from tinyfusion.callbacks.memory import MemoryReport
+from tinyfusion.commands.dry_setup import DrySetup
+from tinyfusion.pipeline import fit as fit_module
+from tinyfusion.pipeline.batching import Split, split_batch
+from tinyfusion.pipeline.estimate import (
+    StageMemory,
+    fake,
+    make_fake,
+    optimizer_state_factor,
+    stage_memory,
+)
+from tinyfusion.settings.check import check
+from tinyfusion.settings.compose import build
+from tinyfusion.settings.overview import conf_folder
+
+TINY = (
+    "backbone=dit_digits",
+    "backbone.depth=4",
+    "backbone.hidden_size=16",
+    "backbone.num_heads=2",
+    "training.mask_learning.batch_size=12",
+    "training.recovery.batch_size=12",
+    "training.pretrain.batch_size=12",
+    "trainer.threads=1",
+    "logger=csv",
+    "callbacks=none",
+)
+
+
+@pytest.fixture
+def dry() -> Iterator[Callable[..., DrySetup]]:
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        yield lambda command, *overrides: DrySetup(
+            check(compose(command, [*TINY, "data=digits", *overrides]))
+        )
+
+
+def split_of(setup: DrySetup, stage: str) -> Split:
+    size = setup.settings(stage).batch_size
+    return split_batch(stage, size, setup.world, setup.trainer.micro_batch)
+
+
+def estimates(setup: DrySetup) -> dict[str, StageMemory]:
+    factor, found = optimizer_state_factor(build(setup.cfg.optimizer)), {}
+    for stage in setup.stages(setup.on_meta):
+        stage.module.process = build(setup.cfg.process)
+        with fake():
+            make_fake(stage.module)
+            if stage.teacher is not None:
+                make_fake(stage.teacher)
+            split = split_of(setup, stage.name)
+            found[stage.name] = stage_memory(
+                stage.module, stage.teacher, (1, 8, 8), split, setup.trainer, factor
+            )
+    return found
+
+
+def size(tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+
+class Held(Callback):
+    """Bytes of gradients, and of the optimiser's state after a step."""
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        self.gradients = size(p.grad for p in module.parameters())
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        states = trainer.optimizers[0].state.values()
+        self.state = size(v for s in states for v in s.values() if v.numel() > 1)
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        (),
+        ("trainer.precision=bf16-mixed",),
+        ("trainer.checkpoint_blocks=true", "trainer.micro_batch=4"),
+        ("trainer.checkpoint_blocks=true", "trainer.precision=bf16-mixed"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "pretrain"])
+def test_estimates_are_what_a_step_holds(
+    dry, command: str, trainer: tuple[str, ...], tmp_path: Path, monkeypatch
+) -> None:
+    reports: list[MemoryReport] = []
+    start = MemoryReport.__init__
+
+    def noted(self: MemoryReport, *args: Any, **kwargs: Any) -> None:
+        start(self, *args, **kwargs)
+        reports.append(self)
+
+    monkeypatch.setattr(MemoryReport, "__init__", noted)
+    setup = dry(command, *trainer)
+    estimated = estimates(setup)
+    assert set(estimated) == (
+        {"pretrain"} if command == "pretrain" else {"mask_learning", "recovery"}
+    )
+    for stage in setup.stages(setup.on_device):
+        module, held = stage.module, Held()
+        settings = fit_module.TrainingSettings(1, 12)
+        module.held_out_every, module.total_steps = 1000, 2
+        folder = tmp_path / stage.name
+        fit_module.fit(
+            module, setup.source, settings, setup.trainer, folder, stage.name, 0, None, [held]
+        )
+        averages = size(t for ema, _ in module.averages.values() for t in ema.shadow.values())
+        counted = {
+            "weights": size(module.parameters()),
+            "gradients": held.gradients,
+            "optimiser state": held.state,
+            "averages": averages,
+            "activations": reports[-1].activations,
+        }
+        if stage.teacher is not None:
+            counted["teacher"] = size(stage.teacher.parameters())
+        memory = estimated[stage.name]
+        recomputed = memory.parts.pop("one block recomputed", None)
+        assert memory.parts == counted
+        assert (recomputed is not None) == setup.trainer.checkpoint_blocks
+        assert memory.trained == sum(p.numel() for p in module.parameters() if p.requires_grad)
+        assert memory.resume == held.gradients + held.state + averages
+
+
+def test_sharding_divides_all_but_the_teacher_and_the_activations(dry) -> None:
+    whole = estimates(dry("run"))["recovery"].parts
+    # Two devices with the micro-batch of one.
+    double = ("trainer.devices=2", "training.recovery.batch_size=24")
+    shared = estimates(dry("run", *double, "trainer.strategy=fsdp"))["recovery"].parts
+    copied = estimates(dry("run", *double, "trainer.strategy=ddp"))["recovery"].parts
+    for name in ("weights", "gradients", "optimiser state", "averages"):
+        assert shared[name] == whole[name] // 2 and copied[name] == whole[name]
+    for name in ("teacher", "activations"):
+        assert shared[name] == copied[name] == whole[name]
+    assert copied["gradient buckets"] == whole["gradients"]
+    assert 0 < shared["gathered weights"] < 2 * whole["weights"]
+
+
+def test_state_of_optimisers() -> None:
+    assert optimizer_state_factor(lambda groups: torch.optim.AdamW(groups)) == 2.0
+    assert optimizer_state_factor(lambda groups: torch.optim.SGD(groups, lr=1.0)) == 0.0
+    assert optimizer_state_factor(lambda groups: torch.optim.SGD(groups, 1.0, 0.9)) == 1.0

@@ -1,0 +1,229 @@
+"""What is refused before work starts: machine, data and samplers that don't fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from tinyfusion.autoencoder import Autoencoder
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.data.source import ImageSource
+from tinyfusion.errors import InputError
+from tinyfusion.pipeline.fit import new_trainer
+from tinyfusion.processes.contract import Process
+from tinyfusion.samplers.contract import Sampler, check_sampler
+from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
+from tinyfusion.settings.compose import build, locate
+from tinyfusion.settings.messages import one_line
+from tinyfusion.settings.overview import choices, conf_folder
+from tinyfusion.training.settings import TrainerSettings
+
+
+def check_machine(
+    trainer: TrainerSettings, optimizer: DictConfig | None, device: torch.device
+) -> int:
+    """Refuse a trainer or an optimiser that this machine or these settings can't give.
+
+    Args:
+        trainer: devices, strategy and precision.
+        optimizer: configuration of the optimiser; ``None`` for a command without one.
+        device: where the optimiser's parameters will be.
+
+    Returns:
+        Number of devices over all nodes.
+
+    Raises:
+        InputError: what Lightning or torch says against them, float16 on a CPU, or an unknown
+            ``compile_backend``.
+    """
+    names = ("accelerator", "devices", "strategy", "precision")
+    shown = ", ".join(f"{name}={getattr(trainer, name)}" for name in names)
+    with _refusing(f"trainer: {shown}"):
+        built = new_trainer(trainer, logger=False, enable_checkpointing=False)
+    if built.precision != trainer.precision and built.precision == "bf16-mixed":
+        raise InputError(
+            f"trainer.precision={trainer.precision} with its gradient scaler needs a GPU, and this "
+            "trainer runs on a CPU; valid there: bf16-mixed, 32-true"
+        )
+    if trainer.compile:
+        # The ones for finding faults are taken, too, but not advertised.
+        if trainer.compile_backend not in torch.compiler.list_backends(exclude_tags=()):
+            raise InputError(
+                f"trainer.compile_backend={trainer.compile_backend!r} is not known; valid: "
+                f"{', '.join(torch.compiler.list_backends())}"
+            )
+    if optimizer is not None:
+        dummy = torch.nn.Parameter(torch.zeros(2, 2, device=device))
+        with _refusing("optimizer"):
+            build(optimizer)([{"params": [dummy]}], lr=1e-3)
+    return built.world_size
+
+
+@contextmanager
+def _refusing(key: str) -> Iterator[None]:
+    """What a library refuses, as one line led by ``key``."""
+    try:
+        yield
+    except InputError:
+        raise
+    # Lightning and torch refuse with errors of many kinds.
+    except Exception as error:
+        raise InputError(f"{key}: {one_line(error)}") from None
+
+
+def check_data(net: Backbone, source: ImageSource, name: str) -> None:
+    """Refuse a model and data that don't fit each other.
+
+    Args:
+        net: the model.
+        source: the data.
+        name: what the model is called in the message.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    wanted = {
+        "in_channels": source.channels,
+        "input_size": source.size,
+        "num_classes": source.num_classes,
+    }
+    for key, value in wanted.items():
+        found = getattr(net, key)
+        if found != value:
+            raise InputError(
+                f"{name} has {key}={found} but the data has {value}; choose other data "
+                "(data=...) or another checkpoint"
+            )
+
+
+def check_latents(source: ImageSource, process: Process) -> None:
+    """Refuse to train on latents as if they were pixels.
+
+    Args:
+        source: the data.
+        process: the process.
+
+    Raises:
+        InputError: so it is.
+    """
+    if not source.pixels and getattr(process, "clip", False):
+        raise InputError(
+            "process.clip=true clamps to the range of pixels, but the data holds latents; give "
+            f"{_unclamped(process)}"
+        )
+
+
+def check_sampling(
+    net: Backbone,
+    process: Process,
+    key: str,
+    sampler: Sampler,
+    guidance: Guidance = NO_GUIDANCE,
+) -> None:
+    """Refuse a sampler or guidance that would fail only when it is used.
+
+    Args:
+        net: the model to sample from.
+        process: the process.
+        key: where the two are configured, for the message.
+        sampler: how to sample.
+        guidance: classifier-free guidance.
+
+    Raises:
+        InputError: a sampler of another kind of process, steps that don't fit the process,
+            guidance of a model without a null class, or more guided channels than the data has.
+    """
+    kind = getattr(sampler, "process_kind", process.kind)
+    if kind != process.kind:
+        valid = ", ".join(_choices_for("sampler", process.kind))
+        raise InputError(
+            f"{key}: {type(sampler).__name__} samples by processes of kind {kind!r}, but "
+            f"process={type(process).__name__} is of kind {process.kind!r}; valid: sampler="
+            f"{valid or 'one of your own'}"
+        )
+    try:
+        check_sampler(sampler, process, net)
+        if guidance.scale != 1:
+            _ = net.null_label
+    except (InputError, NotImplementedError) as error:
+        # What is wrong may be named in full already.
+        led = str(error).startswith(f"{key}.")
+        raise InputError(f"{error}" if led else f"{key}: {error}") from None
+    available = net.in_channels
+    if guidance.channels is not None and guidance.channels > available:
+        raise InputError(
+            f"{key}: guidance channels={guidance.channels}, but the data has {available} "
+            f"channel(s); valid: 1 to {available}, or null for all"
+        )
+
+
+def _choices_for(group: str, kind: str, **values: Any) -> list[str]:
+    """Shipped choices of a group that are made for a kind of process and have these values."""
+    found = []
+    for name in choices(group):
+        node = OmegaConf.load(conf_folder() / group / f"{name}.yaml")
+        target = locate(node["_target_"], group)
+        made_for = getattr(target, "process_kind", None) or getattr(target, "kind", None)
+        if made_for == kind and all(node.get(key) == value for key, value in values.items()):
+            found.append(name)
+    return found
+
+
+def _unclamped(process: Process) -> str:
+    """What to write on the command line instead of a process that clamps, for latents."""
+    names = _choices_for("process", process.kind, clip=False)
+    return " or ".join(f"process={name}" for name in names) or "process.clip=false"
+
+
+def decoder_for(channels: int) -> str:
+    """What to write on the command line to decode latents of so many channels."""
+    return f"autoencoder={'sd_vae_ft_ema' if channels == 4 else 'kl autoencoder.path=FOLDER'}"
+
+
+def check_decoder(
+    net: Backbone,
+    process: Process,
+    decoder: Autoencoder | None,
+    source: ImageSource | None = None,
+) -> None:
+    """Refuse a model whose samples can't be made into pictures.
+
+    Args:
+        net: the model to sample from.
+        process: the process.
+        decoder: of latents; ``None`` for a model of pixels.
+        source: the data that the model is trained on, if it is.
+
+    Raises:
+        InputError: channels that are no picture's, a decoder of latents with other channels or
+            another scale, or a process that clamps latents as if they were pixels.
+    """
+    channels = net.in_channels
+    if decoder is None:
+        if channels not in (1, 3):
+            more = f" {_unclamped(process)}" if getattr(process, "clip", False) else ""
+            raise InputError(
+                f"the model has in_channels={channels}, so its samples are latents: give their "
+                f"decoder ({decoder_for(channels)}{more})"
+            )
+        return
+    if channels != decoder.channels:
+        raise InputError(
+            f"autoencoder: decodes latents of {decoder.channels} channels, but the model has "
+            f"in_channels={channels}; choose another autoencoder, or none for a model of pixels"
+        )
+    if getattr(process, "clip", False):
+        raise InputError(
+            "process.clip=true clamps to the range of pixels, but autoencoder= says that the model "
+            f"is one of latents; give {_unclamped(process)}"
+        )
+    scale = getattr(source, "scale", None)
+    if scale not in (None, decoder.scale):
+        raise InputError(
+            f"autoencoder: has scaling_factor {decoder.scale}, but the data was encoded with "
+            f"{scale}; choose the autoencoder that made the latents"
+        )

@@ -1,0 +1,79 @@
+"""Carrying out a checked configuration in its folder, here or in one process per device."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from tinyfusion.commands.checks import check_machine
+from tinyfusion.errors import InputError
+from tinyfusion.files import write_json
+from tinyfusion.pipeline.devices import devices_per_node, needs_ranks
+from tinyfusion.ranks import is_first_rank, is_rank
+from tinyfusion.runtime.folder import FINISHED_FILE
+from tinyfusion.runtime.launch import launch
+from tinyfusion.runtime.run_log import logged
+from tinyfusion.settings.commands import COMMANDS, Sample, Training
+from tinyfusion.settings.compose import build
+from tinyfusion.training.settings import TrainerSettings
+from tinyfusion.version import __version__
+
+log = logging.getLogger(__name__)
+
+RANK_MODULE = "tinyfusion.commands.rank"
+"""What a rank that is started here runs; not imported, as it imports this module."""
+
+
+def execute(cfg: DictConfig, folder: Path, lock: TextIO | None = None) -> None:
+    """Carry out a command.
+
+    One that trains or samples on several devices runs in a process for each of them. They are
+    started here, unless this process is one of them already.
+
+    Args:
+        cfg: checked configuration.
+        folder: the run's folder.
+        lock: file that holds the folder for this process, and for those that it starts.
+
+    Raises:
+        InputError: what is configured can't be done.
+        TrainingDivergedError: training went astray.
+        RanksFailedError: a process of a device ended otherwise.
+    """
+    shared = issubclass(COMMANDS[cfg.command], (Training, Sample))
+    if is_rank():
+        if shared or is_first_rank():
+            work(cfg, folder)
+        return
+    settings: TrainerSettings = build(cfg.trainer)
+    if not (shared and needs_ranks(settings)):
+        work(cfg, folder)
+        return
+    count = devices_per_node(settings)
+    check_machine(settings, None, torch.device("cpu"))
+    task = json.dumps({"folder": str(folder), "config": OmegaConf.to_yaml(cfg)})
+    launch(RANK_MODULE, task, count, settings.num_nodes, folder, lock)
+
+
+def work(cfg: DictConfig, folder: Path) -> None:
+    """Carry out a command in this process; all that is said goes to the run's log as well."""
+    with logged(folder):
+        log.info("%s in %s", cfg.command, folder)
+        stage = importlib.import_module(f"tinyfusion.commands.{cfg.command}")
+        try:
+            stage.main(cfg, folder)
+            if is_first_rank():
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                write_json(folder / FINISHED_FILE, {"finished": now, "version": __version__})
+        except InputError:
+            raise
+        except BaseException:
+            log.error("%s stopped; go on with resume=%s", cfg.command, folder)
+            raise

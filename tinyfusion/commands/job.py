@@ -1,0 +1,121 @@
+"""A job: one folder, one configuration, one command; started by Hydra, alone or in a sweep."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import threading
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from tinyfusion.commands import dry_run
+from tinyfusion.commands.execute import execute
+from tinyfusion.commands.resume import resume_run
+from tinyfusion.errors import InputError
+from tinyfusion.files import write_text
+from tinyfusion.ranks import is_first_rank
+from tinyfusion.runtime.folder import COMMAND_FILE, CONFIG_FILE, claim, discard, locked, unclaim
+from tinyfusion.runtime.session import Session
+from tinyfusion.settings.check import check
+
+session: Session | None = None
+"""Set by the command line; ``None`` in processes that a parallel launcher started."""
+
+
+class Sweep(Callback):
+    """Tells the command line where a sweep's folder is; Hydra calls it (``conf/base.yaml``).
+
+    Args:
+        resuming: go on with the runs that the jobs' folders hold.
+    """
+
+    def __init__(self, resuming: bool = False) -> None:
+        self.resuming = resuming
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Note the folder, before the first job."""
+        if session is not None:
+            session.sweep = Path(config.hydra.sweep.dir)
+
+
+def attempt(cfg: DictConfig) -> None:
+    """Run a composed configuration; a failure is reported and does not end a sweep."""
+    hydra = HydraConfig.get()
+    sweep = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
+    name = Path(hydra.runtime.output_dir).name if sweep else ""
+    resuming = bool(OmegaConf.select(hydra, "callbacks.tinyfusion.resuming", default=False))
+    if session is None:
+        # Elsewhere, so that what came of it is left where the command line finds it.
+        assert sweep is not None
+        _end_with_parent()
+        here = Session(quiet=True)
+        with here.reporting(name):
+            start(cfg, resuming)
+        if is_first_rank():
+            here.leave(sweep, name)
+        return
+    with session.reporting(name):
+        start(cfg, resuming)
+
+
+@cache
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: a killed sweep leaves none behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def start(cfg: DictConfig, resuming: bool = False) -> None:
+    """Run a freshly composed configuration in the folder that Hydra made for it.
+
+    Args:
+        cfg: composed configuration.
+        resuming: go on with the run that the folder holds, if it holds one.
+
+    Raises:
+        InputError: a wrong key or value, or a folder that already holds a run.
+    """
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    if resuming and (folder / CONFIG_FILE).is_file():
+        resume_run(str(cfg.command), folder)
+        return
+    if cfg.get("dry_run"):
+        discard(folder)
+        if hydra.mode == RunMode.MULTIRUN:
+            raise InputError("dry_run=true is about one run: leave -m and the lists of values out")
+        if is_first_rank():
+            dry_run.start(cfg, hydra.overrides.task)
+        return
+    if not is_first_rank():
+        # A further rank or machine of a run whose first one owns the folder.
+        execute(check(cfg, hydra.overrides.task), folder)
+        return
+    try:
+        cfg = check(cfg, hydra.overrides.task)
+        claim(folder)
+    except InputError:
+        discard(folder)
+        raise
+    write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(cfg))
+    words = ["tinyfusion", cfg.command, *hydra.overrides.task]
+    write_text(folder / COMMAND_FILE, shlex.join(words) + "\n")
+    with locked(folder) as lock:
+        try:
+            execute(cfg, folder, lock)
+        except InputError:
+            unclaim(folder)
+            raise

@@ -1,0 +1,108 @@
+"""Going on with what was interrupted: one run, all runs in a folder, or a sweep."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from tinyfusion.commands.execute import execute
+from tinyfusion.errors import InputError
+from tinyfusion.ranks import is_first_rank, is_rank
+from tinyfusion.runtime.folder import CONFIG_FILE, FINISHED_FILE, locked
+from tinyfusion.runtime.session import SWEEP_FILE, Session
+from tinyfusion.settings.check import check
+from tinyfusion.settings.commands import COMMANDS
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.\w+")
+"""Names that `files.write_atomic` uses before it renames."""
+
+_RESUMING = "hydra.callbacks.tinyfusion.resuming="
+_OWN = ("hydra.sweep.dir=", "hydra.mode=", _RESUMING)
+"""What this package says itself of a sweep that is gone on with."""
+
+
+def sweep_overrides(command: str, folder: Path) -> list[str] | None:
+    """Arguments that run a sweep again in its folder; ``None`` if it is the folder of no sweep.
+
+    Raises:
+        InputError: the sweep is one of another command, or its file can't be read.
+    """
+    file = folder / SWEEP_FILE
+    if not file.is_file():
+        return None
+    try:
+        hydra = OmegaConf.load(file).hydra
+        found = hydra.job.config_name
+        own = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
+        settings = [text for text in hydra.overrides.hydra if not text.startswith(_OWN)]
+        task = list(hydra.overrides.task)
+    except Exception as error:
+        raise InputError(f"resume={folder}: {SWEEP_FILE} can't be read: {error}") from None
+    if found != command:
+        raise InputError(_other_command(folder, found))
+    flags = [word for path in own for word in ("--config-dir", path)]
+    again = [f"hydra.sweep.dir='{folder.absolute()}'", f"{_RESUMING}true"]
+    return ["-m", *flags, *task, *settings, *again]
+
+
+def resume_folder(command: str, folder: Path) -> int:
+    """Go on with an interrupted run, or with every run in the folder.
+
+    Returns:
+        Exit status; what failed has been reported, and the other runs were gone on with.
+
+    Raises:
+        InputError: no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"resume={folder}: there is no such folder")
+    runs = [folder] if (folder / CONFIG_FILE).is_file() else []
+    runs = runs or sorted(file.parent for file in folder.glob(f"*/{CONFIG_FILE}"))
+    if not runs:
+        raise InputError(f"resume={folder}: no {CONFIG_FILE} in it or in its subfolders")
+    several = Session()
+    for run in runs:
+        with several.reporting(run.name if len(runs) > 1 else ""):
+            resume_run(command, run)
+    return several.close()
+
+
+def resume_run(command: str, folder: Path) -> None:
+    """Go on with one interrupted run.
+
+    Raises:
+        InputError: no configuration of a run, a run of another command, or one that another
+            process is working on.
+    """
+    try:
+        cfg = OmegaConf.load(folder / CONFIG_FILE)
+    except Exception as error:
+        raise InputError(f"resume={folder}: {CONFIG_FILE} can't be read: {error}") from None
+    if not isinstance(cfg, DictConfig) or cfg.get("command") not in COMMANDS:
+        raise InputError(f"resume={folder}: {CONFIG_FILE} is not the configuration of a run")
+    if cfg.command != command:
+        raise InputError(_other_command(folder, cfg.command))
+    finished = (folder / FINISHED_FILE).is_file()
+    if not is_first_rank():
+        # The first rank holds the folder.
+        if not finished:
+            execute(check(cfg), folder)
+        return
+    if finished:
+        print(f"{command}: {folder} is finished; nothing to do")
+        return
+    with locked(folder) as lock:
+        # Ranks that something else started are at work already: theirs are not torn.
+        for torn in () if is_rank() else folder.rglob(".*"):
+            if torn.is_file() and _TEMPORARY.fullmatch(torn.name):
+                torn.unlink()
+        execute(check(cfg), folder, lock)
+
+
+def _other_command(folder: Path, command: str) -> str:
+    return (
+        f"resume={folder} is a run of 'tinyfusion {command}'; "
+        f"write 'tinyfusion {command} resume={folder}'"
+    )

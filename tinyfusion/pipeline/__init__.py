@@ -1,0 +1,1 @@
+"""Learn, cut, recover, sample and score, on plain objects: no configuration, no folder required."""

@@ -1,0 +1,202 @@
+"""Running one training stage: trainer, data, resume."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+
+from tinyfusion.backbones.contract import compile_blocks, recompute_blocks
+from tinyfusion.callbacks.memory import MemoryReport
+from tinyfusion.callbacks.progress import StageProgress
+from tinyfusion.callbacks.resume import RESUME_FILE, AtomicCheckpointIO, ResumeCheckpoint
+from tinyfusion.data.datamodule import TrainingData
+from tinyfusion.data.source import ImageSource
+from tinyfusion.pipeline.batching import split_batch
+from tinyfusion.pipeline.devices import (
+    devices_per_node,
+    environment,
+    loader_processes,
+    strategy_of,
+)
+from tinyfusion.pipeline.schedule import announce
+from tinyfusion.training.module import DenoiserTraining
+from tinyfusion.training.settings import TrainerSettings, TrainingSettings
+
+log = logging.getLogger(__name__)
+
+# Lightning's advice for other kinds of training; each is answered by the design of a stage.
+_QUIET = (
+    ".*does not have many workers.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*not a full epoch.*",
+    ".*Found .* module\\(s\\) in eval mode.*",
+    ".*mid-epoch.*",
+    # Said by the check before work, as an error.
+    ".*AMP with fp16 is not supported on CPU.*",
+    ".*You're resuming from a checkpoint that ended before the epoch ended.*",
+)
+
+
+def fit(
+    module: DenoiserTraining,
+    source: ImageSource,
+    settings: TrainingSettings,
+    trainer_settings: TrainerSettings,
+    folder: Path,
+    stage: str,
+    seed: int,
+    logger: Logger | None,
+    callbacks: Sequence[Callback] = (),
+    recipe: str | None = None,
+) -> None:
+    """Train ``module``, going on from ``folder/resume.ckpt`` if there is one.
+
+    Args:
+        module: what to train; holds the result afterwards.
+        source: training images.
+        settings: length and batch of the stage.
+        trainer_settings: device, precision, progress.
+        folder: folder of the stage, for the resume checkpoint and what callbacks write.
+        stage: name of the stage; enters the random draws.
+        seed: the run's seed.
+        logger: Lightning logger.
+        callbacks: further callbacks.
+        recipe: published recipe that the settings are meant to follow, if any.
+
+    Raises:
+        InputError: the devices can't share the global batch evenly.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    extra: list[Callback] = [
+        MicroBatchCount(),
+        MemoryReport(stage, count=not trainer_settings.compile),
+    ]
+    if trainer_settings.progress:
+        extra.append(StageProgress(stage))
+    resume = folder / RESUME_FILE
+    if resume.is_file():
+        log.info("%s: going on from %s", stage, resume)
+    with _quiet():
+        trainer = new_trainer(
+            trainer_settings,
+            max_steps=settings.steps,
+            max_epochs=-1,
+            log_every_n_steps=min(trainer_settings.log_every, settings.steps),
+            logger=logger if logger is not None else False,
+            callbacks=[*callbacks, *extra, ResumeCheckpoint(folder, trainer_settings.resume_every)],
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+            # Lightning checks a gradient clip value only if one is given; the module clips itself.
+            gradient_clip_val=None,
+            num_sanity_val_steps=0,
+        )
+        split = split_batch(
+            f"training.{stage}.batch_size",
+            settings.batch_size,
+            trainer.world_size,
+            trainer_settings.micro_batch,
+        )
+        # Known only now: the trainer has counted the devices.
+        trainer.accumulate_grad_batches = split.micro_batches
+        data = TrainingData(
+            source,
+            seed,
+            stage,
+            settings.steps,
+            settings.batch_size,
+            split.micro_batches,
+            loader_processes(trainer_settings),
+        )
+        announce(module, settings, trainer_settings, split, stage, len(source), recipe)
+        prepare(module, trainer_settings)
+        module.train()
+        _train(trainer, module, data, resume if resume.is_file() else None)
+
+
+def prepare(module: DenoiserTraining, settings: TrainerSettings) -> None:
+    """Have blocks recomputed or compiled as the trainer's settings ask for.
+
+    Only the trained network is recomputed: a teacher keeps nothing for a backward pass.
+    """
+    recompute_blocks(module.trained_net, settings.checkpoint_blocks)
+    if settings.compile:
+        teacher = getattr(module, "teacher", None)
+        for net in [module.trained_net, *([] if teacher is None else [teacher.net])]:
+            compile_blocks(net, settings.compile_backend)
+
+
+class MicroBatchCount(Callback):
+    """Counts the micro-batches behind a resumed run as this run makes them.
+
+    Lightning steps whenever *its* count of micro-batches, restored from the checkpoint, is a
+    multiple of those per step. On another number of devices there may be more or fewer of them.
+    """
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Shift the count; checkpoints are only ever saved between steps."""
+        seen = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        shift = seen - progress["current"]["ready"]
+        progress["current"] = {name: n + shift for name, n in progress["current"].items()}
+
+
+def new_trainer(settings: TrainerSettings, **options: Any) -> Trainer:
+    """A trainer on the devices that were asked for.
+
+    Args:
+        settings: device, precision and strategy.
+        options: further arguments of Lightning's ``Trainer``.
+
+    Raises:
+        InputError: devices, strategy and precision that don't go together or are not there.
+    """
+    plugins = [*options.pop("plugins", []), *environment()]
+    with _quiet():
+        return Trainer(
+            accelerator=settings.accelerator,
+            devices=devices_per_node(settings),
+            num_nodes=settings.num_nodes,
+            strategy=strategy_of(settings),
+            precision=settings.precision,
+            plugins=plugins,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options,
+        )
+
+
+def _train(
+    trainer: Trainer, module: DenoiserTraining, data: TrainingData, resume: Path | None
+) -> None:
+    """``trainer.fit``, with an interrupt from the keyboard passed on as one."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit:
+        # Lightning turns the interrupt into an exit and leaves further ones ignored.
+        if trainer.interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
+        raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's remarks on the console."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for pattern in _QUIET:
+            warnings.filterwarnings("ignore", pattern)
+        yield

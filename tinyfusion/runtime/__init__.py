@@ -1,0 +1,1 @@
+"""Folders, locks, logs, progress and processes of running commands; knows no configuration."""

@@ -1,0 +1,189 @@
+"""Starting the ranks of a run, one process per device, and waiting for all of them.
+
+Not left to Lightning, whose launcher runs the process's own command line again: inside a sweep
+that would be the whole sweep, and the folder would be another one.
+
+A rank (`tinyfusion.commands.rank`) is given its task on its standard input, which then stays open:
+when the process that started it is killed, the input ends and so does the rank. What a user can
+mend comes back as one line of JSON through a pipe, and is raised here as if it had happened here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from tinyfusion.errors import InputError, RanksFailedError, TrainingDivergedError
+
+GRACE = 20.0
+"""Seconds that ranks are given to end by themselves when another one has failed."""
+
+
+@dataclass
+class _Rank:
+    number: int
+    process: subprocess.Popen
+    report: TextIO
+    """Where its report, if it makes one, can be read when it has ended."""
+
+
+def launch(
+    module: str, task: str, count: int, num_nodes: int, folder: Path, lock: TextIO | None
+) -> None:
+    """Carry out a task in one process for each device of this machine and wait for the end.
+
+    Args:
+        module: dotted name of what a rank runs; it is given the number of an open file for its
+            report, and the task as the first line of its standard input.
+        task: one line that says what to do.
+        count: ranks on this machine.
+        num_nodes: number of machines, of which each runs this.
+        folder: the run's folder, for messages.
+        lock: file that holds the folder; the ranks keep it as well, so that it stays locked as
+            long as any of them lives.
+
+    Raises:
+        InputError: unknown other machines, or what a rank refused.
+        TrainingDivergedError: training went astray.
+        RanksFailedError: a rank ended otherwise.
+    """
+    shared = _meeting_point(num_nodes, count)
+    first = int(shared["NODE_RANK"]) * count
+    world = num_nodes * count
+    ranks: list[_Rank] = []
+    try:
+        for local in range(count):
+            own = {"RANK": str(first + local), "LOCAL_RANK": str(local), "WORLD_SIZE": str(world)}
+            environment = _environment(count) | shared | own
+            ranks.append(_start(module, first + local, environment, task, lock))
+        _wait(ranks)
+    except KeyboardInterrupt:
+        # They are out of reach of the keyboard, so that each is interrupted once.
+        _end(ranks, signal.SIGINT)
+        raise
+    finally:
+        _end(ranks, signal.SIGTERM)
+    _raise_report(ranks, world, folder)
+
+
+def _meeting_point(num_nodes: int, count: int) -> dict[str, str]:
+    """Where the ranks find each other, and which machine of them this is."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+    if num_nodes > 1:
+        missing = [name for name in names if not os.environ.get(name)]
+        if missing:
+            raise InputError(
+                f"trainer.num_nodes={num_nodes}: {', '.join(missing)} not set; start the command "
+                f"on every machine with MASTER_ADDR, MASTER_PORT and NODE_RANK=0..{num_nodes - 1} "
+                f"in the environment, or by torchrun or srun with {count} process(es) each"
+            )
+        number = os.environ["NODE_RANK"]
+        if not number.isdigit() or int(number) >= num_nodes:
+            raise InputError(f"NODE_RANK={number} must be between 0 and {num_nodes - 1}")
+        return {name: os.environ[name] for name in names}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+
+
+def _environment(count: int) -> dict[str, str]:
+    """Environment of a rank: imports as here, and a share of the processors."""
+    threads = max(1, len(os.sched_getaffinity(0)) // count) if _LINUX else 1
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
+
+
+_LINUX = hasattr(os, "sched_getaffinity")
+
+
+def _start(
+    module: str, number: int, environment: dict[str, str], task: str, lock: TextIO | None
+) -> _Rank:
+    reading, writing = os.pipe()
+    kept = [writing, *([] if lock is None else [lock.fileno()])]
+    quiet = number > 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, str(writing)],
+        env=environment | ({"PYTHONWARNINGS": "ignore"} if quiet else {}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL if quiet else None,
+        pass_fds=kept,
+        process_group=0,
+        text=True,
+    )
+    os.close(writing)
+    rank = _Rank(number, process, os.fdopen(reading))
+    with suppress(BrokenPipeError):  # it has died already, which is noticed below
+        process.stdin.write(task + "\n")
+        process.stdin.flush()
+    return rank
+
+
+def _wait(ranks: Sequence[_Rank]) -> None:
+    """Wait until all have ended, or until one has failed and the others had time to."""
+    failed_at = None
+    while True:
+        codes = [rank.process.poll() for rank in ranks]
+        if None not in codes:
+            return
+        if failed_at is None and any(codes):
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() > failed_at + GRACE:
+            return
+        time.sleep(0.05)
+
+
+def _end(ranks: Sequence[_Rank], how: signal.Signals) -> None:
+    """End those that are still there: by a signal, then by force."""
+    left = [rank for rank in ranks if rank.process.poll() is None]
+    for rank in left:
+        rank.process.send_signal(how)
+    deadline = time.monotonic() + GRACE
+    try:
+        for rank in left:
+            with suppress(subprocess.TimeoutExpired):
+                rank.process.wait(max(0.0, deadline - time.monotonic()))
+    finally:  # also if the user has lost patience
+        for rank in left:
+            rank.process.kill()
+            rank.process.wait()
+    for rank in ranks:
+        with suppress(BrokenPipeError):
+            rank.process.stdin.close()
+
+
+def _raise_report(ranks: Sequence[_Rank], world: int, folder: Path) -> None:
+    """Raise what went wrong: best what a rank reported, else that one ended badly."""
+    reports = []
+    for rank in ranks:
+        with rank.report:
+            reports += [json.loads(line) for line in rank.report]
+    for kind in (InputError, TrainingDivergedError):
+        for report in reports:
+            if report["kind"] == kind.__name__:
+                raise kind(report["message"])
+    bad = [rank for rank in ranks if rank.process.returncode]
+    if not bad:
+        return
+    # Ended from here are those that hung when another one was gone.
+    own = [
+        rank for rank in bad if rank.process.returncode not in (-signal.SIGTERM, -signal.SIGKILL)
+    ]
+    rank = (own or bad)[0]
+    code = rank.process.returncode
+    how = f"with exit status {code}" if code > 0 else f"by {signal.Signals(-code).name}"
+    raise RanksFailedError(
+        f"rank {rank.number} of {world} ended {how}; what it printed stands above; go on with "
+        f"resume={folder}"
+    )

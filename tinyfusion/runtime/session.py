@@ -1,0 +1,90 @@
+"""What one command line makes of its jobs: failures on one line each, and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinyfusion.errors import REPORTED, InputError
+from tinyfusion.files import read_json, write_json
+from tinyfusion.ranks import is_first_rank, is_rank, rank
+from tinyfusion.runtime.folder import discard, entries
+
+SWEEP_FILE = "multirun.yaml"
+"""What Hydra writes into the folder of a sweep."""
+
+_ELSEWHERE = ".outcomes"
+"""Where jobs that a launcher runs in other processes leave what came of them."""
+
+
+@dataclass
+class Session:
+    """What the jobs that one command line starts share.
+
+    Attributes:
+        failures: messages of the jobs that failed, with their exit status.
+        done: number of jobs that did not.
+        sweep: folder of the sweep, if it is one.
+        quiet: keep failures to itself.
+    """
+
+    failures: list[tuple[str, int]] = field(default_factory=list)
+    done: int = 0
+    sweep: Path | None = None
+    quiet: bool = False
+
+    @contextmanager
+    def reporting(self, where: str = "") -> Iterator[None]:
+        """Run one job: what the user can mend is one line on stderr and does not end the others.
+
+        Args:
+            where: name of the job, if there are several.
+        """
+        try:
+            yield
+        except REPORTED as error:
+            status = 2 if isinstance(error, InputError) else 1
+            self._note(f"{where}: {error}" if where else str(error), status)
+        else:
+            self.done += 1
+
+    def _note(self, message: str, status: int) -> None:
+        message = " ".join(message.split())
+        self.failures.append((message, status))
+        if not self.quiet:
+            # Of ranks that were started apart, each reports: what fails on one may do so alone.
+            who = f"rank {rank()}: " if is_rank() and not is_first_rank() else ""
+            print(f"tinyfusion: error: {who}{message}", file=sys.stderr)
+
+    def leave(self, sweep: Path, name: str) -> None:
+        """Leave what came of a job, run in another process, for the command line."""
+        write_json(sweep / _ELSEWHERE / f"{name}.json", self.failures)
+
+    def collect(self) -> None:
+        """Report what came of jobs that ran in other processes."""
+        folder = self.sweep / _ELSEWHERE if self.sweep is not None else None
+        if folder is None or not folder.is_dir():
+            return
+        for file in sorted(folder.glob("*.json")):
+            failures = read_json(file, "outcome of a job")
+            for message, status in failures:
+                self._note(message, status)
+            self.done += not failures
+            file.unlink()
+        discard(folder)
+
+    def close(self) -> int:
+        """Summarise a sweep with failures on stderr and return the exit status."""
+        self.collect()
+        if not self.failures:
+            return 0
+        if self.sweep is not None and entries(self.sweep) == {SWEEP_FILE}:
+            (self.sweep / SWEEP_FILE).unlink()
+            discard(self.sweep)
+        total = len(self.failures) + self.done
+        if total > 1:
+            print(f"tinyfusion: {len(self.failures)} of {total} runs failed", file=sys.stderr)
+        return max(status for _, status in self.failures)

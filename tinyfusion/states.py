@@ -1,0 +1,76 @@
+"""What travels from block to block: one tensor, or a tuple of them (image and text streams).
+
+Everything that handles hidden states (gates, feature collection, candidate scoring, summaries)
+goes through these functions, so that it works for both.
+
+Shape suffixes: B batch, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+States = Tensor | tuple[Tensor, ...]
+"""One stream of shape (B, T, D), or one tensor a stream; all have the batch in front."""
+
+
+def streams(states: States) -> tuple[Tensor, ...]:
+    """The streams of hidden states, one or several."""
+    return (states,) if isinstance(states, Tensor) else tuple(states)
+
+
+def map_streams(function: Callable[..., Tensor], *states: States) -> States:
+    """Apply a function stream by stream.
+
+    Args:
+        function: takes one tensor of each of ``states`` and gives a tensor.
+        states: hidden states with the same number of streams.
+
+    Returns:
+        A tensor if the first of ``states`` is one, otherwise a tuple.
+
+    Raises:
+        ValueError: the numbers of streams differ.
+    """
+    mapped = tuple(function(*parts) for parts in zip(*map(streams, states), strict=True))
+    return mapped[0] if isinstance(states[0], Tensor) else mapped
+
+
+def batch_of(states: States) -> int:
+    """Number of samples."""
+    return len(streams(states)[0])
+
+
+def rows_of(states: States, rows: slice | Tensor) -> States:
+    """Some samples of hidden states.
+
+    Args:
+        states: hidden states of B samples.
+        rows: a slice, indices or a boolean mask over the batch.
+    """
+    return map_streams(lambda stream: stream[rows], states)
+
+
+def cat_states(parts: list[States]) -> States:
+    """Hidden states of several batches, one behind the other."""
+    return map_streams(lambda *same: torch.cat(same), *parts)
+
+
+def blend(keep_B: Tensor, out: States, states: States) -> States:
+    """``keep * out + (1 - keep) * states``, sample by sample and stream by stream.
+
+    Args:
+        keep_B: shape (B,), of any floating type; 1 takes ``out``.
+        out: states after a block.
+        states: states before it.
+    """
+
+    def mix(out_BTD: Tensor, states_BTD: Tensor) -> Tensor:
+        # Of the states' type, not of the inputs', which may be integers.
+        keep = keep_B.to(states_BTD.dtype).view(-1, *[1] * (states_BTD.ndim - 1))
+        return keep * out_BTD + (1 - keep) * states_BTD
+
+    return map_streams(mix, out, states)

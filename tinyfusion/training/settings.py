@@ -1,0 +1,159 @@
+"""Lengths, rates and devices of training, as plain records. Nothing in this file imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinyfusion.errors import InputError
+from tinyfusion.training.recipes import RECIPES
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """One training stage.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: images per optimiser step over all devices (the *global* batch).
+        learning_rate: peak rate.
+        learning_rate_end: rate at the last step (cosine); ``None`` keeps it constant.
+        warm_up: steps of linear warm-up.
+        clip_norm: largest global gradient norm.
+        label_drop: probability of the null class; ``None`` takes the backbone's
+            ``class_dropout_prob``.
+        ema_decay: decay per step of the averaged weights (warmed up; unused by mask learning,
+            whose gates have their own).
+        held_out_every: steps between two held-out scores (pre-training).
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float = 1e-4
+    learning_rate_end: float | None = None
+    warm_up: int = 0
+    clip_norm: float = 1.0
+    label_drop: float | None = None
+    ema_decay: float = 0.9999
+    held_out_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "held_out_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"training: {name}={getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"training: {name}={getattr(self, name)} must be positive")
+        if self.warm_up < 0:
+            raise InputError(f"training: warm_up={self.warm_up} must be at least 0")
+        if self.learning_rate_end is not None and self.learning_rate_end < 0:
+            raise InputError(
+                f"training: learning_rate_end={self.learning_rate_end} must not be negative"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"training: ema_decay={self.ema_decay} must be in [0, 1)")
+        if self.label_drop is not None and not 0 <= self.label_drop < 1:
+            raise InputError(f"training: label_drop={self.label_drop} must be in [0, 1)")
+
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Lightning's names of what training can compute in.
+
+Not those of weights in half precision, in which steps at the rates used here round to nothing.
+"""
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Where and how training runs.
+
+    Attributes:
+        accelerator: ``cpu``, ``gpu`` or ``auto``.
+        devices: number of devices per node; -1 takes all.
+        num_nodes: number of machines.
+        precision: one of `PRECISIONS`, of training and of sampling by commands: weights are
+            always float32; ``16-mixed``, with a gradient scaler, is how the reference code trains.
+        strategy: Lightning's strategy name.
+        micro_batch: most images that a device takes at once; ``None``: its whole share of the
+            global batch. How many micro-batches make a step follows from this.
+        checkpoint_blocks: recompute each block's activations in the backward pass instead of
+            keeping them.
+        compile: compile the blocks of student and teacher.
+        compile_backend: what compiles them.
+        num_workers: data-loading processes per device; at most one per processor is started.
+        threads: CPU threads of torch; ``None`` leaves torch's choice.
+        resume_every: optimiser steps between two resume checkpoints.
+        log_every: optimiser steps between two log entries.
+        progress: show progress bars.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    precision: str = "32-true"
+    strategy: str = "auto"
+    micro_batch: int | None = None
+    checkpoint_blocks: bool = False
+    compile: bool = False
+    compile_backend: str = "inductor"
+    num_workers: int = 0
+    threads: int | None = None
+    resume_every: int = 100
+    log_every: int = 10
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_nodes", "resume_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"trainer.{name}={getattr(self, name)} must be at least 1")
+        if self.devices < 1 and self.devices != -1:
+            raise InputError(f"trainer.devices={self.devices} must be at least 1, or -1 for all")
+        if self.precision not in PRECISIONS:
+            raise InputError(
+                f"trainer.precision={self.precision} is not known; valid: {', '.join(PRECISIONS)}"
+            )
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise InputError(
+                f"trainer.micro_batch={self.micro_batch} must be at least 1, or null for all"
+            )
+
+
+@dataclass(frozen=True)
+class StageTraining:
+    """Training settings of the stages; what `conf/training/*.yaml` builds.
+
+    Attributes:
+        pretrain: of pre-training.
+        mask_learning: of learning which blocks stay.
+        recovery: of training the pruned network.
+        recipe: name of the published recipe that the values are meant to follow, if any; a run
+            says where it differs.
+
+    Raises:
+        InputError: an unknown recipe.
+    """
+
+    pretrain: TrainingSettings | None = None
+    mask_learning: TrainingSettings | None = None
+    recovery: TrainingSettings | None = None
+    recipe: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.recipe is not None and self.recipe not in RECIPES:
+            raise InputError(
+                f"training.recipe={self.recipe!r} is not known; valid: {', '.join(RECIPES)}, or "
+                "null for none"
+            )
+
+    def of(self, stage: str) -> TrainingSettings:
+        """Settings of one stage.
+
+        Raises:
+            InputError: the configuration has none for it.
+        """
+        settings = getattr(self, stage, None)
+        if settings is None:
+            raise InputError(f"the chosen training config has no section for {stage!r}")
+        return settings
