@@ -12,10 +12,10 @@ from typing import TextIO
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from tinyfusion.commands.checks import check_machine
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.pipeline.devices import devices_per_node, needs_ranks
+from tinyfusion.pipeline.machine import check_machine
 from tinyfusion.ranks import is_first_rank, is_rank
 from tinyfusion.runtime.folder import FINISHED_FILE
 from tinyfusion.runtime.launch import launch
@@ -68,6 +68,7 @@ def work(cfg: DictConfig, folder: Path) -> None:
         log.info("%s in %s", cfg.command, folder)
         stage = importlib.import_module(f"tinyfusion.commands.{cfg.command}")
         try:
+            _prepare(cfg)
             stage.main(cfg, folder)
             if is_first_rank():
                 now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -77,3 +78,11 @@ def work(cfg: DictConfig, folder: Path) -> None:
         except BaseException:
             log.error("%s stopped; go on with resume=%s", cfg.command, folder)
             raise
+
+
+def _prepare(cfg: DictConfig) -> None:
+    """Set what holds for the whole process."""
+    if cfg.trainer.threads:
+        torch.set_num_threads(cfg.trainer.threads)
+    # Nothing that matters draws from the global generators; this is for third-party code.
+    torch.manual_seed(cfg.get("seed", 0))

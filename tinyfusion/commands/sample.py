@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, compile_blocks
-from tinyfusion.commands.checks import check_decoder
+from tinyfusion.commands.checks import check_decoder, check_sampling
 from tinyfusion.commands.draw import PACKED_FILE, Share, pack
-from tinyfusion.commands.setup import Setup
+from tinyfusion.commands.loading import load_alone, source_hash
 from tinyfusion.data.open_images import SAMPLES
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
@@ -23,7 +23,7 @@ from tinyfusion.files import read_json, write_atomic, write_json
 from tinyfusion.ranks import is_first_rank, is_numbered, is_rank, rank, world_size
 from tinyfusion.runtime.progress import ImageProgress
 from tinyfusion.samplers.generate import Drawing, class_labels
-from tinyfusion.settings.compose import build
+from tinyfusion.settings.objects import Objects, objects_of
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +36,11 @@ def main(cfg: DictConfig, folder: Path) -> None:
 
     Each rank draws its share of the batches. The first one waits for the others.
     """
-    setup = Setup(cfg, folder)
-    if not _takes_part(setup):
+    objects = objects_of(cfg)
+    if not _takes_part(objects):
         return
     _check_folder(folder)
-    drawing = _drawing(setup, cfg)
+    drawing = _drawing(objects, cfg)
     store = SampleStore(
         folder / SAMPLES, cfg.n, drawing.shape, cfg.batch_size, cfg.shard_size, cfg.format
     )
@@ -50,30 +50,30 @@ def main(cfg: DictConfig, folder: Path) -> None:
         there = cfg.n - store.images_in(missing)
         if there:
             log.info("sample: %s of %s images are there already", f"{there:,}", f"{cfg.n:,}")
-        if store.num_shards < setup.world:
+        if store.num_shards < objects.devices:
             log.warning(
                 "sample: %d part(s) can't keep %d devices busy; choose a smaller batch_size%s",
                 store.num_shards,
-                setup.world,
+                objects.devices,
                 " or shard_size" if cfg.format == "npz" else "",
             )
-    _record(folder, setup.source_hash)
-    drawing.net.to(setup.device)
-    if setup.trainer.compile:
-        compile_blocks(drawing.net, setup.trainer.compile_backend)
+    _record(folder, source_hash(objects))
+    drawing.net.to(objects.device)
+    if objects.trainer.compile:
+        compile_blocks(drawing.net, objects.trainer.compile_backend)
     # Of several ranks the first one shows what all have done.
     with ImageProgress(
-        "sample", cfg.n, cfg.n - store.images_in(missing), bar=setup.bars and is_first_rank()
+        "sample", cfg.n, cfg.n - store.images_in(missing), bar=objects.bars and is_first_rank()
     ) as progress:
         share = Share(store, drawing, set(missing), progress if is_first_rank() else None)
-        share.fill_all(range(rank(), store.num_shards, setup.world))
+        share.fill_all(range(rank(), store.num_shards, objects.devices))
         if not is_first_rank():
             return
         share.wait()
     _conclude(cfg, folder, store, drawing.labels)
 
 
-def _takes_part(setup: Setup) -> bool:
+def _takes_part(objects: Objects) -> bool:
     """Whether this process draws a share.
 
     Raises:
@@ -81,17 +81,19 @@ def _takes_part(setup: Setup) -> bool:
             would wait for shares that nobody draws.
     """
     started = world_size()
-    asked = f"trainer.devices={setup.trainer.devices} trainer.num_nodes={setup.trainer.num_nodes}"
-    if started is not None and started != setup.world:
+    asked = (
+        f"trainer.devices={objects.trainer.devices} trainer.num_nodes={objects.trainer.num_nodes}"
+    )
+    if started is not None and started != objects.devices:
         raise InputError(
-            f"{asked} are {setup.world} rank(s), but {started} were started; start as many"
+            f"{asked} are {objects.devices} rank(s), but {started} were started; start as many"
         )
-    if is_rank() and setup.trainer.num_nodes > 1 and not is_numbered():
+    if is_rank() and objects.trainer.num_nodes > 1 and not is_numbered():
         raise InputError(
             f"{asked}: the ranks are numbered on their machines only (LOCAL_RANK); start them by "
             "torchrun or srun, or one command per machine with NODE_RANK, without LOCAL_RANK"
         )
-    return rank() < setup.world
+    return rank() < objects.devices
 
 
 def _check_folder(folder: Path) -> None:
@@ -125,28 +127,29 @@ def _record(folder: Path, weights: str) -> None:
         )
 
 
-def _drawing(setup: Setup, cfg: DictConfig) -> Drawing:
+def _drawing(objects: Objects, cfg: DictConfig) -> Drawing:
     """What is to be drawn, checked."""
-    net = setup.load_alone(cfg.checkpoint)
-    sampler, guidance = build(cfg.sampler), build(cfg.guidance)
-    setup.check_sampling(net, "sampler", sampler)
-    setup.check_sampling(net, "guidance", sampler, guidance)
-    check_decoder(net, setup.process, setup.autoencoder)
-    if setup.autoencoder is not None:
-        setup.autoencoder.load()
+    net = load_alone(objects, objects.checkpoint)
+    sampler, guidance = objects.sampler, objects.guidance
+    assert sampler is not None
+    check_sampling(net, objects.process, "sampler", sampler)
+    check_sampling(net, objects.process, "guidance", sampler, guidance)
+    check_decoder(net, objects.process, objects.autoencoder)
+    if objects.autoencoder is not None:
+        objects.autoencoder.load()
     for name in ("n", "batch_size"):
         if cfg[name] < 1:
             raise InputError(f"{name}={cfg[name]} must be at least 1")
     return Drawing(
         net.eval(),
-        setup.process,
+        objects.process,
         sampler,
         _labels(cfg, net),
-        setup.seed,
+        objects.seed,
         guidance,
-        setup.autoencoder,
+        objects.autoencoder,
         cfg.batch_size,
-        setup.dtype,
+        objects.dtype,
     )
 
 

@@ -57,8 +57,9 @@ def fit(
     logger: Logger | None,
     callbacks: Sequence[Callback] = (),
     recipe: str | None = None,
+    keep_end: bool = False,
 ) -> None:
-    """Train ``module``, going on from ``folder/resume.ckpt`` if there is one.
+    """Train ``module``, resumed from ``folder/resume.ckpt`` if there is one.
 
     Args:
         module: what to train; holds the result afterwards.
@@ -71,6 +72,7 @@ def fit(
         logger: Lightning logger.
         callbacks: further callbacks.
         recipe: published recipe that the settings are meant to follow, if any.
+        keep_end: leave a resume checkpoint of the last step, which restores the outcome.
 
     Raises:
         InputError: the devices can't share the global batch evenly.
@@ -84,7 +86,7 @@ def fit(
         extra.append(StageProgress(stage))
     resume = folder / RESUME_FILE
     if resume.is_file():
-        log.info("%s: going on from %s", stage, resume)
+        log.info("%s: resumed from %s", stage, resume)
     with _quiet():
         trainer = new_trainer(
             trainer_settings,
@@ -92,7 +94,11 @@ def fit(
             max_epochs=-1,
             log_every_n_steps=min(trainer_settings.log_every, settings.steps),
             logger=logger if logger is not None else False,
-            callbacks=[*callbacks, *extra, ResumeCheckpoint(folder, trainer_settings.resume_every)],
+            callbacks=[
+                *callbacks,
+                *extra,
+                ResumeCheckpoint(folder, trainer_settings.resume_every, keep_end),
+            ],
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,
             default_root_dir=folder,

@@ -1,13 +1,15 @@
 """What a way of choosing blocks gets and gives.
 
 A pruner is any object with one method, ``choose(context) -> Choice``, and a configuration file
-that names its class in ``_target_``. A user's own needs nothing else.
+that names its class in ``_target_``. A user's own needs nothing else. One that trains says what in
+a second method, ``phases(context)``: they are executed, resumed and logged before it chooses, and
+counted in a dry run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +22,7 @@ from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.processes.contract import Process
 from tinyfusion.scheme import Scheme
 from tinyfusion.training.module import DenoiserTraining
+from tinyfusion.training.phases import Phase
 from tinyfusion.widths import WidthDecision
 
 
@@ -55,10 +58,9 @@ class PruningContext:
         keep: number of blocks that stay; 0 for a pruner that needs none (``uses_keep``).
         seed: the run's seed.
         folder: where the pruner may write.
-        fit: runs a training stage with the job's trainer, resuming it if it was interrupted:
-            ``fit(module, settings_key)``.
-        shared: keyword arguments of `DenoiserTraining` for a settings key.
+        shared: keyword arguments of `DenoiserTraining` for a phase, by the phase's name.
         source_sha256: hash of the source model's weights; ``None`` if they came from no file.
+        trained: modules of the pruner's phases by name, trained; empty before.
     """
 
     net: Backbone
@@ -68,9 +70,9 @@ class PruningContext:
     keep: int
     seed: int
     folder: Path
-    fit: Callable[[DenoiserTraining, str], None]
     shared: Callable[[str], dict[str, Any]]
     source_sha256: str | None = None
+    trained: Mapping[str, DenoiserTraining] = field(default_factory=dict)
 
     def checked_keep(self) -> int:
         """``keep``, held against the model's depth.
@@ -130,9 +132,22 @@ class Pruner(Protocol):
     ``name`` (default: the class's, in lower case) is what decisions call the method.
     ``cuts_width = True`` (default: false) says that channels go instead of blocks; such a pruner
     has a second method, ``plan(net) -> WidthDecision``, that says the widths without choosing.
+    ``phases(context) -> Sequence[Phase]`` (default: none) lists what is trained before `choose`,
+    which finds the trained modules in ``context.trained``.
     """
 
     uses_scheme: bool
 
     def choose(self, context: PruningContext) -> Choice:
         """Choose ``context.keep`` of the model's blocks."""
+
+
+def phases_of(pruner: Pruner, context: PruningContext) -> Sequence[Phase]:
+    """What a pruner trains before it chooses; nothing for most.
+
+    Args:
+        pruner: the pruner.
+        context: what it may use; in a dry run its network has shapes without values.
+    """
+    phases = getattr(pruner, "phases", None)
+    return [] if phases is None else phases(context)

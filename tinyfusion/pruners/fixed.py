@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tinyfusion.decision import check_kept
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.decision import Decision, check_kept
 from tinyfusion.pruners.contract import Choice, PruningContext
 
 
@@ -20,6 +21,15 @@ class Indices:
 
     def __init__(self, kept: Sequence[int]) -> None:
         self.kept = list(kept)
+
+    def plan(self, net: Backbone) -> Decision:
+        """The decision itself, which needs no weights.
+
+        Raises:
+            InputError: an index out of range or doubled.
+        """
+        kept = check_kept(self.kept, net.depth, key="pruner.kept")
+        return Decision(kept, net.depth)
 
     def choose(self, context: PruningContext) -> Choice:
         """Check the list against the model.

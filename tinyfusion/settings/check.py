@@ -13,10 +13,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinyfusion.errors import InputError
+from tinyfusion.errors import InputError, one_line
 from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS
 from tinyfusion.settings.compose import locate
-from tinyfusion.settings.messages import one_line
 from tinyfusion.settings.overview import choices
 from tinyfusion.settings.renamed import update_targets
 

@@ -8,7 +8,7 @@ from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
-from tinyfusion.pipeline.origins import aligned_pairs, seams_of
+from tinyfusion.recovery.origins import aligned_pairs, seams_of
 from tinyfusion.surgery import prune
 from tinyfusion.widths import WidthDecision
 
