@@ -11,9 +11,9 @@ import torch
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.commands import draw
 from tinyfusion.commands.draw import Share
-from tinyfusion.commands.setup import Setup
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
+from tinyfusion.pipeline.machine import scoring_device
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.runtime.progress import ImageProgress
 from tinyfusion.samplers.ddim import DDIMSampler
@@ -110,9 +110,7 @@ def test_each_rank_has_its_own_gpu(monkeypatch) -> None:
         accelerator = "gpu"
 
     def device() -> torch.device:
-        setup = object.__new__(Setup)
-        setup.trainer = Settings
-        return setup.device
+        return scoring_device(Settings)
 
     assert device() == torch.device("cuda")
     for local, expected in ((0, 0), (1, 1), (3, 1)):

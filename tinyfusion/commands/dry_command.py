@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -156,26 +156,26 @@ class DryCommand:
                 net, objects.process, "evaluation", evaluation.sampler, evaluation.guidance
             )
 
-    def phases(self, make: Make) -> list[Phase]:
+    def phases(self, make: Make) -> Iterator[Phase]:
         """The phases that the command would execute, in order.
 
         Args:
-            make: makes their networks, `on_meta` or `on_device`.
+            make: makes their networks, `on_meta` or `on_device`; called when their turn comes, so
+                that not all are in memory together.
 
         Raises:
             InputError: whatever the command would refuse of its settings.
         """
-        objects, phases = self.objects, []
+        objects = self.objects
         if objects.pruner is None and objects.recovery is None:
-            return [pretraining_phase(self.runner, make(self.arguments), None)]
+            yield pretraining_phase(self.runner, make(self.arguments), None)
         if objects.pruner is not None and objects.decision_path is None:
             net = make(self.arguments)
             laid, keep = budget(objects.scheme, objects.keep, net, objects.pruner)
             context = context_of(net, self.runner, laid, keep, Path("."))
-            phases += phases_of(objects.pruner, context)
+            yield from phases_of(objects.pruner, context)
         if objects.recovery is not None:
-            phases += self._recovery(make)
-        return phases
+            yield from self._recovery(make)
 
     def _recovery(self, make: Make) -> Sequence[Phase]:
         objects, decision = self.objects, self.decision

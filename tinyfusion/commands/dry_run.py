@@ -85,7 +85,7 @@ def _round(dry: DryCommand, asked: bool | None) -> Iterator[str]:
     runner = dry.runner
     factor = optimizer_state_factor(lambda groups: runner.optimizer(groups, lr=1e-3))
     probes = torch.cuda.is_available() if asked is None else asked
-    real = iter(dry.phases(dry.on_device)) if probes else None
+    real = dry.phases(dry.on_device) if probes else None
     resume, hours = [], []
     for phase in dry.phases(dry.on_meta):
         settings = runner.settings_of(phase)

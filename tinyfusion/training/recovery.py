@@ -74,7 +74,9 @@ class Recovery(DenoiserTraining):
 
     def notes(self) -> list[str]:
         """What is trained at first."""
-        return [] if self.first is None else [self.first.described(self.student)]
+        if self.first is None:
+            return []
+        return [self.first.described(self.student, self._learning_rate.warm_up)]
 
     def on_fit_start(self) -> None:
         """Bring the teacher, which Lightning does not know, to the device."""
