@@ -153,7 +153,7 @@ def test_run_on_two_devices_killed_and_resumed(tf, command, root, strategy: str)
         if "another process is working" not in err or time.monotonic() > deadline:
             break
     assert resumed.returncode == 0, err
-    assert "going on from" in out and out.count("learned keeps") == 1
+    assert "resumed from" in out and out.count("learned keeps") == 1
     assert_same_run(one, two)
     assert tf("run", f"resume={two}", exact=True).out.count("nothing to do") == 1
 

@@ -66,7 +66,6 @@ def context(net: DiT, tmp_path: Path) -> Callable[..., PruningContext]:
             seed,
             tmp_path,
             None,
-            None,
         )
 
     return build
