@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from torch.optim import Optimizer
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.callbacks.resume import RESUME_FILE
 from tinyfusion.data.source import ImageSource
 from tinyfusion.pipeline.batching import Split, split_batch
-from tinyfusion.pipeline.fit import fit
+from tinyfusion.pipeline.fit import fit, fit_within
 from tinyfusion.processes.contract import Process
 from tinyfusion.seeding import StepNoise
 from tinyfusion.tracking import Tracking
@@ -39,7 +39,8 @@ class PhaseRunner:
         process: the process.
         source: training images.
         training: settings of phases by name.
-        trainer: device, precision, strategy, intervals.
+        trainer: device, precision, strategy, intervals; or a trainer of the user's own, which then
+            logs, saves and is resumed as its maker wants.
         optimizer: makes an optimiser.
         seed: seed of all draws.
         devices: devices over all nodes.
@@ -50,7 +51,7 @@ class PhaseRunner:
     process: Process
     source: ImageSource
     training: StageTraining
-    trainer: TrainerSettings
+    trainer: TrainerSettings | Trainer
     optimizer: MakeOptimizer
     seed: int = 0
     devices: int = 1
@@ -85,6 +86,10 @@ class PhaseRunner:
             InputError: the devices can't share it evenly.
         """
         key = f"training.{name}.batch_size"
+        if isinstance(self.trainer, Trainer):
+            share = settings.batch_size // self.trainer.world_size
+            micro = max(1, share // self.trainer.accumulate_grad_batches)
+            return split_batch(key, settings.batch_size, self.trainer.world_size, micro)
         return split_batch(key, settings.batch_size, self.devices, self.trainer.micro_batch)
 
     def shared(self, name: str, net: Backbone) -> dict[str, Any]:
@@ -130,6 +135,13 @@ class PhaseRunner:
         for phase in phases:
             own = folder if len(phases) == 1 else folder / phase.name
             module = phase.module()
+            trained[phase.name] = module
+            if isinstance(self.trainer, Trainer):
+                settings, callbacks = self.settings_of(phase), self.make_callbacks()
+                fit_within(
+                    self.trainer, module, self.source, settings, phase.name, self.seed, callbacks
+                )
+                continue
             fit(
                 module,
                 self.source,
@@ -143,7 +155,6 @@ class PhaseRunner:
                 self.training.recipe,
                 keep_end=len(phases) > 1,
             )
-            trained[phase.name] = module
             self.log_figures(own)
         return trained
 
