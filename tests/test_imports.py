@@ -118,3 +118,25 @@ def test_every_public_name_can_be_loaded() -> None:
         assert getattr(tinyfusion, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = tinyfusion.nothing
+
+
+CONFIGURED = ("cli", "commands", "settings")
+"""Who may see a configuration; all others are given objects."""
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n.split(".")[0] not in CONFIGURED])
+def test_no_configuration_outside_commands_and_settings(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    libraries: set[str] = set()
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            libraries |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            libraries.add(str(node.module).split(".")[0])
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name):
+            names.add(node.id)
+    assert not libraries & {"omegaconf", "hydra"}
+    assert not names & {"cfg", "config_node"}

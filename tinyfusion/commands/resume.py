@@ -1,4 +1,4 @@
-"""Going on with what was interrupted: one run, all runs in a folder, or a sweep."""
+"""Resuming what was interrupted: one run, all runs in a folder, or a sweep."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.\w+")
 
 _RESUMING = "hydra.callbacks.tinyfusion.resuming="
 _OWN = ("hydra.sweep.dir=", "hydra.mode=", _RESUMING)
-"""What this package says itself of a sweep that is gone on with."""
+"""Overrides that this package adds to a resumed sweep."""
 
 
 def sweep_overrides(command: str, folder: Path) -> list[str] | None:
@@ -48,10 +48,10 @@ def sweep_overrides(command: str, folder: Path) -> list[str] | None:
 
 
 def resume_folder(command: str, folder: Path) -> int:
-    """Go on with an interrupted run, or with every run in the folder.
+    """Resume an interrupted run, or every run in the folder.
 
     Returns:
-        Exit status; what failed has been reported, and the other runs were gone on with.
+        Exit status; failures have been reported, and the other runs were resumed all the same.
 
     Raises:
         InputError: no such folder, or no run in it.
@@ -70,7 +70,7 @@ def resume_folder(command: str, folder: Path) -> int:
 
 
 def resume_run(command: str, folder: Path) -> None:
-    """Go on with one interrupted run.
+    """Resume one interrupted run.
 
     Raises:
         InputError: no configuration of a run, a run of another command, or one that another
