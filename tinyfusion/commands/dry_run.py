@@ -31,7 +31,6 @@ from tinyfusion.pipeline.probe import Probed, probe_sampling, probe_training
 from tinyfusion.pipeline.schedule import described, warned
 from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
-from tinyfusion.widths import WidthDecision
 
 WIDTH = 100
 BYTES_PER_WEIGHT = 4
@@ -118,9 +117,10 @@ def _subject(setup: DrySetup) -> Iterator[str]:
     decision = setup.decision()
     if decision is not None and pruned is not None:
         share = f"{100 * pruned / whole:.1f} % of them"
-        what = f"{len(decision.kept)} blocks"
-        if isinstance(decision, WidthDecision):
-            what = f"{depth} blocks ({', '.join(f'{k} {v}' for k, v in decision.widths.items())})"
+        what = f"{len(decision.origins) if decision.is_about_blocks else depth} blocks"
+        if decision.resized is not None:
+            widths = decision.resized.widths
+            what += f" ({', '.join(f'{k} {v}' for k, v in widths.items())})"
         yield _line("pruned", f"{what}, {pruned:,} parameters ({share})")
     source = setup.source
     found = "" if setup.data_found is None else "; not looked at, taken as ImageNet's number"

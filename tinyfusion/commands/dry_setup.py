@@ -31,7 +31,6 @@ from tinyfusion.settings.compose import build
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.pretrain import Pretraining
 from tinyfusion.training.recipes import IMAGENET_IMAGES
-from tinyfusion.widths import WidthDecision, read_decision
 
 Make = Callable[[dict[str, Any]], Backbone]
 """From constructor arguments to a network, on the meta device or a real one."""
@@ -168,17 +167,21 @@ class DrySetup(Setup):
         with self.device:
             return build_backbone(arguments)
 
-    def student_arguments(self, decision: Decision | WidthDecision | None) -> dict[str, Any]:
+    def student_arguments(self, decision: Decision | None) -> dict[str, Any]:
         """Arguments of the pruned network."""
         if decision is None:
             return self.arguments
         net = self.on_meta(self.arguments)
-        if isinstance(decision, WidthDecision):
-            return {**self.arguments, **net.width_plan().fixed, **decision.widths}
-        net.keep_blocks(decision.kept)
-        return {**self.arguments, **net.config()}
+        resized = {}
+        if decision.resized is not None:
+            resized = {**net.width_plan().fixed, **decision.resized.widths}
+        if decision.removed or decision.is_about_blocks:
+            net.remove_branches(decision.removed)
+            net.keep_blocks(decision.origins if decision.is_about_blocks else range(net.depth))
+            return {**self.arguments, **net.config(), **resized}
+        return {**self.arguments, **resized}
 
-    def decision(self) -> Decision | WidthDecision | None:
+    def decision(self) -> Decision | None:
         """The given decision, or one that keeps as many blocks or channels as the command would.
 
         ``None`` if the command prunes nothing.
@@ -188,12 +191,12 @@ class DrySetup(Setup):
         """
         cfg = self.cfg
         if "decision" in cfg and cfg.decision is not None:
-            return read_decision(cfg.decision)
+            return Decision.load(cfg.decision)
         if "pruner" not in cfg:
             return None
         net, pruner = self.on_meta(self.arguments), build(cfg.pruner)
         if getattr(pruner, "cuts_width", False):
-            return pruner.plan(net)
+            return Decision(None, net.depth, "dry_run", resized=pruner.plan(net))
         scheme, keep = budget(cfg, net, pruner)
         if isinstance(pruner, Indices):
             kept = pruner.choose(self._context(net, None, 0)).kept
@@ -265,7 +268,7 @@ class DrySetup(Setup):
             kept = (i * whole.depth // student.depth for i in range(student.depth))
             student.kept_from, student.source_borders = tuple(kept), whole.borders
             at = range(student.depth)
-        elif isinstance(decision, Decision) and teacher is not None:
+        elif decision.is_about_blocks and teacher is not None:
             if teacher.depth != decision.source_depth:
                 _pretend_origin(student, teacher, decision)
         return DryStage("recovery", new_module(self, student, teacher, decision, at), teacher)
@@ -305,7 +308,7 @@ class DrySetup(Setup):
 def _pretend_origin(student: Backbone, teacher: Backbone, decision: Decision) -> None:
     """Record for both the places that cuts of one model could have left: any will do to count."""
     whole = max(teacher.depth, decision.source_depth)
-    student.kept_from = tuple(block * whole // decision.source_depth for block in decision.kept)
+    student.kept_from = tuple(block * whole // decision.source_depth for block in decision.origins)
     teacher.kept_from = tuple(i * whole // teacher.depth for i in range(teacher.depth))
     teacher.source_borders = student.source_borders
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.callbacks.resume import RESUME_FILE
 from tinyfusion.checkpoints import save_model
 from tinyfusion.commands.setup import Setup
-from tinyfusion.decision import Decision
+from tinyfusion.decision import Decision, find_decision
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.pruners.contract import Pruner, PruningContext
@@ -22,7 +21,6 @@ from tinyfusion.ranks import is_first_rank
 from tinyfusion.scheme import Scheme, check_keep, even_scheme, parse_scheme
 from tinyfusion.settings.compose import build
 from tinyfusion.surgery import prune
-from tinyfusion.widths import WidthDecision, read_decision
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +65,6 @@ def main(cfg: DictConfig, folder: Path) -> None:
     log.info("prune: pruned checkpoint in %s", folder / PRUNED)
 
 
-def made_decision(folder: Path) -> Path | None:
-    """The file of a run's folder that holds its decision, of blocks or of widths, if it has any."""
-    files = [folder / kind.file_name for kind in (Decision, WidthDecision)]
-    return next((file for file in files if file.is_file()), None)
-
-
 def cuts_width(cfg: DictConfig) -> bool:
     """Whether a command is to cut channels instead of blocks.
 
@@ -80,11 +72,11 @@ def cuts_width(cfg: DictConfig) -> bool:
         InputError: the given decision can't be read, or the pruner can't be built.
     """
     if cfg.get("decision") is not None:
-        return isinstance(read_decision(cfg.decision), WidthDecision)
+        return Decision.load(cfg.decision).resized is not None
     return "pruner" in cfg and getattr(build(cfg.pruner), "cuts_width", False)
 
 
-def decide(setup: Setup, source: Backbone) -> Decision | WidthDecision:
+def decide(setup: Setup, source: Backbone) -> Decision:
     """Choose what stays, write the decision and ``pruned/``; finished work is not repeated.
 
     Args:
@@ -92,16 +84,15 @@ def decide(setup: Setup, source: Backbone) -> Decision | WidthDecision:
         source: the loaded checkpoint; left as it is.
 
     Returns:
-        The blocks that stay, written to ``decision.json``, or of a pruner of widths the channels,
-        written to ``widths.json``.
+        What stays, written to ``decision.json``.
 
     Raises:
         InputError: the checkpoint, scheme or pruner don't fit together.
     """
     cfg, folder = setup.cfg, setup.folder
-    made = made_decision(folder)
+    made = find_decision(folder)
     if made is not None:
-        decision = read_decision(made)
+        decision = Decision.load(made)
         log.info("prune: taking the decision in %s", made)
     else:
         pruner: Pruner = build(cfg.pruner)
@@ -125,32 +116,23 @@ def decide(setup: Setup, source: Backbone) -> Decision | WidthDecision:
         )
         choice = pruner.choose(context)
         setup.log_figures(folder / "prune")
-        known = {
-            "method": method,
-            "scores": choice.scores,
-            "seed": setup.seed,
-            "source_sha256": setup.source_hash,
-            "config": setup.config,
-        }
-        if choice.widths is not None:
-            decision = replace(choice.widths, **known)
-        else:
-            decision = Decision(
-                kept=choice.kept,
-                source_depth=source.depth,
-                scheme=choice.scheme.sizes if choice.scheme else None,
-                probabilities=choice.probabilities,
-                **known,
-            )
+        decision = choice.decision(
+            source.depth,
+            method=method,
+            seed=setup.seed,
+            source_sha256=setup.source_hash,
+            config=setup.config,
+            budget={"keep": keep} if keep else {},
+        )
         if is_first_rank():
             decision.save(folder / decision.file_name)
             (folder / "prune" / RESUME_FILE).unlink(missing_ok=True)
-    log.info("prune: %s keeps %s", decision.method, decision.shown)
+    log.info("prune: %s keeps %s", decision.method, decision.description)
     write_pruned(setup, source, decision)
     return decision
 
 
-def write_pruned(setup: Setup, net: Backbone, decision: Decision | WidthDecision) -> None:
+def write_pruned(setup: Setup, net: Backbone, decision: Decision) -> None:
     """Cut ``net`` by ``decision`` into ``pruned/`` unless that is there already."""
     target = setup.folder / PRUNED
     if (target / "config.json").is_file() or not is_first_rank():
@@ -164,7 +146,7 @@ def write_pruned(setup: Setup, net: Backbone, decision: Decision | WidthDecision
     save_model(prune(net, decision), target, provenance)
 
 
-def write_metrics(setup: Setup, source: Backbone, decision: Decision | WidthDecision) -> None:
+def write_metrics(setup: Setup, source: Backbone, decision: Decision) -> None:
     """Write ``metrics.json``: size and held-out loss of the source and of the pruned model."""
     models = {
         "source": setup.summary(source),
@@ -174,7 +156,7 @@ def write_metrics(setup: Setup, source: Backbone, decision: Decision | WidthDeci
     setup.tracking.scores(flat(models))
 
 
-def unscored(models: dict[str, Any], decision: Decision | WidthDecision | None) -> dict[str, Any]:
+def unscored(models: dict[str, Any], decision: Decision | None) -> dict[str, Any]:
     """Content of a ``metrics.json`` without samples, in the form of those with samples."""
     chosen = decision and decision.summary()
     return {"models": models, "protocol": {}, "floor": {}, "decision": chosen}

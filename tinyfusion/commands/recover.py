@@ -26,7 +26,6 @@ from tinyfusion.recovery.teacher import FrozenTeacher
 from tinyfusion.settings.compose import build
 from tinyfusion.surgery import prune
 from tinyfusion.training.recovery import Recovery
-from tinyfusion.widths import WidthDecision, read_decision
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     net = setup.load(cfg.checkpoint)
     decision = None
     if cfg.decision is not None:
-        decision = read_decision(cfg.decision)
+        decision = Decision.load(cfg.decision)
         warn_of_other_weights(setup, decision)
         student = prune(net, decision)
     else:
@@ -67,7 +66,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     log.info("recover: recovered checkpoint in %s", folder / RECOVERED)
 
 
-def warn_of_other_weights(setup: Setup, decision: Decision | WidthDecision) -> None:
+def warn_of_other_weights(setup: Setup, decision: Decision) -> None:
     """Say so if a decision was made from other weights than it is applied to."""
     found = setup.source_hash
     if decision.source_sha256 not in (None, found):

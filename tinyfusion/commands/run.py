@@ -45,7 +45,6 @@ from tinyfusion.ranks import is_first_rank
 from tinyfusion.samplers.generate import balanced_labels, generate_images
 from tinyfusion.surgery import prune
 from tinyfusion.tracking import Tracking
-from tinyfusion.widths import WidthDecision, read_decision
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +80,9 @@ def main(cfg: DictConfig, folder: Path) -> None:
     last.setup.tracking.finish()
 
 
-def _given(setup: Setup, source: Backbone) -> Decision | WidthDecision:
+def _given(setup: Setup, source: Backbone) -> Decision:
     log.info("run: applying %s; scheme, keep and pruner are not used", setup.cfg.decision)
-    decision = read_decision(setup.cfg.decision)
+    decision = Decision.load(setup.cfg.decision)
     warn_of_other_weights(setup, decision)
     write_pruned(setup, source, decision)
     if is_first_rank():
@@ -91,9 +90,7 @@ def _given(setup: Setup, source: Backbone) -> Decision | WidthDecision:
     return decision
 
 
-def write_sizes(
-    setup: Setup, nets: dict[str, Backbone], decision: Decision | WidthDecision
-) -> None:
+def write_sizes(setup: Setup, nets: dict[str, Backbone], decision: Decision) -> None:
     """Write ``metrics.json`` of a run without scores: depths and parameters only."""
     nets = nets | {"recovered": load_recovered(setup.folder)}
     models = {
@@ -108,7 +105,7 @@ def score(
     setup: Setup,
     evaluation: Evaluation,
     nets: dict[str, Backbone],
-    decision: Decision | WidthDecision,
+    decision: Decision,
     tracking: Tracking,
 ) -> None:
     """Score source and students; write ``metrics.json``, ``table.md`` and ``samples.png``.
