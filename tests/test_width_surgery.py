@@ -21,6 +21,7 @@ from tinyfusion.checkpoints.diffusers_layout import check_holdable
 from tinyfusion.checkpoints.lineage import lineage
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
+from tinyfusion.metrics.memory import LiveBytes, bytes_of
 from tinyfusion.surgery import prune
 from tinyfusion.tools.inspect import examine
 from tinyfusion.tools.report import report
@@ -220,6 +221,61 @@ def test_depth_and_width_go_together(net: DiT) -> None:
     pruned = prune(shallow, decision_for(shallow, NARROW))
     assert pruned.kept_from == (1,)
     assert prune(prune(net, decision_for(net, NARROW)), [1]).config() == pruned.config()
+
+
+def test_one_decision_cuts_blocks_and_channels() -> None:
+    net = randomised(DiT(**{**SIZES, "depth": 4}, num_classes=3))
+    whole = decision_for(net, NARROW)
+    decision = replace(whole, kept=(1, 3))
+    pruned = prune(net, decision)
+    assert pruned.kept_from == (1, 3) and pruned.config() == net.config() | NARROW | {"depth": 2}
+    step = prune(net, whole)
+    for new, old in enumerate((1, 3)):
+        wanted = step.blocks[old].state_dict()
+        found = pruned.blocks[new].state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+    # Groups of blocks that go need not be told.
+    resized = whole.resized
+    some = {n: k for n, k in resized.kept.items() if not n.startswith(("blocks.0", "blocks.2"))}
+    sizes = {name: resized.source_sizes[name] for name in some}
+    shorter = replace(decision, resized=replace(resized, kept=some, source_sizes=sizes))
+    again = prune(net, shorter).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in pruned.state_dict().items())
+
+
+def test_stacks_are_counted_by_themselves_when_blocks_and_channels_go() -> None:
+    net = randomised(
+        MAR(
+            4, 12, 2, 2, 3, in_channels=2, num_classes=5, buffer_size=2, head_depth=1, head_width=20
+        )
+    )
+    whole = decision_for(net, {"hidden_size": 8, "num_heads": 2, "mlp_width": 20})
+    pruned, step = prune(net, replace(whole, kept=(1, 3))), prune(net, whole)
+    for stack in ("encoder_blocks", "decoder_blocks"):
+        wanted = getattr(step, stack)[1].state_dict()
+        found = getattr(pruned, stack)[0].state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+    assert pruned.source_borders == (2,)
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [
+        {"hidden_size": 64, "num_heads": 2, "mlp_width": 256},
+        {"hidden_size": 128, "num_heads": 4, "mlp_width": 508},
+    ],
+)
+def test_channels_that_go_are_not_copied_and_types_stay(widths: dict[str, int]) -> None:
+    net = randomised(DiT(**{**SIZES, "hidden_size": 128, "depth": 6}, num_classes=3))
+    decision = decision_for(net, widths)
+    with LiveBytes([*net.parameters(), *net.buffers()]) as counted:
+        pruned = prune(net, decision)
+    source, student = bytes_of(net), bytes_of(pruned)
+    assert source + counted.peak <= 1.1 * (source + student)
+    rounded = prune(net.bfloat16(), decision).state_dict()
+    assert all(
+        torch.equal(value.bfloat16(), rounded[n]) for n, value in pruned.state_dict().items()
+    )
 
 
 def test_a_decision_for_another_network_is_refused(net: DiT) -> None:

@@ -107,11 +107,10 @@ def _of_blocks_left(resized: Resizing, net: Backbone, decision: Decision) -> Res
     for name, members in resized.kept.items():
         place = Place.parse(name)
         block = replace(place, part="") if place.stack else None
-        if block in new:
-            name = str(replace(new[block], part=place.part))
-        elif block in blocks:
+        if block in blocks and block not in new:
             continue  # its block goes
-        kept[name], sizes[name] = members, resized.source_sizes[name]
+        here = str(replace(new[block], part=place.part)) if block in new else name
+        kept[here], sizes[here] = members, resized.source_sizes[name]
     return replace(resized, kept=kept, source_sizes=sizes)
 
 
@@ -120,28 +119,31 @@ def _narrowed(net: Backbone, resized: Resizing) -> Backbone:
     found = coupling(net)
     _check_channels(found, resized)
     arguments = {**plain_config(net), **found.plan.fixed, **resized.widths}
-    device = next(net.parameters()).device
-    with device:
-        pruned = build_empty({"backbone": family_of(net), **arguments})
-    slices = found.slices(resized.kept)
-    mine, theirs = pruned.state_dict(keep_vars=True), net.state_dict()
-    for name in {**theirs, **mine}:
-        cut = _sliced(theirs[name], slices.get(name, [])) if name in theirs else None
-        shapes = [None if t is None else tuple(t.shape) for t in (mine.get(name), cut)]
-        if cut is None or shapes[0] != shapes[1]:
+    # Nothing is written to its parameters, so that they claim no memory.
+    pruned = build_empty({"backbone": family_of(net), **arguments})
+    shapes = {name: tuple(tensor.shape) for name, tensor in pruned.state_dict().items()}
+    slices, state = found.slices(resized.kept), net.state_dict(keep_vars=True)
+    for name in {**state, **shapes}:
+        cut = _sliced(state[name].detach(), slices.get(name, [])) if name in state else None
+        if cut is None or tuple(cut.shape) != shapes.get(name):
             raise InputError(
-                f"{type(net).__name__} of {resized.widths} has {name} of shape {shapes[0]}, its "
-                f"width plan leaves {shapes[1]}"
+                f"{type(net).__name__} of {resized.widths} has {name} of shape "
+                f"{shapes.get(name)}, its width plan leaves {None if cut is None else cut.shape}"
             )
-        # One after the other: the memory that building took is given back as it is filled.
-        mine[name].data = cut
+        _assign(pruned, name, cut, state[name].requires_grad)
     # What is in no state dict, such as tables made by the constructor, is where it was made.
-    pruned.to(device)
+    pruned.to(next(net.parameters()).device)
     pruned.train(net.training)
-    for new, old in zip(pruned.parameters(), net.parameters(), strict=True):
-        new.requires_grad_(old.requires_grad)
     pruned.kept_from, pruned.source_borders = net.kept_from, net.source_borders
     return pruned
+
+
+def _assign(net: nn.Module, name: str, value: Tensor, requires_grad: bool) -> None:
+    """Put a tensor in the place of a parameter or buffer, whose memory is given back."""
+    owner, _, own_name = name.rpartition(".")
+    module = net.get_submodule(owner)
+    is_parameter = own_name in module._parameters
+    setattr(module, own_name, nn.Parameter(value, requires_grad) if is_parameter else value)
 
 
 def _sliced(tensor: Tensor, cuts: list[tuple[int, Tensor]]) -> Tensor:
