@@ -199,7 +199,7 @@ def _widths(first: Subject, ratios: Sequence[float] | None) -> Iterator[Subject]
             )
         whole = _on_meta(arguments, first.name)
         try:
-            widths = DiffPruning(ratio=ratio).plan(whole).widths
+            widths = DiffPruning(ratio=ratio).resizing(whole).widths
         except InputError as error:
             raise InputError(f"widths={_listed(ratios)}: {error}") from None
         narrow = {**arguments, **whole.width_plan().fixed, **widths}

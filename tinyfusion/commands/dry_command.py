@@ -33,7 +33,6 @@ from tinyfusion.pruners.contract import phases_of
 from tinyfusion.settings.objects import SOURCE, Objects
 from tinyfusion.training.phases import Phase
 from tinyfusion.training.recipes import IMAGENET_IMAGES
-from tinyfusion.widths import WidthDecision, read_decision
 
 Make = Callable[[dict[str, Any]], Backbone]
 """From constructor arguments to a network, on the meta device or a real one."""
@@ -75,7 +74,7 @@ class DryCommand:
         return runner_of(self.objects, None)
 
     @cached_property
-    def decision(self) -> Decision | WidthDecision | None:
+    def decision(self) -> Decision | None:
         """The given decision, or one that keeps as much as the command would.
 
         ``None`` if the command prunes nothing.
@@ -85,7 +84,7 @@ class DryCommand:
         """
         objects = self.objects
         if objects.decision_path is not None:
-            return read_decision(objects.decision_path)
+            return Decision.load(objects.decision_path)
         if objects.pruner is None:
             return None
         net = self.on_meta(self.arguments)
@@ -98,10 +97,15 @@ class DryCommand:
         if decision is None:
             return self.arguments
         net = self.on_meta(self.arguments)
-        if isinstance(decision, WidthDecision):
-            return {**self.arguments, **net.width_plan().fixed, **decision.widths}
-        net.keep_blocks(decision.kept)
-        return {**self.arguments, **net.config()}
+        resized: dict[str, Any] = {}
+        if decision.resized is not None:
+            resized = {**net.width_plan().fixed, **decision.resized.widths}
+        if not (decision.removed or decision.is_about_blocks):
+            return {**self.arguments, **resized}
+        net.remove_branches(decision.removed)
+        if decision.is_about_blocks:
+            net.keep_blocks(decision.origins)
+        return {**self.arguments, **net.config(), **resized}
 
     def on_meta(self, arguments: dict[str, Any]) -> Backbone:
         """A network of shapes without values.
@@ -190,7 +194,7 @@ class DryCommand:
             kept = (i * whole.depth // student.depth for i in range(student.depth))
             student.kept_from, student.source_borders = tuple(kept), whole.borders
             at = range(student.depth)
-        elif isinstance(decision, Decision) and teacher is not None:
+        elif decision.is_about_blocks and teacher is not None:
             if teacher.depth != decision.source_depth:
                 _pretend_origin(student, teacher, decision)
         check_recovery(
@@ -313,6 +317,6 @@ def _equal_sizes(net: Backbone, blocks: Sequence[int], samples: int) -> list[flo
 def _pretend_origin(student: Backbone, teacher: Backbone, decision: Decision) -> None:
     """Record for both the places that cuts of one model could have left: any will do to count."""
     whole = max(teacher.depth, decision.source_depth)
-    student.kept_from = tuple(block * whole // decision.source_depth for block in decision.kept)
+    student.kept_from = tuple(block * whole // decision.source_depth for block in decision.origins)
     teacher.kept_from = tuple(i * whole // teacher.depth for i in range(teacher.depth))
     teacher.source_borders = student.source_borders

@@ -34,7 +34,6 @@ from tinyfusion.settings.check import check
 from tinyfusion.settings.objects import objects_of
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.phases import Phase
-from tinyfusion.widths import WidthDecision
 
 WIDTH = 100
 BYTES_PER_WEIGHT = 4
@@ -122,9 +121,10 @@ def _subject(dry: DryCommand) -> Iterator[str]:
     decision = dry.decision
     if decision is not None and pruned is not None:
         share = f"{100 * pruned / whole:.1f} % of them"
-        what = f"{len(decision.kept)} blocks"
-        if isinstance(decision, WidthDecision):
-            what = f"{depth} blocks ({', '.join(f'{k} {v}' for k, v in decision.widths.items())})"
+        what = f"{len(decision.origins) if decision.is_about_blocks else depth} blocks"
+        if decision.resized is not None:
+            widths = decision.resized.widths
+            what += f" ({', '.join(f'{k} {v}' for k, v in widths.items())})"
         yield _line("pruned", f"{what}, {pruned:,} parameters ({share})")
     source = dry.objects.source
     found = "" if dry.missing_data is None else "; not looked at, taken as ImageNet's number"

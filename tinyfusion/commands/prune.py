@@ -18,14 +18,13 @@ from tinyfusion.commands.loading import (
     start_tracking,
     summary,
 )
-from tinyfusion.decision import Decision
+from tinyfusion.decision import Decision, find_decision
 from tinyfusion.files import write_json
 from tinyfusion.pipeline.pruning import choose, method_of
 from tinyfusion.pipeline.runner import PhaseRunner, forget
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.surgery import prune
-from tinyfusion.widths import WidthDecision, read_decision
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +51,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     log.info("prune: pruned checkpoint in %s", folder / PRUNED)
 
 
-def made_decision(folder: Path) -> Path | None:
-    """The file of a run's folder that holds its decision, of blocks or of widths, if it has any."""
-    files = [folder / kind.file_name for kind in (Decision, WidthDecision)]
-    return next((file for file in files if file.is_file()), None)
-
-
-def decide(
-    objects: Objects, source: Backbone, runner: PhaseRunner, folder: Path
-) -> Decision | WidthDecision:
+def decide(objects: Objects, source: Backbone, runner: PhaseRunner, folder: Path) -> Decision:
     """Choose what stays, write the decision and ``pruned/``; finished work is not repeated.
 
     Args:
@@ -72,9 +63,9 @@ def decide(
     Raises:
         InputError: the checkpoint, scheme or pruner don't fit together.
     """
-    made = made_decision(folder)
+    made = find_decision(folder)
     if made is not None:
-        decision = read_decision(made)
+        decision = Decision.load(made)
         log.info("prune: taking the decision in %s", made)
     else:
         pruner = objects.pruner
@@ -99,14 +90,12 @@ def decide(
         if is_first_rank():
             decision.save(folder / decision.file_name)
             forget(folder / "prune")
-    log.info("prune: %s keeps %s", decision.method, decision.shown)
+    log.info("prune: %s keeps %s", decision.method, decision.description)
     write_pruned(objects, source, decision, folder)
     return decision
 
 
-def write_pruned(
-    objects: Objects, net: Backbone, decision: Decision | WidthDecision, folder: Path
-) -> None:
+def write_pruned(objects: Objects, net: Backbone, decision: Decision, folder: Path) -> None:
     """Cut ``net`` by ``decision`` into ``pruned/`` unless that is there already."""
     target = folder / PRUNED
     if (target / "config.json").is_file() or not is_first_rank():
@@ -120,7 +109,7 @@ def write_pruned(
     save_model(prune(net, decision), target, provenance)
 
 
-def unscored(models: dict[str, Any], decision: Decision | WidthDecision | None) -> dict[str, Any]:
+def unscored(models: dict[str, Any], decision: Decision | None) -> dict[str, Any]:
     """Content of a ``metrics.json`` without samples, in the form of those with samples."""
     chosen = decision and decision.summary()
     return {"models": models, "protocol": {}, "floor": {}, "decision": chosen}

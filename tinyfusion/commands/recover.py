@@ -34,7 +34,6 @@ from tinyfusion.ranks import is_first_rank
 from tinyfusion.settings.objects import SOURCE, Objects, objects_of
 from tinyfusion.surgery import prune
 from tinyfusion.training.recovery import Recovery
-from tinyfusion.widths import WidthDecision, read_decision
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +81,14 @@ def main(cfg: DictConfig, folder: Path) -> None:
     log.info("recover: recovered checkpoint in %s", folder / RECOVERED)
 
 
-def given_decision(objects: Objects) -> Decision | WidthDecision:
+def given_decision(objects: Objects) -> Decision:
     """The decision that ``decision=`` names; says so if it was made from other weights.
 
     Raises:
         InputError: the file can't be read, or is no decision.
     """
     assert objects.decision_path is not None
-    decision = read_decision(objects.decision_path)
+    decision = Decision.load(objects.decision_path)
     found = source_hash(objects)
     if decision.source_sha256 not in (None, found):
         log.warning(
@@ -132,7 +131,7 @@ def check(
     runner: PhaseRunner,
     net: Backbone,
     teacher: Backbone | None,
-    decision: Decision | WidthDecision | None,
+    decision: Decision | None,
 ) -> None:
     """Refuse a recovery that can't be, before any work; see `check_recovery`.
 
@@ -160,7 +159,7 @@ def recover_into(
     runner: PhaseRunner,
     student: Backbone,
     teacher: Backbone | None,
-    decision: Decision | WidthDecision | None,
+    decision: Decision | None,
 ) -> None:
     """Train the student; write ``recovered/`` (averaged weights) and ``recovered_live/``.
 

@@ -41,7 +41,6 @@ from tinyfusion.samplers.generate import balanced_labels, generate_images
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.surgery import prune
 from tinyfusion.tracking import Tracking
-from tinyfusion.widths import WidthDecision
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
 def write_sizes(
     folder: Path,
     nets: dict[str, Backbone],
-    decision: Decision | WidthDecision,
+    decision: Decision,
     tracking: Tracking,
 ) -> None:
     """Write ``metrics.json`` of a run without scores: depths and parameters only."""
@@ -118,7 +117,7 @@ def score(
     objects: Objects,
     evaluation: Evaluation,
     nets: dict[str, Backbone],
-    decision: Decision | WidthDecision,
+    decision: Decision,
     tracking: Tracking,
 ) -> None:
     """Score source and students; write ``metrics.json``, ``table.md`` and ``samples.png``.

@@ -13,9 +13,8 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.pipeline.runner import PhaseRunner
-from tinyfusion.pruners.contract import Choice, Pruner, PruningContext, phases_of
+from tinyfusion.pruners.contract import Pruner, PruningContext, phases_of
 from tinyfusion.scheme import Scheme, check_keep, even_scheme, parse_scheme
-from tinyfusion.widths import WidthDecision
 
 
 def budget(
@@ -57,7 +56,7 @@ def method_of(pruner: Pruner) -> str:
     return str(getattr(pruner, "name", type(pruner).__name__.lower()))
 
 
-def cuts_width(pruner: Pruner | None, decision: Decision | WidthDecision | None = None) -> bool:
+def cuts_width(pruner: Pruner | None, decision: Decision | None = None) -> bool:
     """Whether channels are to go instead of blocks.
 
     Args:
@@ -65,7 +64,7 @@ def cuts_width(pruner: Pruner | None, decision: Decision | WidthDecision | None 
         decision: the decision, if it is made.
     """
     if decision is not None:
-        return isinstance(decision, WidthDecision)
+        return decision.resized is not None
     return getattr(pruner, "cuts_width", False)
 
 
@@ -111,7 +110,7 @@ def choose(
     device: torch.device | str = "cpu",
     source_sha256: str | None = None,
     config: dict[str, Any] | None = None,
-) -> Decision | WidthDecision:
+) -> Decision:
     """Execute a pruner's phases, if it has any, and let it choose.
 
     Args:
@@ -135,39 +134,19 @@ def choose(
     trained = runner.run(phases_of(pruner, context), folder)
     choice = pruner.choose(replace(context, trained=trained))
     runner.log_figures(folder)
-    return decision_of(
-        choice,
+    return choice.decision(
         net.depth,
         method=method_of(pruner),
         seed=runner.seed,
         source_sha256=source_sha256,
         config=config or {},
-    )
-
-
-def decision_of(choice: Choice, depth: int, **known: Any) -> Decision | WidthDecision:
-    """The record of a choice.
-
-    Args:
-        choice: what a pruner gave.
-        depth: number of blocks of the model.
-        known: ``method``, ``seed``, ``source_sha256`` and ``config``.
-    """
-    if choice.widths is not None:
-        return replace(choice.widths, scores=choice.scores, **known)
-    return Decision(
-        kept=choice.kept,
-        source_depth=depth,
-        scheme=choice.scheme.sizes if choice.scheme else None,
-        probabilities=choice.probabilities,
-        scores=choice.scores,
-        **known,
+        budget={"keep": kept} if kept else {},
     )
 
 
 def planned(
     pruner: Pruner, net: Backbone, scheme: Any, keep: int | None, seed: int = 0
-) -> Decision | WidthDecision:
+) -> Decision:
     """A decision of the size that a pruner would make, which needs neither data nor training.
 
     A pruner whose numbers are its own says them by ``plan(net)``. Of any other the blocks are
@@ -185,7 +164,7 @@ def planned(
     """
     plan = getattr(pruner, "plan", None)
     if plan is not None:
-        return plan(net)
+        return plan(net).decision(net.depth, method=method_of(pruner), seed=seed)
     laid, kept = budget(scheme, keep, net, pruner)
     blocks = placeholders(net.depth, kept, laid)
     sizes = laid.sizes if laid is not None and laid.keep == kept else None

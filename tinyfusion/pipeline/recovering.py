@@ -27,7 +27,6 @@ from tinyfusion.seeding import seed_of
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.phases import Phase
 from tinyfusion.training.recovery import Recovery
-from tinyfusion.widths import WidthDecision
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ class RecoveryContext:
 
     student: Backbone
     teacher: Backbone | None
-    decision: Decision | WidthDecision | None
+    decision: Decision | None
     runner: PhaseRunner
     state_sizes: StateSizes
     at: Sequence[int] | None = None
@@ -214,7 +213,7 @@ def recover(
     recovery: Any,
     student: Backbone,
     teacher: Backbone | None,
-    decision: Decision | WidthDecision | None,
+    decision: Decision | None,
     runner: PhaseRunner,
     *,
     folder: Path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.decision import Decision, check_kept
+from tinyfusion.decision import check_kept
 from tinyfusion.pruners.contract import Choice, PruningContext
 
 
@@ -22,14 +22,13 @@ class Indices:
     def __init__(self, kept: Sequence[int]) -> None:
         self.kept = list(kept)
 
-    def plan(self, net: Backbone) -> Decision:
-        """The decision itself, which needs no weights.
+    def plan(self, net: Backbone) -> Choice:
+        """The choice itself, which needs no weights.
 
         Raises:
             InputError: an index out of range or doubled.
         """
-        kept = check_kept(self.kept, net.depth, key="pruner.kept")
-        return Decision(kept, net.depth)
+        return Choice(check_kept(self.kept, net.depth, key="pruner.kept"))
 
     def choose(self, context: PruningContext) -> Choice:
         """Check the list against the model.
@@ -37,4 +36,4 @@ class Indices:
         Raises:
             InputError: an index out of range or doubled.
         """
-        return Choice(check_kept(self.kept, context.net.depth, key="pruner.kept"))
+        return self.plan(context.net)

@@ -10,8 +10,9 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.meta import shape_copy
 from tinyfusion.training.ema import Ema
-from tinyfusion.training.sharding import FullySharded, filled, full, outline, shard
+from tinyfusion.training.sharding import FullySharded, filled, full, shard
 
 
 class TrainedNetworks(LightningModule):
@@ -27,7 +28,7 @@ class TrainedNetworks(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         # In a tuple, so that Lightning does not take it for a part of this module.
-        self._outline: tuple[nn.Module, ...] = ()
+        self._shapes: tuple[nn.Module, ...] = ()
 
     @property
     def averages(self) -> dict[str, tuple[Ema, nn.Module]]:
@@ -46,28 +47,28 @@ class TrainedNetworks(LightningModule):
     def configure_model(self) -> None:
         """Divide networks and averages among the devices, if the strategy is to do so."""
         strategy = self.trainer.strategy
-        if not isinstance(strategy, FullySharded) or self._outline:
+        if not isinstance(strategy, FullySharded) or self._shapes:
             return
         root = getattr(self, self.trained)
-        self._outline = (outline(root),)
+        self._shapes = (shape_copy(root),)
         shard(root, self.trained_net.blocks, strategy.device_mesh)
         for ema, module in self.averages.values():
             ema.follow(module)
 
     def on_fit_start(self) -> None:
         """Put the averages where the weights are."""
-        if not self._outline:
+        if not self._shapes:
             for ema, module in self.averages.values():
                 ema.follow(module)
 
     def on_fit_end(self) -> None:
         """Make divided networks and averages whole again, on the CPU of every rank."""
-        if not self._outline:
+        if not self._shapes:
             return
         parameters = getattr(self, self.trained).named_parameters()
         values = {name: full(p.detach()).cpu() for name, p in parameters}
-        setattr(self, self.trained, filled(self._outline[0], values))
-        self._outline = ()
+        setattr(self, self.trained, filled(self._shapes[0], values))
+        self._shapes = ()
         for ema, module in self.averages.values():
             ema.follow(module)
 
@@ -81,7 +82,7 @@ class TrainedNetworks(LightningModule):
             averaged: with averaged instead of live weights.
         """
         first = self.trainer.is_global_zero
-        if self._outline:
+        if self._shapes:
             whole = self._gathered(averaged)
             yield whole if first else None
             return
@@ -104,5 +105,5 @@ class TrainedNetworks(LightningModule):
                 values[name] = value
         if not self.trainer.is_global_zero:
             return None
-        copied = filled(self._outline[0], values).to(self.device)
+        copied = filled(self._shapes[0], values).to(self.device)
         return self.net_within(copied)
