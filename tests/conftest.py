@@ -49,9 +49,8 @@ def on_ranks(tmp_path: Path) -> Callable[[int, Callable[[], Any]], list[Any]]:
             process.join(120)
             process.kill()
         assert [process.exitcode for process in processes] == [0] * count
-        return [
-            torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(count)
-        ]
+        files = [tmp_path / f"rank{rank}.pt" for rank in range(count)]
+        return [torch.load(file, weights_only=False) for file in files]
 
     return run_all
 

@@ -125,8 +125,8 @@ def test_the_model_of_least_fid_is_kept(tmp_path, source, evaluation, monkeypatc
     fids = {2: 5.0, 4: 3.0, 6: 4.0}
     weights: dict[int, dict[str, torch.Tensor]] = {}
 
-    def score(self, net, process, source, dtype):
-        assert dtype is None
+    def score(self, net, process, source, dtype, group):
+        assert dtype is None and group.size == 1
         step = next(step for step in fids if step not in weights)
         weights[step] = {name: value.clone() for name, value in net.state_dict().items()}
         return {"fid": fids[step], "held_out_loss": 1.0}
@@ -158,6 +158,15 @@ def test_the_best_so_far_survives_a_resumption(tmp_path, source, evaluation) -> 
     again = EvaluateDuringTraining(2, evaluation)
     trained("recovery", tmp_path, source, again, resume_every=4)  # goes on from step 4
     assert again.history == whole.history and again.best_step == whole.best_step
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == kept
+
+
+def test_a_best_model_that_was_being_replaced_is_put_back(tmp_path, source, evaluation) -> None:
+    trained("recovery", tmp_path, source, EvaluateDuringTraining(2, evaluation), resume_every=4)
+    kept = (tmp_path / "best" / "model.safetensors").read_bytes()
+    (tmp_path / "best").rename(tmp_path / ".best.replaced")  # as a kill leaves it
+    again = EvaluateDuringTraining(2, evaluation, keep_best=False)
+    trained("recovery", tmp_path, source, again, resume_every=4)
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_shares_make_up_all_batches(kind, tmp_path) -> None:
         assert [[first for first, _ in share] for share in shares] == [
             list(range(0, 11, 3))[rank::ranks] for rank in range(ranks)
         ]
-        for first, batch in sum(shares, []):
+        for first, batch in chain(*shares):
             assert torch.equal(batch, whole[first // 3])
 
 

@@ -9,9 +9,10 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from tinyfusion.errors import InputError
+from tinyfusion.group import PATIENCE
 from tinyfusion.ranks import is_slurm_rank, is_torchrun_rank
 from tinyfusion.training.settings import TrainerSettings
-from tinyfusion.training.sharding import PATIENCE, FullySharded
+from tinyfusion.training.sharding import FullySharded
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 
