@@ -20,7 +20,7 @@ from tinyfusion.ranks import is_first_rank, is_rank
 from tinyfusion.runtime.folder import FINISHED_FILE
 from tinyfusion.runtime.launch import launch
 from tinyfusion.runtime.run_log import logged
-from tinyfusion.settings.commands import COMMANDS, Sample, Training
+from tinyfusion.settings.commands import COMMANDS, Evaluate, Sample, Training
 from tinyfusion.settings.compose import build
 from tinyfusion.training.settings import TrainerSettings
 from tinyfusion.version import __version__
@@ -47,7 +47,7 @@ def execute(cfg: DictConfig, folder: Path, lock: TextIO | None = None) -> None:
         TrainingDivergedError: training went astray.
         RanksFailedError: a process of a device ended otherwise.
     """
-    shared = issubclass(COMMANDS[cfg.command], (Training, Sample))
+    shared = issubclass(COMMANDS[cfg.command], (Training, Sample, Evaluate))
     if is_rank():
         if shared or is_first_rank():
             work(cfg, folder)
