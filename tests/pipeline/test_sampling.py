@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_ranks_draw_what_one_process_draws(tmp_path, on_ranks, form) -> None:
         folder = tmp_path / str(count)
         wrote = on_ranks(count, lambda f=folder: draw(f, joined(), form=form))
         assert contents(folder) == whole
-        assert sorted(sum(wrote, [])) == [str(batch) for batch in range(7)] and all(wrote)
+        assert sorted(chain(*wrote)) == [str(batch) for batch in range(7)] and all(wrote)
         # What a kill has left out is shared evenly, whoever drew it before.
         for file in sorted(folder.iterdir())[-len(whole) // 2 :]:
             file.unlink()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.commands.check_scores import check_images
-from tinyfusion.commands.draw import Share, pack
 from tinyfusion.commands.setup import Setup
 from tinyfusion.data.image_sets import ImageSet
-from tinyfusion.data.open_images import SAMPLES, open_images
-from tinyfusion.data.sample_store import SampleStore
+from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, print_table
-from tinyfusion.files import read_json, write_json
+from tinyfusion.files import write_json
+from tinyfusion.group import Group
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.shown import floor_line, for_table
+from tinyfusion.pipeline.devices import joined_ranks
+from tinyfusion.pipeline.scoring import kept_samples, remembered
 from tinyfusion.runtime.progress import ImageProgress
 from tinyfusion.samplers.generate import Drawing
 from tinyfusion.settings.compose import build
@@ -50,14 +49,11 @@ def main(cfg: DictConfig, folder: Path) -> None:
     setup = Setup(cfg, folder)
     if cfg.evaluation is None:
         raise InputError("evaluation=none leaves nothing to do; choose a protocol to score by")
-    if setup.world > 1:
-        log.warning(
-            "evaluate: one of the %d devices is used; draw samples on all of them by 'tinyfusion "
-            "sample', then score them by images=",
-            setup.world,
-        )
+    group = joined_ranks(setup.trainer, setup.world)
+    if group is None:
+        return
     if cfg.images is not None:
-        _score_images(setup, cfg.images)
+        _score_images(setup, cfg.images, group)
         return
     path = setup.teacher_path()
     net = setup.load(cfg.checkpoint)
@@ -70,14 +66,17 @@ def main(cfg: DictConfig, folder: Path) -> None:
         setup.process,
         setup.source,
         teacher,
-        progress=setup.bars,
+        progress=setup.bars and group.first,
         dtype=setup.dtype,
-        keep=(lambda drawing: _kept(setup, drawing)) if cfg.keep_samples else None,
+        keep=(lambda drawing: _kept(setup, drawing, group)) if cfg.keep_samples else None,
+        group=group,
     )
+    floor = cached_floor(setup, evaluation, group)
+    if not group.first:
+        return
     speed = evaluation.speed({"model": net}, setup.process, setup.dtype).get("model", {})
     # With one model there is nothing for its speed to be a ratio to.
     row |= {key: value for key, value in speed.items() if key != "ratio"}
-    floor = cached_floor(setup, evaluation)
     write_json(
         folder / "metrics.json",
         {"model": row, "protocol": evaluation.protocol(), "floor": floor},
@@ -87,24 +86,15 @@ def main(cfg: DictConfig, folder: Path) -> None:
     log.info("evaluate: figures in %s", folder / "metrics.json")
 
 
-def _kept(setup: Setup, drawing: Drawing) -> ImageSet:
+def _kept(setup: Setup, drawing: Drawing, group: Group) -> ImageSet:
     """Samples of one seed as `tinyfusion sample` leaves them, in folders named by their seed."""
-    folder = setup.folder / f"seed_{drawing.seed}"
-    store = SampleStore(
-        folder / SAMPLES, len(drawing), drawing.shape, drawing.batch_size, len(drawing), "png"
-    )
-    missing = store.missing()
-    store.check_space(missing, packed=True)
-    there = len(drawing) - store.images_in(missing)
-    with ImageProgress("evaluate", len(drawing), there, bar=setup.bars) as progress:
-        share = Share(store, drawing, set(missing), progress)
-        share.fill_all(range(store.num_shards))
-        share.wait()
-    pack(folder, store, drawing.labels, drawing.batch_size)
-    return store.images()
+    bar = setup.bars and group.first
+    with ImageProgress("evaluate", len(drawing), bar=bar) as progress:
+        folder = setup.folder / f"seed_{drawing.seed}"
+        return kept_samples(folder, drawing, group, progress.reach)
 
 
-def _score_images(setup: Setup, path: str) -> None:
+def _score_images(setup: Setup, path: str, group: Group) -> None:
     """Write ``metrics.json`` for images that are there, and print it."""
     if not path:
         raise InputError("images= is empty; give an .npz batch or a folder, or null for a model")
@@ -114,8 +104,11 @@ def _score_images(setup: Setup, path: str) -> None:
     check_images(evaluation, images, source)
     log.info("evaluate: %s images in %s", f"{len(images):,}", path)
     row: dict[str, Any] = {"images": len(images)}
-    row |= evaluation.fidelity(images, source, setup.device, progress=setup.bars)
-    floor = evaluation.floor(source, device=setup.device)
+    bars = setup.bars and group.first
+    row |= evaluation.fidelity(images, source, setup.device, progress=bars, group=group)
+    floor = evaluation.floor(source, device=setup.device, group=group)
+    if not group.first:
+        return
     protocol = evaluation.scoring(len(images))
     write_json(
         setup.folder / "metrics.json",
@@ -147,27 +140,36 @@ def protocol_line(evaluation: Evaluation, floor: dict[str, float]) -> str:
     return "; ".join(filter(None, (sampling, floor_line(floor))))
 
 
-def cached_score(setup: Setup, evaluation: Evaluation, net: Backbone) -> dict[str, Any]:
+def cached_score(
+    setup: Setup, evaluation: Evaluation, net: Backbone, group: Group
+) -> dict[str, Any]:
     """Score the job's checkpoint, which many runs share (the teacher of a sweep), once."""
     return _cached(
         setup,
         evaluation,
         {"weights": setup.source_hash, "model": net.config()},
         lambda: evaluation.score(
-            net, setup.process, setup.source, progress=setup.bars, dtype=setup.dtype
+            net,
+            setup.process,
+            setup.source,
+            progress=setup.bars and group.first,
+            dtype=setup.dtype,
+            group=group,
         ),
         f"scores of {setup.cfg.checkpoint}",
+        group,
     )
 
 
-def cached_floor(setup: Setup, evaluation: Evaluation) -> dict[str, float]:
+def cached_floor(setup: Setup, evaluation: Evaluation, group: Group) -> dict[str, float]:
     """FID between halves of the real data, computed once for all runs that share them."""
     return _cached(
         setup,
         evaluation,
         {"floor": True},
-        lambda: evaluation.floor(setup.source, device=setup.device),
+        lambda: evaluation.floor(setup.source, device=setup.device, group=group),
         "FID between halves of the real data",
+        group,
     )
 
 
@@ -177,26 +179,23 @@ def _cached(
     key: dict[str, Any],
     compute: Callable[[], dict[str, Any]],
     what: str,
+    group: Group,
 ) -> dict[str, Any]:
     """A result kept under ``<output_root>/cache/``.
 
     It is keyed by ``key``, the data with its number of images, the process, the protocol and
     this package's version.
     """
-    nodes = (setup.cfg.evaluation, setup.cfg.process, setup.cfg.data)
-    key = key | {
-        "config": [OmegaConf.to_container(node, resolve=True) for node in nodes],
-        "images": len(setup.source),
-        "precision": setup.trainer.precision,
-        # Files may be replaced at their paths.
-        "content": evaluation.content(),
-        "version": __version__,
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    file = Path(setup.cfg.output_root) / "cache" / f"{digest}.json"
-    if file.is_file():
-        log.info("evaluate: %s taken from %s", what, file)
-        return read_json(file, "cached result")["result"]
-    result = compute()
-    write_json(file, {"key": key, "result": result})
-    return result
+
+    def whole() -> dict[str, Any]:
+        nodes = (setup.cfg.evaluation, setup.cfg.process, setup.cfg.data)
+        return key | {
+            "config": [OmegaConf.to_container(node, resolve=True) for node in nodes],
+            "images": len(setup.source),
+            "precision": setup.trainer.precision,
+            # Files may be replaced at their paths.
+            "content": evaluation.content(),
+            "version": __version__,
+        }
+
+    return remembered(Path(setup.cfg.output_root) / "cache", whole, compute, what, group)

@@ -18,7 +18,7 @@ from tinyfusion.commands.checks import check_data
 from tinyfusion.commands.setup import Setup
 from tinyfusion.files import write_json
 from tinyfusion.metrics.held_out import HeldOutLoss
-from tinyfusion.ranks import is_first_rank
+from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.training.pretrain import Pretraining
 from tinyfusion.version import __version__
 
@@ -67,17 +67,26 @@ def main(cfg: DictConfig, folder: Path) -> None:
     stage_folder = folder / "pretrain"
     setup.fit(module, "pretrain", stage_folder)
     setup.log_figures(stage_folder)
-    if not is_first_rank():
+    group = joined_ranks(setup.trainer, setup.world)
+    if group is None:
         return
     # Training leaves the network on the CPU, and as another object if it was divided.
     net = module.trained_net.to(setup.device)
     with module.ema.averaged(net):
-        if evaluation is None:
-            row: dict[str, Any] = setup.summary(net)
-        else:
+        row: dict[str, Any] = {}
+        if evaluation is not None:
             row = evaluation.score(
-                net, setup.process, setup.source, progress=setup.bars, dtype=setup.dtype
+                net,
+                setup.process,
+                setup.source,
+                progress=setup.bars and group.first,
+                dtype=setup.dtype,
+                group=group,
             )
+        if not group.first:
+            return
+        if evaluation is None:
+            row = setup.summary(net)
         protocol = {} if evaluation is None else evaluation.protocol()
         provenance: dict[str, Any] = {
             "command": _command(folder),

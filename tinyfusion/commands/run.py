@@ -41,8 +41,10 @@ from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.shown import for_table
 from tinyfusion.metrics.speed import parameters
+from tinyfusion.pipeline.devices import joined_ranks
+from tinyfusion.pipeline.scoring import first_samples
 from tinyfusion.ranks import is_first_rank
-from tinyfusion.samplers.generate import balanced_labels, generate_images
+from tinyfusion.samplers.generate import balanced_labels
 from tinyfusion.surgery import prune
 from tinyfusion.tracking import Tracking
 from tinyfusion.widths import WidthDecision, read_decision
@@ -70,14 +72,13 @@ def main(cfg: DictConfig, folder: Path) -> None:
         decision = _given(setup, source) if given else decide(last.setup, last.net)
     with _timed(folder, "recover"):
         recover(last.setup, prune(last.net, decision), last.teacher, decision)
-    if is_first_rank():
-        with _timed(folder, "evaluate"):
-            nets = {"source": source, **last.earlier}
-            if evaluation is None:
-                write_sizes(last.setup, nets, decision)
-            else:
-                nets["pruned"] = prune(last.net, decision)
-                score(setup, evaluation, nets, decision, last.setup.tracking)
+    with _timed(folder, "evaluate"):
+        nets = {"source": source, **last.earlier}
+        if evaluation is not None:
+            nets["pruned"] = prune(last.net, decision)
+            score(setup, evaluation, nets, decision, last.setup.tracking)
+        elif is_first_rank():
+            write_sizes(last.setup, nets, decision)
     last.setup.tracking.finish()
 
 
@@ -113,6 +114,8 @@ def score(
 ) -> None:
     """Score source and students; write ``metrics.json``, ``table.md`` and ``samples.png``.
 
+    All ranks share the work; the first one writes.
+
     Args:
         setup: the job, whose checkpoint is the source.
         evaluation: the protocol.
@@ -121,9 +124,15 @@ def score(
         tracking: where scores and samples are logged.
     """
     folder, source = setup.folder, nets["source"]
-    if (folder / METRICS_FILE).is_file():
+    group = joined_ranks(setup.trainer, setup.world)
+    if group is None:
         return
-    floor = cached_floor(setup, evaluation)
+    # Told when the first rank has written what all load below.
+    if group.from_first((folder / METRICS_FILE).is_file):
+        if group.first:  # it may have been killed before they were logged
+            tracking.scores(flat(read_json(folder / METRICS_FILE, "metrics")["models"]))
+        return
+    floor = cached_floor(setup, evaluation, group)
     timed = [*(name for name in nets if name != "pruned"), "recovered"]
     nets = nets | {
         "recovered": load_recovered(folder),
@@ -137,16 +146,19 @@ def score(
     rows: dict[str, dict[str, Any]] = {}
     for name, net in nets.items():
         if name == "source":
-            rows[name] = cached_score(setup, evaluation, net)
+            rows[name] = cached_score(setup, evaluation, net, group)
         else:
             rows[name] = evaluation.score(
                 net,
                 setup.process,
                 setup.source,
                 source,
-                progress=setup.bars,
+                progress=setup.bars and group.first,
                 dtype=setup.dtype,
+                group=group,
             )
+    if not group.first:
+        return
     speeds = evaluation.speed({name: nets[name] for name in timed}, setup.process, setup.dtype)
     for name, speed in speeds.items():
         rows[name] |= {
@@ -178,17 +190,14 @@ def _grid(setup: Setup, evaluation: Evaluation, nets: dict[str, Backbone]) -> Pa
     shown = [name for name in nets if not name.startswith("recovered (")]
     classes = min(10, setup.source.num_classes)
     labels = balanced_labels(classes, classes)
-    rows = {
-        name: generate_images(
-            nets[name],
-            setup.process,
-            evaluation.sampler,
-            labels,
-            setup.seed + 1,
-            autoencoder=evaluation.autoencoder,
-        )
-        for name in shown
-    }
+    rows = first_samples(
+        evaluation,
+        {name: nets[name] for name in shown},
+        setup.process,
+        labels,
+        setup.seed + 1,
+        setup.dtype,
+    )
     path = comparison_grid(rows, setup.folder / "samples.png")
     return Path(path or setup.folder / "samples.png")
 

@@ -235,7 +235,7 @@ class Setup:
             if isinstance(getattr(callback, "evaluation", None), Evaluation):
                 key, drawn = f"{key}.evaluation", callback.evaluation
                 self._check_protocol(drawn, key)
-                if is_first_rank():  # which alone scores
+                if local_rank() == 0:  # the other ranks of this machine find what it fetches
                     check_files(drawn, self.source, key)
             if hasattr(drawn, "sampler"):
                 guidance = getattr(drawn, "guidance", NO_GUIDANCE)
@@ -265,7 +265,7 @@ class Setup:
             return None
         evaluation: Evaluation = build(self.cfg.evaluation)
         self._check_protocol(evaluation, "evaluation")
-        if is_first_rank():  # which alone scores
+        if local_rank() == 0:  # the other ranks of this machine find what it fetches
             check_files(evaluation, self.source, "evaluation")
         return evaluation
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone
@@ -264,7 +265,12 @@ class Evaluation:
         return found
 
     def drawing(
-        self, net: Backbone, process: Process, seed: int, dtype: torch.dtype | None = None
+        self,
+        net: Backbone,
+        process: Process,
+        seed: int,
+        dtype: torch.dtype | None = None,
+        labels: Tensor | None = None,
     ) -> Drawing:
         """The samples of one seed.
 
@@ -273,8 +279,10 @@ class Evaluation:
             process: its process.
             seed: sampling seed.
             dtype: see `samplers.generate.generate`.
+            labels: shape (N,), for other samples than those that are scored.
         """
-        labels = class_labels(self.num_samples, net.num_classes, self.class_balance, seed)
+        if labels is None:
+            labels = class_labels(self.num_samples, net.num_classes, self.class_balance, seed)
         return Drawing(
             net,
             process,
