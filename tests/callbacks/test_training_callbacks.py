@@ -215,6 +215,19 @@ def test_sample_grid_has_a_row_per_record(tmp_path, source) -> None:
         assert picture.width > 5 * 40 and picture.height > 3 * 40
 
 
+def test_sample_grid_draws_as_a_protocol_of_its_settings_does(tmp_path, source) -> None:
+    sampler, guidance = AncestralSampler(2), Guidance(3.0)
+    grid = SampleGrid(STEPS, sampler, guidance, seed=5, columns=10)
+    module = trained("recovery", tmp_path, source, grid, precision="bf16-mixed")
+    evaluation = Evaluation(10, sampler, guidance)
+    with module.ema.averaged(module.student):
+        half, plain = (
+            evaluation.drawing(module.student, module.process, 5, dtype).draw(0)
+            for dtype in (torch.bfloat16, None)
+        )
+    assert torch.equal(grid.rows[STEPS], half) and not torch.equal(half, plain)
+
+
 def test_sample_grid_shows_what_the_decoder_makes(tmp_path, source) -> None:
     class Mirror:
         batch_size = 2
