@@ -10,8 +10,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tinyfusion import files
 from tinyfusion.errors import InputError
-from tinyfusion.files import read_json, sha256_of, write_atomic, write_json, write_text
+from tinyfusion.files import (
+    read_json,
+    replace_folder,
+    restore_folder,
+    sha256_of,
+    write_atomic,
+    write_json,
+    write_text,
+)
 
 
 def test_writes_into_new_folders_and_keeps_the_suffix(tmp_path: Path) -> None:
@@ -76,3 +85,49 @@ def test_hash(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"abc" * 100_000)
     assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_folder_that_is_replaced_is_never_lost(tmp_path: Path, monkeypatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def finished(name: str, content: str) -> Path:
+        return write_text(tmp_path / name / "file", content).parent
+
+    target = tmp_path / "best"
+    restore_folder(target)
+    assert not list(tmp_path.iterdir())
+    for last in range(1, 10):
+        for folder in list(tmp_path.iterdir()):
+            files.shutil.rmtree(folder)
+        finished("best", "old")
+        calls = 0
+
+        def counted(operation):
+            def run(*arguments, **options):
+                nonlocal calls
+                calls += 1
+                if calls == last:  # noqa: B023 - called within this turn of the loop
+                    raise Killed
+                return operation(*arguments, **options)
+
+            return run
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", counted(Path.rename))
+            patched.setattr(files.shutil, "rmtree", counted(files.shutil.rmtree))
+            try:
+                replace_folder(finished(".best", "new"), target)
+                break
+            except Killed:
+                pass
+        restore_folder(target)
+        assert read_text(target) in ("old", "new")
+        # What is tried again succeeds, and leaves nothing beside it.
+        assert read_text(replace_folder(finished(".best", "new"), target)) == "new"
+        assert list(tmp_path.iterdir()) == [target]
+    assert last > 3 and read_text(target) == "new"
+
+
+def read_text(folder: Path) -> str:
+    return (folder / "file").read_text()

@@ -20,6 +20,7 @@ ORDER = [
     "version",
     "errors",
     "ranks",
+    "group",
     "assets",
     "pixels",
     "quiet",

@@ -1,10 +1,11 @@
-"""Files that are either whole or absent, and hashes of them."""
+"""Files and folders that are either whole or absent, and hashes of files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,39 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def replace_folder(new: Path, folder: Path) -> Path:
+    """Rename a finished folder to the place of another one, which is removed.
+
+    Killed at any moment it leaves one of the two; `restore_folder` puts it back in place.
+
+    Args:
+        new: the finished folder, beside ``folder``.
+        folder: where it goes; need not be there.
+
+    Returns:
+        ``folder``.
+    """
+    restore_folder(folder)
+    if folder.is_dir():
+        folder.rename(_replaced(folder))
+    new.rename(folder)
+    shutil.rmtree(_replaced(folder), ignore_errors=True)
+    return folder
+
+
+def restore_folder(folder: Path) -> None:
+    """Put a folder back whose replacement was interrupted; otherwise leave all as it is."""
+    old = _replaced(folder)
+    if folder.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.is_dir():
+        old.rename(folder)
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
 
 
 def write_text(path: Path | str, text: str) -> Path:

@@ -213,7 +213,8 @@ def _evaluation(dry: DryCommand, probes: bool, hours: list[float]) -> Iterator[s
     )
     if not probes:
         return
-    batches = -(-evaluation.num_samples // evaluation.batch_size) * len(evaluation.seeds)
+    batches = -(-evaluation.num_samples // evaluation.batch_size)
+    batches = -(-batches // dry.objects.devices) * len(evaluation.seeds)
     seconds: dict[tuple[int, int], float] = {}  # by depth and size
     needed = 0.0
     for arguments in scored:
@@ -229,7 +230,9 @@ def _evaluation(dry: DryCommand, probes: bool, hours: list[float]) -> Iterator[s
             )
         needed += seconds[key] * batches * steps / 3600
     hours.append(needed)
-    yield _line("", f"{_hours(needed)} on one device, decoding and scoring left out")
+    yield _line(
+        "", f"{_hours(needed)} on {dry.objects.devices} device(s), decoding and scoring left out"
+    )
 
 
 def _files(dry: DryCommand, resume: list[int]) -> Iterator[str]:

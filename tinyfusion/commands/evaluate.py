@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +11,17 @@ from omegaconf import DictConfig
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.commands.check_scores import check_images
-from tinyfusion.commands.draw import Share, pack
 from tinyfusion.commands.loading import load, other_teacher, source_hash
 from tinyfusion.data.image_sets import ImageSet
-from tinyfusion.data.open_images import SAMPLES, open_images
-from tinyfusion.data.sample_store import SampleStore
+from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, print_table
-from tinyfusion.files import read_json, write_json
+from tinyfusion.files import write_json
+from tinyfusion.group import Group
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.shown import floor_line, for_table
+from tinyfusion.pipeline.devices import joined_ranks
+from tinyfusion.pipeline.scoring import kept_samples, remembered
 from tinyfusion.runtime.progress import ImageProgress
 from tinyfusion.samplers.generate import Drawing
 from tinyfusion.settings.objects import Objects, objects_of
@@ -51,59 +50,51 @@ def main(cfg: DictConfig, folder: Path) -> None:
     evaluation = objects.evaluation
     if evaluation is None:
         raise InputError("evaluation=none leaves nothing to do; choose a protocol to score by")
-    if objects.devices > 1:
-        log.warning(
-            "evaluate: one of the %d devices is used; draw samples on all of them by 'tinyfusion "
-            "sample', then score them by images=",
-            objects.devices,
-        )
+    group = joined_ranks(objects.trainer, objects.devices)
+    if group is None:
+        return
     if cfg.images is not None:
-        _score_images(objects, evaluation, cfg.images, folder)
+        _score_images(objects, evaluation, cfg.images, group, folder)
         return
     path = other_teacher(objects)
     net = load(objects, objects.checkpoint)
     teacher = None if path is None else load(objects, path, key="teacher.path")
     net.to(objects.device)
+    bars = objects.bars and group.first
+
+    def keep(drawing: Drawing) -> ImageSet:
+        """Samples of one seed as `tinyfusion sample` leaves them, in folders named by it."""
+        with ImageProgress("evaluate", len(drawing), bar=bars) as progress:
+            return kept_samples(folder / f"seed_{drawing.seed}", drawing, group, progress.reach)
+
     row = evaluation.score(
         net,
         objects.process,
         objects.source,
         teacher,
-        progress=objects.bars,
+        progress=bars,
         dtype=objects.dtype,
-        keep=(lambda drawing: _kept(drawing, folder, objects.bars)) if cfg.keep_samples else None,
+        keep=keep if cfg.keep_samples else None,
+        group=group,
     )
+    floor = cached_floor(objects, evaluation, group)
+    if not group.first:
+        return
     speed = evaluation.speed({"model": net}, objects.process, objects.dtype).get("model", {})
     # With one model there is nothing for its speed to be a ratio to.
     row |= {key: value for key, value in speed.items() if key != "ratio"}
-    floor = cached_floor(objects, evaluation)
     write_json(
         folder / "metrics.json",
         {"model": row, "protocol": evaluation.protocol(), "floor": floor},
     )
     title = protocol_line(evaluation, floor)
-    print_table([{"model": Path(objects.checkpoint).name, **for_table(row)}], COLUMNS, title)
+    print_table([{"model": Path(str(objects.checkpoint)).name, **for_table(row)}], COLUMNS, title)
     log.info("evaluate: figures in %s", folder / "metrics.json")
 
 
-def _kept(drawing: Drawing, run: Path, bar: bool) -> ImageSet:
-    """Samples of one seed as `tinyfusion sample` leaves them, in folders named by their seed."""
-    folder = run / f"seed_{drawing.seed}"
-    store = SampleStore(
-        folder / SAMPLES, len(drawing), drawing.shape, drawing.batch_size, len(drawing), "png"
-    )
-    missing = store.missing()
-    store.check_space(missing, packed=True)
-    there = len(drawing) - store.images_in(missing)
-    with ImageProgress("evaluate", len(drawing), there, bar=bar) as progress:
-        share = Share(store, drawing, set(missing), progress)
-        share.fill_all(range(store.num_shards))
-        share.wait()
-    pack(folder, store, drawing.labels, drawing.batch_size)
-    return store.images()
-
-
-def _score_images(objects: Objects, evaluation: Evaluation, path: str, folder: Path) -> None:
+def _score_images(
+    objects: Objects, evaluation: Evaluation, path: str, group: Group, folder: Path
+) -> None:
     """Write ``metrics.json`` for images that are there, and print it."""
     if not path:
         raise InputError("images= is empty; give an .npz batch or a folder, or null for a model")
@@ -112,8 +103,11 @@ def _score_images(objects: Objects, evaluation: Evaluation, path: str, folder: P
     check_images(evaluation, images, source)
     log.info("evaluate: %s images in %s", f"{len(images):,}", path)
     row: dict[str, Any] = {"images": len(images)}
-    row |= evaluation.fidelity(images, source, objects.device, progress=objects.bars)
-    floor = evaluation.floor(source, device=objects.device)
+    bars = objects.bars and group.first
+    row |= evaluation.fidelity(images, source, objects.device, progress=bars, group=group)
+    floor = evaluation.floor(source, device=objects.device, group=group)
+    if not group.first:
+        return
     protocol = evaluation.scoring(len(images))
     write_json(
         folder / "metrics.json",
@@ -145,27 +139,36 @@ def protocol_line(evaluation: Evaluation, floor: dict[str, float]) -> str:
     return "; ".join(filter(None, (sampling, floor_line(floor))))
 
 
-def cached_score(objects: Objects, evaluation: Evaluation, net: Backbone) -> dict[str, Any]:
+def cached_score(
+    objects: Objects, evaluation: Evaluation, net: Backbone, group: Group
+) -> dict[str, Any]:
     """Score the job's checkpoint, which many runs share (the teacher of a sweep), once."""
     return _cached(
         objects,
         evaluation,
         {"weights": source_hash(objects), "model": net.config()},
         lambda: evaluation.score(
-            net, objects.process, objects.source, progress=objects.bars, dtype=objects.dtype
+            net,
+            objects.process,
+            objects.source,
+            progress=objects.bars and group.first,
+            dtype=objects.dtype,
+            group=group,
         ),
         f"scores of {objects.checkpoint}",
+        group,
     )
 
 
-def cached_floor(objects: Objects, evaluation: Evaluation) -> dict[str, float]:
+def cached_floor(objects: Objects, evaluation: Evaluation, group: Group) -> dict[str, float]:
     """FID between halves of the real data, computed once for all runs that share them."""
     return _cached(
         objects,
         evaluation,
         {"floor": True},
-        lambda: evaluation.floor(objects.source, device=objects.device),
+        lambda: evaluation.floor(objects.source, device=objects.device, group=group),
         "FID between halves of the real data",
+        group,
     )
 
 
@@ -175,25 +178,22 @@ def _cached(
     key: dict[str, Any],
     compute: Callable[[], dict[str, Any]],
     what: str,
+    group: Group,
 ) -> dict[str, Any]:
     """A result kept under ``<output_root>/cache/``.
 
     It is keyed by ``key``, the data with its number of images, the process, the protocol and
     this package's version.
     """
-    key = key | {
-        "config": [objects.config[key] for key in ("evaluation", "process", "data")],
-        "images": len(objects.source),
-        "precision": objects.trainer.precision,
-        # Files may be replaced at their paths.
-        "content": evaluation.content(),
-        "version": __version__,
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    file = objects.output_root / "cache" / f"{digest}.json"
-    if file.is_file():
-        log.info("evaluate: %s taken from %s", what, file)
-        return read_json(file, "cached result")["result"]
-    result = compute()
-    write_json(file, {"key": key, "result": result})
-    return result
+
+    def whole() -> dict[str, Any]:
+        return key | {
+            "config": [objects.config[key] for key in ("evaluation", "process", "data")],
+            "images": len(objects.source),
+            "precision": objects.trainer.precision,
+            # Files may be replaced at their paths.
+            "content": evaluation.content(),
+            "version": __version__,
+        }
+
+    return remembered(objects.output_root / "cache", whole, compute, what, group)

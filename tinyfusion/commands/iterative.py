@@ -13,11 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import load as load_model
-from tinyfusion.commands.loading import load, runner_of, start_tracking
+from tinyfusion.commands.loading import load, ranks_of, runner_of, start_tracking
 from tinyfusion.commands.prune import decide
 from tinyfusion.commands.recover import RECOVERED, recover_into
 from tinyfusion.pipeline.rounds import PREVIOUS, SOURCE, check_previous
@@ -149,8 +147,7 @@ def _made(objects: Objects, net: Backbone, distils: bool, folder: Path) -> Backb
         student = prune(net, decision)
         recover_into(folder, objects, runner, student, net if distils else None, decision)
     tracking.finish()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()  # the first rank is writing what all will read
+    ranks_of(objects).barrier()  # the first rank is writing what all will read
     return load_model(str(folder / RECOVERED))
 
 

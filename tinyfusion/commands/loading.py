@@ -16,10 +16,12 @@ from tinyfusion.checkpoints.construct import left_unsaid, to_backbone
 from tinyfusion.commands.check_scores import check_extractor, check_files, check_held_out
 from tinyfusion.commands.checks import check_data, check_decoder, check_latents, check_sampling
 from tinyfusion.errors import InputError
+from tinyfusion.group import ALONE, Group
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.speed import parameters
+from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.pipeline.runner import PhaseRunner
-from tinyfusion.ranks import is_first_rank
+from tinyfusion.ranks import is_first_rank, local_rank
 from tinyfusion.samplers.guidance import NO_GUIDANCE
 from tinyfusion.settings.objects import SOURCE, Objects
 from tinyfusion.tracking import Tracking
@@ -162,7 +164,7 @@ def check_evaluation(objects: Objects, evaluation: Evaluation, key: str) -> None
     """
     check_extractor(evaluation, objects.source, key)
     check_held_out(objects.held_out)
-    if is_first_rank():  # the others would read the same files
+    if local_rank() == 0:  # the other ranks of this machine find what it fetches
         check_files(evaluation, objects.source, key)
 
 
@@ -215,6 +217,11 @@ def runner_of(objects: Objects, tracking: Tracking | None) -> PhaseRunner:
         tracking,
         lambda: list(objects.make_callbacks().values()),
     )
+
+
+def ranks_of(objects: Objects) -> Group:
+    """The ranks that share the command, this process among them."""
+    return joined_ranks(objects.trainer, objects.devices) or ALONE
 
 
 def flat(models: dict[str, Any]) -> dict[str, Any]:

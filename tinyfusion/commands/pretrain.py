@@ -23,10 +23,10 @@ from tinyfusion.commands.loading import (
 )
 from tinyfusion.files import write_json
 from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.pipeline.pretraining import PRETRAIN, pretraining_phase
 from tinyfusion.pipeline.recovering import Recovered
 from tinyfusion.pipeline.runner import forget
-from tinyfusion.ranks import is_first_rank
 from tinyfusion.settings.objects import objects_of
 from tinyfusion.version import __version__
 
@@ -74,7 +74,8 @@ def main(cfg: DictConfig, folder: Path) -> None:
     held_out = HeldOutLoss(objects.process, *objects.source.held_out())
     own = folder / "pretrain"
     (module,) = runner.run([pretraining_phase(runner, net, held_out)], own).values()
-    if not is_first_rank():
+    group = joined_ranks(objects.trainer, objects.devices)
+    if group is None:
         return
     outcome = Recovered(module)
     settings = runner.settings(PRETRAIN)
@@ -82,12 +83,20 @@ def main(cfg: DictConfig, folder: Path) -> None:
     # Training leaves the network on the CPU, and as another object if it was sharded.
     outcome.net.to(objects.device)
     with outcome.averaged() as net:
-        if evaluation is None:
-            row: dict[str, Any] = summary(objects, net)
-        else:
+        row: dict[str, Any] = {}
+        if evaluation is not None:
             row = evaluation.score(
-                net, objects.process, objects.source, progress=objects.bars, dtype=objects.dtype
+                net,
+                objects.process,
+                objects.source,
+                progress=objects.bars and group.first,
+                dtype=objects.dtype,
+                group=group,
             )
+        if not group.first:
+            return
+        if evaluation is None:
+            row = summary(objects, net)
         protocol = {} if evaluation is None else evaluation.protocol()
         provenance: dict[str, Any] = {
             "command": _command(folder),

@@ -13,6 +13,7 @@ from tinyfusion.checkpoints import save_model
 from tinyfusion.commands.loading import (
     flat,
     load,
+    ranks_of,
     runner_of,
     source_hash,
     start_tracking,
@@ -87,6 +88,8 @@ def decide(objects: Objects, source: Backbone, runner: PhaseRunner, folder: Path
             source_sha256=source_hash(objects),
             config=objects.config,
         )
+        # A near-tie may fall otherwise on another device: all take the first rank's.
+        decision = ranks_of(objects).broadcast_object(decision)
         if is_first_rank():
             decision.save(folder / decision.file_name)
             forget(folder / "prune")

@@ -36,8 +36,10 @@ from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.shown import for_table
 from tinyfusion.metrics.speed import parameters
+from tinyfusion.pipeline.devices import joined_ranks
+from tinyfusion.pipeline.scoring import first_samples
 from tinyfusion.ranks import is_first_rank
-from tinyfusion.samplers.generate import balanced_labels, generate_images
+from tinyfusion.samplers.generate import balanced_labels
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.surgery import prune
 from tinyfusion.tracking import Tracking
@@ -85,14 +87,13 @@ def main(cfg: DictConfig, folder: Path) -> None:
     with _timed(folder, "recover"):
         student = prune(last.net, decision)
         recover_into(folder, last.objects, runner, student, last.teacher, decision)
-    if is_first_rank():
-        with _timed(folder, "evaluate"):
-            nets = {SOURCE: source, **last.earlier}
-            if objects.evaluation is None:
-                write_sizes(folder, nets, decision, tracking)
-            else:
-                nets[CUT] = prune(last.net, decision)
-                score(folder, objects, objects.evaluation, nets, decision, tracking)
+    with _timed(folder, "evaluate"):
+        nets = {SOURCE: source, **last.earlier}
+        if objects.evaluation is not None:
+            nets[CUT] = prune(last.net, decision)
+            score(folder, objects, objects.evaluation, nets, decision, tracking)
+        elif is_first_rank():
+            write_sizes(folder, nets, decision, tracking)
     tracking.finish()
 
 
@@ -122,6 +123,8 @@ def score(
 ) -> None:
     """Score source and students; write ``metrics.json``, ``table.md`` and ``samples.png``.
 
+    All ranks share the work; the first one writes.
+
     Args:
         folder: the run's folder.
         objects: the command's, whose checkpoint is the source.
@@ -132,11 +135,15 @@ def score(
     """
     source = nets[SOURCE]
     metrics = folder / METRICS_FILE
-    if metrics.is_file():
-        # Interrupted between writing and logging: the tracker may lack the scores.
-        tracking.scores(flat(read_json(metrics, "metrics")["models"]))
+    group = joined_ranks(objects.trainer, objects.devices)
+    if group is None:
         return
-    floor = cached_floor(objects, evaluation)
+    # Told when the first rank has written what all load below.
+    if group.from_first(metrics.is_file):
+        if group.first:  # it may have been killed before they were logged
+            tracking.scores(flat(read_json(metrics, "metrics")["models"]))
+        return
+    floor = cached_floor(objects, evaluation, group)
     timed = [*(name for name in nets if name != CUT), AVERAGED]
     nets = nets | {AVERAGED: load_recovered(folder), LIVE: load_recovered(folder, live=True)}
     best = folder / "recover" / BEST
@@ -147,16 +154,19 @@ def score(
     rows: dict[str, dict[str, Any]] = {}
     for name, net in nets.items():
         if name == SOURCE:
-            rows[name] = cached_score(objects, evaluation, net)
+            rows[name] = cached_score(objects, evaluation, net, group)
         else:
             rows[name] = evaluation.score(
                 net,
                 objects.process,
                 objects.source,
                 source,
-                progress=objects.bars,
+                progress=objects.bars and group.first,
                 dtype=objects.dtype,
+                group=group,
             )
+    if not group.first:
+        return
     speeds = evaluation.speed({name: nets[name] for name in timed}, objects.process, objects.dtype)
     for name, speed in speeds.items():
         rows[name] |= {
@@ -190,19 +200,14 @@ def _grid(
     shown = [name for name in nets if not name.startswith(f"{AVERAGED} (")]
     classes = min(10, objects.source.num_classes)
     labels = balanced_labels(classes, classes)
-    rows = {
-        name: generate_images(
-            nets[name],
-            objects.process,
-            evaluation.sampler,
-            labels,
-            objects.seed + 1,
-            evaluation.guidance,
-            autoencoder=evaluation.autoencoder,
-            dtype=objects.dtype,
-        )
-        for name in shown
-    }
+    rows = first_samples(
+        evaluation,
+        {name: nets[name] for name in shown},
+        objects.process,
+        labels,
+        objects.seed + 1,
+        objects.dtype,
+    )
     path = comparison_grid(rows, folder / "samples.png")
     return Path(path or folder / "samples.png")
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, compile_blocks
 from tinyfusion.commands.checks import check_decoder, check_sampling
-from tinyfusion.commands.draw import PACKED_FILE, Share, pack
 from tinyfusion.commands.loading import load_alone, source_hash
 from tinyfusion.data.open_images import SAMPLES
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import image_grid
 from tinyfusion.files import read_json, write_atomic, write_json
-from tinyfusion.ranks import is_first_rank, is_numbered, is_rank, rank, world_size
+from tinyfusion.pipeline.devices import joined_ranks
+from tinyfusion.pipeline.sampling import PACKED_FILE, draw_missing, pack
 from tinyfusion.runtime.progress import ImageProgress
 from tinyfusion.samplers.generate import Drawing, class_labels
 from tinyfusion.settings.objects import Objects, objects_of
@@ -34,73 +34,54 @@ GRID_COLUMNS = 10
 def main(cfg: DictConfig, folder: Path) -> None:
     """Fill ``samples/``; then write ``samples.npz``, the labels and ``grid.png``.
 
-    Each rank draws its share of the batches. The first one waits for the others.
+    Each rank draws its share of the batches.
     """
     objects = objects_of(cfg)
-    if not _takes_part(objects):
+    group = joined_ranks(objects.trainer, objects.devices)
+    if group is None:
         return
-    _check_folder(folder)
     drawing = _drawing(objects, cfg)
     store = SampleStore(
         folder / SAMPLES, cfg.n, drawing.shape, cfg.batch_size, cfg.shard_size, cfg.format
     )
-    missing = store.missing()
-    if is_first_rank():
-        store.check_space(missing, cfg.pack)
-        there = cfg.n - store.images_in(missing)
-        if there:
-            log.info("sample: %s of %s images are there already", f"{there:,}", f"{cfg.n:,}")
-        if store.num_shards < objects.devices:
-            log.warning(
-                "sample: %d part(s) can't keep %d devices busy; choose a smaller batch_size%s",
-                store.num_shards,
-                objects.devices,
-                " or shard_size" if cfg.format == "npz" else "",
-            )
-    _record(folder, source_hash(objects))
+    missing = group.from_first(lambda: _begin(cfg, folder, store, source_hash(objects)))
+    there = cfg.n - store.images_in(missing)
+    if there:
+        log.info("sample: %s of %s images are there already", f"{there:,}", f"{cfg.n:,}")
+    if store.num_shards < group.size:
+        log.warning(
+            "sample: %d part(s) can't keep %d devices busy; choose a smaller batch_size%s",
+            store.num_shards,
+            group.size,
+            " or shard_size" if cfg.format == "npz" else "",
+        )
     drawing.net.to(objects.device)
     if objects.trainer.compile:
         compile_blocks(drawing.net, objects.trainer.compile_backend)
-    # Of several ranks the first one shows what all have done.
-    with ImageProgress(
-        "sample", cfg.n, cfg.n - store.images_in(missing), bar=objects.bars and is_first_rank()
-    ) as progress:
-        share = Share(store, drawing, set(missing), progress if is_first_rank() else None)
-        share.fill_all(range(rank(), store.num_shards, objects.devices))
-        if not is_first_rank():
-            return
-        share.wait()
-    _conclude(cfg, folder, store, drawing.labels)
+    with ImageProgress("sample", cfg.n, there, bar=objects.bars and group.first) as progress:
+        draw_missing(store, drawing, missing, group, progress.reach)
+    if group.first:
+        _conclude(cfg, folder, store, drawing.labels)
 
 
-def _takes_part(objects: Objects) -> bool:
-    """Whether this process draws a share.
+def _begin(cfg: DictConfig, folder: Path, store: SampleStore, weights: str) -> list[int]:
+    """The batches that are missing of a folder that may be drawn into.
 
     Raises:
-        InputError: other ranks were started than the trainer's settings speak of: the first one
-            would wait for shares that nobody draws.
+        InputError: images of other weights or of nobody knows what, or too little room.
     """
-    started = world_size()
-    asked = (
-        f"trainer.devices={objects.trainer.devices} trainer.num_nodes={objects.trainer.num_nodes}"
-    )
-    if started is not None and started != objects.devices:
-        raise InputError(
-            f"{asked} are {objects.devices} rank(s), but {started} were started; start as many"
-        )
-    if is_rank() and objects.trainer.num_nodes > 1 and not is_numbered():
-        raise InputError(
-            f"{asked}: the ranks are numbered on their machines only (LOCAL_RANK); start them by "
-            "torchrun or srun, or one command per machine with NODE_RANK, without LOCAL_RANK"
-        )
-    return rank() < objects.devices
+    _check_folder(folder)
+    missing = store.missing()
+    store.check_space(missing, cfg.pack)
+    _record(folder, weights)
+    return missing
 
 
 def _check_folder(folder: Path) -> None:
     """Refuse to go on with images of nobody knows what.
 
     Raises:
-        InputError: there are some, but no record of them, which every rank writes beforehand.
+        InputError: there are some, but no record of them, which is written beforehand.
     """
     images = folder / SAMPLES
     if images.is_dir() and any(images.iterdir()) and not (folder / RECORD_FILE).is_file():

@@ -16,7 +16,9 @@ from torch import Tensor
 from tinyfusion.data.image_sets import ImageSet, TensorImages
 from tinyfusion.errors import InputError, first_line
 from tinyfusion.files import sha256_of
+from tinyfusion.group import ALONE, Group
 from tinyfusion.metrics.classifier import DigitsClassifier, load_digits_classifier
+from tinyfusion.metrics.collected import CollectedFeatures
 from tinyfusion.metrics.inception import (
     INCEPTION_EXTRACTOR,
     SPATIAL,
@@ -125,7 +127,7 @@ def weights_digest(name: str, weights: str | None = None) -> str:
 
 @cache
 def feature_sizes(name: str, weights: str | None = None) -> dict[str, int]:
-    """Number of features in each layer of :func:`layers`, found by looking at one image.
+    """Number of features in each layer of :func:`layers`, found by looking at an image.
 
     Args:
         name: name in torch-fidelity's registry.
@@ -135,7 +137,8 @@ def feature_sizes(name: str, weights: str | None = None) -> dict[str, int]:
         InputError: see :func:`load_extractor`.
     """
     channels, *size = _input_shape(name)
-    blank = torch.zeros(1, channels, *(size or (64, 64)), dtype=torch.uint8)
+    # Of a single number torchmetrics would drop the dimensions.
+    blank = torch.zeros(2, channels, *(size or (64, 64)), dtype=torch.uint8)
     found = extract(TensorImages(blank), name, weights)
     return {layer: features.shape[1] for layer, features in found.items()}
 
@@ -148,8 +151,11 @@ def extract(
     batch_size: int = 64,
     name: str = "images",
     progress: bool = False,
+    group: Group = ALONE,
 ) -> Features:
-    """Features of all images, in one pass.
+    """Features of all images, in one pass that several ranks may share.
+
+    How many ranks there are does not change them: batches are the same ones.
 
     Args:
         images: the images; grey ones are repeated to three channels for extractors of colour.
@@ -158,10 +164,12 @@ def extract(
         device: where to compute; the extractor stays there.
         batch_size: images at a time.
         name: what the images are called in messages.
-        progress: show a bar.
+        progress: show a bar, of this rank's share.
+        group: ranks that share the images.
 
     Returns:
-        The layers of :func:`layers` by name.
+        The layers of :func:`layers` by name: on the first rank of all images, on the others of
+        those that they looked at.
 
     Raises:
         InputError: no image, images that the extractor does not take, or a feature that is not
@@ -172,24 +180,23 @@ def extract(
     check_input(images.shape, extractor)
     net = load_extractor(extractor, weights).to(device)
     channels = _input_shape(extractor)[0]
-    found: dict[str, list[Tensor]] = {}
-    done = 0
+    found = CollectedFeatures(dict.fromkeys(layers(extractor).values()), group)
     with (
         torch.no_grad(),
         # TF32, which torch lets convolutions use on GPUs, changes features in the third digit.
         torch.backends.cudnn.flags(**(_CUDNN | {"allow_tf32": False})),
         Progress(disable=not progress, transient=True) as bar,
     ):
-        task = bar.add_task(f"features of {name}", total=len(images))
-        for batch in images.batches(batch_size):
+        task = bar.add_task(f"features of {name}", total=-(-len(images) // group.size))
+        for first, batch in images.share(batch_size, group.rank, group.size):
             # Of one channel or of as many as are wanted: an expansion copies nothing.
             batch = batch.to(device).expand(-1, channels, -1, -1)
-            for layer, features in net.convert_features_tuple_to_dict(net(batch)).items():
-                _check_finite(features, layer, name, done)
-                found.setdefault(layer, []).append(features.cpu())
-            done += len(batch)
+            features = net.convert_features_tuple_to_dict(net(batch))
+            for layer, values in features.items():
+                _check_finite(values, layer, name, first)
+            found.update(first, features)
             bar.advance(task, len(batch))
-    return {layer: torch.cat(parts) for layer, parts in found.items()}
+    return found.compute()
 
 
 def check_input(shape: tuple[int, int, int], extractor: str) -> None:

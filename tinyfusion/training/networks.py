@@ -73,27 +73,30 @@ class TrainedNetworks(LightningModule):
             ema.follow(module)
 
     @contextmanager
-    def scored_net(self, averaged: bool = True) -> Iterator[Backbone | None]:
-        """The trained network for the first rank to sample from and score; ``None`` on the others.
+    def scored_net(
+        self, averaged: bool = True, all_ranks: bool = False
+    ) -> Iterator[Backbone | None]:
+        """The whole trained network, to sample from and to score.
 
-        Must be entered by all ranks together, as a divided network is gathered here.
+        Must be entered by all ranks together, as a sharded network is gathered here.
 
         Args:
             averaged: with averaged instead of live weights.
+            all_ranks: give it to every rank; else further ranks, which spare its memory, get
+                ``None``.
         """
-        first = self.trainer.is_global_zero
+        wanted = all_ranks or self.trainer.is_global_zero
         if self._shapes:
-            whole = self._gathered(averaged)
-            yield whole if first else None
+            yield self._gathered(averaged, wanted)
             return
         with ExitStack() as stack:
-            for ema, module in self.averages.values() if averaged and first else ():
+            for ema, module in self.averages.values() if averaged and wanted else ():
                 stack.enter_context(ema.averaged(module))
-            yield self.trained_net if first else None
+            yield self.trained_net if wanted else None
 
     @torch.no_grad()
-    def _gathered(self, averaged: bool) -> Backbone | None:
-        """A whole copy of the trained network; on further ranks, which help to gather, none."""
+    def _gathered(self, averaged: bool, wanted: bool) -> Backbone | None:
+        """A whole copy of the trained network; ``None`` on ranks that only help to gather it."""
         held: dict[int, Tensor] = {}
         for ema, module in self.averages.values() if averaged else ():
             live = dict(module.named_parameters())
@@ -101,9 +104,9 @@ class TrainedNetworks(LightningModule):
         values: dict[str, Tensor] = {}
         for name, parameter in getattr(self, self.trained).named_parameters():
             value = full(held.get(id(parameter), parameter.detach()))
-            if self.trainer.is_global_zero:
+            if wanted:
                 values[name] = value
-        if not self.trainer.is_global_zero:
+        if not wanted:
             return None
         copied = filled(self._shapes[0], values).to(self.device)
         return self.net_within(copied)

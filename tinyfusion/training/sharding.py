@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,8 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-PATIENCE = timedelta(days=1)
-"""How long ranks wait for each other: the first one scores tens of thousands of samples alone."""
+from tinyfusion.group import PATIENCE
 
 
 def full(tensor: Tensor) -> Tensor:
