@@ -71,6 +71,28 @@ def uncommon_widths(net: _Widths) -> dict[str, Any]:
     return found
 
 
+def sincos_positions(width: int, grid_side: int) -> Tensor:
+    """Fixed two-dimensional sine-cosine position table, shape (1, grid_side**2, width).
+
+    The first half of the channels encodes the column, the second half the row, each as sines
+    followed by cosines of frequencies 10000^(-k / (width / 4)).
+
+    Raises:
+        InputError: ``width`` is not a multiple of four.
+    """
+    if width % 4:
+        raise InputError(f"hidden_size must be a multiple of 4, got {width}")
+    frequencies_F = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    positions = torch.arange(grid_side, dtype=torch.float64)
+    rows_T = positions.repeat_interleave(grid_side)
+    columns_T = positions.repeat(grid_side)
+    parts = []
+    for coordinate_T in (columns_T, rows_T):
+        angles_TF = coordinate_T[:, None] * frequencies_F[None]
+        parts += [angles_TF.sin(), angles_TF.cos()]
+    return torch.cat(parts, dim=1).float()[None]
+
+
 class TimestepEmbedder(nn.Module):
     """Sinusoidal time features (cosines first) followed by a two-layer MLP."""
 

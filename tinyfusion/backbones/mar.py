@@ -83,6 +83,8 @@ class MAR(Backbone):
     """
 
     process_kind = "masked"
+    family = "mar"
+    fixed_shapes = False  # the tokens that it looks at are more in each iteration
     depth_arguments = ("encoder_depth", "decoder_depth")
     stack_names = ("encoder_blocks", "decoder_blocks")
     public_files = MAR_FILES

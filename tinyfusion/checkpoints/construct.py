@@ -14,6 +14,7 @@ from torch import Tensor
 from tinyfusion.backbones.by_name import imported_class
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.presets import (
+    DEFAULT_FAMILY,
     FAMILIES,
     PRESETS,
     build_empty,
@@ -116,7 +117,7 @@ def to_backbone(
     _check_claims(checkpoint, claims)
     state = {name: tensor.to(torch.float32, copy=True) for name, tensor in checkpoint.state.items()}
     for name, table in net.named_parameters():
-        is_fixed = name == "pos_embed" and not table.requires_grad
+        is_fixed = name in net.fixed_tables and not table.requires_grad
         if is_fixed and _is_rounded(checkpoint.state[name], table):
             state[name] = table.detach().clone()
     net.load_state_dict(state, assign=True)
@@ -186,7 +187,7 @@ def _shown(backbone: str | Mapping[str, Any] | None) -> str:
     """What was asked for, as the user would write it."""
     if not isinstance(backbone, Mapping):
         return repr(backbone)
-    family = backbone.get("backbone", "dit")
+    family = backbone.get("backbone", DEFAULT_FAMILY)
     rest = [f"{key}={value}" for key, value in backbone.items() if key != "backbone"]
     return f"{family!r} with {', '.join(rest)}" if rest else repr(family)
 

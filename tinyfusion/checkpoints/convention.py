@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.checkpoints.diffusers_layout import PRIVATE_KEY, STOCK
+from tinyfusion.backbones.dit_diffusers import PRIVATE_KEY, STOCK
 from tinyfusion.errors import InputError
 
 PUBLISHED = {"frequency_divisor": 128.0, "mlp_norm_eps": 1e-6}
