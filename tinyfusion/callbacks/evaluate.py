@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import save_model
 from tinyfusion.errors import InputError
+from tinyfusion.files import restore_folder, write_folder_atomic
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.training.mask_learning import MaskLearning
@@ -57,6 +57,11 @@ class EvaluateDuringTraining(Callback):
         known = {step: fid for step, fid in fids.items() if math.isfinite(fid)}
         return min(known, key=known.__getitem__) if known else None
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the best model its name back if the run was killed while it was replaced."""
+        if trainer.is_global_zero:
+            restore_folder(Path(trainer.default_root_dir) / BEST)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -99,10 +104,7 @@ class EvaluateDuringTraining(Callback):
             "protocol": self.evaluation.protocol(),
             "metrics": self.history[step],
         }
-        # Whole or absent: a run that is killed here must not stumble over it at its end.
-        new = save_model(net, folder.with_name(f".{BEST}"), provenance)
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
+        write_folder_atomic(folder, lambda new: save_model(net, new, provenance))
 
     def state_dict(self) -> dict[str, Any]:
         """Scores for the resume checkpoint."""

@@ -24,11 +24,11 @@ from tinyfusion.checkpoints.layout import (
     TRANSFORMER_FOLDER,
 )
 from tinyfusion.checkpoints.read import weights_sha256
-from tinyfusion.checkpoints.target import check_target, write_folder
+from tinyfusion.checkpoints.target import check_target
 from tinyfusion.checkpoints.tensors import disk_errors, write_tensors
 from tinyfusion.checkpoints.write import save_model, stored, stored_state
 from tinyfusion.errors import InputError
-from tinyfusion.files import write_json, write_text
+from tinyfusion.files import write_folder_atomic, write_json, write_text
 from tinyfusion.quiet import at_least
 
 # The process that DiT is trained with here and in the public code: 1000 steps, betas linear in
@@ -83,7 +83,7 @@ def save_ours(
         save_model(net, target, provenance, half)
         write_text(target / CARD_FILE, model_card(net, provenance or {}, "ours", folder.name))
 
-    return write_folder(folder, fill)
+    return write_folder_atomic(folder, fill)
 
 
 def save_public(
@@ -194,7 +194,7 @@ def save_diffusers(
         card = model_card(net, provenance or {}, "diffusers", folder.name, vae is not None)
         write_text(target / CARD_FILE, card)
 
-    return write_folder(folder, fill)
+    return write_folder_atomic(folder, fill)
 
 
 def _copy_vae(source: Path, target: Path) -> None:
