@@ -212,3 +212,15 @@ def test_asking_for_a_name_is_noticed(source: str, expected: set[str]) -> None:
 )
 def test_nothing_depends_on_the_name_of_a_family(name: str) -> None:
     assert not asked_for(MODULES[name].read_text(encoding="utf-8"))
+
+
+def test_torch_load_is_called_in_one_place() -> None:
+    """Files are untrusted: one function reads them, with protection."""
+    ((name, call),) = (
+        (name, node)
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+    )
+    assert name == "checkpoints.tensors"
+    assert "weights_only=True" in ast.unparse(call)

@@ -13,6 +13,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,30 @@ def read_json(path: Path | str, what: str) -> Any:
 
 
 def sha256_of(path: Path | str) -> str:
-    """Hex SHA-256 of a file's content."""
+    """Hex SHA-256 of a file's content, of which no more than a buffer is held."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+Stamp = tuple[str, int, int, int]
+"""What tells a file from another version of it without reading it."""
+
+
+def stamp_of(path: Path | str) -> Stamp:
+    """Place, inode, size and time of change (ns) of a file.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    found = os.stat(path)
+    return str(Path(path).absolute()), found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def known_sha256(path: Path | str) -> str:
+    """As :func:`sha256_of`, but a file that did not change is read once per process."""
+    return _sha256_at(stamp_of(path))
+
+
+@cache
+def _sha256_at(stamp: Stamp) -> str:
+    return sha256_of(stamp[0])

@@ -59,6 +59,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_torch(path: Path) -> Any:
     """Content of a file that ``torch.save`` wrote: tensors, plain values, a Namespace.
 
+    Tensors are mapped from the file, unless it has the format from before torch 1.6.
+
     Raises:
         InputError: damaged, truncated, or asking for anything else.
     """
@@ -69,10 +71,13 @@ def read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on pickle versions; errors say enough
-            if misnamed:
-                with open(path, "rb") as handle:
-                    return torch.load(handle, map_location="cpu", weights_only=True)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
+            with open(path, "rb") if misnamed else contextlib.nullcontext(path) as source:
+                return torch.load(
+                    source,
+                    map_location="cpu",
+                    weights_only=True,
+                    mmap=can_map and not misnamed,
+                )
     except MemoryError:
         raise
     # A damaged pickle can fail in any way: unknown opcodes, bad indices, broken text.

@@ -19,7 +19,7 @@ from tinyfusion.data.adm_batch import IMAGES, names_in, read_statistics
 from tinyfusion.data.image_sets import ImageSet
 from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
-from tinyfusion.files import sha256_of, write_atomic
+from tinyfusion.files import known_sha256, write_atomic
 from tinyfusion.metrics.features import extract, feature_sizes, layers, weights_digest
 from tinyfusion.metrics.fidelity import Reference, Statistics
 from tinyfusion.version import __version__
@@ -47,7 +47,7 @@ class RealImages:
         """SHA-256 of what was read."""
         if self.images is None:
             assert self.where is not None
-            return sha256_of(self.where)
+            return known_sha256(self.where)
         return self.images.digest() or ""
 
 
