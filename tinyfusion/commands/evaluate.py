@@ -22,11 +22,12 @@ from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, print_table
 from tinyfusion.files import read_json, write_json
 from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.metrics.features import extractor_class
 from tinyfusion.metrics.shown import floor_line, for_table
 from tinyfusion.runtime.progress import ImageProgress
 from tinyfusion.samplers.generate import Drawing
 from tinyfusion.settings.compose import build
-from tinyfusion.version import __version__
+from tinyfusion.version import __version__, code_digest, modules_of
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,7 @@ def cached_score(setup: Setup, evaluation: Evaluation, net: Backbone) -> dict[st
             net, setup.process, setup.source, progress=setup.bars, dtype=setup.dtype
         ),
         f"scores of {setup.cfg.checkpoint}",
+        net,
     )
 
 
@@ -177,12 +179,15 @@ def _cached(
     key: dict[str, Any],
     compute: Callable[[], dict[str, Any]],
     what: str,
+    *also: object,
 ) -> dict[str, Any]:
     """A result kept under ``<output_root>/cache/``.
 
-    It is keyed by ``key``, the data with its number of images, the process, the protocol and
-    this package's version.
+    It is keyed by ``key``, the data with its number of images, the process, the protocol and the
+    code that computes it.
     """
+    extractor = extractor_class(evaluation.extractor)
+    parts = (evaluation, evaluation.sampler, evaluation.autoencoder, extractor, setup.process)
     nodes = (setup.cfg.evaluation, setup.cfg.process, setup.cfg.data)
     key = key | {
         "config": [OmegaConf.to_container(node, resolve=True) for node in nodes],
@@ -190,7 +195,7 @@ def _cached(
         "precision": setup.trainer.precision,
         # Files may be replaced at their paths.
         "content": evaluation.content(),
-        "version": __version__,
+        "code": code_digest(*modules_of(*parts, setup.source, *also)),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     file = Path(setup.cfg.output_root) / "cache" / f"{digest}.json"

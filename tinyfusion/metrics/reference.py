@@ -20,9 +20,15 @@ from tinyfusion.data.image_sets import ImageSet
 from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
 from tinyfusion.files import known_sha256, write_atomic
-from tinyfusion.metrics.features import extract, feature_sizes, layers, weights_digest
+from tinyfusion.metrics.features import (
+    extract,
+    extractor_class,
+    feature_sizes,
+    layers,
+    weights_digest,
+)
 from tinyfusion.metrics.fidelity import Reference, Statistics
-from tinyfusion.version import __version__
+from tinyfusion.version import code_digest, modules_of
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +97,8 @@ def reference_of(
         extractor: name in torch-fidelity's registry.
         weights: file of its weights.
         device: where to compute.
-        cache: folder that features are kept in, by the content of images and weights; ``None``
-            computes them anew.
+        cache: folder that features are kept in, by the content of images and weights and by the
+            code that computes them; ``None`` computes them anew.
         progress: show a bar.
 
     Raises:
@@ -155,7 +161,8 @@ def _features(
         # Devices round features otherwise.
         kind = torch.device(device).type
         of_weights = weights_digest(extractor, weights)
-        key = "/".join((content, extractor, of_weights, kind, __version__))
+        code = code_digest(__name__, *modules_of(images, extractor_class(extractor)))
+        key = "/".join((content, extractor, of_weights, kind, code))
         file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
         known = _read(file)
         if known is not None:
