@@ -77,7 +77,7 @@ def from_diffusers(
     """Public names and constructor arguments of a diffusers DiT.
 
     Args:
-        state: tensors of a ``DiTTransformer2DModel``.
+        state: tensors of a ``DiTTransformer2DModel``, each of which is asked for once.
         config: its ``config.json``; keys left out have diffusers' defaults.
         origin: name of the file or folder, for error messages.
 
@@ -91,12 +91,13 @@ def from_diffusers(
     """
     arguments = _arguments(config, origin)
     depth = arguments["depth"]
-    left = dict(state)
+    left = dict.fromkeys(state)
 
     def take(name: str) -> Tensor:
         if name not in left:
             raise InputError(f"{origin}: has no tensor {name!r}, which its config asks for")
-        return left.pop(name)
+        del left[name]
+        return state[name]
 
     public: dict[str, Tensor] = {}
     for ours, theirs in _TOP.items():
@@ -120,7 +121,7 @@ def from_diffusers(
     computed = sincos_positions(
         arguments["hidden_size"], arguments["input_size"] // arguments["patch_size"]
     )
-    public["pos_embed"] = left.pop(_TABLE, computed)
+    public["pos_embed"] = take(_TABLE) if _TABLE in left else computed
     if left:
         raise InputError(
             f"{origin}: holds tensors that its config does not ask for: {', '.join(list(left)[:3])}"

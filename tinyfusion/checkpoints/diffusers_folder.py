@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.presets import FAMILIES
 from tinyfusion.backbones.public_files import DiffusersFiles
@@ -21,6 +19,7 @@ from tinyfusion.checkpoints.layout import (
     PIPELINE_FILE,
     TRANSFORMER_FOLDER,
 )
+from tinyfusion.checkpoints.lazy_state import LazyState
 from tinyfusion.checkpoints.tensors import (
     cleaned,
     digest_of,
@@ -109,7 +108,7 @@ def read_diffusers(
     path = files[0] if len(files) == 1 else folder
     state, arguments = _FAMILIES[family].read(cleaned(path, raw), config, str(path))
     checkpoint = Checkpoint(
-        state=state,
+        state=LazyState.of(state),
         path=path,
         sha256=digest_of(files),
         backbone=family,
@@ -187,9 +186,9 @@ def _placed(index_path: Path) -> dict[Path, set[str]]:
     return shards
 
 
-def _read_shards(index_path: Path, placed: Mapping[Path, set[str]]) -> dict[str, Tensor]:
+def _read_shards(index_path: Path, placed: Mapping[Path, set[str]]) -> LazyState:
     """Tensors of all shards; refuses those that the index does not account for."""
-    state: dict[str, Tensor] = {}
+    state = LazyState.of({})
     for path, expected in placed.items():
         shard = _read_file(path)
         differing = sorted(expected ^ set(shard))
@@ -198,14 +197,14 @@ def _read_shards(index_path: Path, placed: Mapping[Path, set[str]]) -> dict[str,
             raise InputError(
                 f"{path}: does not fit {index_path.name}: tensor {differing[0]!r} {where}"
             )
-        state |= shard
+        state = state | shard
     return state
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path) -> LazyState:
     if is_safetensors(path):
         return read_safetensors(path)
     content = read_torch(path)
     if not is_state(content):
         raise InputError(f"{path}: does not hold the bare state dict of a diffusers model")
-    return dict(content)
+    return LazyState.of(content)

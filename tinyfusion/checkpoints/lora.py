@@ -87,7 +87,7 @@ def remap_lora(
             f"{model}: records no kept blocks, so it was not pruned by tinyfusion and there is "
             "nothing to remap by; give the pruned model's own folder or export"
         )
-    net = to_backbone(checkpoint)
+    net = to_backbone(checkpoint, release=True)
     try:
         places = BlockPlaces(net)
     except InputError as error:
@@ -263,5 +263,5 @@ def _remapped_config(
 
 
 def _as_stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under peft's names, copied: the file that they are mapped from may be replaced."""
-    return {_PREFIX + name: tensor.clone().contiguous() for name, tensor in state.items()}
+    """Tensors under peft's names."""
+    return {_PREFIX + name: tensor.contiguous() for name, tensor in state.items()}

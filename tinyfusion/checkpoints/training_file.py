@@ -112,7 +112,7 @@ def _contradictions(
     files = FAMILIES[family].public_files
     assert files is not None
     known = {key: value for key, (_, value) in said.items()}
-    found = files.infer(checkpoint.state, str(checkpoint.path), known)
+    found = files.infer(checkpoint.state.outlines, str(checkpoint.path), known)
     return [
         f"its args say {word}={args[word]}, which means {key}={value}, but its tensors have "
         f"{key}={found[key]}; the tensors are believed"

@@ -20,7 +20,8 @@ from tinyfusion.backbones.presets import FAMILIES, PRESETS, build_empty, family_
 from tinyfusion.backbones.presets import build as build_backbone
 from tinyfusion.backbones.rebuild import check_own
 from tinyfusion.checkpoints import read_checkpoint, weights_sha256
-from tinyfusion.checkpoints.construct import left_unsaid, to_backbone
+from tinyfusion.checkpoints.construct import to_backbone
+from tinyfusion.checkpoints.expected import expected_teacher
 from tinyfusion.commands.check_scores import check_extractor, check_files, check_held_out
 from tinyfusion.commands.checks import (
     check_data,
@@ -156,8 +157,8 @@ class Setup:
         expected = self.backbone()
         checkpoint = read_checkpoint(path)
         if key != "checkpoint":
-            expected = left_unsaid(checkpoint, expected)
-        net = to_backbone(checkpoint, expected, self.cfg.num_heads)
+            expected = expected_teacher(checkpoint, expected)
+        net = to_backbone(checkpoint, expected, self.cfg.num_heads, release=True)
         self.process.check(net, path)
         check_own(net)
         return net

@@ -60,7 +60,7 @@ def convert(
     _check_apart(source, place)
     checkpoint = read_checkpoint(source)
     try:
-        net = to_backbone(checkpoint, backbone, num_heads)
+        net = to_backbone(checkpoint, backbone, num_heads, release=True)
     except InputError as error:
         raise InputError(str(error).replace("give num_heads=", "give --num-heads")) from None
     if to == "diffusers":
