@@ -20,6 +20,8 @@ from tinyfusion.backbones.layers import (
     Mlp,
     TimestepEmbedder,
     check_sizes,
+    init_linears,
+    null_class,
     sincos_positions,
     uncommon_widths,
 )
@@ -187,10 +189,7 @@ class DiT(Backbone):
     def _initialise(self, gate_bias_init: float) -> None:
         # DiT, section 3.2 and its appendix: Xavier everywhere, then zeros where adaLN-Zero
         # wants each block to start as the identity.
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        init_linears(self)
         patch_weight = self.x_embedder.proj.weight
         nn.init.xavier_uniform_(patch_weight.data.view(patch_weight.shape[0], -1))
         nn.init.zeros_(self.x_embedder.proj.bias)
@@ -232,12 +231,8 @@ class DiT(Backbone):
         Raises:
             InputError: the model was built without label dropout and has no such row.
         """
-        if self.y_embedder.embedding_table.num_embeddings == self.num_classes:
-            raise InputError(
-                "this model has no null class (class_dropout_prob=0), so its labels can't be "
-                "dropped and it can't be guided: use guidance 1"
-            )
-        return self.num_classes
+        rows = self.y_embedder.embedding_table.num_embeddings
+        return null_class(self.num_classes, rows > self.num_classes)
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, run_block: BlockRunner = run_plain

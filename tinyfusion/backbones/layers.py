@@ -1,6 +1,6 @@
 """Layers that more than one backbone is made of, with the tensor names of public checkpoints.
 
-Shape suffixes: B batch, T tokens, D width, F frequencies.
+Shape suffixes: B batch, T tokens, S sequence, D width, F frequencies.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyfusion.errors import InputError
+
+NORM_EPS = 1e-6
+"""Of the norms with parameters, as published."""
 
 
 def check_sizes(
@@ -93,6 +96,32 @@ def sincos_positions(width: int, grid_side: int) -> Tensor:
     return torch.cat(parts, dim=1).float()[None]
 
 
+def init_linears(net: nn.Module) -> None:
+    """Give every linear layer of a network Xavier weights and no bias, in order of the modules."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def null_class(num_classes: int, has_null: bool) -> int:
+    """Label of the null class, which comes after the others.
+
+    Args:
+        num_classes: number of classes without it.
+        has_null: whether the network was made with it.
+
+    Raises:
+        InputError: the network has none.
+    """
+    if not has_null:
+        raise InputError(
+            "this model has no null class (class_dropout_prob=0), so its labels can't be "
+            "dropped and it can't be guided: use guidance 1"
+        )
+    return num_classes
+
+
 class TimestepEmbedder(nn.Module):
     """Sinusoidal time features (cosines first) followed by a two-layer MLP."""
 
@@ -167,3 +196,21 @@ class Mlp(nn.Module):
         dropout = self.dropout if self.training else 0.0
         hidden = F.dropout(F.gelu(self.fc1(x_BTD), approximate=self.gelu), dropout)
         return F.dropout(self.fc2(hidden), dropout)
+
+
+class PreNormBlock(nn.Module):
+    """Plain transformer block: nothing but its input conditions it."""
+
+    def __init__(
+        self, width: int, num_heads: int, head_dim: int, mlp_width: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, num_heads, dropout, head_dim)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, mlp_width, gelu="none", dropout=dropout)
+
+    def forward(self, x_BSD: Tensor, condition: None = None) -> Tensor:
+        """Run the block on states (B, S, D); the condition of the contract is not used."""
+        x_BSD = x_BSD + self.attn(self.norm1(x_BSD))
+        return x_BSD + self.mlp(self.norm2(x_BSD))
