@@ -96,11 +96,11 @@ def test_tensors_are_read_when_asked_for_and_from_the_file_that_was_opened(tmp_p
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.ones(3), "b": torch.zeros(2, 2, dtype=torch.bfloat16)}, path)
     state = read_safetensors(path)
-    assert {name: (tuple(x.shape), x.dtype) for name, x in state.outlines.items()} == {
+    assert {name: (tuple(x.shape), x.dtype) for name, x in state.meta.items()} == {
         "a": ((3,), torch.float32),
         "b": ((2, 2), torch.bfloat16),
     }
-    assert all(outline.is_meta for outline in state.outlines.values())
+    assert all(tensor.is_meta for tensor in state.meta.values())
     save_file({"a": torch.full((3,), 7.0)}, tmp_path / "other.safetensors")
     (tmp_path / "other.safetensors").replace(path)
     assert torch.equal(state["a"], torch.ones(3))
@@ -108,7 +108,7 @@ def test_tensors_are_read_when_asked_for_and_from_the_file_that_was_opened(tmp_p
     assert torch.equal(state["a"], torch.ones(3)), "every reading has memory of its own"
     renamed = state.renamed({"c": "a"}) | LazyState.of({"d": torch.ones(1)})
     assert list(renamed) == ["c", "d"] and torch.equal(renamed.take("c"), torch.ones(3))
-    assert list(renamed) == list(renamed.outlines) == ["d"]
+    assert list(renamed) == list(renamed.meta) == ["d"]
 
 
 def test_values_are_looked_at_in_parts() -> None:

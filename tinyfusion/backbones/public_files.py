@@ -33,7 +33,7 @@ class PublicFiles:
             and arguments that are known otherwise, of which it takes what shapes don't show; it
             raises `InputError` if the tensors are not those of the class.
         heads: attention heads of the published models by their width.
-        said: what the recorded arguments of a public training script say of the constructor's,
+        from_training_args: constructor arguments by the recorded ones of a public training script,
             each with the word that says it; ``None`` if they are those of another script.
         citation: the paper in BibTeX.
         unseen: arguments besides ``num_heads`` that shapes don't show; `infer` has a usual value.
@@ -42,7 +42,7 @@ class PublicFiles:
     marks: tuple[str, ...]
     infer: Infer
     heads: Mapping[int, int]
-    said: Callable[[Mapping[str, Any]], dict[str, tuple[str, Any]] | None]
+    from_training_args: Callable[[Mapping[str, Any]], dict[str, tuple[str, Any]] | None]
     citation: str
     unseen: tuple[str, ...] = ()
 

@@ -104,10 +104,10 @@ def to_backbone(
             f"{checkpoint.path}: is a {checkpoint.backbone!r}, but backbone={given} was given"
         )
     fitting = families_by(checkpoint.state)
-    said = family or checkpoint.backbone
-    for line in _choices(checkpoint, candidates=[] if said else fitting):
+    known_family = family or checkpoint.backbone
+    for line in _choices(checkpoint, candidates=[] if known_family else fitting):
         _say_once(line)
-    family = said or (fitting or [*FAMILIES])[0]
+    family = known_family or (fitting or [*FAMILIES])[0]
     try:
         kind = class_of(family)
         files = kind.public_files
@@ -122,9 +122,7 @@ def to_backbone(
             )
         # What shapes don't show is the default of the class.
         known = {**checkpoint.hints, **claims}
-        recorded = (
-            files.infer(checkpoint.state.outlines, str(checkpoint.path), known) if files else {}
-        )
+        recorded = files.infer(checkpoint.state.meta, str(checkpoint.path), known) if files else {}
     claims = claims_after_pruning(claims, checkpoint, recorded, kind.depth_arguments)
     arguments = recorded | claims
     if files and "num_heads" not in arguments:
@@ -133,7 +131,7 @@ def to_backbone(
         )
 
     net = _empty(checkpoint.path, family, arguments)
-    misfits = shape_misfits(checkpoint.state.outlines, net)
+    misfits = shape_misfits(checkpoint.state.meta, net)
     if misfits:
         what = "the architecture its config or its tensors describe"
         if backbone is not None:

@@ -21,25 +21,25 @@ _FLOATS = {
 class LazyState(Mapping[str, Tensor]):
     """Tensors by name, each of which is read when it is asked for, and again when asked again.
 
-    Shapes and types are known without reading: ask ``outlines`` for them.
+    Shapes and types are known without reading: ask ``meta`` for them.
 
     Args:
         readers: what gives each tensor, by name.
-        outlines: tensors of the same shapes and types without content, on the meta device.
+        meta: tensors of the same shapes and types without content, on the meta device.
     """
 
     def __init__(
-        self, readers: Mapping[str, Callable[[], Tensor]], outlines: Mapping[str, Tensor]
+        self, readers: Mapping[str, Callable[[], Tensor]], meta: Mapping[str, Tensor]
     ) -> None:
-        assert readers.keys() == outlines.keys()
-        self._readers, self.outlines = dict(readers), dict(outlines)
+        assert readers.keys() == meta.keys()
+        self._readers, self.meta = dict(readers), dict(meta)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> LazyState:
         """Tensors that are there already."""
         return cls(
             {name: partial(_same, tensor) for name, tensor in tensors.items()},
-            {name: _outline(tensor.shape, tensor.dtype) for name, tensor in tensors.items()},
+            {name: _on_meta(tensor.shape, tensor.dtype) for name, tensor in tensors.items()},
         )
 
     @classmethod
@@ -52,13 +52,13 @@ class LazyState(Mapping[str, Tensor]):
         """
         # Read, not mapped: pages of a mapped file stay in memory as long as it is mapped.
         handle = safe_open(path, framework="pt", backend="pread")
-        readers, outlines = {}, {}
+        readers, meta = {}, {}
         for name in handle.keys():
             header = handle.get_slice(name)
             dtype = _FLOATS.get(header.get_dtype()) or handle.get_tensor(name).dtype
             readers[name] = partial(handle.get_tensor, name)
-            outlines[name] = _outline(header.get_shape(), dtype)
-        return cls(readers, outlines)
+            meta[name] = _on_meta(header.get_shape(), dtype)
+        return cls(readers, meta)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._readers[name]()
@@ -70,11 +70,11 @@ class LazyState(Mapping[str, Tensor]):
         return len(self._readers)
 
     def __or__(self, other: LazyState) -> LazyState:
-        return LazyState(self._readers | other._readers, self.outlines | other.outlines)
+        return LazyState(self._readers | other._readers, self.meta | other.meta)
 
     def take(self, name: str) -> Tensor:
         """Read a tensor for the last time; memory that only this state held is freed with it."""
-        del self.outlines[name]
+        del self.meta[name]
         return self._readers.pop(name)()
 
     def renamed(self, names: Mapping[str, str]) -> LazyState:
@@ -85,7 +85,7 @@ class LazyState(Mapping[str, Tensor]):
         """
         return LazyState(
             {new: self._readers[old] for new, old in names.items()},
-            {new: self.outlines[old] for new, old in names.items()},
+            {new: self.meta[old] for new, old in names.items()},
         )
 
 
@@ -93,5 +93,5 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _outline(shape: torch.Size | list[int], dtype: torch.dtype) -> Tensor:
+def _on_meta(shape: torch.Size | list[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(tuple(shape), dtype=dtype, device="meta")

@@ -172,14 +172,14 @@ def cleaned(path: Path, state: LazyState) -> LazyState:
             finite.
     """
     public: dict[str, str] = {}
-    for name, outline in state.outlines.items():
+    for name, meta in state.meta.items():
         bare = name.replace("_orig_mod.", "")
         while bare.startswith("module."):
             bare = bare.removeprefix("module.")
         if bare in public:
             raise InputError(f"{path}: holds tensor {bare!r} twice, the second as {name!r}")
-        if not outline.is_floating_point():
-            raise InputError(f"{path}: tensor {name!r} is {outline.dtype}; valid: floating types")
+        if not meta.is_floating_point():
+            raise InputError(f"{path}: tensor {name!r} is {meta.dtype}; valid: floating types")
         bad = not_finite(state[name])
         if bad:
             raise InputError(
@@ -198,7 +198,7 @@ def not_finite(tensor: Tensor) -> int:
 def dtypes_of(state: LazyState) -> tuple[str, ...]:
     """Types of some tensors, such as ``("float16", "float32")``, the most frequent first."""
     elements: Counter[str] = Counter()
-    for tensor in state.outlines.values():
+    for tensor in state.meta.values():
         elements[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     return tuple(name for name, _ in elements.most_common())
 

@@ -223,7 +223,7 @@ def check_input(shape: tuple[int, int, int], extractor: str) -> None:
         extractor: its name.
 
     Raises:
-        InputError: so it is.
+        InputError: another number of channels, or another size where it takes only one.
     """
     channels, *size = _input_shape(extractor)
     if shape[0] not in (1, channels) or (size and list(shape[1:]) != size):

@@ -133,7 +133,7 @@ def check_statistics(
         key: how the user calls the file, for messages.
 
     Raises:
-        InputError: so it is.
+        InputError: they have another number of features than the extractor gives.
     """
     for metric, mean, _ in _NAMES:
         layer = layers(extractor).get(metric)
