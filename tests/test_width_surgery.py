@@ -12,12 +12,12 @@ from torch import nn
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.coupling import coupling
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.backbones.dit_diffusers import check_holdable
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.backbones.sit import SiT
 from tinyfusion.changes import Resizing
 from tinyfusion.checkpoints import load, read_checkpoint, save_model, save_public
 from tinyfusion.checkpoints.describe import describe
-from tinyfusion.checkpoints.diffusers_layout import check_holdable
 from tinyfusion.checkpoints.lineage import lineage
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError

@@ -161,13 +161,22 @@ def test_the_best_so_far_survives_a_resumption(tmp_path, source, evaluation) -> 
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == kept
 
 
-def test_a_best_model_that_was_being_replaced_is_put_back(tmp_path, source, evaluation) -> None:
+def test_a_kill_while_the_best_is_replaced_loses_nothing(
+    tmp_path, source, evaluation, monkeypatch
+) -> None:
+    fids = iter([1.0, 3.0, 4.0, 4.0])  # of steps 2, 4 and 6, and of 6 again
+    monkeypatch.setattr(
+        Evaluation, "score", lambda *_, **__: {"fid": next(fids), "held_out_loss": 1.0}
+    )
     trained("recovery", tmp_path, source, EvaluateDuringTraining(2, evaluation), resume_every=4)
     kept = (tmp_path / "best" / "model.safetensors").read_bytes()
-    (tmp_path / "best").rename(tmp_path / ".best.replaced")  # as a kill leaves it
-    again = EvaluateDuringTraining(2, evaluation, keep_best=False)
-    trained("recovery", tmp_path, source, again, resume_every=4)
+    # As a process leaves it that was killed between the two renames.
+    (tmp_path / "best").rename(tmp_path / ".best.former")
+    again = EvaluateDuringTraining(2, evaluation)
+    trained("recovery", tmp_path, source, again, resume_every=4)  # goes on from step 4
+    assert again.best_step == 2
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == kept
+    assert not (tmp_path / ".best.former").exists()
 
 
 def test_scores_that_are_not_finite_are_never_the_best(evaluation) -> None:

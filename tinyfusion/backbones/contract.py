@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tinyfusion.backbones.branches import Branch, BranchedBlock
 from tinyfusion.backbones.meta import counting_macs, run_on_meta
-from tinyfusion.backbones.public_files import PublicFiles
+from tinyfusion.backbones.public_files import DiffusersFiles, PublicFiles
 from tinyfusion.backbones.unit_lists import (
     UnitRunner,
     block_units,
@@ -101,6 +101,14 @@ class Backbone(nn.Module, ABC):
         depth_arguments: constructor arguments that count blocks, one for each stack. A stack may
             be empty if there are others.
         public_files: what is known of the files that its authors published, if there are any.
+        family: the word for the class in configurations and files; ``None`` for a class from
+            outside this package, which goes by its dotted name. Not inherited.
+        diffusers: how the class is stored by diffusers, if it has such a class, too. Not
+            inherited, because a subclass may compute something else.
+        fixed_tables: names of parameters that the constructor computes and nothing trains, such
+            as position tables; files of rounded weights keep them, and loading restores them.
+        fixed_shapes: whether states keep their shape while a batch is sampled, so that compiled
+            blocks need no dynamic shapes.
     """
 
     blocks: nn.ModuleList
@@ -112,15 +120,20 @@ class Backbone(nn.Module, ABC):
     source_borders: tuple[int, ...] = ()
     depth_arguments: ClassVar[tuple[str, ...]] = ("depth",)
     public_files: ClassVar[PublicFiles | None] = None
+    family: ClassVar[str | None] = None
+    diffusers: ClassVar[DiffusersFiles | None] = None
+    fixed_tables: ClassVar[tuple[str, ...]] = ()
+    fixed_shapes: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Let peft save adapters of any backbone.
+        """Let peft save adapters of any backbone, and drop what is not inherited.
 
         It takes the attribute ``config`` of a model for a configuration of transformers and asks
         that for ``to_dict()``; the answer is what it assumes of models without one.
         """
         super().__init_subclass__(**options)
         cls.config.to_dict = lambda: {"model_type": "custom"}
+        cls.family, cls.diffusers = cls.__dict__.get("family"), cls.__dict__.get("diffusers")
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import save_model
 from tinyfusion.errors import InputError
-from tinyfusion.files import replace_folder, restore_folder
+from tinyfusion.files import restore_folder, write_folder_atomic
 from tinyfusion.group import current
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.samplers.generate import AUTOCAST
@@ -58,8 +58,8 @@ class EvaluateDuringTraining(Callback):
         known = {step: fid for step, fid in fids.items() if math.isfinite(fid)}
         return min(known, key=known.__getitem__) if known else None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring back the best model so far, if a kill came while it was replaced."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the best model its name back if the run was killed while it was replaced."""
         if trainer.is_global_zero:
             restore_folder(Path(trainer.default_root_dir) / BEST)
 
@@ -107,7 +107,7 @@ class EvaluateDuringTraining(Callback):
             "protocol": self.evaluation.protocol(),
             "metrics": self.history[step],
         }
-        replace_folder(save_model(net, folder.with_name(f".{BEST}"), provenance), folder)
+        write_folder_atomic(folder, lambda new: save_model(net, new, provenance))
 
     def state_dict(self) -> dict[str, Any]:
         """Scores for the resume checkpoint."""

@@ -19,13 +19,14 @@ from tinyfusion.figures.table import Column, print_table
 from tinyfusion.files import write_json
 from tinyfusion.group import Group
 from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.metrics.features import extractor_class
 from tinyfusion.metrics.shown import floor_line, for_table
 from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.pipeline.scoring import kept_samples, remembered
 from tinyfusion.runtime.progress import ImageProgress
 from tinyfusion.samplers.generate import Drawing
 from tinyfusion.settings.objects import Objects, objects_of
-from tinyfusion.version import __version__
+from tinyfusion.version import __version__, code_digest, modules_of
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,7 @@ def cached_score(
         ),
         f"scores of {objects.checkpoint}",
         group,
+        net,
     )
 
 
@@ -179,12 +181,15 @@ def _cached(
     compute: Callable[[], dict[str, Any]],
     what: str,
     group: Group,
+    *also: object,
 ) -> dict[str, Any]:
     """A result kept under ``<output_root>/cache/``.
 
-    It is keyed by ``key``, the data with its number of images, the process, the protocol and
-    this package's version.
+    It is keyed by ``key``, the data with its number of images, the process, the protocol and the
+    code that computes it.
     """
+    extractor = extractor_class(evaluation.extractor)
+    parts = (evaluation, evaluation.sampler, evaluation.autoencoder, extractor, objects.process)
 
     def whole() -> dict[str, Any]:
         return key | {
@@ -193,7 +198,7 @@ def _cached(
             "precision": objects.trainer.precision,
             # Files may be replaced at their paths.
             "content": evaluation.content(),
-            "version": __version__,
+            "code": code_digest(*modules_of(*parts, objects.source, *also)),
         }
 
     return remembered(objects.output_root / "cache", whole, compute, what, group)

@@ -12,7 +12,8 @@ from tinyfusion.backbones.presets import FAMILIES, PRESETS, build_empty, preset_
 from tinyfusion.backbones.presets import build as build_backbone
 from tinyfusion.backbones.rebuild import check_own
 from tinyfusion.checkpoints import read_checkpoint, weights_sha256
-from tinyfusion.checkpoints.construct import left_unsaid, to_backbone
+from tinyfusion.checkpoints.construct import to_backbone
+from tinyfusion.checkpoints.expected import expected_teacher
 from tinyfusion.commands.check_scores import check_extractor, check_files, check_held_out
 from tinyfusion.commands.checks import check_data, check_decoder, check_latents, check_sampling
 from tinyfusion.errors import InputError
@@ -64,8 +65,8 @@ def load_alone(objects: Objects, path: str | None, key: str = "checkpoint") -> B
     checkpoint = read_checkpoint(path)
     expected = objects.expected
     if key != "checkpoint":
-        expected = left_unsaid(checkpoint, expected)
-    net = to_backbone(checkpoint, expected, objects.num_heads)
+        expected = expected_teacher(checkpoint, expected)
+    net = to_backbone(checkpoint, expected, objects.num_heads, release=True)
     objects.process.check(net, path)
     check_own(net)
     return net

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.commands.execute import execute
 from tinyfusion.errors import InputError
+from tinyfusion.files import clear_torn
 from tinyfusion.ranks import is_first_rank, is_rank
 from tinyfusion.runtime.folder import CONFIG_FILE, FINISHED_FILE, locked
 from tinyfusion.runtime.session import SWEEP_FILE, Session
 from tinyfusion.settings.check import check
 from tinyfusion.settings.commands import COMMANDS
-
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.\w+")
-"""Names that `files.write_atomic` uses before it renames."""
 
 _RESUMING = "hydra.callbacks.tinyfusion.resuming="
 _OWN = ("hydra.sweep.dir=", "hydra.mode=", _RESUMING)
@@ -95,9 +92,8 @@ def resume_run(command: str, folder: Path) -> None:
         return
     with locked(folder) as lock:
         # Ranks that something else started are at work already: theirs are not torn.
-        for torn in () if is_rank() else folder.rglob(".*"):
-            if torn.is_file() and _TEMPORARY.fullmatch(torn.name):
-                torn.unlink()
+        if not is_rank():
+            clear_torn(folder)
         execute(check(cfg), folder, lock)
 
 

@@ -5,7 +5,7 @@ torch-fidelity is imported inside functions: its import takes seconds.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,17 @@ from torch import Tensor
 
 from tinyfusion.data.image_sets import ImageSet, TensorImages
 from tinyfusion.errors import InputError, first_line
-from tinyfusion.files import sha256_of
+from tinyfusion.files import Stamp, known_sha256, stamp_of
 from tinyfusion.group import ALONE, Group
-from tinyfusion.metrics.classifier import DigitsClassifier, load_digits_classifier
+from tinyfusion.metrics.classifier import DigitsClassifier, classifier_file, load_digits_classifier
 from tinyfusion.metrics.collected import CollectedFeatures
 from tinyfusion.metrics.inception import (
     INCEPTION_EXTRACTOR,
     SPATIAL,
     SPATIAL_CHANNELS,
+    build_inception,
     inception_class,
-    inception_weights,
+    inception_file,
 )
 
 if TYPE_CHECKING:
@@ -81,9 +82,10 @@ def layers(name: str) -> dict[str, str]:
     return found
 
 
-@cache
 def load_extractor(name: str, weights: str | None = None) -> FeatureExtractorBase:
     """An extractor that gives all layers of :func:`layers`; built once and kept.
+
+    The file of its weights is read again only if it changed.
 
     Args:
         name: name in torch-fidelity's registry.
@@ -93,10 +95,17 @@ def load_extractor(name: str, weights: str | None = None) -> FeatureExtractorBas
         InputError: nothing is registered under that name, or its weights are not on this machine
             and can't be fetched, or can't be read.
     """
+    file = weights_file(name, weights)
+    return _built(name, weights, stamp_of(file) if file and file.is_file() else None)
+
+
+@lru_cache(maxsize=4)
+def _built(name: str, weights: str | None, stamp: Stamp | None) -> FeatureExtractorBase:
     kind = extractor_class(name)
     wanted = list(dict.fromkeys(layers(name).values()))
-    if issubclass(kind, _torch_fidelity_inception()):
-        weights = str(inception_weights(weights))
+    if _is_inception(kind):
+        assert stamp is not None, "the file was found before"
+        return build_inception(kind, name, wanted, Path(stamp[0]))
     try:
         # Weights replace start values, which are drawn from the global generator.
         with torch.random.fork_rng(devices=[]):
@@ -110,19 +119,33 @@ def load_extractor(name: str, weights: str | None = None) -> FeatureExtractorBas
     return found.requires_grad_(False).eval()
 
 
-def weights_digest(name: str, weights: str | None = None) -> str:
-    """SHA-256 of the file of an extractor's weights; empty for weights that a package brings.
+def weights_file(name: str, weights: str | None = None) -> Path | None:
+    """The file of an extractor's weights; ``None`` for weights that its package finds by itself.
 
     Args:
         name: name in torch-fidelity's registry.
         weights: see :func:`load_extractor`.
 
     Raises:
-        InputError: see :func:`load_extractor`.
+        InputError: nothing is registered under that name, or Inception's weights are not on this
+            machine and can't be fetched.
     """
-    if issubclass(extractor_class(name), _torch_fidelity_inception()):
-        return sha256_of(inception_weights(weights))
-    return "" if weights is None else sha256_of(Path(weights).expanduser())
+    kind = extractor_class(name)
+    if _is_inception(kind):
+        return inception_file(weights)
+    if weights is not None:
+        return Path(weights).expanduser()
+    return getattr(kind, "weights_file", None)
+
+
+def weights_digest(name: str, weights: str | None = None) -> str:
+    """SHA-256 of :func:`weights_file`; empty if there is none.
+
+    Raises:
+        InputError: see :func:`weights_file`.
+    """
+    file = weights_file(name, weights)
+    return "" if file is None else known_sha256(file)
 
 
 @cache
@@ -207,7 +230,7 @@ def check_input(shape: tuple[int, int, int], extractor: str) -> None:
         extractor: its name.
 
     Raises:
-        InputError: so it is.
+        InputError: another number of channels, or another size where it takes only one.
     """
     channels, *size = _input_shape(extractor)
     if shape[0] not in (1, channels) or (size and list(shape[1:]) != size):
@@ -233,10 +256,10 @@ def _check_finite(features: Tensor, layer: str, name: str, first: int) -> None:
         )
 
 
-def _torch_fidelity_inception() -> type:
+def _is_inception(kind: type[FeatureExtractorBase]) -> bool:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    return FeatureExtractorInceptionV3
+    return issubclass(kind, FeatureExtractorInceptionV3)
 
 
 @cache
@@ -253,6 +276,7 @@ def _digits_extractor_class() -> type[FeatureExtractorBase]:
         """
 
         input_shape = DigitsClassifier.input_shape
+        weights_file = classifier_file()
 
         def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
             # torch-fidelity hands over all options of the metrics call; none concerns us.

@@ -19,11 +19,17 @@ from tinyfusion.data.adm_batch import IMAGES, names_in, read_statistics
 from tinyfusion.data.image_sets import ImageSet
 from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
-from tinyfusion.files import sha256_of, write_atomic
+from tinyfusion.files import known_sha256, write_atomic
 from tinyfusion.group import ALONE, Group
-from tinyfusion.metrics.features import extract, feature_sizes, layers, weights_digest
+from tinyfusion.metrics.features import (
+    extract,
+    extractor_class,
+    feature_sizes,
+    layers,
+    weights_digest,
+)
 from tinyfusion.metrics.fidelity import Reference, Statistics
-from tinyfusion.version import __version__
+from tinyfusion.version import code_digest, modules_of
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +54,7 @@ class RealImages:
         """SHA-256 of what was read."""
         if self.images is None:
             assert self.where is not None
-            return sha256_of(self.where)
+            return known_sha256(self.where)
         return self.images.digest() or ""
 
 
@@ -93,8 +99,8 @@ def reference_of(
         extractor: name in torch-fidelity's registry.
         weights: file of its weights.
         device: where to compute.
-        cache: folder that features are kept in, by the content of images and weights; ``None``
-            computes them anew.
+        cache: folder that features are kept in, by the content of images and weights and by the
+            code that computes them; ``None`` computes them anew.
         progress: show a bar.
         group: ranks that share the images; the further ones get an empty reference.
 
@@ -132,7 +138,7 @@ def check_statistics(
         key: how the user calls the file, for messages.
 
     Raises:
-        InputError: so it is.
+        InputError: they have another number of features than the extractor gives.
     """
     for metric, mean, _ in _NAMES:
         layer = layers(extractor).get(metric)
@@ -191,7 +197,8 @@ def _file(
     # Devices round features otherwise.
     kind = torch.device(device).type
     of_weights = weights_digest(extractor, weights)
-    key = "/".join((content, extractor, of_weights, kind, __version__))
+    code = code_digest(__name__, *modules_of(images, extractor_class(extractor)))
+    key = "/".join((content, extractor, of_weights, kind, code))
     return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
 
 

@@ -52,6 +52,7 @@ def discard(folder: Path, existing: Path | None = None) -> None:
         existing: the deepest folder on its path that existed before (see `existing_part`); it and
             all above it stay. ``None``: only ``folder`` itself was made for the run.
     """
+    folder = folder.absolute()
     for empty in (folder, *folder.parents) if existing is not None else (folder,):
         if empty == existing or not empty.is_dir() or entries(empty):
             return

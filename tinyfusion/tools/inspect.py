@@ -142,7 +142,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
         "base_model": config.get("base_model_name_or_path"),
         "blocks": {name: sorted(numbers) for name, numbers in sorted(blocks.items())},
         "tensors": len(state),
-        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "parameters": sum(tensor.numel() for tensor in state.meta.values()),
         "dtypes": list(dtypes_of(state)),
         "bytes": weights.stat().st_size,
         "sha256": digest_of((weights,)),
