@@ -22,12 +22,12 @@ from tinyfusion.commands.dry_setup import DrySetup
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_text
 from tinyfusion.metrics.benchmark import Benchmark, device_name
-from tinyfusion.metrics.memory import in_gib
 from tinyfusion.pipeline.batching import split_batch
 from tinyfusion.pipeline.probe import STEPS, UNTIMED, probe_training
 from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
 from tinyfusion.settings.overview import conf_folder
+from tinyfusion.text import readable_bytes
 from tinyfusion.version import __version__
 
 PAPER = ("experiment=imagenet/tinydit_d14", "data.root=none")
@@ -67,7 +67,7 @@ def training_rows(setup: DrySetup) -> Iterator[Row]:
         except InputError as error:
             yield Row(name, batch, setup.trainer.compile, f"failed: {error}", "-")
             continue
-        peak = "-" if probed.peak is None else in_gib(probed.peak)
+        peak = "-" if probed.peak is None else readable_bytes(probed.peak)
         # The next stage's network is not to be counted beside this one's.
         del stage
         speed = f"{settings.batch_size / probed.seconds:.1f} samples/s"
@@ -94,7 +94,7 @@ def sampling_rows(setup: DrySetup, batch: int) -> Iterator[Row]:
             str(batch),
             row["compiled"],
             f"{row['images_per_s']:.2f} images/s, {row['it_per_s']:.2f} steps/s",
-            "-" if peak is None else in_gib(peak),
+            "-" if peak is None else readable_bytes(peak),
         )
 
 

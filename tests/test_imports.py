@@ -19,6 +19,8 @@ ROOT = Path(tinyfusion.__file__).parent
 ORDER = [
     "version",
     "errors",
+    "text",
+    "progress",
     "ranks",
     "assets",
     "pixels",

@@ -15,14 +15,14 @@ from tinyfusion.commands.setup import Setup
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
-from tinyfusion.runtime.progress import ImageProgress
+from tinyfusion.progress import Progress
 from tinyfusion.samplers.ddim import DDIMSampler
 from tinyfusion.samplers.generate import Drawing
 
 N = 12
 
 
-class Shown(ImageProgress):
+class Shown(Progress):
     """Remembers how far it was told to be."""
 
     def __init__(self):

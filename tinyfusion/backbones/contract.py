@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -197,6 +197,13 @@ class Backbone(nn.Module, ABC):
     def keep_blocks(self, kept: Sequence[int]) -> None:
         """Drop every block but ``kept`` in place; called by :func:`tinyfusion.surgery.prune`."""
         self.blocks = nn.ModuleList([self.blocks[i] for i in kept])
+
+
+class Calibration(Protocol):
+    """Inputs on which blocks are measured, such as `tinyfusion.metrics.held_out.HeldOutLoss`."""
+
+    def predict(self, net: Backbone, run_block: BlockRunner) -> object:
+        """Run ``net`` on all samples in evaluation mode, every block through ``run_block``."""
 
 
 def forward_with_states(

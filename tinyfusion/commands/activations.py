@@ -23,9 +23,9 @@ from tinyfusion.files import write_json
 from tinyfusion.metrics.activations import check_request, collect, whole
 from tinyfusion.metrics.state_summary import StateSummary, by_threshold, symlog_edges
 from tinyfusion.pipeline.origins import aligned_pairs
+from tinyfusion.progress import Progress
 from tinyfusion.recovery.alignment import alignment
 from tinyfusion.recovery.objective import STATE_KEYS, check_alike
-from tinyfusion.runtime.progress import ImageProgress
 from tinyfusion.version import __version__
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     for net in (student, teacher):
         if net is not None:
             net.to(setup.device)
-    with ImageProgress("activations", cfg.samples, bar=setup.bars) as progress:
+    with Progress("activations", cfg.samples, bar=setup.bars) as progress:
         found = collect(
             student,
             setup.process,

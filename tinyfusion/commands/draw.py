@@ -14,8 +14,8 @@ from torch import Tensor
 from tinyfusion.data.adm_batch import write_batch
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
+from tinyfusion.progress import Progress
 from tinyfusion.ranks import rank
-from tinyfusion.runtime.progress import ImageProgress
 from tinyfusion.samplers.generate import Drawing
 
 PACKED_FILE = "samples.npz"
@@ -45,7 +45,7 @@ class Share:
         store: SampleStore,
         drawing: Drawing,
         missing: set[int],
-        progress: ImageProgress | None,
+        progress: Progress | None,
     ) -> None:
         self.store, self.drawing, self.progress = store, drawing, progress
         self.missing = missing

@@ -17,7 +17,6 @@ from tinyfusion.backbones.contract import count_parameters
 from tinyfusion.commands.dry_rounds import dry_rounds
 from tinyfusion.commands.dry_setup import DrySetup, DryStage, no_data
 from tinyfusion.metrics.evaluation import Evaluation
-from tinyfusion.metrics.memory import in_gib
 from tinyfusion.pipeline import probe
 from tinyfusion.pipeline.batching import Split, split_batch
 from tinyfusion.pipeline.estimate import (
@@ -31,6 +30,7 @@ from tinyfusion.pipeline.probe import Probed, probe_sampling, probe_training
 from tinyfusion.pipeline.schedule import described, warned
 from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
+from tinyfusion.text import readable_bytes
 from tinyfusion.widths import WidthDecision
 
 WIDTH = 100
@@ -168,8 +168,8 @@ def _table(memory: StageMemory, split: Split) -> Iterator[str]:
     yield "  memory per device, estimated:"
     for name, size in memory.parts.items():
         note = f"   micro-batch of {split.images}" if name == "activations" else ""
-        yield f"    {name:<22}{in_gib(size):>12}{note}"
-    yield f"    {'together':<22}{in_gib(memory.total):>12}"
+        yield f"    {name:<22}{readable_bytes(size):>12}{note}"
+    yield f"    {'together':<22}{readable_bytes(memory.total):>12}"
 
 
 def _probe(setup: DrySetup, stage: DryStage, split: Split) -> Probed:
@@ -188,7 +188,7 @@ def _measured(probed: Probed, hours: float, setup: DrySetup) -> Iterator[str]:
     apart = "; on one device, without what they tell each other" if setup.world > 1 else ""
     yield f"  {probed.seconds:.3g} s per step ({probe.STEPS} real steps{apart}): {_hours(hours)}"
     if probed.peak is not None:
-        yield f"  {in_gib(probed.peak)} of GPU memory at the peak, measured"
+        yield f"  {readable_bytes(probed.peak)} of GPU memory at the peak, measured"
 
 
 def _evaluation(setup: DrySetup, probes: bool, hours: list[float]) -> Iterator[str]:
@@ -238,13 +238,14 @@ def _files(setup: DrySetup, resume: list[int]) -> Iterator[str]:
         "recover": ["recovered", "recovered_live"],
         "run": ["pruned", "recovered", "recovered_live"],
     }[setup.cfg.command]
-    yield _line("files", f"{', '.join(f'{name}/' for name in written)}: {in_gib(model)} each")
+    names = ", ".join(f"{name}/" for name in written)
+    yield _line("files", f"{names}: {readable_bytes(model)} each")
     # Replaced by a rename: for a moment there are two.
     largest = 2 * max(resume, default=0)
     if resume:
-        sizes = ", ".join(in_gib(size) for size in resume)
+        sizes = ", ".join(readable_bytes(size) for size in resume)
         yield _line("", f"resume.ckpt: {sizes}, twice while it is replaced, gone at the end")
-    yield _line("", f"at most {in_gib(len(written) * model + largest)} on the disk at once")
+    yield _line("", f"at most {readable_bytes(len(written) * model + largest)} on the disk at once")
 
 
 def _line(title: str, text: str) -> str:

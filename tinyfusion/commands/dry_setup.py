@@ -27,6 +27,7 @@ from tinyfusion.pipeline.probe import NoiseImages
 from tinyfusion.pruners.contract import Pruner, PruningContext
 from tinyfusion.pruners.fixed import Indices
 from tinyfusion.pruners.learned import Learned
+from tinyfusion.scheme import evenly_spaced
 from tinyfusion.settings.compose import build
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.pretrain import Pretraining
@@ -198,9 +199,9 @@ class DrySetup(Setup):
         if isinstance(pruner, Indices):
             kept = pruner.choose(self._context(net, None, 0)).kept
         elif scheme is not None and keep == scheme.keep:
-            kept = tuple(block for group in scheme.groups for block in group.blocks[: group.keep])
+            kept = scheme.first_of_each
         else:
-            kept = tuple(index * net.depth // keep for index in range(keep))
+            kept = evenly_spaced(net.depth, keep)
         return Decision(
             kept=kept,
             source_depth=net.depth,
@@ -262,8 +263,8 @@ class DrySetup(Setup):
         if decision is None:
             # What a pruned file records is not known: any blocks will do to count.
             whole = student if teacher is None else teacher
-            kept = (i * whole.depth // student.depth for i in range(student.depth))
-            student.kept_from, student.source_borders = tuple(kept), whole.borders
+            student.kept_from = evenly_spaced(whole.depth, student.depth)
+            student.source_borders = whole.borders
             at = range(student.depth)
         elif isinstance(decision, Decision) and teacher is not None:
             if teacher.depth != decision.source_depth:
@@ -306,7 +307,7 @@ def _pretend_origin(student: Backbone, teacher: Backbone, decision: Decision) ->
     """Record for both the places that cuts of one model could have left: any will do to count."""
     whole = max(teacher.depth, decision.source_depth)
     student.kept_from = tuple(block * whole // decision.source_depth for block in decision.kept)
-    teacher.kept_from = tuple(i * whole // teacher.depth for i in range(teacher.depth))
+    teacher.kept_from = evenly_spaced(whole, teacher.depth)
     teacher.source_borders = student.source_borders
 
 

@@ -23,8 +23,9 @@ from tinyfusion.data.latent_plan import INDEX_FILE, Plan
 from tinyfusion.data.latent_writer import begin, finish, is_complete, remove_torn
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
-from tinyfusion.runtime.progress import ImageProgress
+from tinyfusion.progress import Progress
 from tinyfusion.settings.compose import build, locate
+from tinyfusion.text import readable_bytes
 from tinyfusion.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
             ]
             total = sum(len(plan.files_of(s)) for job in jobs for s in job.shards)
             bar = trainer.progress and sys.stdout.isatty()
-            with ImageProgress("encode", total, bar=bar) as progress:
+            with Progress("encode", total, bar=bar) as progress:
                 run_jobs(jobs, progress)
         _conclude(root, plan, f"part {part} of {parts}")
     (root / _lock_name(part, parts)).unlink(missing_ok=True)
@@ -133,7 +134,7 @@ def _images(cfg: DictConfig) -> ImageFolder:
 
 
 def _announce(plan: Plan, root: Path, source: str) -> None:
-    size = _bytes(plan.num_files * plan.row_bytes)
+    size = readable_bytes(plan.num_files * plan.row_bytes)
     shape = "x".join(map(str, (plan.channels, plan.size, plan.size)))
     log.info(
         "encode: %s images of %d classes in %s, cropped to %d pixels -> latents of %s",
@@ -153,20 +154,13 @@ def _announce(plan: Plan, root: Path, source: str) -> None:
     )
 
 
-def _bytes(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.1f} kB"
-
-
 def _check_space(root: Path, plan: Plan, missing: Collection[int]) -> None:
     need = plan.bytes_of(sum(len(plan.files_of(shard)) for shard in missing))
     free = shutil.disk_usage(root).free
     if need > free:
         raise InputError(
-            f"store={root}: {_bytes(need)} are still to be written, but only {_bytes(free)} are "
-            "free there"
+            f"store={root}: {readable_bytes(need)} are still to be written, but only "
+            f"{readable_bytes(free)} are free there"
         )
 
 

@@ -20,7 +20,7 @@ from tinyfusion.data.imagefolder import ImageFolder
 from tinyfusion.data.latent_plan import Plan
 from tinyfusion.data.latent_writer import is_complete
 from tinyfusion.errors import InputError
-from tinyfusion.runtime.progress import ImageProgress
+from tinyfusion.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Job:
         )
 
 
-def run_jobs(jobs: Sequence[Job], progress: ImageProgress) -> None:
+def run_jobs(jobs: Sequence[Job], progress: Progress) -> None:
     """Do the jobs: one in this process, several in processes of their own.
 
     Raises:
@@ -110,7 +110,7 @@ def run_jobs(jobs: Sequence[Job], progress: ImageProgress) -> None:
             worker.join()
 
 
-def _follow(workers: Sequence[Any], messages: Any, progress: ImageProgress) -> None:
+def _follow(workers: Sequence[Any], messages: Any, progress: Progress) -> None:
     working = len(workers)
     while working:
         try:

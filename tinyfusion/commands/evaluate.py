@@ -23,7 +23,7 @@ from tinyfusion.figures.table import Column, print_table
 from tinyfusion.files import read_json, write_json
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.shown import floor_line, for_table
-from tinyfusion.runtime.progress import ImageProgress
+from tinyfusion.progress import Progress
 from tinyfusion.samplers.generate import Drawing
 from tinyfusion.settings.compose import build
 from tinyfusion.version import __version__
@@ -96,7 +96,7 @@ def _kept(setup: Setup, drawing: Drawing) -> ImageSet:
     missing = store.missing()
     store.check_space(missing, packed=True)
     there = len(drawing) - store.images_in(missing)
-    with ImageProgress("evaluate", len(drawing), there, bar=setup.bars) as progress:
+    with Progress("evaluate", len(drawing), there, bar=setup.bars) as progress:
         share = Share(store, drawing, set(missing), progress)
         share.fill_all(range(store.num_shards))
         share.wait()

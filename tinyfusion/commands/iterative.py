@@ -23,7 +23,7 @@ from tinyfusion.commands.recover import RECOVERED, recover
 from tinyfusion.commands.setup import Setup
 from tinyfusion.errors import InputError
 from tinyfusion.pruners.contract import Pruner
-from tinyfusion.scheme import Scheme
+from tinyfusion.scheme import Scheme, evenly_spaced
 from tinyfusion.settings.compose import build
 from tinyfusion.surgery import prune
 
@@ -195,10 +195,7 @@ def _check_previous(path: str, previous: Backbone, source: Backbone, depth: int)
 
 def _outline(net: Backbone, depth: int, scheme: Scheme | None) -> Backbone:
     """A network of the form that a round leaves, without values."""
-    if scheme is None:
-        kept = [index * net.depth // depth for index in range(depth)]
-    else:
-        kept = [block for group in scheme.groups for block in group.blocks[: group.keep]]
+    kept = evenly_spaced(net.depth, depth) if scheme is None else scheme.first_of_each
     with torch.random.fork_rng(devices=[]):
         twin = rebuilt(net)
     twin.keep_blocks(kept)

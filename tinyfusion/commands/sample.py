@@ -20,8 +20,8 @@ from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import image_grid
 from tinyfusion.files import read_json, write_atomic, write_json
+from tinyfusion.progress import Progress
 from tinyfusion.ranks import is_first_rank, is_numbered, is_rank, rank, world_size
-from tinyfusion.runtime.progress import ImageProgress
 from tinyfusion.samplers.generate import Drawing, class_labels
 from tinyfusion.settings.compose import build
 
@@ -62,7 +62,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     if setup.trainer.compile:
         compile_blocks(drawing.net, setup.trainer.compile_backend)
     # Of several ranks the first one shows what all have done.
-    with ImageProgress(
+    with Progress(
         "sample", cfg.n, cfg.n - store.images_in(missing), bar=setup.bars and is_first_rank()
     ) as progress:
         share = Share(store, drawing, set(missing), progress if is_first_rank() else None)

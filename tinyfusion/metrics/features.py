@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from tinyfusion.data.image_sets import ImageSet, TensorImages
@@ -24,6 +23,7 @@ from tinyfusion.metrics.inception import (
     inception_class,
     inception_weights,
 )
+from tinyfusion.progress import Progress
 
 if TYPE_CHECKING:
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -178,9 +178,8 @@ def extract(
         torch.no_grad(),
         # TF32, which torch lets convolutions use on GPUs, changes features in the third digit.
         torch.backends.cudnn.flags(**(_CUDNN | {"allow_tf32": False})),
-        Progress(disable=not progress, transient=True) as bar,
+        Progress(f"features of {name}", len(images), bar=progress, seconds=None) as shown,
     ):
-        task = bar.add_task(f"features of {name}", total=len(images))
         for batch in images.batches(batch_size):
             # Of one channel or of as many as are wanted: an expansion copies nothing.
             batch = batch.to(device).expand(-1, channels, -1, -1)
@@ -188,7 +187,7 @@ def extract(
                 _check_finite(features, layer, name, done)
                 found.setdefault(layer, []).append(features.cpu())
             done += len(batch)
-            bar.advance(task, len(batch))
+            shown(len(batch))
     return {layer: torch.cat(parts) for layer, parts in found.items()}
 
 
