@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tinyfusion.samplers.generate import generate
     from tinyfusion.scheme import Scheme, parse_scheme
     from tinyfusion.surgery import prune
+    from tinyfusion.training import recipes
     from tinyfusion.widths import WidthDecision
 
 _HOMES = {
@@ -63,6 +64,7 @@ _HOMES = {
     "parse_scheme": "tinyfusion.scheme",
     "prune": "tinyfusion.surgery",
     "push_to_hub": "tinyfusion.checkpoints",
+    "recipes": "tinyfusion.training.recipes",
     "remap_lora": "tinyfusion.checkpoints",
     "save_diffusers": "tinyfusion.checkpoints",
     "save_model": "tinyfusion.checkpoints",
@@ -95,6 +97,7 @@ __all__ = [
     "parse_scheme",
     "prune",
     "push_to_hub",
+    "recipes",
     "remap_lora",
     "save_diffusers",
     "save_model",
@@ -106,7 +109,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        home = import_module(_HOMES[name])
+        # A module is a public name, too.
+        return home if _HOMES[name].endswith(f".{name}") else getattr(home, name)
     raise AttributeError(f"module 'tinyfusion' has no attribute {name!r}")
 
 
