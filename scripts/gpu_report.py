@@ -22,12 +22,12 @@ from tinyfusion.commands.dry_command import DryCommand, dry_command
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_text
 from tinyfusion.metrics.benchmark import Benchmark, device_name
-from tinyfusion.metrics.memory import in_gib
 from tinyfusion.pipeline.batching import split_batch
 from tinyfusion.pipeline.probe import STEPS, UNTIMED, probe_training
 from tinyfusion.settings.check import check
 from tinyfusion.settings.objects import objects_of
 from tinyfusion.settings.overview import conf_folder
+from tinyfusion.text import readable_bytes
 from tinyfusion.version import __version__
 
 PAPER = ("experiment=imagenet/tinydit_d14", "data.root=none")
@@ -75,7 +75,7 @@ def training_rows(dry: DryCommand) -> Iterator[Row]:
         except InputError as error:
             yield Row(name, batch, objects.trainer.compile, f"failed: {error}", "-")
             continue
-        peak = "-" if probed.peak is None else in_gib(probed.peak)
+        peak = "-" if probed.peak is None else readable_bytes(probed.peak)
         speed = f"{settings.batch_size / probed.seconds:.1f} samples/s"
         yield Row(name, batch, objects.trainer.compile, speed, peak)
 
@@ -97,7 +97,7 @@ def sampling_rows(dry: DryCommand, batch: int) -> Iterator[Row]:
             str(batch),
             row["compiled"],
             f"{row['images_per_s']:.2f} images/s, {row['it_per_s']:.2f} steps/s",
-            "-" if peak is None else in_gib(peak),
+            "-" if peak is None else readable_bytes(peak),
         )
 
 

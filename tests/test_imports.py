@@ -23,6 +23,8 @@ ROOT = Path(tinyfusion.__file__).parent
 ORDER = [
     "version",
     "errors",
+    "text",
+    "progress",
     "ranks",
     "group",
     "assets",

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tinyfusion.samplers.generate import generate
     from tinyfusion.scheme import Scheme, parse_scheme
     from tinyfusion.surgery import prune
+    from tinyfusion.training import recipes
     from tinyfusion.units import Unit
 
 _HOMES = {
@@ -70,6 +71,7 @@ _HOMES = {
     "prune": "tinyfusion.surgery",
     "push_to_hub": "tinyfusion.checkpoints",
     "recover": "tinyfusion.pipeline.api",
+    "recipes": "tinyfusion.training.recipes",
     "remap_lora": "tinyfusion.checkpoints",
     "sample": "tinyfusion.pipeline.api",
     "save_diffusers": "tinyfusion.checkpoints",
@@ -108,6 +110,7 @@ __all__ = [
     "parse_scheme",
     "prune",
     "push_to_hub",
+    "recipes",
     "recover",
     "remap_lora",
     "sample",
@@ -122,7 +125,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        home = import_module(_HOMES[name])
+        # A module is a public name, too.
+        return home if _HOMES[name].endswith(f".{name}") else getattr(home, name)
     if name == "WidthDecision":
         raise AttributeError(
             "tinyfusion.WidthDecision is part of tinyfusion.Decision now: see its field 'resized'"

@@ -65,6 +65,11 @@ class Scheme:
         """The groups as ``[[keep, size], ...]``, a value that `parse_scheme` reads back."""
         return [[group.keep, group.size] for group in self.groups]
 
+    @property
+    def first_of_each(self) -> tuple[int, ...]:
+        """As many blocks of each group as stay in it, its first ones: for what only counts."""
+        return tuple(block for group in self.groups for block in group.blocks[: group.keep])
+
     def __str__(self) -> str:
         pairs = {(group.keep, group.size) for group in self.groups}
         if len(pairs) == 1:
@@ -181,6 +186,11 @@ def even_scheme(keep: int, depth: int, borders: Sequence[int] = ()) -> Scheme:
         return parse_scheme(pairs, depth, borders)
     except InputError as error:
         raise InputError(f"keep={keep} without scheme=: {error}") from None
+
+
+def evenly_spaced(size: int, count: int) -> tuple[int, ...]:
+    """``count`` of ``size`` places, evenly spaced from the first on."""
+    return tuple(place * size // count for place in range(count))
 
 
 def _is_ratio(value: Any) -> bool:

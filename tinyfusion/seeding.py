@@ -135,9 +135,16 @@ class FixedDraws:
         self._generator = generator(*key)
         self._drawn: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
-    def part(self, rows: slice) -> _PartDraws:
-        """Draws of some of the samples; parts ask for the same purposes in the same order."""
-        return _PartDraws(self, rows)
+    def part(self, rows: slice, shared: float | None = None) -> PartDraws:
+        """Draws of some of the samples; parts ask for the same purposes in the same order.
+
+        Args:
+            rows: the samples, with both ends.
+            shared: what they have in common, in [0, 1); default: the middle of the part, so that
+                parts together cover the range evenly.
+        """
+        middle = (rows.start + rows.stop) / 2 / self.count
+        return PartDraws(self, rows, middle if shared is None else shared)
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """Stratified draws, one in each of ``count`` equal slices of [0, 1), shuffled."""
@@ -163,21 +170,24 @@ class FixedDraws:
 
 
 @dataclass(frozen=True)
-class _PartDraws:
-    """Some rows of `FixedDraws`."""
+class PartDraws:
+    """Some rows of `FixedDraws`, see there."""
 
     whole: FixedDraws
     rows: slice
+    middle: float
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
+        """Uniform draws in [0, 1), shape (rows, *shape)."""
         return self.whole.uniform(purpose, *shape)[self.rows]
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
+        """Standard normal draws, shape (rows, *shape)."""
         return self.whole.normal(purpose, *shape)[self.rows]
 
     def shared(self, purpose: str) -> float:
-        """The middle of the part: parts together cover the range evenly."""
-        return (self.rows.start + self.rows.stop) / 2 / self.whole.count
+        """One number in [0, 1) for the whole part."""
+        return self.middle
 
 
 class SampleNoise:

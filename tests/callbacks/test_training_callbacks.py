@@ -265,10 +265,13 @@ def test_sample_grid_goes_on_after_a_resumption(tmp_path, source) -> None:
 def test_progress_without_a_terminal_is_a_few_lines(tmp_path, source, monkeypatch) -> None:
     lines = []
     monkeypatch.setattr(
-        "tinyfusion.callbacks.progress.log.info", lambda text, *values: lines.append(text % values)
+        "tinyfusion.progress.log.info", lambda text, *values: lines.append(text % values)
     )
     trained("recovery", tmp_path, source, StageProgress("stage", lines=2), progress=False)
-    assert [line.split(",")[0] for line in lines] == ["stage: step 3/6", "stage: step 6/6"]
+    assert [line.split(",")[0] for line in lines] == [
+        "stage: 3 of 6 steps (50.0 %)",
+        "stage: 6 of 6 steps (100.0 %)",
+    ]
     assert "loss " in lines[0]
 
 
@@ -276,7 +279,7 @@ def test_progress_on_a_terminal_is_one_bar(tmp_path, source, capsys, monkeypatch
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     trained("recovery", tmp_path, source)
     out = capsys.readouterr().out
-    assert "recovery" in out and "6/6" in out and "loss" in out
+    assert "recovery" in out and "6 of 6 steps" in out and "loss" in out
 
 
 @pytest.mark.parametrize("make", [

@@ -156,7 +156,7 @@ def test_models_that_do_not_fit_into_memory(tf, root, monkeypatch) -> None:
     monkeypatch.setattr("tinyfusion.commands.benchmark.available_memory", lambda device: 1000)
     result = tf("benchmark")
     assert result.status == 2 and not root.exists()
-    assert "cpu has 0.00 MiB free" in result.err
+    assert "cpu has 0.98 KiB free" in result.err
 
 
 def test_help_says_what_a_step_is(capsys) -> None:

@@ -69,8 +69,8 @@ def test_run_chains_prune_recover_evaluate(tf, root, model, only_run) -> None:
     logged = columns(folder / "prune/log/version_0/metrics.csv")
     assert {"train/loss", "gates/temperature", "gates/entropy_0"} <= set(logged)
     # What is said: stages, progress with loss, the table; nothing of Lightning's.
-    assert "mask_learning: step 4/4, loss " in result.out
-    assert "recovery: step 4/4, loss " in result.out
+    assert "mask_learning: 4 of 4 steps (100.0 %), loss " in result.out
+    assert "recovery: 4 of 4 steps (100.0 %), loss " in result.out
     assert "speed-up" in result.out
     for noise in ("Epoch 0", "v_num", "GPU available", "Tip", "\r"):
         assert noise not in result.out
@@ -78,7 +78,7 @@ def test_run_chains_prune_recover_evaluate(tf, root, model, only_run) -> None:
 
 def test_lines_without_a_terminal_are_few(tf) -> None:
     result = tf("prune", "training.mask_learning.steps=50")
-    lines = [line for line in result.out.splitlines() if "mask_learning: step" in line]
+    lines = [line for line in result.out.splitlines() if " of 50 steps (" in line]
     assert len(lines) == 10
 
 

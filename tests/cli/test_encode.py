@@ -103,7 +103,7 @@ def test_what_it_prints_and_writes(encode, tmp_path, only_run) -> None:
     result = encode(tmp_path / "store")
     assert result.status == 0, result
     assert "12 images of 2 classes" in result.out and "latents of 4x8x8" in result.out
-    assert "12.3 kB for the images and 12.3 kB for their mirrors" in result.out
+    assert "12.00 KiB for the images and 12.00 KiB for their mirrors" in result.out
     assert "12 of 12 images (100.0 %)" in result.out and "images/s" in result.out
     names = {f"shard-{n:05d}{end}" for n in range(3) for end in (".json", ".images.npy")}
     names |= {f"shard-{n:05d}.mirrors.npy" for n in range(3)}
@@ -290,7 +290,7 @@ def test_too_little_room_is_said_before_the_start(encode, tmp_path, monkeypatch,
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 0, 20_000))
     result = encode(tmp_path / "store")
     assert result.status == 2 and not root.exists()
-    assert "25.3 kB are still to be written, but only 20.0 kB are free" in result.err
+    assert "24.70 KiB are still to be written, but only 19.53 KiB are free" in result.err
     assert not list((tmp_path / "store").glob("shard*"))
     # What is there already needs no more room.
     monkeypatch.undo()

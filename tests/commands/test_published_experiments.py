@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.backbones.presets import FAMILIES, PRESETS, preset_family
+from tinyfusion.errors import InputError
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
@@ -51,9 +53,9 @@ def _configuration() -> Iterator[None]:
         yield
 
 
-def composed(name: str) -> DictConfig:
+def composed(name: str, *overrides: str) -> DictConfig:
     """What ``tinyfusion run experiment=imagenet/NAME checkpoint=FILE data.root=STORE`` runs."""
-    given = ["checkpoint=f", "data.root=s"]
+    given = ["checkpoint=f", "data.root=s", *overrides]
     if name == "tinymar_d16":
         given.append("autoencoder.path=kl16")
     return check(compose("run", [f"experiment=imagenet/{name}", *given]))
@@ -137,29 +139,73 @@ def test_constants_of_the_recipes(name: str, published: Published) -> None:
     assert node.pop("_target_") == f"{kind.__module__}.{kind.__name__}"
     assert node == PRESETS[published.source]
     scheme = cfg.scheme if isinstance(cfg.scheme, str) else OmegaConf.to_container(cfg.scheme)
-    assert scheme == recipes.SCHEMES[name]
+    recipe = recipes.STUDENTS[name]
+    assert (recipe.source, recipe.student) == (published.source, published.student)
+    assert scheme == plain(recipe.scheme)
     borders = [PRESETS[published.source].get("encoder_depth", 0)]
     laid = parse_scheme(scheme, blocks(published.source), [b for b in borders if b])
     assert laid.keep == blocks(published.student)
-    for key, value in recipes.RECOVERY_WEIGHTS[published.recipe].items():
-        assert cfg.recovery[key] == value, key
-    gates = recipes.TINYFUSION_GATES
-    for key in ("temperature", "scale"):
-        assert (cfg.pruner[key].start, cfg.pruner[key].end) == gates[key]
-    assert cfg.pruner.gate_rate_factor == gates["gate_rate_factor"]
-    assert cfg.pruner.gate_ema_decay == gates["ema_decay"]
-    assert (cfg.delta.rank, cfg.delta.alpha) == (gates["lora_rank"], gates["lora_alpha"])
+    for group, part in {
+        "recovery": recipe.objective,
+        "delta": recipe.lora,
+        "optimizer": recipe.optimizer,
+        "pruner": recipe.gates,
+        "evaluation.guidance": recipe.guidance,
+        "training.mask_learning": recipe.mask_learning,
+        "training.recovery": recipe.recovery,
+    }.items():
+        node = OmegaConf.select(cfg, group)
+        # A stage is not told of an average that it does not have, or of pre-training's scores.
+        untold = {"held_out_every", *(["ema_decay"] if group.endswith("mask_learning") else [])}
+        for key, value in asdict(part).items():
+            if isinstance(value, dict):
+                assert {name: node[key][name] for name in value} == value, (group, key)
+            elif key not in untold:
+                assert node[key] == plain(value), (group, key)
+    assert {"_target_": cfg.sampler._target_, **asdict(recipe.sampler)} == cfg.sampler
+    assert cfg.evaluation.num_samples == recipe.num_samples
     assert cfg.training.recipe == published.recipe
-    for stage, recipe in recipes.RECIPES[published.recipe].items():
-        section = cfg.training[stage]
-        assert (section.steps, section.batch_size) == (recipe.steps[0], recipe.batch_size)
-        for key, value in recipe.values.items():
-            if key == "weight_decay":
-                assert cfg.optimizer.weight_decay == value
-            elif section[key] is None:
-                assert (key, value) == ("learning_rate_end", section.learning_rate)
-            else:
-                assert section[key] == value, (stage, key)
+    shared = recipes.RECIPES[published.recipe]
+    for stage in ("mask_learning", "recovery"):
+        assert getattr(shared, stage) == getattr(recipe, stage)
+
+
+def test_values_of_the_official_code() -> None:
+    recipe = recipes.tinydit_d14
+    assert asdict(recipe.lora) == {"rank": 8, "alpha": 16.0, "dropout": 0.0}
+    assert asdict(recipe.gates) == {
+        "temperature": {"start": 4.0, "end": 0.1},
+        "scale": {"start": 100.0, "end": 100.0},
+        "gate_rate_factor": 10.0,
+        "gate_ema_decay": 0.999,
+    }
+    assert recipe.objective.num_sigmas == 2.0
+    # One epoch of ImageNet.
+    assert recipe.mask_learning.steps == recipes.IMAGENET_IMAGES // recipe.mask_learning.batch_size
+    assert recipes.tinydit_d19.scheme == ((3, 4), (3, 4), (2, 4), (3, 4), (2, 4), (3, 4), (3, 4))
+
+
+@pytest.mark.parametrize(
+    "name", ["tinydit_d15.scheme", "tinydit_d14", "tinydit_d14.recovery", "tinydit_d14.lora.x"]
+)
+def test_what_no_recipe_has_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=rf"recipe:{name}}} is no published value; .*tinydit_d14"):
+        check(compose("run", [f"training.recovery.steps=${{tinyfusion.recipe:{name}}}"]))
+
+
+def plain(value: Any) -> Any:
+    """As a configuration file has it."""
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_single_keys_of_a_recipe_can_be_overridden(name: str) -> None:
+    given = ["training.recovery.steps=7", "recovery.feature_weight=3", "pruner.scale.end=5"]
+    cfg, whole = composed(name, *given), composed(name)
+    changed = OmegaConf.to_container(whole)
+    changed["training"]["recovery"]["steps"] = 7
+    changed["recovery"]["feature_weight"], changed["pruner"]["scale"]["end"] = 3, 5
+    assert OmegaConf.to_container(cfg) == changed
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

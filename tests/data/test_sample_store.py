@@ -141,5 +141,5 @@ def test_a_disk_that_is_too_small_is_named(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(sample_store.shutil, "disk_usage", lambda _: Usage)
     store.check_space(store.missing(), packed=False)
-    with pytest.raises(InputError, match=r"n=1000: up to 0\.0 GB are to be written to .*samples"):
+    with pytest.raises(InputError, match=r"n=1000: up to 5.86 MiB are to be written to .*samples"):
         store.check_space(store.missing(), packed=True)

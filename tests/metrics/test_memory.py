@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
-from tinyfusion.metrics.memory import Activations, LiveBytes, bytes_of, in_gib, peak_gpu_memory
+from tinyfusion.metrics.memory import Activations, LiveBytes, bytes_of, peak_gpu_memory
 
 
 def test_each_storage_counts_once() -> None:
@@ -71,13 +70,6 @@ def test_meta_tensors_are_counted_alike() -> None:
         assert out.requires_grad
         sizes.append(counted.bytes)
     assert sizes[0] == sizes[1] == (5 * 8 + 2 * 5 * 16) * 4
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(2**30, "1.00 GiB"), (int(1.5 * 2**30), "1.50 GiB"), (2**20, "1.00 MiB")]
-)
-def test_sizes_as_text(size: int, text: str) -> None:
-    assert in_gib(size) == text
 
 
 def test_a_cpu_has_no_gpu_memory() -> None:

@@ -12,10 +12,10 @@ from tinyfusion.metrics import speed
 from tinyfusion.metrics.speed import (
     compare_speed,
     macs,
+    median_and_range,
     parameters,
     quartiles,
     sampling_run,
-    spread,
     time_in_turn,
 )
 from tinyfusion.processes.gaussian import GaussianDiffusion
@@ -132,7 +132,7 @@ def test_seconds_are_those_of_the_timed_rounds_in_order(clock):
 
 
 def test_spread_is_median_least_and_largest():
-    assert spread("x", [3.0, 1.0, 7.0]) == {"x": 3.0, "x_min": 1.0, "x_max": 7.0}
+    assert median_and_range("x", [3.0, 1.0, 7.0]) == {"x": 3.0, "x_min": 1.0, "x_max": 7.0}
 
 
 def test_quartiles_leave_single_slow_rounds_out():

@@ -364,7 +364,7 @@ def test_progress_is_told_now_and_then(context, deep, monkeypatch, caplog) -> No
     with caplog.at_level("INFO", logger="tinyfusion"):
         Random(**MANY).choose(context(4, net=deep))
     assert "prune: 10 of 40 candidates (25.0 %), " in caplog.text
-    assert "candidates/s, 0 min left" in caplog.text
+    assert "candidates/s, 0 s left" in caplog.text
 
 
 # -- what is refused ---------------------------------------------------------------------------

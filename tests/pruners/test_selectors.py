@@ -172,18 +172,47 @@ def test_knapsack_of_two_kinds_of_blocks_is_exact_at_real_sizes() -> None:
     assert sum(costs[i] for i in found.items) == pytest.approx(min(totals))
 
 
-def test_knapsack_of_very_many_sizes_is_bounded_and_keeps_to_the_budget() -> None:
+def test_knapsack_of_very_many_sizes_is_exact_and_keeps_to_the_budget() -> None:
     costs = torch.rand(40).double().tolist()
     sizes = torch.randint(10_000_000, 40_000_000, (40,)).tolist()
     least = sum(sizes) // 2
-    rough, fine = (cheapest(costs, sizes, least, states) for states in (500, 20_000))
+    found = cheapest(costs, sizes, least)
+    removed, spent = (sum(values[i] for i in found.items) for values in (sizes, costs))
+    assert found.exact and removed >= least
+    assert all(removed - sizes[i] < least for i in found.items), "each of them is needed"
+    # Less than this is not possible even where blocks can be removed in part.
+    bound, rest = 0.0, least
+    for item in sorted(range(40), key=lambda i: costs[i] / sizes[i]):
+        share = min(1.0, rest / sizes[item])
+        bound, rest = bound + share * costs[item], rest - share * sizes[item]
+    assert bound <= spent <= 1.03 * bound
+    # Nearly everything has to go.
+    assert len(cheapest(costs, sizes, sum(sizes)).items) == 40
+
+
+def test_knapsack_that_is_too_hard_stops_and_says_so() -> None:
+    # Every block costs what it weighs: very many sets are about as good as the best one.
+    sizes = torch.randint(10_000_000, 40_000_000, (28,)).tolist()
+    costs = [size / 1e7 for size in sizes]
+    least = sum(sizes) // 2
+    rough, fine = (cheapest(costs, sizes, least, nodes) for nodes in (1, 20))
     spent = [sum(costs[i] for i in found.items) for found in (rough, fine)]
     assert not rough.exact and not fine.exact
     for found in (rough, fine):
         assert sum(sizes[i] for i in found.items) >= least
     assert spent[1] <= spent[0] <= 1.01 * spent[1]
-    # Nearly everything has to go: states that can't get there are no answer.
-    assert len(cheapest(costs, sizes, sum(sizes), 10).items) == 40
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_knapsack_takes_earlier_blocks_of_equal_sets(scale: float) -> None:
+    quarter = 0.25 * scale
+    assert cheapest([quarter] * 30, [7] * 30, 7 * 25).items == tuple(range(25))
+    # Larger blocks count as earlier, so that 1 and 3 go before 0 and 2.
+    assert cheapest([quarter] * 4, [1, 2, 1, 2], 2).items == (1,)
+    assert cheapest([quarter] * 4, [1, 2, 1, 2], 5).items == (0, 1, 3)
+    # Of sets that end with the same block, the smaller one: 1 and 2 instead of 0 and 2.
+    assert cheapest([2 * quarter, 2 * quarter, quarter], [4, 3, 2], 5).items == (1, 2)
+    assert cheapest([quarter * (1 + 1e-9), quarter], [1, 1], 1).items == (1,), "no tie"
 
 
 def test_knapsack_takes_infinite_scores_last() -> None:

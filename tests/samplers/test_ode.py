@@ -151,7 +151,7 @@ def test_model_that_is_not_finite_is_named(tiny_sit, replay):
 
 
 def test_other_processes_are_refused(tiny_sit, replay):
-    with pytest.raises(InputError, match=r"ODESampler walks .*'interpolant'.*'diffusion'"):
+    with pytest.raises(InputError, match=r"ODESampler samples .*'interpolant'.*'diffusion'"):
         ODESampler("euler")(tiny_sit, GaussianDiffusion(), replay([]), torch.tensor([0]))
 
 

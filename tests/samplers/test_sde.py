@@ -205,7 +205,7 @@ def test_what_does_not_fit_the_process_is_refused_before_sampling():
         assert sbdm.num_steps(process) == 250
     with pytest.raises(InputError, match=r"last_step_size=0.7 leaves nothing"):
         SDESampler(last_step_size=0.7).num_steps(Interpolant("linear", "noise", sample_eps=0.4))
-    with pytest.raises(InputError, match=r"SDESampler walks .*'interpolant'.*'diffusion'"):
+    with pytest.raises(InputError, match=r"SDESampler samples .*'interpolant'.*'diffusion'"):
         SDESampler()(torch.nn.Linear(1, 1), GaussianDiffusion(), None, LABELS)
 
 

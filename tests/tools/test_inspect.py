@@ -66,7 +66,7 @@ def test_everything_about_a_pruned_model(net: DiT, tmp_path: Path, shown) -> Non
         ("output", "4 channels, with learned sigma"),
         ("parameters", f"{sum(p.numel() for p in pruned.parameters()):,}"),
         ("dtype", "float16, float32"),
-        ("size", f"{weights.stat().st_size / 1000:.3g} kB"),
+        ("size", f"{weights.stat().st_size / 1024:.2f} KiB"),
         ("SHA-256", sha256_of(weights)),
         ("convention", "frequency divisor 128, norm epsilon 1e-06: as published"),
         ("provenance", ""),
@@ -132,7 +132,7 @@ def test_sharded_diffusers_folder(tmp_path: Path, shown) -> None:
     assert rows["format"] == f"diffusers folder, sharded in {len(shards)} files"
     assert rows["dtype"] == "float16"  # the position table is computed, not stored
     assert rows["heads"] == "2"
-    assert rows["size"] == f"{sum(file.stat().st_size for file in shards) / 1000:.3g} kB"
+    assert rows["size"] == f"{sum(file.stat().st_size for file in shards) / 1024:.2f} KiB"
     assert rows["convention"] == (
         "frequency divisor 127, norm epsilon 1e-05: as stock diffusers computes"
     )

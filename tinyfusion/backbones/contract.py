@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -355,6 +355,13 @@ def _run_all(
     for index in indices:
         states = run_plain(index, blocks[index], states, condition)
     return states
+
+
+class Calibration(Protocol):
+    """Inputs on which blocks are measured, such as `tinyfusion.metrics.held_out.HeldOutLoss`."""
+
+    def predict(self, net: Backbone, run_block: BlockRunner) -> object:
+        """Run ``net`` on all samples in evaluation mode, every block through ``run_block``."""
 
 
 def forward_with_states(

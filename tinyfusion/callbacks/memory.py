@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from tinyfusion.metrics.memory import Activations, in_gib, peak_gpu_memory
+from tinyfusion.metrics.memory import Activations, peak_gpu_memory
+from tinyfusion.text import readable_bytes
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class MemoryReport(Callback):
             log.info(
                 "%s: %s of activations per micro-batch of %d",
                 self.stage,
-                in_gib(self.activations),
+                readable_bytes(self.activations),
                 self._images,
             )
 
@@ -65,7 +66,7 @@ class MemoryReport(Callback):
         self._stop()
         peak = peak_gpu_memory(trainer.strategy.root_device)
         if peak is not None:
-            log.info("%s: %s of GPU memory at the peak", self.stage, in_gib(peak))
+            log.info("%s: %s of GPU memory at the peak", self.stage, readable_bytes(peak))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: Any) -> None:
         """Leave no hook behind."""

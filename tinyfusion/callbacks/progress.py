@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-log = logging.getLogger(__name__)
+from tinyfusion.progress import Progress
 
 
 class StageProgress(Callback):
@@ -23,46 +20,32 @@ class StageProgress(Callback):
 
     def __init__(self, stage: str, lines: int = 10) -> None:
         self.stage, self.lines = stage, lines
-        self._bar: Progress | None = None
+        self._shown: Progress | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin where the run begins, which a resumed one does in the middle."""
-        self._began, self._first = time.perf_counter(), trainer.global_step
         self._last = trainer.global_step
-        if not trainer.is_global_zero or not sys.stdout.isatty():
-            return
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        )
-        self._task = self._bar.add_task(
-            self.stage, total=trainer.max_steps, completed=trainer.global_step, loss=""
-        )
-        self._bar.start()
+        if trainer.is_global_zero:
+            self._shown = Progress(
+                self.stage,
+                trainer.max_steps,
+                done=trainer.global_step,
+                bar=sys.stdout.isatty(),
+                unit="steps",
+                seconds=0,
+                share=1 / self.lines,
+                stays=True,
+            )
+            self._shown.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Show the step, once per optimiser step."""
         step = trainer.global_step
-        if step == self._last or not trainer.is_global_zero:
-            return
-        self._last = step
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, loss=_loss(trainer, outputs))
-        elif step % max(1, trainer.max_steps // self.lines) == 0 or step == trainer.max_steps:
-            speed = (step - self._first) / (time.perf_counter() - self._began)
-            log.info(
-                "%s: step %d/%d, %s, %.1f steps/s",
-                self.stage,
-                step,
-                trainer.max_steps,
-                _loss(trainer, outputs),
-                speed,
-            )
+        if self._shown is not None and step != self._last:
+            self._last = step
+            self._shown.reach(step, lambda: _loss(trainer, outputs))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the finished bar on the screen."""
@@ -73,9 +56,9 @@ class StageProgress(Callback):
         self._stop()
 
     def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._shown is not None:
+            self._shown.stop()
+            self._shown = None
 
 
 def _loss(trainer: Trainer, outputs: Any) -> str:

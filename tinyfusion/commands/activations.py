@@ -21,10 +21,10 @@ from tinyfusion.figures.table import Column, print_table
 from tinyfusion.files import write_json
 from tinyfusion.metrics.activations import check_request, collect, whole
 from tinyfusion.metrics.state_summary import StateSummary, by_threshold, symlog_edges
+from tinyfusion.progress import Progress
 from tinyfusion.recovery.alignment import alignment
 from tinyfusion.recovery.objective import STATE_KEYS, check_alike
 from tinyfusion.recovery.origins import aligned_pairs
-from tinyfusion.runtime.progress import ImageProgress
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.version import __version__
 
@@ -48,7 +48,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     for net in (student, teacher):
         if net is not None:
             net.to(objects.device)
-    with ImageProgress("activations", cfg.samples, bar=objects.bars) as progress:
+    with Progress("activations", cfg.samples, bar=objects.bars) as progress:
         found = collect(
             student,
             objects.process,

@@ -26,11 +26,11 @@ from tinyfusion.figures.speed import speed_by_ratio
 from tinyfusion.figures.table import Column, markdown_table, print_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.metrics.benchmark import Benchmark, device_name
-from tinyfusion.metrics.memory import in_gib
 from tinyfusion.metrics.shown import settings_of
 from tinyfusion.metrics.speed import macs, parameters
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.settings.overview import NOTES
+from tinyfusion.text import readable_bytes
 from tinyfusion.version import __version__
 
 log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def _for_table(row: dict[str, Any]) -> dict[str, Any]:
         "range": f"{row['it_per_s_q1']:.2f}..{row['it_per_s_q3']:.2f}",
         "ms_per_step": 1000 * row["latency_s_per_step"],
         "ms_per_image": 1000 * row["latency_s_per_image"],
-        "memory": None if peak is None else in_gib(peak),
+        "memory": None if peak is None else readable_bytes(peak),
     }
 
 

@@ -25,12 +25,13 @@ from tinyfusion.backbones.presets import (
 from tinyfusion.checkpoints.locate import PACKAGED
 from tinyfusion.commands.loading import load_alone
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.memory import bytes_of, in_gib
+from tinyfusion.metrics.memory import bytes_of
 from tinyfusion.processes.contract import Process
 from tinyfusion.pruners.diff_pruning import DiffPruning
-from tinyfusion.pruners.patterns import spread
+from tinyfusion.scheme import evenly_spaced
 from tinyfusion.seeding import seed_of
 from tinyfusion.settings.objects import Objects
+from tinyfusion.text import readable_bytes
 
 DEPTH, WIDTH = "depth", "width"
 
@@ -181,7 +182,7 @@ def _depths(first: Subject, depths: Sequence[int] | None) -> Iterator[Subject]:
                 f"depths={_listed(depths)}: {depth} must be between 1 and {first.net.depth - 1}, "
                 f"as {first.name} has {first.net.depth} blocks"
             )
-        kept = spread(first.net.depth, depth)
+        kept = evenly_spaced(first.net.depth, depth)
         net = _on_meta(_arguments(first), first.name)
         net.keep_blocks(kept)
         name = f"{first.name}, {depth} blocks"
@@ -222,9 +223,9 @@ def check_memory(subjects: Sequence[Subject], available: int | None, device: tor
     needed = sum(bytes_of(s.net) for s in subjects if s.cut != DEPTH)
     if available is not None and needed > available:
         raise InputError(
-            f"models: the weights of the {len(subjects)} networks take {in_gib(needed)} together, "
-            f"and {device.type} has {in_gib(available)} free; name fewer in models= and widths=, "
-            "or narrow them by hidden_size="
+            f"models: the weights of the {len(subjects)} networks take {readable_bytes(needed)} "
+            f"together, and {device.type} has {readable_bytes(available)} free; name fewer in "
+            "models= and widths=, or narrow them by hidden_size="
         )
 
 

@@ -79,21 +79,18 @@ def check_sampling(
         InputError: a sampler of another kind of process, steps that don't fit the process,
             guidance of a model without a null class, or more guided channels than the data has.
     """
-    kind = getattr(sampler, "process_kind", process.kind)
-    if kind != process.kind:
-        valid = ", ".join(_choices_for("sampler", process.kind))
-        raise InputError(
-            f"{key}: {type(sampler).__name__} samples by processes of kind {kind!r}, but "
-            f"process={type(process).__name__} is of kind {process.kind!r}; valid: sampler="
-            f"{valid or 'one of your own'}"
-        )
+
+    def valid() -> str:
+        names = _choices_for("sampler", process.kind)
+        return f"valid: sampler={', '.join(names) or 'one of your own'}"
+
     try:
-        check_sampler(sampler, process, net)
+        check_sampler(sampler, process, net, key, valid)
         if guidance.scale != 1:
             _ = net.null_label
     except (InputError, NotImplementedError) as error:
         # What is wrong may be named in full already.
-        led = str(error).startswith(f"{key}.")
+        led = str(error).startswith((f"{key}.", f"{key}:"))
         raise InputError(f"{error}" if led else f"{key}: {error}") from None
     available = net.in_channels
     if guidance.channels is not None and guidance.channels > available:

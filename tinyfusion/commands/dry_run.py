@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from tinyfusion.backbones.contract import count_parameters
 from tinyfusion.commands.dry_command import DryCommand, dry_command, no_data
 from tinyfusion.commands.dry_rounds import dry_rounds
-from tinyfusion.metrics.memory import in_gib
 from tinyfusion.pipeline import probe
 from tinyfusion.pipeline.batching import Split
 from tinyfusion.pipeline.estimate import (
@@ -32,6 +31,7 @@ from tinyfusion.pipeline.probe import Probed, probe_sampling, probe_training
 from tinyfusion.pipeline.schedule import described, warned
 from tinyfusion.settings.check import check
 from tinyfusion.settings.objects import objects_of
+from tinyfusion.text import readable_bytes
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.phases import Phase
 
@@ -175,8 +175,8 @@ def _table(memory: StageMemory, split: Split) -> Iterator[str]:
     yield "  memory per device, estimated:"
     for name, size in memory.parts.items():
         note = f"   micro-batch of {split.images}" if name == "activations" else ""
-        yield f"    {name:<22}{in_gib(size):>12}{note}"
-    yield f"    {'together':<22}{in_gib(memory.total):>12}"
+        yield f"    {name:<22}{readable_bytes(size):>12}{note}"
+    yield f"    {'together':<22}{readable_bytes(memory.total):>12}"
 
 
 def _probe(dry: DryCommand, phase: Phase, split: Split) -> Probed:
@@ -195,7 +195,7 @@ def _measured(probed: Probed, hours: float, devices: int) -> Iterator[str]:
     apart = "; on one device, without what they tell each other" if devices > 1 else ""
     yield f"  {probed.seconds:.3g} s per step ({probe.STEPS} real steps{apart}): {_hours(hours)}"
     if probed.peak is not None:
-        yield f"  {in_gib(probed.peak)} of GPU memory at the peak, measured"
+        yield f"  {readable_bytes(probed.peak)} of GPU memory at the peak, measured"
 
 
 def _evaluation(dry: DryCommand, probes: bool, hours: list[float]) -> Iterator[str]:
@@ -240,13 +240,15 @@ def _files(dry: DryCommand, resume: list[int]) -> Iterator[str]:
     whole, pruned = dry.parameters()
     model = (whole if pruned is None else pruned) * BYTES_PER_WEIGHT
     written = dry.written()
-    yield _line("files", f"{', '.join(f'{name}/' for name in written)}: {in_gib(model)} each")
+    yield _line(
+        "files", f"{', '.join(f'{name}/' for name in written)}: {readable_bytes(model)} each"
+    )
     # Replaced by a rename: for a moment there are two.
     largest = 2 * max(resume, default=0)
     if resume:
-        sizes = ", ".join(in_gib(size) for size in resume)
+        sizes = ", ".join(readable_bytes(size) for size in resume)
         yield _line("", f"resume.ckpt: {sizes}, twice while it is replaced, gone at the end")
-    yield _line("", f"at most {in_gib(len(written) * model + largest)} on the disk at once")
+    yield _line("", f"at most {readable_bytes(len(written) * model + largest)} on the disk at once")
 
 
 def _line(title: str, text: str) -> str:

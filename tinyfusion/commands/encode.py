@@ -18,10 +18,11 @@ from tinyfusion.data.latent_plan import Plan
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.group import joined
-from tinyfusion.pipeline.encoding import fill_store, shown_bytes
+from tinyfusion.pipeline.encoding import fill_store
+from tinyfusion.progress import Progress
 from tinyfusion.ranks import local_rank, rank, world_size
-from tinyfusion.runtime.progress import ImageProgress
 from tinyfusion.settings.compose import build, locate
+from tinyfusion.text import readable_bytes
 from tinyfusion.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
         def started(total: int) -> Callable[[float], None]:
             write_json(folder / STORE_FILE, {"store": str(root)})
             bar = trainer.progress and sys.stdout.isatty()
-            return stack.enter_context(ImageProgress("encode", total, bar=bar)).reach
+            return stack.enter_context(Progress("encode", total, bar=bar)).reach
 
         fill_store(
             images,
@@ -144,7 +145,7 @@ def _images(cfg: DictConfig) -> ImageFolder:
 
 
 def _announce(plan: Plan, root: Path, source: str) -> None:
-    size = shown_bytes(plan.num_files * plan.row_bytes)
+    size = readable_bytes(plan.num_files * plan.row_bytes)
     shape = "x".join(map(str, (plan.channels, plan.size, plan.size)))
     log.info(
         "encode: %s images of %d classes in %s, cropped to %d pixels -> latents of %s",

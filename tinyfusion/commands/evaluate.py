@@ -23,7 +23,7 @@ from tinyfusion.metrics.features import extractor_class
 from tinyfusion.metrics.shown import floor_line, for_table
 from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.pipeline.scoring import kept_samples, remembered
-from tinyfusion.runtime.progress import ImageProgress
+from tinyfusion.progress import Progress
 from tinyfusion.samplers.generate import Drawing
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.version import __version__, code_digest, modules_of
@@ -65,7 +65,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
 
     def keep(drawing: Drawing) -> ImageSet:
         """Samples of one seed as `tinyfusion sample` leaves them, in folders named by it."""
-        with ImageProgress("evaluate", len(drawing), bar=bars) as progress:
+        with Progress("evaluate", len(drawing), bar=bars) as progress:
             return kept_samples(folder / f"seed_{drawing.seed}", drawing, group, progress.reach)
 
     row = evaluation.score(

@@ -21,7 +21,7 @@ from tinyfusion.figures.grid import image_grid
 from tinyfusion.files import read_json, write_atomic, write_json
 from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.pipeline.sampling import PACKED_FILE, draw_missing, pack
-from tinyfusion.runtime.progress import ImageProgress
+from tinyfusion.progress import Progress
 from tinyfusion.samplers.generate import Drawing, class_labels
 from tinyfusion.settings.objects import Objects, objects_of
 
@@ -58,7 +58,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     drawing.net.to(objects.device)
     if objects.trainer.compile:
         compile_blocks(drawing.net, objects.trainer.compile_backend)
-    with ImageProgress("sample", cfg.n, there, bar=objects.bars and group.first) as progress:
+    with Progress("sample", cfg.n, there, bar=objects.bars and group.first) as progress:
         draw_missing(store, drawing, missing, group, progress.reach)
     if group.first:
         _conclude(cfg, folder, store, drawing.labels)

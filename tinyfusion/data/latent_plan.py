@@ -23,7 +23,6 @@ from tinyfusion.files import read_json
 FORMAT, VERSION = "tinyfusion-latents", 1
 PLAN_FILE, INDEX_FILE, LABELS_FILE = "plan.json", "index.json", "labels.npy"
 DTYPE = np.dtype(np.float16)
-KINDS = ("moments", "mean")
 VIEWS = ("images", "mirrors")
 RECORD_BYTES = 60
 """About what the name and the label of one image take in its shard's JSON file."""

@@ -21,6 +21,7 @@ from tinyfusion.data.image_sets import ImageSet, PictureFiles
 from tinyfusion.data.open_images import Shards
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_atomic
+from tinyfusion.text import readable_bytes
 
 FORMATS = ("png", "npz")
 """One picture per file, or one batch in the layout of ADM's evaluator per shard."""
@@ -137,8 +138,8 @@ class SampleStore:
         free = shutil.disk_usage(place).free
         if need > free:
             raise InputError(
-                f"n={self.count}: up to {need / 1e9:.1f} GB are to be written to {self.root}, but "
-                f"only {free / 1e9:.1f} GB are free there"
+                f"n={self.count}: up to {readable_bytes(need)} are to be written to {self.root}, "
+                f"but only {readable_bytes(free)} are free there"
             )
 
     def fill(self, shard: int, missing: Collection[int], draw: Callable[[int], Tensor]) -> None:

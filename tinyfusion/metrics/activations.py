@@ -157,7 +157,9 @@ def noised_batches(
     for first in range(0, samples, size):
         images, labels = source.plain(order[first : first + size])
         middle = (first + len(images) / 2) / samples
-        draws = _PartDraws(FixedDraws(len(images), seed, "activations", first), middle)
+        # Parts together cover evenly what the samples of one part share.
+        whole = FixedDraws(len(images), seed, "activations", first)
+        draws = whole.part(slice(0, len(images)), middle)
         inputs = (*process.corrupt(images, draws).inputs, labels)
         yield from zip(*(value.split(batch_size) for value in inputs), strict=True)
 
@@ -183,20 +185,3 @@ class _Summaries:
 
     def all(self) -> list[StateSummary]:
         return [summary for summary in self._found if summary is not None]
-
-
-@dataclass(frozen=True)
-class _PartDraws:
-    """Draws of one part of the images; parts together cover what samples share evenly."""
-
-    own: FixedDraws
-    middle: float
-
-    def uniform(self, purpose: str, *shape: int) -> Tensor:
-        return self.own.uniform(purpose, *shape)
-
-    def normal(self, purpose: str, *shape: int) -> Tensor:
-        return self.own.normal(purpose, *shape)
-
-    def shared(self, purpose: str) -> float:
-        return self.middle

@@ -22,10 +22,10 @@ from tinyfusion.errors import InputError
 from tinyfusion.metrics.memory import LiveBytes, bytes_of
 from tinyfusion.metrics.speed import (
     macs,
+    median_and_range,
     parameters,
     quartiles,
     sampling_run,
-    spread,
     time_in_turn,
 )
 from tinyfusion.processes.contract import Process
@@ -232,7 +232,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _figures(name: str, values: list[float]) -> dict[str, float]:
-    return spread(name, values) | quartiles(name, values)
+    return median_and_range(name, values) | quartiles(name, values)
 
 
 def _device(net: Backbone) -> torch.device:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from tinyfusion.data.image_sets import ImageSet, TensorImages
@@ -27,6 +26,7 @@ from tinyfusion.metrics.inception import (
     inception_class,
     inception_file,
 )
+from tinyfusion.progress import Progress
 
 if TYPE_CHECKING:
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -204,13 +204,13 @@ def extract(
     net = load_extractor(extractor, weights).to(device)
     channels = _input_shape(extractor)[0]
     found = CollectedFeatures(dict.fromkeys(layers(extractor).values()), group)
+    total = -(-len(images) // group.size)
     with (
         torch.no_grad(),
         # TF32, which torch lets convolutions use on GPUs, changes features in the third digit.
         torch.backends.cudnn.flags(**(_CUDNN | {"allow_tf32": False})),
-        Progress(disable=not progress, transient=True) as bar,
+        Progress(f"features of {name}", total, bar=progress, seconds=None) as shown,
     ):
-        task = bar.add_task(f"features of {name}", total=-(-len(images) // group.size))
         for first, batch in images.share(batch_size, group.rank, group.size):
             # Of one channel or of as many as are wanted: an expansion copies nothing.
             batch = batch.to(device).expand(-1, channels, -1, -1)
@@ -218,7 +218,7 @@ def extract(
             for layer, values in features.items():
                 _check_finite(values, layer, name, first)
             found.update(first, features)
-            bar.advance(task, len(batch))
+            shown(len(batch))
     return found.compute()
 
 

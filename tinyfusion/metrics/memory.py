@@ -12,8 +12,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-GIB = 2**30
-
 
 class Activations:
     """Counts the bytes that autograd keeps from the forwards run within it.
@@ -113,13 +111,6 @@ def _storage(tensor: Tensor) -> int:
 def bytes_of(net: nn.Module) -> int:
     """Bytes of a network's parameters and buffers."""
     return sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
-
-
-def in_gib(size: float) -> str:
-    """Bytes as text in GiB, or in MiB below one."""
-    if size < GIB:
-        return f"{size / 2**20:.2f} MiB"
-    return f"{size / GIB:.2f} GiB"
 
 
 def peak_gpu_memory(device: torch.device) -> int | None:

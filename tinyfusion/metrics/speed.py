@@ -163,14 +163,14 @@ def compare_speed(
     first = next(iter(rates.values()))
     return {
         name: {
-            **spread("images_per_s", own),
+            **median_and_range("images_per_s", own),
             "ratio": median(rate / base for rate, base in zip(own, first, strict=True)),
         }
         for name, own in rates.items()
     }
 
 
-def spread(name: str, values: list[float]) -> dict[str, float]:
+def median_and_range(name: str, values: list[float]) -> dict[str, float]:
     """Median, least and largest of some rounds' figures: ``name``, ``name_min``, ``name_max``."""
     return {name: median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 

@@ -20,6 +20,7 @@ from tinyfusion.data.latent_plan import INDEX_FILE, Plan
 from tinyfusion.data.latent_writer import begin, finish, is_complete, remove_torn
 from tinyfusion.errors import InputError
 from tinyfusion.group import ALONE, Group
+from tinyfusion.text import readable_bytes
 
 log = logging.getLogger(__name__)
 
@@ -96,21 +97,13 @@ def _missing(root: Path, plan: Plan) -> list[int]:
     return [shard for shard in range(plan.num_shards) if not is_complete(root, plan, shard)]
 
 
-def shown_bytes(count: float) -> str:
-    """A number of bytes for people."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.1f} kB"
-
-
 def _check_space(root: Path, plan: Plan, missing: Collection[int]) -> None:
     need = plan.bytes_of(sum(len(plan.files_of(shard)) for shard in missing))
     free = shutil.disk_usage(root).free
     if need > free:
         raise InputError(
-            f"store={root}: {shown_bytes(need)} are still to be written, but only "
-            f"{shown_bytes(free)} are free there"
+            f"store={root}: {readable_bytes(need)} are still to be written, but only "
+            f"{readable_bytes(free)} are free there"
         )
 
 

@@ -14,7 +14,7 @@ from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.pruners.contract import Pruner, PruningContext, phases_of
-from tinyfusion.scheme import Scheme, check_keep, even_scheme, parse_scheme
+from tinyfusion.scheme import Scheme, check_keep, even_scheme, evenly_spaced, parse_scheme
 
 
 def budget(
@@ -173,6 +173,5 @@ def planned(
 
 def placeholders(depth: int, keep: int, scheme: Scheme | None) -> tuple[int, ...]:
     """As many blocks as stay, where it does not matter which."""
-    if scheme is not None and scheme.keep == keep:
-        return tuple(block for group in scheme.groups for block in group.blocks[: group.keep])
-    return tuple(index * depth // keep for index in range(keep))
+    fits = scheme is not None and scheme.keep == keep
+    return scheme.first_of_each if fits else evenly_spaced(depth, keep)

@@ -19,6 +19,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.files import publish
 from tinyfusion.metrics.candidates import CandidateScores
 from tinyfusion.metrics.prefix_tree import Kept
+from tinyfusion.progress import Progress
 from tinyfusion.ranks import is_first_rank
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ def evaluate(
     del losses[done:]
     if done:
         log.info("prune: going on behind %s candidates in %s", f"{done:,}", part)
-    progress = _Progress(len(kept_sets), done)
+    began = time.monotonic()
+    progress = Progress("prune", len(kept_sets), done, unit="candidates", seconds=SECONDS_PER_LINE)
     writes = is_first_rank()
     with _opened(part, ends[done], head) if writes else nullcontext() as file:
         for first in range(done, len(kept_sets), SEGMENT):
@@ -75,10 +77,11 @@ def evaluate(
                 if file is not None:
                     file.write(f"{_blocks(kept)},{figures}\n".encode())
                     file.flush()
-                progress(len(losses))
+                progress(1)
     if writes:
         publish(part, path)
-    return losses, progress.speed(len(losses))
+    made = len(losses) - done
+    return losses, made / max(time.monotonic() - began, 1e-9) if made else None
 
 
 def read_losses(path: Path, kept_sets: Sequence[Kept], head: Mapping[str, Any]) -> list[float]:
@@ -170,32 +173,3 @@ def _start(head: Mapping[str, Any]) -> bytes:
 
 def _blocks(kept: Kept) -> str:
     return " ".join(map(str, kept))
-
-
-class _Progress:
-    """A line now and then: how far, how fast, how long still."""
-
-    def __init__(self, total: int, done: int) -> None:
-        self.total, self.first = total, done
-        self._began = self._shown = time.monotonic()
-
-    def __call__(self, done: int) -> None:
-        """So many candidates are done by now."""
-        now = time.monotonic()
-        if now - self._shown < SECONDS_PER_LINE:
-            return
-        self._shown = now
-        speed = self.speed(done)
-        log.info(
-            "prune: %s of %s candidates (%.1f %%), %.1f candidates/s, %.0f min left",
-            f"{done:,}",
-            f"{self.total:,}",
-            100 * done / self.total,
-            speed,
-            (self.total - done) / speed / 60,
-        )
-
-    def speed(self, done: int) -> float | None:
-        """Candidates per second since the start; ``None`` if none was to be done."""
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        return (done - self.first) / seconds if done > self.first else None

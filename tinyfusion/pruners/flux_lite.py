@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tinyfusion.backbones.contract import Backbone
-from tinyfusion.pruners.scored import Calibration, Scored, measured
+from tinyfusion.backbones.contract import Backbone, Calibration
+from tinyfusion.pruners.scored import Scored, measured
 from tinyfusion.pruners.selectors import Selector
 
 

@@ -1,18 +1,24 @@
-"""The least costly set of items of at least a given size.
-
-Shape suffixes: N states, that is sums of sizes that some set of the items seen so far has.
-"""
+"""The least costly set of items of at least a given size, by integer programming."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
 
-MOST_STATES = 1 << 16
-"""Beyond this many sums of sizes, only the least costly of sums that nearly agree are followed."""
+MOST_NODES = 2_000
+"""Nodes of the branch-and-bound tree beyond which the best set found so far is taken."""
+
+COST_SCALE = 1e6
+"""What the largest cost is scaled to. The solver may stop 1e-6 short of the optimum, so that sums
+count as equal that differ by 1e-12 of the largest cost, whatever its unit."""
+
+BITS = 20
+"""Places that one objective tells apart by powers of two: few enough for exact sums."""
 
 
 class Items(NamedTuple):
@@ -23,72 +29,73 @@ class Items(NamedTuple):
 
 
 def cheapest(
-    costs: Sequence[float], sizes: Sequence[int], least: int, most_states: int = MOST_STATES
+    costs: Sequence[float], sizes: Sequence[int], least: int, most_nodes: int = MOST_NODES
 ) -> Items:
     """The set of least summed cost among those that reach a size and need all their items for it.
 
     A set that would still reach ``least`` without one of its items is not allowed; where costs
     are not negative, this rules out nothing that could cost less. Of sets of equal cost, one of
-    earlier items is taken.
-
-    Dynamic programming over the distinct sums of sizes: exact as long as there are at most
-    ``most_states`` of them, which holds for any number of items of few sizes and for 16 items of
-    any sizes. Beyond, sums are rounded to ``least / most_states`` to tell them apart, but never
-    to hold them against ``least``.
+    earlier items is taken: with items ordered by falling size, the set whose last item comes
+    first; then the smallest; then the one whose last but one item comes first, and so on.
 
     Args:
         costs: cost of every item; may be infinite, not NaN.
         sizes: size of every item, at least 0.
         least: the size to reach, at least 1 and at most what all items have together.
-        most_states: most sums to follow.
+        most_nodes: where the search stops, in nodes of its tree; what it has found by then is
+            not ``exact``.
     """
     assert 1 <= least <= sum(sizes), (least, sizes)
-    # From the largest item to the smallest, a set is allowed if its last item takes it to
-    # ``least``: all states followed are smaller than that.
-    order = sorted(range(len(sizes)), key=lambda item: (-sizes[item], item))
-    sums_N = torch.zeros(1, dtype=torch.int64)
-    costs_N = torch.zeros(1, dtype=torch.float64)
-    steps: list[tuple[Tensor, Tensor]] = []
-    best: tuple[float, int, int] | None = None
-    exact, rest = True, sum(sizes)
-    for step, item in enumerate(order):
-        rest -= sizes[item]
-        with_N = sums_N + sizes[item]
-        ends = (with_N >= least).nonzero()[:, 0]
-        if len(ends):
-            state = int(ends[costs_N[ends].argmin()])
-            cost = float(costs_N[state]) + costs[item]
-            if best is None or cost < best[0]:
-                best = (cost, step, state)
-        more = (with_N < least).nonzero()[:, 0]
-        sums = torch.cat([sums_N, with_N[more]])
-        spent = torch.cat([costs_N, costs_N[more] + costs[item]])
-        parents = torch.cat([torch.arange(len(sums_N)), more])
-        kept = _cheapest_of_each(sums, spent)
-        # States from which the rest of the items can't reach it.
-        kept = kept[sums[kept] + rest >= least]
-        if len(kept) > most_states:
-            exact = False
-            kept = kept[_cheapest_of_each(sums[kept] * most_states // least, spent[kept])]
-        steps.append((parents[kept].int(), kept >= len(sums_N)))
-        sums_N, costs_N = sums[kept], spent[kept]
-    assert best is not None, "all items together reach it"
-    _, step, state = best
-    found = [order[step]]
-    while step:
-        step -= 1
-        parents_N, taken_N = steps[step]
-        if taken_N[state]:
-            found.append(order[step])
-        state = int(parents_N[state])
-    return Items(tuple(sorted(found)), exact)
+    # Items without size are in no allowed set.
+    order = sorted((i for i, size in enumerate(sizes) if size), key=lambda i: (-sizes[i], i))
+    unit = math.gcd(*(sizes[item] for item in order))
+    sizes_N = np.array([sizes[item] // unit for item in order], dtype=float)
+    smallest_V = np.unique(sizes_N)
+    items, kinds = len(order), len(smallest_V)
+    # Columns: item n is taken; no item below smallest_V[v] is taken, of which one v holds; the
+    # last place taken. A set needs all its items if it needs one as small as its smallest.
+    zero_V = np.zeros(kinds)
+    item_NN, places_N = np.eye(items), np.arange(items)
+    larger_NV = (smallest_V <= sizes_N[:, None]).astype(float)
+    rows = [
+        LinearConstraint([*sizes_N, *zero_V, 0], lb=-(-least // unit)),
+        LinearConstraint([*sizes_N, *-smallest_V, 0], ub=-(-least // unit) - 1),
+        LinearConstraint([*np.zeros(items), *np.ones(kinds), 0], lb=1, ub=1),
+        LinearConstraint(np.c_[item_NN, -larger_NV, np.zeros(items)], ub=0),
+        LinearConstraint(np.c_[item_NN * places_N, 0 * larger_NV, -np.ones(items)], ub=0),
+    ]
+    objectives = [
+        [*_scaled([costs[item] for item in order]), *zero_V, 0],
+        [*np.zeros(items), *zero_V, 1],
+        [*sizes_N, *zero_V, 0],
+    ]
+    for first in reversed(range(0, items, BITS)):
+        here_N = (places_N >= first) & (places_N < first + BITS)
+        objectives.append([*(here_N * 2.0 ** (places_N - first)), *zero_V, 0])
+    # The largest items that reach it need each other: a set in case the search finds none in time.
+    taken_N = np.cumsum(sizes_N) - sizes_N < -(-least // unit)
+    exact = True
+    for place, objective in enumerate(objectives):
+        found = milp(
+            objective,
+            integrality=1,
+            bounds=Bounds(0, [*np.ones(items + kinds), items]),
+            constraints=rows,
+            options={"mip_rel_gap": 0.0, "node_limit": most_nodes},
+        )
+        exact = exact and (place > 0 or found.status == 0)
+        if found.x is not None:
+            best = np.rint(found.x)
+            taken_N = best[:items] > 0
+            # Later objectives choose among those that are best by this one.
+            rows.append(LinearConstraint(objective, ub=float(np.dot(objective, best))))
+    return Items(tuple(sorted(order[place] for place in np.flatnonzero(taken_N))), exact)
 
 
-def _cheapest_of_each(keys: Tensor, costs: Tensor) -> Tensor:
-    """Places of the least cost of every key, by ascending key; of equal costs the first."""
-    order = costs.argsort(stable=True)
-    order = order[keys[order].argsort(stable=True)]
-    ordered = keys[order]
-    first = torch.ones(len(order), dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return order[first]
+def _scaled(costs: Sequence[float]) -> NDArray[np.float64]:
+    """Costs of at most `COST_SCALE`; an infinite one stands above the sum of all finite ones."""
+    costs_N = np.array(costs)
+    finite_N = np.isfinite(costs_N)
+    beyond = np.abs(costs_N[finite_N]).sum() or 1.0
+    costs_N = np.where(finite_N, costs_N, np.sign(costs_N) * 2 * beyond)
+    return costs_N * (COST_SCALE / (np.abs(costs_N).max() or 1.0))

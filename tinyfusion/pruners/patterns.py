@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tinyfusion.pruners.contract import Choice, PruningContext
+from tinyfusion.scheme import evenly_spaced
 
 
 class Oracle:
@@ -28,7 +29,7 @@ class Uniform:
     def choose(self, context: PruningContext) -> Choice:
         """Keep blocks ``floor(i * depth / keep)``."""
         keep = context.checked_keep()
-        return Choice(spread(context.net.depth, keep))
+        return Choice(evenly_spaced(context.net.depth, keep))
 
 
 class First:
@@ -55,18 +56,13 @@ class Last:
         return Choice(tuple(range(depth - context.checked_keep(), depth)))
 
 
-def spread(size: int, count: int) -> tuple[int, ...]:
-    """``count`` of ``size`` places, evenly spaced from the first on."""
-    return tuple(place * size // count for place in range(count))
-
-
 def mirrored(depth: int, keep: int) -> tuple[int, ...]:
     """BK-SDM's pattern for any depth and budget.
 
-    The first half of the blocks is kept by `spread` and the second half by its mirror image, so
-    that blocks 0 and ``depth - 1`` stay and, where ``keep`` is even or ``depth`` is odd, the
-    pattern is its own mirror image. An odd number to keep takes the middle block if there is one,
-    else one more block of the first half. A single block is block 0.
+    The first half of the blocks is kept by `evenly_spaced` and the second half by its mirror
+    image, so that blocks 0 and ``depth - 1`` stay and, where ``keep`` is even or ``depth`` is
+    odd, the pattern is its own mirror image. An odd number to keep takes the middle block if there
+    is one, else one more block of the first half. A single block is block 0.
     """
     half = depth // 2
     front = back = keep // 2
@@ -76,7 +72,7 @@ def mirrored(depth: int, keep: int) -> tuple[int, ...]:
     else:
         front += keep % 2
     return (
-        *spread(half, front),
+        *evenly_spaced(half, front),
         *middle,
-        *sorted(depth - 1 - place for place in spread(half, back)),
+        *sorted(depth - 1 - place for place in evenly_spaced(half, back)),
     )

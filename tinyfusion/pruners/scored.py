@@ -7,22 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
+from tinyfusion.backbones.contract import Backbone, Calibration, run_plain
 from tinyfusion.errors import InputError
 from tinyfusion.pruners.contract import Choice, PruningContext
 from tinyfusion.pruners.selectors import Budget, Selection, Selector
-
-
-class Calibration(Protocol):
-    """Inputs on which blocks are scored, such as `HeldOutLoss`."""
-
-    def predict(self, net: Backbone, run_block: BlockRunner) -> object:
-        """Run ``net`` on all samples, every block through ``run_block``."""
 
 
 class Scored(ABC):

@@ -163,7 +163,7 @@ class Grouped:
 
 
 class Knapsack:
-    """Drop the set of blocks whose scores have the least sum, by 0/1 dynamic programming.
+    """Drop the set of blocks whose scores have the least sum, by integer programming.
 
     At least the share ``(depth - keep) / depth`` of the blocks' parameters goes, and no block
     without which that much would still go. Blocks of one size: exactly ``keep`` of them stay,

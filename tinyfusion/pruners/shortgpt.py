@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyfusion.backbones.contract import Backbone, BlockRunner, evaluating
+from tinyfusion.backbones.contract import Backbone, BlockRunner, Calibration, evaluating
 from tinyfusion.errors import InputError
 from tinyfusion.pruners.contract import PruningContext
-from tinyfusion.pruners.scored import Calibration, Scored, measured
+from tinyfusion.pruners.scored import Scored, measured
 from tinyfusion.pruners.selectors import Selection, Selector
 from tinyfusion.seeding import generator
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
+from tinyfusion.backbones.contract import Backbone, Calibration, run_plain
 from tinyfusion.errors import InputError
 
 MASKS = ("none", "separate", "intersection")
@@ -84,13 +84,6 @@ def masked_distance(
     both = (student_ok & teacher_ok).to(student_BTD.dtype)
     squared = both * (student_BTD - teacher_BTD) ** 2
     return squared.flatten(1).sum(1) / both.flatten(1).sum(1).clamp(min=1)
-
-
-class Calibration(Protocol):
-    """Inputs on which states are measured, such as `tinyfusion.metrics.held_out.HeldOutLoss`."""
-
-    def predict(self, net: Backbone, run_block: BlockRunner) -> object:
-        """Run ``net`` on all samples in evaluation mode, every block through ``run_block``."""
 
 
 def mean_squares(net: Backbone, blocks: Sequence[int], calibration: Calibration) -> list[float]:

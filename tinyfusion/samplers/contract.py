@@ -65,22 +65,31 @@ class Sampler(Protocol):
         """
 
 
-def check_sampler(sampler: Sampler, process: Process, net: Backbone) -> None:
+def check_sampler(
+    sampler: Sampler,
+    process: Process,
+    net: Backbone,
+    key: str = "sampler",
+    advice: Callable[[], str] = lambda: "choose another sampler",
+) -> None:
     """Refuse a sampler that was made for another process or network.
 
     Args:
         sampler: the sampler; a user's own may say nothing of its ``process_kind``.
         process: the process.
         net: the network.
+        key: where it is configured, for the message.
+        advice: gives the end of the message about a sampler of another kind.
 
     Raises:
-        InputError: so it is, or its steps don't fit the process.
+        InputError: ``sampler`` walks processes of another kind, its steps don't fit ``process``, or
+            it does not suit ``net``.
     """
     kind = getattr(sampler, "process_kind", process.kind)
     if kind != process.kind:
         raise InputError(
-            f"sampler={type(sampler).__name__} walks processes of kind {kind!r}, but "
-            f"process={type(process).__name__} is of kind {process.kind!r}; choose another sampler="
+            f"{key}: {type(sampler).__name__} samples by processes of kind {kind!r}, but "
+            f"process={type(process).__name__} is of kind {process.kind!r}; {advice()}"
         )
     sampler.num_steps(process)
     check = getattr(sampler, "check", None)

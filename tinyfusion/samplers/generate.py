@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from tinyfusion.autoencoder import Autoencoder
@@ -17,6 +16,7 @@ from tinyfusion.backbones.contract import Backbone, evaluating
 from tinyfusion.errors import InputError
 from tinyfusion.pixels import to_uint8
 from tinyfusion.processes.contract import Process
+from tinyfusion.progress import Progress
 from tinyfusion.samplers.contract import OnStep, Sampler, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.seeding import SampleNoise, seed_of
@@ -107,16 +107,15 @@ def generate(
     with (
         evaluating(net),
         torch.autocast(device.type, dtype, enabled=dtype is not None),
-        Progress(disable=not progress, transient=True) as bar,
+        Progress("sampling", len(labels), bar=progress, seconds=None) as shown,
     ):
-        task = bar.add_task("sampling", total=len(labels) * num_steps)
         for start in range(0, len(labels), batch_size):
             chosen = labels[start : start + batch_size]
             first = first_index + start
             noise = SampleNoise(seed, range(first, first + len(chosen)), shape)
 
             def advance(index: int, state: Tensor) -> None:
-                bar.advance(task, len(state))
+                shown(len(state) / num_steps)
                 if on_step is not None:
                     on_step(index, state)
 
@@ -236,10 +235,10 @@ class Drawing:
         """
         steps = self.sampler.num_steps(self.process)
         batches = range(self.num_batches) if batches is None else batches
-        with Progress(disable=not progress, transient=True) as bar:
-            task = bar.add_task("sampling", total=sum(len(self.rows(b)) for b in batches) * steps)
+        total = sum(len(self.rows(batch)) for batch in batches)
+        with Progress("sampling", total, bar=progress, seconds=None) as shown:
             for batch in batches:
-                yield self.draw(batch, lambda _, state: bar.advance(task, len(state)))
+                yield self.draw(batch, lambda _, state: shown(len(state) / steps))
 
 
 def generate_images(

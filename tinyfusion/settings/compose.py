@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from tinyfusion.errors import InputError, first_line
 from tinyfusion.quiet import at_least
 from tinyfusion.ranks import shared_stamp
+from tinyfusion.training.recipes import published
 
 MAX_NAME = 120
 """Longest run-folder name; longer ones are cut and end in a hash."""
@@ -44,12 +45,19 @@ def run_name(overrides: Sequence[str]) -> str:
     return name
 
 
+def _published(name: str) -> Any:
+    """See `tinyfusion.training.recipes.published`."""
+    value = published(name)
+    return OmegaConf.create(value) if isinstance(value, list) else value
+
+
 # Registered on import, because launchers that start the runs of a sweep in other processes
 # resolve a run's folder before they call anything of ours.
 OmegaConf.register_new_resolver(
     "tinyfusion.run_name", lambda overrides: run_name(list(overrides)), replace=True
 )
 OmegaConf.register_new_resolver("tinyfusion.stamp", shared_stamp, replace=True)
+OmegaConf.register_new_resolver("tinyfusion.recipe", _published, replace=True)
 
 
 def locate(target: str, path: str) -> Callable[..., Any]:

@@ -136,7 +136,7 @@ def calibration_loss(run: FinishedRun) -> float:
     return float(read_json(file, "calibration loss")["loss"])
 
 
-def spread(values: Sequence[float]) -> Any:
+def mean_and_deviation(values: Sequence[float]) -> Any:
     """Mean and standard deviation, or the only value."""
     return (mean(values), stdev(values)) if len(values) > 1 else values[0]
 
@@ -150,8 +150,10 @@ def overview_row(
     if own:
         # The same cut counts once per seed, however often it was recovered.
         before = {s.job.seed: s for s in own}
-        row["calibration_loss"] = spread([s.calibration_loss for s in before.values()])
-        row["pruned_fid"] = spread([s.run.models["pruned"]["fid"] for s in before.values()])
+        row["calibration_loss"] = mean_and_deviation([s.calibration_loss for s in before.values()])
+        row["pruned_fid"] = mean_and_deviation(
+            [s.run.models["pruned"]["fid"] for s in before.values()]
+        )
     for name in recoveries:
         members = [s.run for s in own if is_of(s, name)]
         if members:

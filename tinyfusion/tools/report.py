@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tinyfusion.text import readable_bytes
+
 WIDTH = 100
 
 Row = tuple[str, str]
@@ -105,7 +107,7 @@ def _heads(facts: Mapping[str, Any]) -> str:
 
 def _file(facts: Mapping[str, Any]) -> Iterator[Row]:
     yield "dtype", ", ".join(facts["dtypes"])
-    yield "size", _bytes(facts["bytes"])
+    yield "size", readable_bytes(facts["bytes"])
     yield "SHA-256", facts["sha256"]
 
 
@@ -168,7 +170,7 @@ def _resume(facts: Mapping[str, Any]) -> Iterator[Row]:
     yield "this is", facts["format"]
     yield "step", str(facts["step"])
     yield "holds", f"{facts['tensors']} tensors of the trained module, optimizer and loop state"
-    yield "size", _bytes(facts["bytes"])
+    yield "size", readable_bytes(facts["bytes"])
     yield "written by", f"Lightning {facts['lightning']}"
 
 
@@ -192,15 +194,6 @@ def _plain(value: Any) -> str:
 
 def _listed(values: Any) -> str:
     return ", ".join(str(value) for value in values)
-
-
-def _bytes(count: int) -> str:
-    value, unit = float(count), "bytes"
-    for larger in ("kB", "MB", "GB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{count} bytes" if unit == "bytes" else f"{value:.3g} {unit}"
 
 
 def _aligned(rows: list[Row]) -> Iterator[str]:

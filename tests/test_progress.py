@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tinyfusion.runtime import progress
-from tinyfusion.runtime.progress import ImageProgress
+from tinyfusion import progress
+from tinyfusion.progress import Progress
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def lines(monkeypatch):
 
 
 def test_lines_come_now_and_then_and_at_the_end(clock, lines) -> None:
-    with ImageProgress("sample", 1000) as shown:
+    with Progress("sample", 1000) as shown:
         clock.now += 60  # starting says nothing about the speed
         shown(100)
         for _ in range(4):
@@ -46,7 +46,7 @@ def test_lines_come_now_and_then_and_at_the_end(clock, lines) -> None:
 
 
 def test_what_was_there_before_does_not_count_as_fast(clock, lines) -> None:
-    with ImageProgress("sample", 1000, done=900) as shown:
+    with Progress("sample", 1000, done=900) as shown:
         clock.now += 1
         shown(10)
         clock.now += 20
@@ -55,7 +55,7 @@ def test_what_was_there_before_does_not_count_as_fast(clock, lines) -> None:
 
 
 def test_hours_are_named(clock, lines) -> None:
-    with ImageProgress("sample", 50_000) as shown:
+    with Progress("sample", 50_000) as shown:
         shown(1)
         clock.now += 10
         shown(20)
@@ -63,12 +63,12 @@ def test_hours_are_named(clock, lines) -> None:
 
 
 def test_a_bar_instead_of_lines(clock, lines, capsys) -> None:
-    with ImageProgress("sample", 100, bar=True) as shown:
+    with Progress("sample", 100, bar=True) as shown:
         clock.now += 1
         shown(10)
         clock.now += 1
         shown(20)
         task = shown._bar.tasks[0]
         assert task.completed == 30 and task.total == 100
-        assert task.fields["said"] == "30 of 100 images (30.0 %), 20.0 images/s, 4 s left"
+        assert task.fields["text"] == "30 of 100 images (30.0 %), 20.0 images/s, 4 s left"
     assert lines == []
