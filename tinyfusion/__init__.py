@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         set_convention,
         use_published_convention,
     )
+    from tinyfusion.conditioning import ClassLabels, Conditioning
     from tinyfusion.conformance import check_backbone
     from tinyfusion.decision import Decision
     from tinyfusion.errors import InputError
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Backbone": "tinyfusion.backbones.contract",
     "Choice": "tinyfusion.pruners.contract",
+    "ClassLabels": "tinyfusion.conditioning",
+    "Conditioning": "tinyfusion.conditioning",
     "Decision": "tinyfusion.decision",
     "DiT": "tinyfusion.backbones.dit",
     "GaussianDiffusion": "tinyfusion.processes.gaussian",
@@ -75,6 +78,8 @@ __all__ = [
     "MAR",
     "Backbone",
     "Choice",
+    "ClassLabels",
+    "Conditioning",
     "Decision",
     "DiT",
     "GaussianDiffusion",

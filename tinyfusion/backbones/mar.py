@@ -248,7 +248,8 @@ class MAR(Backbone):
         x = zeros(B, C, self.input_size, self.input_size, dtype=dtype_of(self))
         hidden = torch.arange(T // 2, T, device=device).expand(B, -1)
         noisy = zeros(B, 1, T, self.token_channels, dtype=dtype_of(self))
-        return x, hidden, noisy, zeros(B, 1, T, dtype=torch.long), zeros(B, dtype=torch.long)
+        t = zeros(B, 1, T, dtype=torch.long)
+        return x, hidden, noisy, t, *self.example_conditioning(count, device).arguments()
 
     def patchify(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) as tokens (B, T, C*P*P), see `tinyfusion.backbones.tokens`."""

@@ -100,7 +100,7 @@ def _kept(setup: Setup, drawing: Drawing) -> ImageSet:
         share = Share(store, drawing, set(missing), progress)
         share.fill_all(range(store.num_shards))
         share.wait()
-    pack(folder, store, drawing.labels, drawing.batch_size)
+    pack(folder, store, drawing.conditioning, drawing.batch_size)
     return store.images()
 
 

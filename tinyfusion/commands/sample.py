@@ -15,6 +15,7 @@ from tinyfusion.backbones.contract import Backbone, compile_blocks
 from tinyfusion.commands.checks import check_decoder
 from tinyfusion.commands.draw import PACKED_FILE, Share, pack
 from tinyfusion.commands.setup import Setup
+from tinyfusion.conditioning import ClassLabels, Conditioning
 from tinyfusion.data.open_images import SAMPLES
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
@@ -70,7 +71,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
         if not is_first_rank():
             return
         share.wait()
-    _conclude(cfg, folder, store, drawing.labels)
+    _conclude(cfg, folder, store, drawing.conditioning)
 
 
 def _takes_part(setup: Setup) -> bool:
@@ -141,7 +142,7 @@ def _drawing(setup: Setup, cfg: DictConfig) -> Drawing:
         net.eval(),
         setup.process,
         sampler,
-        _labels(cfg, net),
+        ClassLabels(_labels(cfg, net)),
         setup.seed,
         guidance,
         setup.autoencoder,
@@ -161,11 +162,14 @@ def _labels(cfg: DictConfig, net: Backbone) -> Tensor:
     return torch.tensor(list(cfg.labels)).repeat(-(-cfg.n // len(cfg.labels)))[: cfg.n]
 
 
-def _conclude(cfg: DictConfig, folder: Path, store: SampleStore, labels: Tensor) -> None:
+def _conclude(
+    cfg: DictConfig, folder: Path, store: SampleStore, conditioning: Conditioning
+) -> None:
     """Write what stands beside the images."""
     if cfg.pack:
-        pack(folder, store, labels, cfg.batch_size)
+        pack(folder, store, conditioning, cfg.batch_size)
     else:
+        labels = conditioning.record()["labels"]
         write_atomic(folder / LABELS_FILE, lambda path: np.save(path, labels.numpy()))
     shown = min(cfg.n, 10 * GRID_COLUMNS)
     first = torch.cat(list(islice(store.images().batches(shown), 1)))

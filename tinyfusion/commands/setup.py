@@ -276,8 +276,8 @@ class Setup:
     @cached_property
     def held_out(self) -> HeldOutLoss | None:
         """The fixed held-out batch; ``None`` if no image is held out."""
-        images, labels = self.source.held_out()
-        return HeldOutLoss(self.process, images, labels) if len(images) else None
+        images, conditioning = self.source.held_out()
+        return HeldOutLoss(self.process, images, conditioning) if len(images) else None
 
     def state_sizes(self, net: Backbone, blocks: Sequence[int], samples: int) -> list[float]:
         """Mean square of the states after some blocks, on noised training images.

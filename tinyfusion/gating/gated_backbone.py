@@ -1,16 +1,19 @@
 """A backbone whose blocks are switched per sample by a sampled mask.
 
-Shape suffixes: B batch, T tokens, D width, K choices, L blocks.
+Shape suffixes: B batch, K choices, L blocks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import Backbone, run_plain
+from tinyfusion.backbones.contract import Backbone, predict, run_plain
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.gating.gates import Gates
+from tinyfusion.states import States, blend
 
 
 class GatedBackbone(nn.Module):
@@ -30,15 +33,20 @@ class GatedBackbone(nn.Module):
         self.net = net
         self.gates = gates
 
-    def forward(self, *inputs: Tensor, gumbel_BK: Tensor) -> Tensor:
-        """Predict with a mask drawn per sample from the gates; inputs as the backbone's."""
+    def forward(
+        self, inputs: Sequence[Tensor], conditioning: Conditioning, gumbel_BK: Tensor
+    ) -> Tensor:
+        """Predict with a mask drawn per sample from the gates.
+
+        Args:
+            inputs: see `predict`.
+            conditioning: see `predict`.
+            gumbel_BK: see `Gates`.
+        """
         keep_BL = self.gates(gumbel_BK)
 
-        def run_gated(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
-            # Of the states' type, not of the inputs', which may be integers.
-            keep_B = keep_BL[:, index].to(states_BTD.dtype)
-            keep_B11 = keep_B.view(-1, *[1] * (states_BTD.ndim - 1))
-            out_BTD = run_plain(index, block, states_BTD, condition)
-            return keep_B11 * out_BTD + (1 - keep_B11) * states_BTD
+        def run_gated(index: int, block: nn.Module, states: States, condition: Any) -> States:
+            out = run_plain(index, block, states, condition)
+            return blend(keep_BL[:, index], out, states)
 
-        return self.net(*inputs, run_block=run_gated)
+        return predict(self.net, inputs, conditioning, run_gated)

@@ -11,6 +11,7 @@ import torch
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.drawn_images import DecodedImages, DrawnImages
 from tinyfusion.data.image_sets import ImageSet, TensorImages
 from tinyfusion.data.source import ImageSource
@@ -263,7 +264,7 @@ class Evaluation:
             net,
             process,
             self.sampler,
-            labels,
+            ClassLabels(labels),
             seed,
             self.guidance,
             self.autoencoder,
