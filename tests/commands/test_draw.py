@@ -12,6 +12,7 @@ from tinyfusion.backbones.dit import DiT
 from tinyfusion.commands import draw
 from tinyfusion.commands.draw import Share
 from tinyfusion.commands.setup import Setup
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
@@ -38,7 +39,7 @@ def share(tmp_path):
     def make(progress=None):
         torch.manual_seed(0)
         net = DiT(8, 2, 1, hidden_size=16, depth=1, num_heads=2, num_classes=10).eval()
-        labels = torch.arange(N) % 10
+        labels = ClassLabels(torch.arange(N) % 10)
         drawing = Drawing(net, GaussianDiffusion(), DDIMSampler(4), labels, seed=0, batch_size=4)
         store = SampleStore(tmp_path / "samples", N, drawing.shape, 4, 4, "png")
         return Share(store, drawing, set(store.missing()), progress)

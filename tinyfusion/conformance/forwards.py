@@ -68,8 +68,8 @@ def check_order(subject: Subject) -> None:
         before, after = _described(states), _described(out)
         if after != before:
             raise InputError(
-                f"block {index} maps states of {before} to {after}; a block that can be removed "
-                "keeps both"
+                f"block {index} maps states of shape {before} to {after}; a block that can be "
+                "removed keeps both"
             )
         if any(len(stream) != subject.count for stream in streams(out)):
             raise InputError(f"the states of block {index} don't have the batch in front")
@@ -180,7 +180,7 @@ def _check_tensors(new: nn.Module, old: nn.Module, index: int) -> None:
 
 def _described(states: States) -> str:
     """Shape and type of every stream."""
-    return ", ".join(f"shape {tuple(x.shape)} and {x.dtype}" for x in streams(states))
+    return ", ".join(f"{tuple(x.shape)} and {x.dtype}" for x in streams(states))
 
 
 def _check_batch(out: Any, count: int) -> None:
