@@ -28,6 +28,7 @@ from tinyfusion.pruners.sensitivity import Sensitivity
 from tinyfusion.pruners.shortgpt import ShortGPT, block_influence
 from tinyfusion.recovery.features import feature_distance, mean_squares, ordinary
 from tinyfusion.samplers.ddim import DDIMSampler
+from tinyfusion.samplers.generate import class_labels
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.seeding import Rows, StepNoise
@@ -339,6 +340,8 @@ def test_samples_depend_on_their_text_and_not_on_the_batch(net, two_streams, sca
 def test_class_labels_are_refused(net) -> None:
     with pytest.raises(tf.InputError, match="takes no class labels"):
         tf.generate(net, PROCESS, DDIMSampler(2), torch.tensor([0, 1]), seed=0)
+    with pytest.raises(tf.InputError, match="has no labels to draw"):
+        class_labels(4, net.num_classes, "random", 0)
 
 
 def test_it_can_be_measured_with_its_own_examples(net) -> None:

@@ -21,8 +21,8 @@ from tinyfusion.errors import InputError
 class Conditioning(ABC):
     """One row for each sample of a batch; immutable.
 
-    A subclass whose constructor takes the tensors in the order of `arguments` only has to define
-    `null`. One whose batches differ in more than their number of rows, such as texts of different
+    A subclass is constructed from the tensors that `arguments` gives, in their order, and defines
+    `null`; one whose batches differ in more than their number of rows, such as texts of different
     lengths, defines `cat` as well.
 
     Args:
@@ -52,7 +52,7 @@ class Conditioning(ABC):
         return self._tensors
 
     def __len__(self) -> int:
-        return len(self._tensors[0])
+        return len(self.arguments()[0])
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
         """Some of the samples: a slice, indices or a boolean mask over the batch."""
@@ -100,7 +100,7 @@ class Conditioning(ABC):
         return {}
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return type(self)(*map(change, self._tensors))
+        return type(self)(*map(change, self.arguments()))
 
 
 def _as_wide(mask_B: Tensor, tensor: Tensor) -> Tensor:

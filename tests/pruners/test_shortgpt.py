@@ -18,7 +18,7 @@ from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.interpolant import Interpolant
 from tinyfusion.pruners.scored import measured
 from tinyfusion.pruners.selectors import Greedy, TopK
-from tinyfusion.pruners.shortgpt import ShortGPT, block_influence
+from tinyfusion.pruners.shortgpt import CleanInputs, ShortGPT, block_influence
 
 
 def turn(angle: float, factor: float = 1.0) -> Callable[[Tensor], Tensor]:
@@ -136,6 +136,16 @@ def test_clean_mode_feeds_images_without_noise_and_early_times(net: DiT, context
     assert again == choice and torch.equal(seen[1][1], times)
     ShortGPT(TopK(), clean=True, num_samples=5).choose(context(2, seed=4))
     assert len(seen[2][0]) == 5
+
+
+def test_clean_images_keep_their_times_and_labels_in_every_batch(net: DiT) -> None:
+    images, times = torch.randn(7, 1, 4, 4), torch.arange(7) * 30
+    labels = ClassLabels(torch.arange(7) % 3)
+    found = [
+        block_influence(net, CleanInputs(images, times, labels, batch_size=size)).tolist()
+        for size in (7, 3)
+    ]
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
 
 
 def test_clean_mode_needs_whole_steps_as_times(context) -> None:

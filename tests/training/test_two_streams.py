@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tinyfusion.callbacks.sample_grid import SampleGrid
 from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.datamodule import Batch
 from tinyfusion.gating.deltas import Full
@@ -19,6 +20,8 @@ from tinyfusion.pipeline.batching import Split
 from tinyfusion.pipeline.estimate import fake, make_fake, stage_memory
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.teacher import FrozenTeacher
+from tinyfusion.samplers.ddim import DDIMSampler
+from tinyfusion.samplers.generate import generate_images
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.surgery import prune
 from tinyfusion.training.mask_learning import MaskLearning
@@ -106,6 +109,17 @@ def test_nothing_is_dropped_at_zero(make, run) -> None:
     run(module)
     texts = torch.cat([text for _, _, text, _ in seen])
     assert not (texts == module.net.null_text).flatten(1).all(1).any()
+
+
+def test_samples_are_shown_of_its_examples(make, run, two_streams) -> None:
+    grid, module = SampleGrid(1, DDIMSampler(2), columns=3), make("pretrain")
+    run(module, callbacks=[grid])
+    assert {step: tuple(row.shape) for step, row in grid.rows.items()} == dict.fromkeys(
+        (0, 1), (3, 1, 4, 4)
+    )
+    first = two_streams.make_net()
+    texts = first.example_conditioning(3)
+    assert torch.equal(grid.rows[0], generate_images(first, module.process, grid.sampler, texts, 0))
 
 
 @pytest.mark.parametrize("kind", ["masks", "masked_kd"])

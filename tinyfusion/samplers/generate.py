@@ -40,9 +40,11 @@ def class_labels(count: int, num_classes: int, class_balance: str, seed: int) ->
         seed: sampling seed.
 
     Raises:
-        InputError: another ``class_balance``.
+        InputError: another ``class_balance``, or no class.
     """
     check_class_balance(class_balance)
+    if num_classes < 1:
+        raise InputError("the model is not class-conditional, so that it has no labels to draw")
     if class_balance == "balanced":
         return balanced_labels(count, num_classes)
     # A hash is as good as a draw: its remainder favours a class by less than 1 in 10^15.
