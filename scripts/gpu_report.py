@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from hydra import compose, initialize_config_dir
 
-from tinyfusion.commands.dry_setup import DrySetup
+from tinyfusion.commands.dry_command import DryCommand, dry_command
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_text
 from tinyfusion.metrics.benchmark import Benchmark, device_name
@@ -26,7 +26,7 @@ from tinyfusion.metrics.memory import in_gib
 from tinyfusion.pipeline.batching import split_batch
 from tinyfusion.pipeline.probe import STEPS, UNTIMED, probe_training
 from tinyfusion.settings.check import check
-from tinyfusion.settings.compose import build
+from tinyfusion.settings.objects import objects_of
 from tinyfusion.settings.overview import conf_folder
 from tinyfusion.version import __version__
 
@@ -52,40 +52,43 @@ class Row(NamedTuple):
     peak: str
 
 
-def training_rows(setup: DrySetup) -> Iterator[Row]:
+def training_rows(dry: DryCommand) -> Iterator[Row]:
     """Mask learning and recovery."""
-    for stage in setup.stages(setup.on_device):
-        settings = setup.settings(stage.name)
-        split = split_batch(stage.name, settings.batch_size, 1, setup.trainer.micro_batch)
+    objects = dry.objects
+    for phase in dry.phases(dry.on_device):
+        settings = dry.runner.settings_of(phase)
+        split = split_batch(phase.name, settings.batch_size, 1, objects.trainer.micro_batch)
         batch = f"{settings.batch_size} in {split.micro_batches} x {split.images}"
         what = {"mask_learning": "mask learning, LoRA", "recovery": "recovery, with teacher"}
-        name = what[stage.name]
+        name = what[phase.name]
         try:
+            # Not kept: the next phase's network is not to be counted beside this one's.
             probed = probe_training(
-                stage.module, setup.source, settings, setup.trainer, split, stage.name, setup.seed
+                phase.module(),
+                objects.source,
+                settings,
+                objects.trainer,
+                split,
+                phase.name,
+                objects.seed,
             )
         except InputError as error:
-            yield Row(name, batch, setup.trainer.compile, f"failed: {error}", "-")
+            yield Row(name, batch, objects.trainer.compile, f"failed: {error}", "-")
             continue
         peak = "-" if probed.peak is None else in_gib(probed.peak)
-        # The next stage's network is not to be counted beside this one's.
-        del stage
         speed = f"{settings.batch_size / probed.seconds:.1f} samples/s"
-        yield Row(name, batch, setup.trainer.compile, speed, peak)
+        yield Row(name, batch, objects.trainer.compile, speed, peak)
 
 
-def sampling_rows(setup: DrySetup, batch: int) -> Iterator[Row]:
+def sampling_rows(dry: DryCommand, batch: int) -> Iterator[Row]:
     """Sampling with guidance from the whole and from the pruned network, timed in turn."""
-    evaluation = build(setup.cfg.evaluation)
-    arguments = {
-        "whole": setup.arguments,
-        "pruned": setup.student_arguments(setup.decision()),
-    }
-    nets = {name: setup.on_device(own).eval() for name, own in arguments.items()}
+    objects, evaluation = dry.objects, dry.objects.evaluation
+    arguments = {"whole": dry.arguments, "pruned": dry.student}
+    nets = {name: dry.on_device(own).eval() for name, own in arguments.items()}
     benchmark = Benchmark(
-        setup.process, evaluation.sampler, evaluation.guidance, batch, dtype=setup.dtype
+        objects.process, evaluation.sampler, evaluation.guidance, batch, dtype=objects.dtype
     )
-    backend = setup.trainer.compile_backend if setup.trainer.compile else None
+    backend = objects.trainer.compile_backend if objects.trainer.compile else None
     for row in benchmark.measure(nets, (backend,)):
         peak = row["peak_memory_bytes"]
         yield Row(
@@ -136,11 +139,11 @@ def main(argv: list[str] | None = None) -> None:
         torch.compiler.reset()
         more = [f"trainer.compile={compiled}", f"trainer.compile_backend={arguments.backend}"]
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            setup = DrySetup(check(compose("run", [*chosen, *more])))
-        for row in chain(training_rows(setup), sampling_rows(setup, arguments.sampling_batch)):
+            dry = dry_command(objects_of(check(compose("run", [*chosen, *more])), present=False))
+        for row in chain(training_rows(dry), sampling_rows(dry, arguments.sampling_batch)):
             print("; ".join(map(str, row)), flush=True)
             rows.append(row)
-    text = table(rows, device_name(setup.device), setup.trainer.precision)
+    text = table(rows, device_name(dry.objects.device), dry.objects.trainer.precision)
     print(f"\n{text}")
     if arguments.output is not None:
         write_text(arguments.output, text)

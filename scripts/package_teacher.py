@@ -12,7 +12,7 @@ from tinyfusion.checkpoints.locate import ASSETS, PACKAGED
 from tinyfusion.data.digits import digit_split
 from tinyfusion.files import read_json, write_json
 from tinyfusion.metrics.held_out import HeldOutLoss
-from tinyfusion.studies.teachers import TEACHERS, process_and_sampler
+from tinyfusion.settings.packaged import TEACHERS, process_and_sampler
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from tinyfusion.metrics.shown import settings_of
 from tinyfusion.pixels import to_uint8
 from tinyfusion.samplers.generate import balanced_labels, generate
 from tinyfusion.samplers.guidance import Guidance
+from tinyfusion.settings.packaged import TEACHERS, process_and_sampler
 from tinyfusion.studies.depth_use import depth_use
-from tinyfusion.studies.teachers import TEACHERS, process_and_sampler
 
 
 def main() -> None:

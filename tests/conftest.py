@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
+import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +25,37 @@ GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def on_ranks(tmp_path: Path) -> Callable[[int, Callable[[], Any]], list[Any]]:
+    """``on_ranks(2, work)``: what ``work`` returns, called in so many processes that are ranks."""
+
+    def run_all(count: int, work: Callable[[], Any]) -> list[Any]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+
+        def as_rank(rank: int) -> None:
+            torch.set_num_threads(1)
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            torch.save(work(), tmp_path / f"rank{rank}.pt")
+
+        # Forked processes can't use more of torch's threads than one.
+        torch.set_num_threads(1)
+        context = multiprocessing.get_context("fork")
+        processes = [context.Process(target=as_rank, args=(rank,)) for rank in range(count)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            process.kill()
+        assert [process.exitcode for process in processes] == [0] * count
+        files = [tmp_path / f"rank{rank}.pt" for rank in range(count)]
+        return [torch.load(file, weights_only=False) for file in files]
+
+    return run_all
 
 
 @pytest.fixture(scope="session")

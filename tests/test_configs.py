@@ -255,3 +255,24 @@ def test_a_sit_is_recovered_with_the_smaller_weight_of_hidden_states() -> None:
     }
     assert [w for name, w in weights.items() if "sit" in name] == [2e-4] * 6
     assert [w for name, w in weights.items() if "sit" not in name] == [1e-2] * 2
+
+
+def test_paths_under_any_key_become_absolute(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    for name in ("runs/one/decision.json", "plain.json", "cpu"):
+        (tmp_path / name).touch()
+    cfg = composed(
+        "run",
+        "pruner=random",
+        "pruner.candidates=9",
+        "pruner.marks={a:runs/one/decision.json,b:plain.json,c:missing/decision.json,d:[0,1]}",
+    )
+    assert cfg.pruner.marks == {
+        "a": str(tmp_path / "runs/one/decision.json"),
+        "b": str(tmp_path / "plain.json"),
+        "c": "missing/decision.json",
+        "d": [0, 1],
+    }
+    # A word is no path, though there is a file of that name.
+    assert cfg.trainer.accelerator == "cpu"

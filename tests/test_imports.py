@@ -1,16 +1,20 @@
-"""The architecture: imports go down one order, and the command line starts light."""
+"""The architecture: imports go down one order, contracts know no concrete classes, and the command
+line starts light."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import tinyfusion
+from tinyfusion.backbones.presets import FAMILIES
 
 ROOT = Path(tinyfusion.__file__).parent
 
@@ -20,6 +24,7 @@ ORDER = [
     "version",
     "errors",
     "ranks",
+    "group",
     "assets",
     "pixels",
     "quiet",
@@ -27,9 +32,10 @@ ORDER = [
     "seeding",
     "conditioning",
     "states",
+    "units",
     "scheme",
+    "changes",
     "decision",
-    "widths",
     "backbones",
     "checkpoints",
     "autoencoder",
@@ -118,3 +124,127 @@ def test_every_public_name_can_be_loaded() -> None:
         assert getattr(tinyfusion, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = tinyfusion.nothing
+
+
+CONFIGURED = ("cli", "commands", "settings")
+"""Who may see a configuration; all others are given objects."""
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n.split(".")[0] not in CONFIGURED])
+def test_no_configuration_outside_commands_and_settings(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    libraries: set[str] = set()
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            libraries |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            libraries.add(str(node.module).split(".")[0])
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name):
+            names.add(node.id)
+    assert not libraries & {"omegaconf", "hydra"}
+    assert not names & {"cfg", "config_node"}
+
+
+# -- contracts and names ------------------------------------------------------------------------
+
+CONTRACTS = sorted(
+    name
+    for name in MODULES
+    if name.split(".")[-1] in {"contract", "conditioning", "states", "scheme", "decision"}
+)
+GROUPS = ("backbone", "process", "sampler", "pruner")
+
+
+def configured() -> dict[str, str]:
+    """Class by module, of all backbones, processes, samplers and pruners that can be chosen."""
+    found = {kind.__module__: kind.__name__ for kind in FAMILIES.values()}
+    for group in GROUPS:
+        for file in (ROOT.parent / "conf" / group).glob("*.yaml"):
+            for target in re.findall(r"^_target_: (tinyfusion\.\S+)", file.read_text(), re.M):
+                module, _, name = target.rpartition(".")
+                found[module] = name
+    return {module.removeprefix("tinyfusion."): name for module, name in found.items()}
+
+
+CONCRETE = configured()
+
+
+def test_the_concrete_classes_are_found() -> None:
+    assert {"backbones.mar", "processes.gaussian", "samplers.ode", "pruners.shortgpt"} <= set(
+        CONCRETE
+    )
+    assert {"backbones.contract", "pruners.contract", "conditioning", "states"} <= set(CONTRACTS)
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_contracts_import_no_concrete_class(name: str) -> None:
+    reached, left = set(), [name]
+    while left:
+        new = imported(MODULES[left.pop()]) - reached
+        reached |= new
+        left += new & set(MODULES)
+    assert not reached & {*CONCRETE, "backbones.presets"}
+
+
+def compared(tree: ast.AST) -> Iterator[ast.AST]:
+    """Whatever a module compares with, matches or asks the type by, and keys that it looks up."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            yield from ast.walk(node)
+        elif isinstance(node, ast.MatchValue):
+            yield from ast.walk(node.value)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in ("isinstance", "issubclass"):
+                yield from ast.walk(node.args[1])
+
+
+def asked_for(source: str) -> set[str]:
+    """Names of families, kinds of processes and concrete classes that a source text asks for."""
+    kinds = {"diffusion", "interpolant", "masked"}
+    words = {*FAMILIES, *kinds}
+    classes = {CONCRETE[module] for module in CONCRETE if not module.startswith("pruners")}
+    found = set()
+    for node in compared(ast.parse(source)):
+        if isinstance(node, ast.Constant) and node.value in words:
+            found.add(node.value)
+        elif isinstance(node, ast.Name | ast.Attribute):
+            name = node.id if isinstance(node, ast.Name) else node.attr
+            found |= {name} & classes
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("if net.process_kind != 'masked': pass", {"masked"}),
+        ("x = kind in ('diffusion', 'interpolant')", {"diffusion", "interpolant"}),
+        ("if type(net) is not DiT: pass", {"DiT"}),
+        ("isinstance(net, (nn.Module, mar.MAR))", {"MAR"}),
+        ("match family:\n    case 'sit': pass", {"sit"}),
+        ("x = 'a dit'; y = FAMILIES['dit']; DiT()", set()),
+    ],
+)
+def test_asking_for_a_name_is_noticed(source: str, expected: set[str]) -> None:
+    assert asked_for(source) == expected
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in MODULES if name.split(".")[0] not in ("backbones", "processes")]
+)
+def test_nothing_depends_on_the_name_of_a_family(name: str) -> None:
+    assert not asked_for(MODULES[name].read_text(encoding="utf-8"))
+
+
+def test_torch_load_is_called_in_one_place() -> None:
+    """Files are untrusted: one function reads them, with protection."""
+    ((name, call),) = (
+        (name, node)
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+    )
+    assert name == "checkpoints.tensors"
+    assert "weights_only=True" in ast.unparse(call)

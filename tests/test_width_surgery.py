@@ -12,18 +12,19 @@ from torch import nn
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.coupling import coupling
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.backbones.dit_diffusers import check_holdable
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.backbones.sit import SiT
+from tinyfusion.changes import Resizing
 from tinyfusion.checkpoints import load, read_checkpoint, save_model, save_public
 from tinyfusion.checkpoints.describe import describe
-from tinyfusion.checkpoints.diffusers_layout import check_holdable
 from tinyfusion.checkpoints.lineage import lineage
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
+from tinyfusion.metrics.memory import LiveBytes, bytes_of
 from tinyfusion.surgery import prune
 from tinyfusion.tools.inspect import examine
 from tinyfusion.tools.report import report
-from tinyfusion.widths import WidthDecision
 
 SIZES = {"input_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 2, "num_heads": 4}
 
@@ -40,7 +41,7 @@ def net() -> DiT:
     return randomised(DiT(**SIZES, num_classes=3))
 
 
-def decision_for(net: Backbone, widths: dict[str, int], seed: int = 0) -> WidthDecision:
+def decision_for(net: Backbone, widths: dict[str, int], seed: int = 0) -> Decision:
     """A decision that keeps random units of every group."""
     found = coupling(net)
     generator = torch.Generator().manual_seed(seed)
@@ -48,9 +49,8 @@ def decision_for(net: Backbone, widths: dict[str, int], seed: int = 0) -> WidthD
     for group in found.plan.groups:
         order = torch.randperm(found.units[group.name], generator=generator)
         kept[group.name] = tuple(order[: widths[group.argument]].sort().values.tolist())
-    return WidthDecision(
-        kept, found.units, widths, found.widths, 1, int(found.count(found.widths)), 0.5
-    )
+    resized = Resizing(kept, found.units, widths, found.widths, 1, int(found.count(found.widths)))
+    return Decision(None, net.depth, resized=resized)
 
 
 NARROW = {"hidden_size": 12, "num_heads": 3, "mlp_width": 40}
@@ -61,9 +61,9 @@ def test_kept_tensors_are_slices_and_the_source_is_left_alone(net: DiT) -> None:
     decision = decision_for(net, NARROW)
     pruned = prune(net, decision)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    stream, condition = (torch.tensor(decision.kept[k]) for k in ("residual", "condition"))
-    heads = torch.tensor(decision.kept["blocks.1.heads"])
-    neurons = torch.tensor(decision.kept["blocks.1.neurons"])
+    stream, condition = (torch.tensor(decision.resized.kept[k]) for k in ("residual", "condition"))
+    heads = torch.tensor(decision.resized.kept["blocks.1.heads"])
+    neurons = torch.tensor(decision.resized.kept["blocks.1.neurons"])
     assert torch.equal(pruned.pos_embed, net.pos_embed[..., stream])
     assert torch.equal(
         pruned.y_embedder.embedding_table.weight,
@@ -106,9 +106,9 @@ def test_cutting_heads_and_neurons_is_zeroing_them(kind: type[DiT]) -> None:
     decision = decision_for(net, {"hidden_size": 16, "num_heads": 2, "mlp_width": 24})
     pruned = prune(net, decision)
     for index, block in enumerate(net.blocks):
-        gone = [h for h in range(4) if h not in decision.kept[f"blocks.{index}.heads"]]
+        gone = [h for h in range(4) if h not in decision.resized.kept[f"blocks.{index}.heads"]]
         block.attn.proj.weight.data.view(16, 4, 4)[:, gone] = 0
-        gone = [n for n in range(64) if n not in decision.kept[f"blocks.{index}.neurons"]]
+        gone = [n for n in range(64) if n not in decision.resized.kept[f"blocks.{index}.neurons"]]
         block.mlp.fc2.weight.data[:, gone] = 0
     x, y = torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 3])
     t = torch.tensor([1, 400, 900]) if kind is DiT else torch.tensor([0.1, 0.4, 0.9])
@@ -125,11 +125,11 @@ def test_cutting_the_stream_is_zeroing_it_with_norms_over_what_stays(
     with torch.no_grad():
         out = pruned(x, t, y)
     stays = torch.zeros(16, dtype=torch.bool)
-    stays[list(decision.kept["residual"])] = True
+    stays[list(decision.resized.kept["residual"])] = True
     found = coupling(net)
     for group in ("residual", "condition", "time"):
         for part in found.parts[group]:
-            gone = [u for u in range(16) if u not in decision.kept[group]]
+            gone = [u for u in range(16) if u not in decision.resized.kept[group]]
             tensor = net.get_parameter(part.tensor).data
             tensor.index_fill_(part.axis, part.entries_UK[gone].flatten(), 0.0)
     layer_norm = F.layer_norm
@@ -154,10 +154,10 @@ def test_mar_is_cut_and_stored(tmp_path) -> None:
     )
     decision = decision_for(net, {"hidden_size": 8, "num_heads": 2, "mlp_width": 20})
     pruned = prune(net, decision)
-    gone = [u for u in range(12) if u not in decision.kept["encoder"]]
+    gone = [u for u in range(12) if u not in decision.resized.kept["encoder"]]
     assert pruned.encoder_norm.weight.shape == (8,)
     assert torch.equal(
-        pruned.class_emb.weight, net.class_emb.weight[:, list(decision.kept["encoder"])]
+        pruned.class_emb.weight, net.class_emb.weight[:, list(decision.resized.kept["encoder"])]
     )
     assert gone
     again = load(save_model(pruned, tmp_path / "pruned"))
@@ -223,15 +223,73 @@ def test_depth_and_width_go_together(net: DiT) -> None:
     assert prune(prune(net, decision_for(net, NARROW)), [1]).config() == pruned.config()
 
 
+def test_one_decision_cuts_blocks_and_channels() -> None:
+    net = randomised(DiT(**{**SIZES, "depth": 4}, num_classes=3))
+    whole = decision_for(net, NARROW)
+    decision = replace(whole, kept=(1, 3))
+    pruned = prune(net, decision)
+    assert pruned.kept_from == (1, 3) and pruned.config() == net.config() | NARROW | {"depth": 2}
+    step = prune(net, whole)
+    for new, old in enumerate((1, 3)):
+        wanted = step.blocks[old].state_dict()
+        found = pruned.blocks[new].state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+    # Groups of blocks that go need not be told.
+    resized = whole.resized
+    some = {n: k for n, k in resized.kept.items() if not n.startswith(("blocks.0", "blocks.2"))}
+    sizes = {name: resized.source_sizes[name] for name in some}
+    shorter = replace(decision, resized=replace(resized, kept=some, source_sizes=sizes))
+    again = prune(net, shorter).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in pruned.state_dict().items())
+
+
+def test_stacks_are_counted_by_themselves_when_blocks_and_channels_go() -> None:
+    net = randomised(
+        MAR(
+            4, 12, 2, 2, 3, in_channels=2, num_classes=5, buffer_size=2, head_depth=1, head_width=20
+        )
+    )
+    whole = decision_for(net, {"hidden_size": 8, "num_heads": 2, "mlp_width": 20})
+    pruned, step = prune(net, replace(whole, kept=(1, 3))), prune(net, whole)
+    for stack in ("encoder_blocks", "decoder_blocks"):
+        wanted = getattr(step, stack)[1].state_dict()
+        found = getattr(pruned, stack)[0].state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+    assert pruned.source_borders == (2,)
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [
+        {"hidden_size": 64, "num_heads": 2, "mlp_width": 256},
+        {"hidden_size": 128, "num_heads": 4, "mlp_width": 508},
+    ],
+)
+def test_channels_that_go_are_not_copied_and_types_stay(widths: dict[str, int]) -> None:
+    net = randomised(DiT(**{**SIZES, "hidden_size": 128, "depth": 6}, num_classes=3))
+    decision = decision_for(net, widths)
+    with LiveBytes([*net.parameters(), *net.buffers()]) as counted:
+        pruned = prune(net, decision)
+    source, student = bytes_of(net), bytes_of(pruned)
+    assert source + counted.peak <= 1.1 * (source + student)
+    rounded = prune(net.bfloat16(), decision).state_dict()
+    assert all(
+        torch.equal(value.bfloat16(), rounded[n]) for n, value in pruned.state_dict().items()
+    )
+
+
 def test_a_decision_for_another_network_is_refused(net: DiT) -> None:
     other = randomised(DiT(**{**SIZES, "hidden_size": 24}, num_classes=3))
-    with pytest.raises(InputError, match="24 units in residual, this one has 16"):
+    with pytest.raises(InputError, match="24 channels in residual, this one has 16"):
         prune(net, decision_for(other, {"hidden_size": 12, "num_heads": 4, "mlp_width": 96}))
-    with pytest.raises(InputError, match=r"units in blocks\.1\.heads, this one has no|no units"):
+    with pytest.raises(InputError, match="made for a model of 2 blocks, this one has 1"):
         prune(prune(net, [0]), decision_for(net, NARROW))
+    with pytest.raises(InputError, match=r"in blocks\.1\.heads, this one has no"):
+        prune(prune(net, [0]), Decision(resized=decision_for(net, NARROW).resized))
     decision = decision_for(net, NARROW)
-    uneven = replace(decision, kept={**decision.kept, "blocks.1.heads": (0, 1)})
-    with pytest.raises(InputError, match=r"keeps 2 units in blocks\.1\.heads but says num_heads=3"):
+    kept = {**decision.resized.kept, "blocks.1.heads": (0, 1)}
+    uneven = replace(decision, resized=replace(decision.resized, kept=kept))
+    with pytest.raises(InputError, match=r"keeps 2 channels of blocks\.1\.heads but says num_hea"):
         prune(net, uneven)
     with pytest.raises(InputError, match="made for a model of 3 blocks"):
         prune(net, Decision((0,), 3))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tinyfusion.samplers.generate import generate
     from tinyfusion.scheme import Scheme, parse_scheme
     from tinyfusion.surgery import prune
-    from tinyfusion.widths import WidthDecision
+    from tinyfusion.units import Unit
 
 _HOMES = {
     "Backbone": "tinyfusion.backbones.contract",
@@ -59,7 +59,7 @@ _HOMES = {
     "Scheme": "tinyfusion.scheme",
     "Scored": "tinyfusion.pruners.scored",
     "SiT": "tinyfusion.backbones.sit",
-    "WidthDecision": "tinyfusion.widths",
+    "Unit": "tinyfusion.units",
     "check_backbone": "tinyfusion.conformance",
     "generate": "tinyfusion.samplers.generate",
     "load": "tinyfusion.checkpoints",
@@ -92,7 +92,7 @@ __all__ = [
     "Scheme",
     "Scored",
     "SiT",
-    "WidthDecision",
+    "Unit",
     "__version__",
     "check_backbone",
     "generate",
@@ -112,6 +112,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "WidthDecision":
+        raise AttributeError(
+            "tinyfusion.WidthDecision is part of tinyfusion.Decision now: see its field 'resized'"
+        )
     raise AttributeError(f"module 'tinyfusion' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""Which blocks stay: a record that stands alone and applies to a fresh checkpoint."""
+"""What of a model stays, chosen by whom and why: a record that applies to a fresh checkpoint."""
 
 from __future__ import annotations
 
@@ -7,12 +7,25 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from tinyfusion.changes import Replacement, Resizing
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
 from tinyfusion.scheme import Scheme, parse_scheme
+from tinyfusion.units import Place
 from tinyfusion.version import __version__
 
 FORMAT = "tinyfusion-decision"
+
+# Until version 0.1.0 decisions about channels had a record and a file of their own.
+_WIDTHS_FORMAT, _WIDTHS_FILE = "tinyfusion-widths", "widths.json"
+_WIDTHS_KEYS = {
+    "kept": "kept",
+    "source_units": "source_sizes",
+    "widths": "widths",
+    "source_widths": "source_widths",
+    "parameters": "parameters",
+    "source_parameters": "source_parameters",
+}
 
 Record = TypeVar("Record")
 
@@ -46,7 +59,221 @@ def check_kept(kept: Iterable[Any], depth: int, key: str = "kept") -> tuple[int,
     return tuple(sorted(kept))
 
 
-def made_of(kind: type[Record], values: Mapping[str, Any], where: str, what: str) -> Record:
+@dataclass(frozen=True)
+class Decision:
+    """What of a model stays and how it was chosen.
+
+    Attributes:
+        kept: indices of the blocks that stay as they are, ascending, 0-based in the source model;
+            ``None`` if no block goes.
+        source_depth: number of blocks of the source model; ``None`` if it is not known and no
+            block goes.
+        method: name of the pruner.
+        scheme: groups as ``[[keep, size], ...]``, or ``None`` for a choice without groups.
+        probabilities: per group the probability of every keep-pattern in lexicographic order;
+            ``None`` where nothing was learned.
+        scores: further evidence by name (block scores, calibration loss, the live decision).
+        seed: seed of the choice.
+        source_sha256: hash of the source's weights; ``None`` if they came from no file.
+        config: resolved configuration of the run that decided.
+        version: version of this package.
+        removed: branches that go from blocks that stay, by name in the source model
+            (``"blocks.3.attn"``).
+        replaced: intervals of blocks for each of which one block stands; disjoint, ascending.
+        resized: the channels that stay; ``None`` if all do.
+        budget: what was to be kept to, by name, such as ``{"keep": 14}``.
+
+    Raises:
+        InputError: nothing is decided; indices out of range or doubled; a scheme of another depth;
+            a group of which another number of blocks stays than its scheme says; probabilities
+            that don't belong to the scheme's patterns; names that are no branch's; or blocks that
+            are said to stay and to be replaced.
+    """
+
+    kept: tuple[int, ...] | None = None
+    source_depth: int | None = None
+    method: str = "indices"
+    scheme: list[list[int]] | None = None
+    probabilities: list[list[float]] | None = None
+    scores: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    source_sha256: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    version: str = __version__
+    removed: tuple[str, ...] = ()
+    replaced: tuple[Replacement, ...] = ()
+    resized: Resizing | None = None
+    budget: dict[str, Any] = field(default_factory=dict)
+
+    file_name: ClassVar[str] = "decision.json"
+
+    def __post_init__(self) -> None:
+        changes = (self.removed, self.replaced, self.resized)
+        if self.kept is None and not any(changes):
+            raise InputError("nothing is decided: give kept, removed, replaced or resized")
+        object.__setattr__(self, "removed", _check_removed(self.removed))
+        replaced = sorted(self.replaced, key=lambda interval: interval.start)
+        object.__setattr__(self, "replaced", tuple(replaced))
+        depth = self.source_depth
+        if depth is None and (self.kept is not None or replaced):
+            raise InputError("source_depth is missing: blocks are counted in a model of that depth")
+        if depth is not None:
+            if type(depth) is not int or depth < 1:
+                raise InputError(f"source_depth={depth!r} must be a positive integer")
+            object.__setattr__(self, "kept", _check_blocks(self.kept, self.replaced, depth))
+        if self.scheme is not None:
+            if depth is None:
+                raise InputError(f"scheme={self.scheme} lies over blocks, but no block goes")
+            self._check_groups(parse_scheme(self.scheme, depth))
+        _check_budget(self.budget)
+
+    def _check_groups(self, scheme: Scheme) -> None:
+        for group in scheme.groups:
+            inside = [i for i in self.origins if i in group.blocks]
+            if len(inside) != group.keep:
+                raise InputError(
+                    f"kept={list(self.origins)}: {len(inside)} blocks of {group.blocks[0]}.."
+                    f"{group.blocks[-1]} stay, but scheme={scheme} keeps {group.keep} there"
+                )
+        if self.probabilities is None:
+            return
+        found = [len(values) for values in self.probabilities]
+        wanted = [group.num_choices for group in scheme.groups]
+        if found != wanted:
+            raise InputError(
+                f"probabilities of {found} patterns don't belong to scheme={scheme}, whose groups "
+                f"have {wanted}"
+            )
+
+    @property
+    def is_about_blocks(self) -> bool:
+        """Whether it says which blocks stay; otherwise all do."""
+        return self.kept is not None
+
+    @property
+    def origins(self) -> tuple[int, ...]:
+        """For each block that is left, the block of the source whose weights it starts with.
+
+        Raises:
+            AssertionError: the decision is not about blocks.
+        """
+        assert self.kept is not None, "all blocks stay"
+        return tuple(sorted((*self.kept, *(interval.block for interval in self.replaced))))
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """Indices of the blocks that go and that nothing stands for."""
+        if self.kept is None or self.source_depth is None:
+            return ()
+        stay = {*self.kept, *(block for interval in self.replaced for block in interval.blocks)}
+        return tuple(i for i in range(self.source_depth) if i not in stay)
+
+    @property
+    def groups(self) -> Scheme | None:
+        """The scheme laid over the source model, if there was one."""
+        if self.scheme is None or self.source_depth is None:
+            return None
+        return parse_scheme(self.scheme, self.source_depth)
+
+    @property
+    def description(self) -> str:
+        """What stays, in words."""
+        words = [] if self.kept is None else [str(list(self.kept))]
+        words += [
+            f"block {interval.block} for {interval.start}..{interval.stop - 1}"
+            for interval in self.replaced
+        ]
+        words += [f"all but {', '.join(self.removed)}"] if self.removed else []
+        words += [] if self.resized is None else [self.resized.description]
+        return "; ".join(words)
+
+    def summary(self) -> dict[str, Any]:
+        """What a model's provenance tells of the decision, as plain data."""
+        told: dict[str, Any] = {"method": self.method}
+        if self.kept is not None:
+            told |= {
+                "scheme": self.scheme,
+                "kept": list(self.kept),
+                "source_depth": self.source_depth,
+            }
+        if self.replaced:
+            told["replaced"] = [asdict(interval) for interval in self.replaced]
+        if self.removed:
+            told["removed"] = list(self.removed)
+        if self.resized is not None:
+            told |= self.resized.summary() | {"ratio": self.budget.get("ratio")}
+        return told
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data as written to ``decision.json``."""
+        values = asdict(self)
+        head = {
+            "format": FORMAT,
+            "kept": None if self.kept is None else list(self.kept),
+            "dropped": list(self.dropped),
+        }
+        return head | {k: v for k, v in values.items() if k != "kept"}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "decision") -> Decision:
+        """Rebuild a decision from plain data, also that of a ``widths.json`` of version 0.1.0.
+
+        Raises:
+            InputError: not a decision, unknown or missing keys, invalid indices, or lists of kept
+                and dropped blocks that contradict each other.
+        """
+        if not is_decision(values):
+            raise InputError(f"{where} is not a decision: it lacks 'format': '{FORMAT}'")
+        if values["format"] == _WIDTHS_FORMAT:
+            values = _of_widths_file(values, where)
+        known = {name: values[name] for name in values if name not in ("format", "dropped")}
+        if known.get("kept") is not None and "source_depth" not in known:
+            raise InputError(f"{where} is not a valid decision: it lacks 'source_depth'")
+        if known.get("resized") is not None:
+            known["resized"] = _record(Resizing, known["resized"], where, "resizing")
+        if "replaced" in known:
+            if not isinstance(known["replaced"], list | tuple):
+                raise InputError(f"{where}: replaced={known['replaced']!r} must be a list")
+            known["replaced"] = tuple(
+                _record(Replacement, interval, where, "replacement")
+                for interval in known["replaced"]
+            )
+        decision = _record(cls, known, where, "decision")
+        dropped = values.get("dropped", list(decision.dropped))
+        if dropped != list(decision.dropped):
+            raise InputError(
+                f"{where}: dropped={dropped} contradicts kept="
+                f"{None if decision.kept is None else list(decision.kept)} of "
+                f"{decision.source_depth} blocks; correct one of them, or leave dropped out"
+            )
+        return decision
+
+    def save(self, path: Path | str) -> Path:
+        """Write the decision as JSON, atomically."""
+        return write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Decision:
+        """Read a ``decision.json``, or a ``widths.json`` of version 0.1.0.
+
+        Raises:
+            InputError: the file is missing, not JSON, or not a decision.
+        """
+        return cls.from_dict(read_json(path, "decision"), where=f"decision file {str(path)!r}")
+
+
+def is_decision(content: Any) -> bool:
+    """Whether the content of a JSON file says that it is a decision, of this version or 0.1.0."""
+    return isinstance(content, Mapping) and content.get("format") in (FORMAT, _WIDTHS_FORMAT)
+
+
+def find_decision(folder: Path) -> Path | None:
+    """The file of a run's folder that holds its decision, if there is any."""
+    files = (folder / name for name in (Decision.file_name, _WIDTHS_FILE))
+    return next((file for file in files if file.is_file()), None)
+
+
+def _record(kind: type[Record], values: Any, where: str, what: str) -> Record:
     """Make a record of plain data.
 
     Args:
@@ -58,6 +285,8 @@ def made_of(kind: type[Record], values: Mapping[str, Any], where: str, what: str
     Raises:
         InputError: unknown or missing fields, or invalid values.
     """
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} is not valid: a {what} must be a dictionary, not {values!r}")
     known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind)}
     unknown = [repr(name) for name in values if name not in known]
     missing = [repr(name) for name, required in known.items() if required and name not in values]
@@ -72,124 +301,82 @@ def made_of(kind: type[Record], values: Mapping[str, Any], where: str, what: str
         raise InputError(f"{where}: {error}") from None
 
 
-@dataclass(frozen=True)
-class Decision:
-    """The blocks to keep and how they were chosen.
-
-    Attributes:
-        kept: indices of the blocks that stay, ascending, 0-based in the source model.
-        source_depth: number of blocks of the source model.
-        method: name of the pruner.
-        scheme: groups as ``[[keep, size], ...]``, or ``None`` for a choice without groups.
-        probabilities: per group the probability of every keep-pattern in lexicographic order;
-            ``None`` where nothing was learned.
-        scores: further evidence by name (block scores, calibration loss, the live decision).
-        seed: seed of the choice.
-        source_sha256: hash of the source's weights; ``None`` if they came from no file.
-        config: resolved configuration of the run that decided.
-        version: version of this package.
+def _of_widths_file(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The content of a ``widths.json`` of version 0.1.0 as that of a ``decision.json``.
 
     Raises:
-        InputError: indices out of range or doubled, a scheme of another depth, a group of which
-            another number of blocks stays than its scheme says, or probabilities that don't
-            belong to the scheme's patterns.
+        InputError: another version of that format, unknown or missing keys, or invalid values.
     """
+    if values.get("format_version") != 1:
+        raise InputError(
+            f"{where} has format_version={values.get('format_version')!r}; this version of "
+            "tinyfusion reads 1"
+        )
+    wanted = (*_WIDTHS_KEYS, "ratio")
+    known = (*wanted, "method", "scores", "seed", "source_sha256", "config", "version")
+    given = {k: v for k, v in values.items() if k not in ("format", "format_version")}
+    unknown = [repr(key) for key in given if key not in known]
+    missing = [repr(key) for key in wanted if key not in given]
+    for fault, names in (("has the unknown", unknown), ("lacks", missing)):
+        if names:
+            raise InputError(f"{where} is not a valid decision: it {fault} {', '.join(names)}")
+    resized = {_WIDTHS_KEYS[key]: given.pop(key) for key in _WIDTHS_KEYS}
+    budget = {"ratio": given.pop("ratio")}
+    return {"format": FORMAT, **given, "resized": resized, "budget": budget}
 
-    kept: tuple[int, ...]
-    source_depth: int
-    method: str = "indices"
-    scheme: list[list[int]] | None = None
-    probabilities: list[list[float]] | None = None
-    scores: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    source_sha256: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    version: str = __version__
 
-    file_name: ClassVar[str] = "decision.json"
+def _check_removed(removed: Iterable[Any]) -> tuple[str, ...]:
+    """Names of branches, in the order given.
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kept", check_kept(self.kept, self.source_depth))
-        if self.scheme is not None:
-            self._check_groups(parse_scheme(self.scheme, self.source_depth))
-
-    def _check_groups(self, scheme: Scheme) -> None:
-        for group in scheme.groups:
-            inside = [i for i in self.kept if i in group.blocks]
-            if len(inside) != group.keep:
-                raise InputError(
-                    f"kept={list(self.kept)}: {len(inside)} blocks of {group.blocks[0]}.."
-                    f"{group.blocks[-1]} stay, but scheme={scheme} keeps {group.keep} there"
-                )
-        if self.probabilities is None:
-            return
-        found = [len(values) for values in self.probabilities]
-        wanted = [group.num_choices for group in scheme.groups]
-        if found != wanted:
+    Raises:
+        InputError: no list of names, a name that is no branch's, or one that stands twice.
+    """
+    if isinstance(removed, str):
+        raise InputError(f"removed={removed!r} must be a list of names of branches")
+    removed = tuple(removed)
+    for name in removed:
+        place = Place.parse(name)
+        if not place.stack or not place.part or place.stop != place.start + 1:
             raise InputError(
-                f"probabilities of {found} patterns don't belong to scheme={scheme}, whose groups "
-                f"have {wanted}"
+                f"removed: {name!r} is the name of no branch; valid: names such as 'blocks.3.attn'"
             )
+    doubled = [name for name in removed if removed.count(name) > 1]
+    if doubled:
+        raise InputError(f"removed: {doubled[0]!r} is listed more than once")
+    return removed
 
-    @property
-    def dropped(self) -> tuple[int, ...]:
-        """Indices of the blocks that go."""
-        return tuple(i for i in range(self.source_depth) if i not in self.kept)
 
-    @property
-    def groups(self) -> Scheme | None:
-        """The scheme laid over the source model, if there was one."""
-        return None if self.scheme is None else parse_scheme(self.scheme, self.source_depth)
-
-    @property
-    def shown(self) -> str:
-        """What stays, in words."""
-        return str(list(self.kept))
-
-    def summary(self) -> dict[str, Any]:
-        """What a model's provenance tells of the decision, as plain data."""
-        return {
-            "method": self.method,
-            "scheme": self.scheme,
-            "kept": list(self.kept),
-            "source_depth": self.source_depth,
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data as written to ``decision.json``."""
-        values = asdict(self)
-        head = {"format": FORMAT, "kept": list(self.kept), "dropped": list(self.dropped)}
-        return head | {k: v for k, v in values.items() if k != "kept"}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "decision") -> Decision:
-        """Rebuild a decision from plain data.
-
-        Raises:
-            InputError: not a decision, unknown or missing keys, invalid indices, or lists of kept
-                and dropped blocks that contradict each other.
-        """
-        if not isinstance(values, Mapping) or values.get("format") != FORMAT:
-            raise InputError(f"{where} is not a decision: it lacks 'format': '{FORMAT}'")
-        known = {name: values[name] for name in values if name not in ("format", "dropped")}
-        decision = made_of(cls, known, where, "decision")
-        dropped = values.get("dropped", list(decision.dropped))
-        if dropped != list(decision.dropped):
+def _check_blocks(
+    kept: Iterable[Any] | None, replaced: tuple[Replacement, ...], depth: int
+) -> tuple[int, ...] | None:
+    """Blocks that stay, none of them in an interval that is replaced."""
+    taken: set[int] = set()
+    for interval in replaced:
+        if interval.stop > depth or taken & set(interval.blocks):
             raise InputError(
-                f"{where}: dropped={dropped} contradicts kept={list(decision.kept)} of "
-                f"{decision.source_depth} blocks; correct one of them, or leave dropped out"
+                f"replaced: the interval {interval.start}..{interval.stop - 1} overlaps another "
+                f"one or ends behind block {depth - 1}, the last"
             )
-        return decision
+        taken |= set(interval.blocks)
+    if kept is None:
+        return tuple(i for i in range(depth) if i not in taken) if replaced else None
+    kept = list(kept)
+    checked = check_kept(kept, depth) if kept or not replaced else ()
+    both = [i for i in checked if i in taken]
+    if both:
+        raise InputError(
+            f"kept={list(checked)}: block {both[0]} is in an interval that is replaced"
+        )
+    return checked
 
-    def save(self, path: Path | str) -> Path:
-        """Write the decision as JSON, atomically."""
-        return write_json(path, self.to_dict())
 
-    @classmethod
-    def load(cls, path: Path | str) -> Decision:
-        """Read a ``decision.json``.
-
-        Raises:
-            InputError: the file is missing, not JSON, or not a decision.
-        """
-        return cls.from_dict(read_json(path, "decision"), where=f"decision file {str(path)!r}")
+def _check_budget(budget: Any) -> None:
+    if not isinstance(budget, Mapping) or any(not isinstance(key, str) for key in budget):
+        raise InputError(f"budget={budget!r} must be a dictionary of limits by name")
+    if "ratio" not in budget:
+        return
+    ratio = budget["ratio"]
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+        raise InputError(f"ratio={ratio!r} must be a number")
+    if not 0 <= ratio < 1:
+        raise InputError(f"ratio={ratio} must be at least 0 and below 1")

@@ -1,5 +1,9 @@
 """Exceptions that the command line reports in one line; all others keep their traceback."""
 
+from __future__ import annotations
+
+import re
+
 
 class InputError(ValueError):
     """Wrong input: the message names the key or file, the value found and what would be valid.
@@ -24,3 +28,18 @@ def first_line(error: BaseException) -> str:
     """What an error of a library says, cut to its first sentence or line, for our own message."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return text.partition(". ")[0]
+
+
+_KEY = re.compile(r"full_key: (?P<key>\S+)")
+_NOISE = ("full_key:", "object_type=", "reference_type=", "Set the environment variable")
+
+
+def one_line(error: BaseException) -> str:
+    """A library's message on one line, led by the key it is about."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    joined = "; ".join(line for line in lines if not line.startswith(_NOISE))
+    key = _KEY.search(text)
+    if key and key["key"] not in joined:
+        joined = f"{key['key']}: {joined}"
+    return joined or type(error).__name__

@@ -1,12 +1,19 @@
-"""Files that are either whole or absent, and hashes of them."""
+"""Files and folders that are either whole or absent, and hashes of files.
+
+What is being written has a temporary name beside its final one: ``.NAME.1a2b3c4d.SUFFIX``. A folder
+that is being replaced is called ``.NAME.former`` for the moment between two renames.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +33,131 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    temporary = _temporary(path)
     try:
         # Some writers make files that nobody else may read: take the mode that the umask gives.
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)
         temporary.chmod(mode)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a complete file its final name, once its content is on the disk.
+
+    Args:
+        temporary: the file, in the same folder as ``path``.
+        path: its final place; a file there is replaced.
+    """
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
+def write_folder_atomic(folder: Path | str, fill: Callable[[Path], object]) -> Path:
+    """Let ``fill`` fill a temporary folder beside ``folder``, then rename it to ``folder``.
+
+    A folder that is there is replaced as a whole. A process that is killed leaves the old or the
+    new one: between the two renames the old one is called ``.NAME.former``, and
+    :func:`restore_folder` gives it its name back.
+
+    Args:
+        folder: final place; the folder around it is made if need be.
+        fill: called with the temporary folder, which is empty.
+
+    Returns:
+        ``folder``.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    restore_folder(folder)
+    temporary, former = _temporary(folder), _former(folder)
+    try:
+        temporary.mkdir()
+        fill(temporary)
+        # As for single files.
+        mode = temporary.stat().st_mode & 0o666
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)
+                _sync(file)
+        if folder.exists():
+            os.replace(folder, former)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        restore_folder(folder)
+    return folder
+
+
+def restore_folder(folder: Path | str) -> None:
+    """Undo the first half, or finish the second, of a replacement that was interrupted.
+
+    Args:
+        folder: final place of what :func:`write_folder_atomic` wrote. Nobody may be writing it.
+    """
+    folder = Path(folder)
+    former = _former(folder)
+    if not former.is_dir():
+        return
+    if folder.exists():
+        shutil.rmtree(former)
+    else:
+        os.replace(former, folder)
+
+
+def target_of(name: str) -> str | None:
+    """The final name of what has a temporary one, such as ``a.npy`` of ``.a.1a2b3c4d.npy``.
+
+    Args:
+        name: name of a file or folder.
+
+    Returns:
+        ``None`` for any other name.
+    """
+    match = _TEMPORARY.fullmatch(name)
+    return match and match["stem"] + match["suffix"]
+
+
+def clear_torn(root: Path) -> None:
+    """Remove what killed processes left half written, and restore the folders they were replacing.
+
+    Args:
+        root: folder that is searched to any depth. Nobody may be writing in it.
+    """
+    for path in sorted(root.rglob(".*")):
+        former = _FORMER.fullmatch(path.name)
+        if former and path.is_dir():
+            restore_folder(path.with_name(former[1]))
+        elif target_of(path.name) and path.is_file():
+            path.unlink()
+        elif target_of(path.name) and path.is_dir():
+            shutil.rmtree(path)
+
+
+_TEMPORARY = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{8}(?P<suffix>(\.\w+)?)")
+_FORMER = re.compile(r"\.(.+)\.former")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+
+
+def _former(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.former")
+
+
+def _sync(file: Path) -> None:
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def write_bytes(path: Path | str, content: bytes) -> Path:
+    """Write bytes atomically."""
+    return write_atomic(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_text(path: Path | str, text: str) -> Path:
@@ -71,6 +190,30 @@ def read_json(path: Path | str, what: str) -> Any:
 
 
 def sha256_of(path: Path | str) -> str:
-    """Hex SHA-256 of a file's content."""
+    """Hex SHA-256 of a file's content, of which no more than a buffer is held."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+Stamp = tuple[str, int, int, int]
+"""What tells a file from another version of it without reading it."""
+
+
+def stamp_of(path: Path | str) -> Stamp:
+    """Place, inode, size and time of change (ns) of a file.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    found = os.stat(path)
+    return str(Path(path).absolute()), found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def known_sha256(path: Path | str) -> str:
+    """As :func:`sha256_of`, but a file that did not change is read once per process."""
+    return _sha256_at(stamp_of(path))
+
+
+@cache
+def _sha256_at(stamp: Stamp) -> str:
+    return sha256_of(stamp[0])

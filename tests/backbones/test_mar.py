@@ -14,6 +14,7 @@ from tinyfusion.backbones.contract import (
 )
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.backbones.presets import build
+from tinyfusion.backbones.tokens import patchify, unpatchify
 from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
@@ -87,18 +88,21 @@ def test_parameter_names_are_the_official_ones(numbers):
 
 
 def test_tokens_match_golden_and_come_back(numbers, golden_mar):
-    tokens = golden_mar.patchify(numbers["latents"])
+    tokens = patchify(numbers["latents"], golden_mar.patch_size)
     assert torch.equal(tokens, numbers["tokens"])
-    assert torch.equal(golden_mar.unpatchify(tokens), numbers["latents"])
+    assert torch.equal(unpatchify(tokens, golden_mar.patch_size), numbers["latents"])
 
 
 def test_order_inside_a_token_is_channel_row_column():
     net = MAR(**SMALL | {"patch_size": 2})
     x = torch.arange(2 * 8 * 4 * 4.0).view(2, 8, 4, 4)
-    tokens = net.patchify(x)
+    seen: list[torch.Tensor] = []
+    net.z_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    net.conditions(x, torch.tensor([[3], [0]]), torch.tensor([0, 1]))
+    (tokens,) = seen
     assert tokens.shape == (2, 4, 32)
     assert torch.equal(tokens[1, 1], x[1, :, 0:2, 2:4].reshape(-1))
-    assert torch.equal(net.unpatchify(tokens), x)
+    assert torch.equal(unpatchify(tokens, 2), x)
 
 
 def test_hidden_states_and_conditions_match_golden(numbers, golden_mar):
@@ -169,7 +173,7 @@ def test_hidden_values_are_not_looked_at_and_visible_ones_are():
     net = randomised()
     x, hidden, noisy, t, y = inputs_of(net)
     mask = torch.zeros(3, net.num_tokens).scatter(1, hidden, 1.0)
-    where = net.unpatchify(mask[..., None].expand(-1, -1, net.token_channels)).bool()
+    where = unpatchify(mask[..., None].expand(-1, -1, net.token_channels), net.patch_size).bool()
     with torch.no_grad():
         out = net(x, hidden, noisy, t, y)
         assert torch.equal(net(torch.where(where, torch.nan, x), hidden, noisy, t, y), out)

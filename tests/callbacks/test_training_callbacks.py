@@ -125,8 +125,8 @@ def test_the_model_of_least_fid_is_kept(tmp_path, source, evaluation, monkeypatc
     fids = {2: 5.0, 4: 3.0, 6: 4.0}
     weights: dict[int, dict[str, torch.Tensor]] = {}
 
-    def score(self, net, process, source, dtype):
-        assert dtype is None
+    def score(self, net, process, source, dtype, group):
+        assert dtype is None and group.size == 1
         step = next(step for step in fids if step not in weights)
         weights[step] = {name: value.clone() for name, value in net.state_dict().items()}
         return {"fid": fids[step], "held_out_loss": 1.0}
@@ -159,6 +159,24 @@ def test_the_best_so_far_survives_a_resumption(tmp_path, source, evaluation) -> 
     trained("recovery", tmp_path, source, again, resume_every=4)  # goes on from step 4
     assert again.history == whole.history and again.best_step == whole.best_step
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == kept
+
+
+def test_a_kill_while_the_best_is_replaced_loses_nothing(
+    tmp_path, source, evaluation, monkeypatch
+) -> None:
+    fids = iter([1.0, 3.0, 4.0, 4.0])  # of steps 2, 4 and 6, and of 6 again
+    monkeypatch.setattr(
+        Evaluation, "score", lambda *_, **__: {"fid": next(fids), "held_out_loss": 1.0}
+    )
+    trained("recovery", tmp_path, source, EvaluateDuringTraining(2, evaluation), resume_every=4)
+    kept = (tmp_path / "best" / "model.safetensors").read_bytes()
+    # As a process leaves it that was killed between the two renames.
+    (tmp_path / "best").rename(tmp_path / ".best.former")
+    again = EvaluateDuringTraining(2, evaluation)
+    trained("recovery", tmp_path, source, again, resume_every=4)  # goes on from step 4
+    assert again.best_step == 2
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == kept
+    assert not (tmp_path / ".best.former").exists()
 
 
 def test_scores_that_are_not_finite_are_never_the_best(evaluation) -> None:
@@ -204,6 +222,19 @@ def test_sample_grid_has_a_row_per_record(tmp_path, source) -> None:
     assert not torch.equal(grid.rows[0], grid.rows[6])
     with Image.open(tmp_path / "samples_progress.png") as picture:
         assert picture.width > 5 * 40 and picture.height > 3 * 40
+
+
+def test_sample_grid_draws_as_a_protocol_of_its_settings_does(tmp_path, source) -> None:
+    sampler, guidance = AncestralSampler(2), Guidance(3.0)
+    grid = SampleGrid(STEPS, sampler, guidance, seed=5, columns=10)
+    module = trained("recovery", tmp_path, source, grid, precision="bf16-mixed")
+    evaluation = Evaluation(10, sampler, guidance)
+    with module.ema.averaged(module.student):
+        half, plain = (
+            evaluation.drawing(module.student, module.process, 5, dtype).draw(0)
+            for dtype in (torch.bfloat16, None)
+        )
+    assert torch.equal(grid.rows[STEPS], half) and not torch.equal(half, plain)
 
 
 def test_sample_grid_shows_what_the_decoder_makes(tmp_path, source) -> None:

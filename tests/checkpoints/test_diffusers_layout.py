@@ -9,9 +9,10 @@ import torch
 from safetensors import safe_open
 
 from tinyfusion.backbones.dit import DiT
-from tinyfusion.backbones.presets import build
+from tinyfusion.backbones.dit_diffusers import from_diffusers, to_diffusers
+from tinyfusion.backbones.presets import build, family_of
 from tinyfusion.checkpoints.convention import set_convention
-from tinyfusion.checkpoints.diffusers_layout import from_diffusers, to_diffusers
+from tinyfusion.checkpoints.diffusers_folder import diffusers_files_of
 from tinyfusion.errors import InputError
 from tinyfusion.surgery import prune
 
@@ -214,8 +215,20 @@ def test_embedders_that_differ_between_blocks_are_refused(exported):
 )
 def test_what_the_library_cannot_hold_is_refused(changes, message):
     arguments = {"input_size": 4, "hidden_size": 8, "depth": 1, "num_heads": 2, "num_classes": 3}
+    net = build(arguments | changes)
     with pytest.raises(InputError, match=message):
-        to_diffusers(build(arguments | changes))
+        diffusers_files_of(net).write(net)
+
+
+class Altered(DiT):
+    """Has the tensors of a DiT, but may compute something else."""
+
+
+def test_a_subclass_is_not_taken_for_the_class_of_the_library():
+    net = Altered(input_size=4, hidden_size=8, depth=1, num_heads=2, num_classes=3)
+    with pytest.raises(InputError, match="a Altered can't be exported to diffusers"):
+        diffusers_files_of(net)
+    assert family_of(net) == f"{__name__}.Altered"
 
 
 def test_own_position_table_is_refused(net):

@@ -5,7 +5,7 @@ import torch
 
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.checkpoints import load, read_checkpoint, save_model
-from tinyfusion.checkpoints.construct import left_unsaid
+from tinyfusion.checkpoints.expected import expected_teacher
 from tinyfusion.errors import InputError
 from tinyfusion.surgery import prune
 
@@ -94,10 +94,10 @@ def test_unusable_expectations_are_refused(folder, backbone, message):
 def test_a_second_model_is_what_the_first_is_where_its_file_does_not_say(net, bare, folder):
     first = {"backbone": "sit", **net.config(), "depth": 2}
     # Its size is its own.
-    assert left_unsaid(read_checkpoint(bare), first) == {"backbone": "sit"}
+    assert expected_teacher(read_checkpoint(bare), first) == {"backbone": "sit"}
     for said in (None, {"depth": 2}, {"backbone": "mar"}, {"backbone": "plain_vit.PlainViT"}):
-        assert left_unsaid(read_checkpoint(bare), said) is None
-    assert left_unsaid(read_checkpoint(folder), first) is None
+        assert expected_teacher(read_checkpoint(bare), said) is None
+    assert expected_teacher(read_checkpoint(folder), first) is None
 
 
 def test_a_second_mar_is_cut_into_tokens_as_the_first(tmp_path):
@@ -105,10 +105,10 @@ def test_a_second_mar_is_cut_into_tokens_as_the_first(tmp_path):
     torch.save(mar.state_dict(), tmp_path / "mar.pt")
     checkpoint = read_checkpoint(tmp_path / "mar.pt")
     first = {"backbone": "mar", "patch_size": 2, "encoder_depth": 8}
-    assert left_unsaid(checkpoint, first) == {"backbone": "mar", "patch_size": 2}
-    assert left_unsaid(checkpoint, {"backbone": "mar"}) == {"backbone": "mar"}
+    assert expected_teacher(checkpoint, first) == {"backbone": "mar", "patch_size": 2}
+    assert expected_teacher(checkpoint, {"backbone": "mar"}) == {"backbone": "mar"}
     said = checkpoint.__class__(**{**vars(checkpoint), "hints": {"patch_size": 1}})
-    assert left_unsaid(said, first) == {"backbone": "mar"}
+    assert expected_teacher(said, first) == {"backbone": "mar"}
 
 
 def test_tensors_beyond_the_architecture_are_refused(net, tmp_path):

@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tinyfusion.backbones.dit import DiT
+from tinyfusion.backbones.presets import family_of
 from tinyfusion.checkpoints import load, read_checkpoint, save_model
 from tinyfusion.errors import InputError
 from tinyfusion.files import sha256_of
@@ -74,6 +76,26 @@ def test_half_stores_float16_and_loads_float32(net, tmp_path):
     for name, tensor in net.state_dict().items():
         if name != "pos_embed":
             assert torch.equal(loaded.state_dict()[name], tensor.half().float()), name
+
+
+class OtherTable(DiT):
+    """A fixed table under a name of its own."""
+
+    fixed_tables = ("pos_embed", "grid")
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.grid = torch.nn.Parameter(torch.linspace(0, 1, 7), requires_grad=False)
+
+
+def test_a_backbone_says_which_tables_are_fixed(tmp_path):
+    net = OtherTable(input_size=4, hidden_size=8, depth=2, num_heads=2, num_classes=3)
+    save_model(net, tmp_path, half=True)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {n for n, t in stored.items() if t.dtype != torch.float16} == {"pos_embed", "grid"}
+    torch.save({n: t.half() for n, t in net.state_dict().items()}, tmp_path / "net.pt")
+    found = load(tmp_path / "net.pt", {"backbone": family_of(net), **net.config()})
+    assert torch.equal(found.grid, net.grid) and not torch.equal(net.grid, net.grid.half().float())
 
 
 def test_half_refuses_what_float16_cannot_hold(net, tmp_path):

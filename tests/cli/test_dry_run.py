@@ -160,7 +160,7 @@ def test_a_probe_times_real_steps(dry, monkeypatch) -> None:
     assert (
         len(re.findall(r"[\d.e-]+ s per step \(4 real steps\): [\d.]+ (?:minutes|hours)", out)) == 2
     )
-    assert "on one device, decoding and scoring left out" in out
+    assert "on 1 device(s), decoding and scoring left out" in out
     assert re.search(r"^time +[\d.]+ (minutes|hours) in all", out, re.MULTILINE)
     assert "not estimated" not in out
 

@@ -7,8 +7,10 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -146,20 +148,81 @@ def test_parts_make_up_the_whole(encode, tmp_path) -> None:
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
+@pytest.fixture
+def started(arguments, tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start `encode` in a process of its own."""
+    path = str(Path(tinyfusion.__file__).parents[1])
+    running: list[subprocess.Popen] = []
+
+    def start(store: Path, *more: str, by: tuple[str, ...] = ()) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, *by, "-m", "tinyfusion.cli", *arguments(store, *more)],
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.slow
-def test_two_processes_make_up_the_whole(encode, tmp_path) -> None:
+@pytest.mark.parametrize("by", ["workers", "torchrun"])
+def test_two_processes_make_up_the_whole(encode, started, tmp_path, by) -> None:
     encode(tmp_path / "whole")
-    result = encode(tmp_path / "two", "workers=2")
-    assert result.status == 0 and "12 of 12 images" in result.out
+    if by == "workers":
+        process = started(tmp_path / "two", "workers=2")
+    else:
+        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+        process = started(tmp_path / "two", f"hydra.run.dir={tmp_path / 'run'}", by=torchrun)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.count("12 of 12 images") == 1
     assert contents(tmp_path / "two") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_what_a_worker_refuses_is_one_line(encode, images, tmp_path) -> None:
+def test_what_a_worker_refuses_is_one_line(started, images, tmp_path, root) -> None:
     (images / "b" / "11.png").write_text("not a picture")
-    result = encode(tmp_path / "two", "workers=2")
-    assert result.status == 2 and "b/11.png' can't be decoded" in result.err
-    assert len(result.err.splitlines()) == 1, result.err
+    process = started(tmp_path / "two", "workers=2")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and "b/11.png' can't be decoded" in err
+    assert len(err.splitlines()) == 1, err
+
+
+@pytest.mark.slow
+def test_a_dead_worker_ends_the_command_though_others_are_busy(
+    encode, started, images, tmp_path
+) -> None:
+    for number in range(COUNT, 1500):  # half a minute and more for each worker
+        (images / "a" / f"{number}.png").symlink_to(images / "a" / "00.png")
+    store = tmp_path / "store"
+    process = started(store, "workers=2", "mirrors=false", "data.size=64")
+    deadline = time.monotonic() + 60
+    while not (store / "shard-00001.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (second,) = (c for c in children if b"\0RANK=1\0" in Path(f"/proc/{c}/environ").read_bytes())
+    os.kill(int(second), signal.SIGKILL)
+    killed = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 10
+    assert process.returncode == 1
+    assert "rank 1 of 2 ended by SIGKILL" in err and len(err.splitlines()) == 1, err
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_workers_are_those_that_were_started(encode, tmp_path, monkeypatch) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    result = encode(tmp_path / "store", "workers=3", f"hydra.run.dir={tmp_path / 'run'}")
+    assert result.status == 2 and "workers=3, but 2 rank(s) were started" in result.err
 
 
 def test_a_part_that_another_process_works_on_is_left_to_it(encode, tmp_path) -> None:

@@ -317,3 +317,15 @@ def test_resume_of_what_is_no_run(tf, root, tmp_path, make, fragment) -> None:
 @pytest.mark.parametrize("extra", ["seed=1", "-m", "resume=b"])
 def test_resume_goes_alone(tf, root, extra) -> None:
     refused(tf("run", extra, "resume=a", exact=True), root, "resume=", f"remove {extra!r}")
+
+
+def test_folders_that_existed_before_stay(tf, tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "empty"
+    mine.mkdir(parents=True)
+    result = tf("run", "scheme=1:3", f"hydra.run.dir={mine / 'new' / 'run'}")
+    assert result.status == 2 and mine.is_dir() and not any(mine.iterdir())
+    # The folder itself may be one that the user has made.
+    result = tf("run", "scheme=1:3", f"hydra.run.dir={mine}")
+    assert result.status == 2 and mine.is_dir() and not any(mine.iterdir())
+    result = tf("run", "-m", "scheme=1:3,2:3", f"hydra.sweep.dir={mine / 'sweep'}")
+    assert result.status == 2 and mine.is_dir() and not any(mine.iterdir())

@@ -25,8 +25,8 @@ PATIENCE = 120.0
 slow = pytest.mark.slow
 
 
-def test_a_further_rank_neither_scores_nor_logs(tf, root, monkeypatch) -> None:
-    for name in ("score", "write_sizes"):
+def test_a_rank_that_was_not_asked_for_neither_scores_nor_logs(tf, root, monkeypatch) -> None:
+    for name in ("cached_score", "write_sizes"):
         monkeypatch.setattr(run, name, lambda *_: pytest.fail("a further rank scored"))
     monkeypatch.setattr("tinyfusion.commands.job.claim", lambda _: pytest.fail("took the folder"))
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -41,9 +41,10 @@ def test_a_further_rank_neither_scores_nor_logs(tf, root, monkeypatch) -> None:
 
 def test_a_further_rank_does_nothing_where_nothing_is_trained(tf, root, monkeypatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    result = tf("sample", "n=2", f"hydra.run.dir={root / 'shared'}")
-    assert result.status == 0, result.err
-    assert [f for f in root.rglob("*") if f.is_file()] == []
+    for command in ("sample", "evaluate", "benchmark"):
+        result = tf(command, f"hydra.run.dir={root / 'shared'}")
+        assert result.status == 0, result.err
+        assert [f for f in root.rglob("*") if f.is_file()] == []
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_run_on_two_devices_killed_and_resumed(tf, command, root, strategy: str)
         if "another process is working" not in err or time.monotonic() > deadline:
             break
     assert resumed.returncode == 0, err
-    assert "going on from" in out and out.count("learned keeps") == 1
+    assert "resumed from" in out and out.count("learned keeps") == 1
     assert_same_run(one, two)
     assert tf("run", f"resume={two}", exact=True).out.count("nothing to do") == 1
 

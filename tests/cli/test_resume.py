@@ -131,7 +131,7 @@ def test_an_interrupt_from_the_keyboard(tf, only_run, monkeypatch) -> None:
     folder = only_run("prune")
     assert f"resume={folder}" in result.out
     again = tf("prune", f"resume={folder}", exact=True)
-    assert again.status == 0 and "going on from" in again.out
+    assert again.status == 0 and "resumed from" in again.out
 
 
 def test_a_diverging_run_ends_in_one_line_and_keeps_its_checkpoint(tf, only_run, monkeypatch):

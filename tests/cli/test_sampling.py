@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -245,36 +246,28 @@ def test_images_that_can_not_be_scored_leave_no_folder(
 
 
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp")
-
-
-def as_rank(monkeypatch, number: int, of: int = 2) -> None:
-    for name, value in {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": of}.items():
-        monkeypatch.setenv(name, str(value))
-
-
-@pytest.mark.parametrize("form", ["png", "npz"])
-def test_two_ranks_draw_what_one_draws(
-    tf, sample, root, monkeypatch, assert_same_files, form
-) -> None:
-    forms = (f"format={form}", "shard_size=16")
-    whole, shared = sample("whole", *forms), root / "shared"
-    drawn = []
-    for number in (1, 0):  # the first one waits for the other
-        as_rank(monkeypatch, number)
-        result = tf("sample", *BASE, *forms, *TWO, f"hydra.run.dir={shared}")
-        assert result.status == 0, result.err
-        drawn.append(len(list((shared / "samples").iterdir())))
-    files = sorted((whole / "samples").iterdir())
-    assert drawn == ([8 + 8 + 8, N] if form == "png" else [2, 4])
-    names = [f"samples/{file.name}" for file in files]
-    assert_same_files(whole, shared, "samples.npz", "grid.png", *names)
+THREE = ("trainer.accelerator=cpu", "trainer.devices=3", "trainer.strategy=ddp")
 
 
 def test_ranks_that_nobody_started_are_not_waited_for(tf, root, monkeypatch) -> None:
-    as_rank(monkeypatch, 0, of=1)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
     result = tf("sample", *BASE, *TWO, f"hydra.run.dir={root / 'shared'}")
     assert result.status == 2
     assert "trainer.devices=2 trainer.num_nodes=1 are 2 rank(s), but 1 were started" in result.err
+
+
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_two_ranks_draw_what_one_draws(tf, sample, root, on_ranks, assert_same_files, form) -> None:
+    forms = (f"format={form}", "shard_size=16")
+    whole, shared = sample("whole", *forms), root / "shared"
+    first, second = on_ranks(
+        2, lambda: tf("sample", *BASE, *forms, *TWO, f"hydra.run.dir={shared}")
+    )
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    assert first.out.count("50 of 50 images (100.0 %)") == 1 and second.out == ""
+    names = [f"samples/{file.name}" for file in sorted((whole / "samples").iterdir())]
+    assert_same_files(whole, shared, "samples.npz", "grid.png", "sampling.json", *names)
 
 
 @pytest.mark.slow
@@ -284,6 +277,78 @@ def test_two_processes_draw_what_one_draws(tf, sample, root, monkeypatch, assert
     result = tf("sample", *BASE, *TWO, "trainer.precision=32-true", f"hydra.run.dir={shared}")
     assert result.status == 0, result.err
     assert_same_files(whole, shared, "samples.npz", "grid.png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_three_processes_killed_and_resumed(
+    tf, sample, root, monkeypatch, killed_when, assert_same_files, form
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    own = (f"format={form}", "shard_size=8", "sampler.steps=20")
+    whole = sample("whole", *own)
+    folder = root / "killed"
+    line = (whole / "command.txt").read_text().split()[1:]
+    line = [text for text in line if "hydra.run.dir" not in text]
+    killed_when(
+        lambda: len(list((folder / "samples").glob("[0-9]*"))) >= (9 if form == "png" else 2),
+        [*line, *THREE, f"hydra.run.dir={folder}"],
+    )
+    deadline = time.monotonic() + 60
+    while True:  # the ranks end with the process that started them; until then they hold it
+        result = tf("sample", f"resume={folder}", exact=True)
+        if "another process is working" not in result.err or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    assert result.status == 0, result.err
+    assert_same_files(whole, folder, "samples.npz", "grid.png")
+    assert len(list((folder / "samples").iterdir())) == (N if form == "png" else 7)
+
+
+def figures(folder: Path) -> dict:
+    found = json.loads((folder / "metrics.json").read_text())
+    for row in (found.get("model"), found.get("images")):
+        for name in [name for name in row or () if name.startswith("images_per")]:
+            del row[name]  # times
+    return found
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_model_is_scored_on_all_devices(tf, root, on_ranks, monkeypatch, keep) -> None:
+    scoring = ("sampler.steps=4", "evaluation.batch_size=4", "evaluation.seeds=[0,5]")
+    scoring = (*scoring, "evaluation.num_samples=30", f"keep_samples={keep}")
+    scoring = (*scoring, "evaluation.reference_samples=200", "evaluation.features_folder=null")
+    assert tf("evaluate", *scoring, f"hydra.run.dir={root / 'one'}").status == 0
+    # Not from what the first one has left.
+    two = (*TWO, f"output_root={root / 'elsewhere'}", f"hydra.run.dir={root / 'two'}")
+    ranks = on_ranks(2, lambda: tf("evaluate", *scoring, *two))
+    assert [rank.status for rank in ranks] == [0, 0], ranks
+    assert figures(root / "one") == figures(root / "two")
+    assert (root / "two" / "seed_5" / "samples.npz").exists() is keep
+    assert "one of the 2 devices" not in ranks[0].out and ranks[1].out == ""
+
+
+def test_images_are_scored_on_all_devices(tf, sample, root, on_ranks) -> None:
+    images = sample("drawn", "n=150", "sampler.steps=1")
+    own = (
+        f"images={images}",
+        "evaluation.features_folder=null",
+        "evaluation.reference_samples=200",
+    )
+    assert tf("evaluate", *own, f"hydra.run.dir={root / 'one'}").status == 0
+    ranks = on_ranks(3, lambda: tf("evaluate", *own, *THREE, f"hydra.run.dir={root / 'three'}"))
+    assert [rank.status for rank in ranks] == [0, 0, 0], ranks
+    assert figures(root / "one") == figures(root / "three")
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(tf, root, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name, more in (("one", ()), ("two", TWO)):
+        own = ("sampler.steps=4", "evaluation.batch_size=4", f"output_root={root / name}")
+        result = tf("evaluate", *own, *more, f"hydra.run.dir={root / name / 'run'}")
+        assert result.status == 0, result.err
+    assert figures(root / "one" / "run") == figures(root / "two" / "run")
 
 
 def test_a_model_that_is_not_asked_for_is_named(tf, tmp_path, caplog) -> None:

@@ -111,7 +111,7 @@ def test_a_new_model_for_other_data_is_refused_before_it_is_made(tf, root, monke
     def build(*_):
         raise AssertionError("the start values of a large model take long")
 
-    monkeypatch.setattr("tinyfusion.commands.setup.build_backbone", build)
+    monkeypatch.setattr("tinyfusion.commands.loading.build_backbone", build)
     result = tf("pretrain", "backbone=dit_s_8", "process=ddpm_latents")
     assert result.status == 2 and not root.exists()
     assert "backbone has in_channels=4 but the data has 1" in result.err

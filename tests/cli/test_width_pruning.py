@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from tinyfusion.checkpoints import load
 from tinyfusion.cli import main
-from tinyfusion.widths import read_decision
+from tinyfusion.decision import Decision
 
 WIDTHS = ("pruner=diff_pruning", "pruner.num_samples=8", "pruner.stride=250", "pruner.round_to=4")
 
@@ -24,24 +25,35 @@ def test_a_decision_is_taken_up_and_applied_by_itself(
     (folder / "pruned/config.json").unlink()
     done = tf("prune", f"resume={folder}", exact=True)
     assert done.status == 0, done.err
-    assert f"taking the decision in {folder / 'widths.json'}" in done.out
+    assert f"taking the decision in {folder / 'decision.json'}" in done.out
     pruned = load(folder / "pruned")
     own = tmp_path / "given"
-    given = (f"decision={folder / 'widths.json'}", f"hydra.run.dir={own}")
+    given = (f"decision={folder / 'decision.json'}", f"hydra.run.dir={own}")
     done = tf("recover", *given, "recovery=kd", "start=fresh")
     assert done.status == 0, done.err
-    assert read_decision(own / "widths.json") == read_decision(folder / "widths.json")
-    assert not (own / "decision.json").exists()
+    assert Decision.load(own / "decision.json") == Decision.load(folder / "decision.json")
     assert load(own / "recovered").config() == pruned.config()
     own = tmp_path / "run"
-    given = (f"decision={folder / 'widths.json'}", f"hydra.run.dir={own}", "evaluation=none")
+    given = (f"decision={folder / 'decision.json'}", f"hydra.run.dir={own}", "evaluation=none")
     short = ("training.recovery.steps=2", "training.recovery.batch_size=8")
     done = tf("run", *given, *short, "recovery=finetune", small=False)
     assert done.status == 0, done.err
-    assert (own / "widths.json").is_file() and not (own / "decision.json").exists()
+    assert (own / "decision.json").is_file()
     done = tf("recover", f"checkpoint={folder / 'pruned'}", "recovery=finetune")
     assert done.status == 2
     assert "records no removed blocks: give decision=PATH" in done.err
+
+
+def test_the_decision_of_a_run_of_version_0_1_is_taken_up(tf, tmp_path: Path) -> None:
+    old = Path(__file__).parents[1] / "data" / "version_0_1"
+    shutil.copytree(old / "widths", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/pruned")
+    given = (f"checkpoint={old / 'source'}", f"hydra.run.dir={tmp_path / 'run'}")
+    done = tf("prune", *WIDTHS, *given)
+    assert done.status == 0, done.err
+    assert f"taking the decision in {tmp_path / 'run/widths.json'}" in done.out
+    weights = "pruned/model.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (old / "widths" / weights).read_bytes()
 
 
 def test_a_number_of_blocks_is_said_to_be_of_no_use(tf) -> None:
@@ -55,34 +67,34 @@ def test_run_recover_and_resume(tf, only_run: Callable[[str], Path], root: Path)
     done = tf("run", *WIDTHS, "recovery=kd")
     assert done.status == 0, done.err
     folder = only_run("run")
-    decision = read_decision(folder / "widths.json")
-    assert not (folder / "decision.json").exists()
-    assert abs(decision.reached - 0.5) < 0.02
+    decision = Decision.load(folder / "decision.json")
+    assert decision.budget == {"ratio": 0.5}
+    assert abs(decision.resized.reached - 0.5) < 0.02
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["decision"] == json.loads(json.dumps(decision.summary()))
     assert metrics["decision"]["method"] == "diff_pruning"
-    assert metrics["models"]["recovered"]["parameters"] == decision.parameters
+    assert metrics["models"]["recovered"]["parameters"] == decision.resized.parameters
     assert metrics["models"]["recovered"]["depth"] == metrics["models"]["source"]["depth"] == 4
     assert "diff_pruning:" in (folder / "table.md").read_text()
     recovered = load(folder / "recovered")
-    assert recovered.config()["hidden_size"] == decision.widths["hidden_size"]
+    assert recovered.config()["hidden_size"] == decision.resized.widths["hidden_size"]
     assert recovered.kept_from is None
 
     # Finished stages are not repeated, and a deleted one is made again from the decision.
     (folder / "metrics.json").unlink()
     (folder / "finished.json").unlink(missing_ok=True)
-    before = (folder / "widths.json").read_bytes()
+    before = (folder / "decision.json").read_bytes()
     assert tf("run", f"resume={folder}", exact=True).status == 0
-    assert (folder / "widths.json").read_bytes() == before
+    assert (folder / "decision.json").read_bytes() == before
     assert (folder / "metrics.json").is_file()
 
     # The decision alone applies to the source, in recover as in run.
-    given = f"decision={folder / 'widths.json'}"
+    given = f"decision={folder / 'decision.json'}"
     done = tf("recover", given, "recovery=kd")
     assert done.status == 0, done.err
     again = load(only_run("recover") / "recovered")
     assert again.config() == recovered.config()
-    assert read_decision(only_run("recover") / "widths.json") == decision
+    assert Decision.load(only_run("recover") / "decision.json") == decision
     # What was pruned in width is recovered from its own file, too, and pruned in depth.
     done = tf("recover", f"checkpoint={folder / 'pruned'}", "recovery=finetune", "teacher=none")
     assert done.status == 0, done.err
@@ -106,7 +118,7 @@ def test_inspect_says_what_a_width_decision_and_its_model_are(
     assert tf("prune", *WIDTHS).status == 0
     folder = only_run("prune")
     capsys.readouterr()
-    assert main(["inspect", str(folder / "widths.json")]) == 0
+    assert main(["inspect", str(folder / "decision.json")]) == 0
     out = capsys.readouterr().out
     for text in ("which channels of a model stay", "hidden_size", "% removed", "diff_pruning"):
         assert text in out
@@ -116,12 +128,12 @@ def test_inspect_says_what_a_width_decision_and_its_model_are(
     assert main(["convert", str(folder / "pruned"), str(folder / "net.pt"), "--to", "public"]) == 0
     assert load(folder / "net.pt").config() == load(folder / "pruned").config()
     card = (folder / "net.pt.md").read_text()
-    decision = read_decision(folder / "widths.json")
+    resized = Decision.load(folder / "decision.json").resized
     for text in (
         "- pruned\n- width-pruning\n",
         ", pruned in width by diff_pruning.",
-        f"**Widths**: hidden_size 16 to {decision.widths['hidden_size']}, ",
-        f"**Parameters removed**: {100 * decision.reached:.1f} %",
+        f"**Widths**: hidden_size 16 to {resized.widths['hidden_size']}, ",
+        f"**Parameters removed**: {100 * resized.reached:.1f} %",
     ):
         assert text in card
     assert main(["convert", str(folder / "pruned"), str(folder / "d"), "--to", "diffusers"]) != 0

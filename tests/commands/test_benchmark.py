@@ -11,18 +11,20 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from tinyfusion.commands.benchmark_models import (
+    NARROWED,
+    Subject,
     available_memory,
     check_memory,
-    planned,
     random_weights,
     ready,
     short_names,
 )
-from tinyfusion.commands.setup import Setup
+from tinyfusion.commands.benchmark_models import planned as plan
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.memory import bytes_of
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.settings.check import check
+from tinyfusion.settings.objects import objects_of
 from tinyfusion.settings.overview import conf_folder
 
 PAPER = {28: "dit_xl_2", 19: "dit_xl_2_d19", 14: "dit_xl_2_d14", 7: "dit_xl_2_d7"}
@@ -36,33 +38,33 @@ def _configuration() -> Iterator[None]:
         yield
 
 
-def setup(tmp_path: Path, *overrides: str) -> Setup:
-    return Setup(check(compose("benchmark", [*overrides])), tmp_path)
+def planned(*overrides: str) -> list[Subject]:
+    cfg = check(compose("benchmark", [*overrides]))
+    narrowed = {key: cfg[key] for key in NARROWED if cfg[key] is not None}
+    return plan(objects_of(cfg), cfg.models, narrowed, cfg.depths, cfg.widths)
 
 
-def test_presets_and_cuts_have_the_papers_parameters(golden_folder: Path, tmp_path: Path) -> None:
+def test_presets_and_cuts_have_the_papers_parameters(golden_folder: Path) -> None:
     wanted = json.loads((golden_folder / "paper_params.json").read_text())["models"]
     models = f"models=[{','.join(PAPER.values())}]"
-    subjects = planned(setup(tmp_path, models, "depths=[19,14,7]"))
+    subjects = planned(models, "depths=[19,14,7]")
     counts = [parameters(subject.net) for subject in subjects]
     totals = {depth: wanted[f"DiT-XL/2 depth {depth}"]["total"] for depth in PAPER}
     assert counts == [*totals.values(), totals[19], totals[14], totals[7]]
     assert all(p.is_meta for subject in subjects for p in subject.net.parameters())
 
 
-def test_narrowed_presets_still_tell_the_published_size(
-    golden_folder: Path, tmp_path: Path
-) -> None:
+def test_narrowed_presets_still_tell_the_published_size(golden_folder: Path) -> None:
     wanted = json.loads((golden_folder / "paper_params.json").read_text())["models"]
     models = f"models=[{','.join(PAPER.values())}]"
-    subjects = planned(setup(tmp_path, models, *NARROW))
+    subjects = planned(models, *NARROW)
     for subject, depth in zip(subjects, PAPER, strict=True):
         assert subject.net.depth == depth and subject.net.hidden_size == 32
         assert parameters(subject.preset) == wanted[f"DiT-XL/2 depth {depth}"]["total"]
 
 
-def test_cuts_in_depth_share_the_weights_of_the_first(tmp_path: Path) -> None:
-    subjects = planned(setup(tmp_path, "models=[dit_s_2]", "depths=[6,1]", *NARROW))
+def test_cuts_in_depth_share_the_weights_of_the_first() -> None:
+    subjects = planned("models=[dit_s_2]", "depths=[6,1]", *NARROW)
     nets = ready(subjects, CPU, seed=0)
     whole, half, one = nets.values()
     assert list(nets) == ["dit_s_2", "dit_s_2, 6 blocks", "dit_s_2, 1 blocks"]
@@ -74,15 +76,15 @@ def test_cuts_in_depth_share_the_weights_of_the_first(tmp_path: Path) -> None:
     assert subjects[1].label == "6" and not any(net.training for net in nets.values())
 
 
-def test_stacks_lose_their_share_of_blocks(tmp_path: Path) -> None:
-    subjects = planned(setup(tmp_path, "backbone=mar_digits", "depths=[16]"))
+def test_stacks_lose_their_share_of_blocks() -> None:
+    subjects = planned("backbone=mar_digits", "depths=[16]")
     _, cut = ready(subjects, CPU, seed=0).values()
     assert (len(cut.encoder_blocks), len(cut.decoder_blocks)) == (8, 8)
 
 
 def test_cuts_in_width_lose_their_share_of_parameters(tmp_path: Path) -> None:
     sizes = ("hidden_size=128", "num_heads=8", "input_size=4")
-    subjects = planned(setup(tmp_path, "models=[dit_s_2]", "widths=[0.25,0.5]", *sizes))
+    subjects = planned("models=[dit_s_2]", "widths=[0.25,0.5]", *sizes)
     whole, quarter, half = subjects
     for cut, ratio in ((quarter, 0.25), (half, 0.5)):
         assert 1 - parameters(cut.net) / parameters(whole.net) == pytest.approx(ratio, abs=0.03)
@@ -92,8 +94,8 @@ def test_cuts_in_width_lose_their_share_of_parameters(tmp_path: Path) -> None:
     assert [parameters(net) for net in nets.values()] == [parameters(s.net) for s in subjects]
 
 
-def test_random_weights_have_no_tensor_of_zeros_and_are_seeded(tmp_path: Path) -> None:
-    (subject,) = planned(setup(tmp_path, "models=[dit_s_2]", *NARROW))
+def test_random_weights_have_no_tensor_of_zeros_and_are_seeded() -> None:
+    (subject,) = planned("models=[dit_s_2]", *NARROW)
     state = torch.get_rng_state()
     first, again = (random_weights(subject.arguments, CPU, seed=3) for _ in range(2))
     other = random_weights(subject.arguments, CPU, seed=4)
@@ -103,10 +105,8 @@ def test_random_weights_have_no_tensor_of_zeros_and_are_seeded(tmp_path: Path) -
     assert torch.equal(gates[0], gates[1]) and not torch.equal(gates[0], gates[2])
 
 
-def test_checkpoints_keep_their_weights_and_size(tmp_path: Path) -> None:
-    subjects = planned(
-        setup(tmp_path, "models=[digits,dit_digits]", "hidden_size=16", "num_heads=4")
-    )
+def test_checkpoints_keep_their_weights_and_size() -> None:
+    subjects = planned("models=[digits,dit_digits]", "hidden_size=16", "num_heads=4")
     teacher, narrow = subjects
     assert teacher.arguments is None and teacher.preset is None
     assert (teacher.net.hidden_size, narrow.net.hidden_size) == (32, 16)
@@ -114,8 +114,8 @@ def test_checkpoints_keep_their_weights_and_size(tmp_path: Path) -> None:
     assert nets["digits"] is teacher.net
 
 
-def test_a_packaged_model_is_meant_where_a_preset_has_its_name(tmp_path: Path) -> None:
-    (subject,) = planned(setup(tmp_path, "backbone=sit_digits", "models=[sit_digits]"))
+def test_a_packaged_model_is_meant_where_a_preset_has_its_name() -> None:
+    (subject,) = planned("backbone=sit_digits", "models=[sit_digits]")
     assert subject.arguments is None
 
 
@@ -130,10 +130,8 @@ def test_names_are_as_short_as_tells_them_apart() -> None:
     assert short_names(["/m", "/a/m"]) == ["//m", "a/m"]
 
 
-def test_more_weights_than_memory_are_refused(tmp_path: Path) -> None:
-    subjects = planned(
-        setup(tmp_path, "models=[dit_s_2,dit_b_2]", "depths=[6]", "hidden_size=32", "num_heads=4")
-    )
+def test_more_weights_than_memory_are_refused() -> None:
+    subjects = planned("models=[dit_s_2,dit_b_2]", "depths=[6]", "hidden_size=32", "num_heads=4")
     # Cuts in depth share what they have.
     needed = sum(bytes_of(subject.net) for subject in subjects[:2])
     check_memory(subjects, needed, CPU)
@@ -172,6 +170,6 @@ def test_more_weights_than_memory_are_refused(tmp_path: Path) -> None:
     }.items(),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_can_not_be_timed_is_refused(overrides, message, tmp_path: Path) -> None:
+def test_what_can_not_be_timed_is_refused(overrides, message) -> None:
     with pytest.raises(InputError, match=message):
-        planned(setup(tmp_path, *overrides))
+        planned(*overrides)

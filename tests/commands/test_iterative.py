@@ -15,10 +15,9 @@ from tinyfusion.checkpoints import save_model
 from tinyfusion.commands import iterative
 from tinyfusion.commands.iterative import LastRound, check_rounds, earlier_rounds
 from tinyfusion.commands.recover import RECOVERED
-from tinyfusion.commands.setup import Setup
-from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.settings.check import check
+from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.settings.overview import conf_folder
 from tinyfusion.surgery import prune
 
@@ -40,12 +39,12 @@ def config(*overrides: str) -> DictConfig:
 
 
 @pytest.fixture
-def checked(tmp_path: Path) -> Callable[..., Backbone | None]:
+def checked() -> Callable[..., Backbone | None]:
     """``checked("keep=2")``: what `check_rounds` says of a model of eight blocks."""
 
     def run(*overrides: str, net: Backbone | None = None) -> Backbone | None:
         source = net_of() if net is None else net
-        return check_rounds(Setup(config(*overrides), tmp_path), source, source)
+        return check_rounds(objects_of(config(*overrides)), source)
 
     return run
 
@@ -127,16 +126,17 @@ def laid_out(tmp_path: Path, monkeypatch) -> Callable[..., LastRound]:
     def run(*overrides: str, distils: bool = True) -> LastRound:
         made: list[tuple[str, int, int]] = []
 
-        def cut(setup: Setup, net: Backbone, has_teacher: bool) -> Backbone:
+        def cut(objects: Objects, net: Backbone, has_teacher: bool, folder: Path) -> Backbone:
             assert has_teacher == distils
-            made.append((Path(setup.cfg.checkpoint).name, net.depth, setup.cfg.keep))
-            assert setup.cfg.iterative is None and setup.cfg.scheme is None
-            return prune(net, range(setup.cfg.keep))
+            made.append((Path(objects.checkpoint).name, net.depth, objects.keep))
+            assert objects.config["iterative"] is None and objects.scheme is None
+            assert objects.config["keep"] == objects.keep and folder.parent == tmp_path
+            return prune(net, range(objects.keep))
 
         monkeypatch.setattr(iterative, "_made", cut)
         source = net_of()
-        setup = Setup(config("checkpoint=first", *overrides), tmp_path)
-        last = earlier_rounds(setup, source, source if distils else None, None)
+        objects = objects_of(config("checkpoint=first", *overrides))
+        last = earlier_rounds(objects, source, source if distils else None, None, tmp_path)
         run.made, run.source = made, source
         return last
 
@@ -151,9 +151,9 @@ def test_the_four_rows_of_the_table(laid_out, weights: str, teacher: str) -> Non
     assert (last.net.depth, last.teacher.depth) == (depths[weights], depths[teacher])
     assert (last.net is laid_out.source) == (weights == "source")
     assert (last.teacher is laid_out.source) == (teacher == "source")
-    assert last.setup.cfg.keep == 2
+    assert last.objects.keep == 2
     checkpoint = {"previous": "recovered", "source": "first"}[weights]
-    assert Path(last.setup.cfg.checkpoint).name == checkpoint
+    assert Path(last.objects.checkpoint).name == checkpoint
     needed = (weights, teacher) != ("source", "source")
     assert laid_out.made == ([("first", 8, 4)] if needed else [])
     assert list(last.earlier) == (["round 1"] if needed else [])
@@ -162,7 +162,7 @@ def test_the_four_rows_of_the_table(laid_out, weights: str, teacher: str) -> Non
 def test_three_rounds_and_a_recovery_without_teacher(laid_out) -> None:
     last = laid_out("iterative.depths=[6,4,3]")
     assert laid_out.made == [("first", 8, 6), ("recovered", 6, 4)]
-    assert (last.net.depth, last.teacher.depth, last.setup.cfg.keep) == (4, 4, 3)
+    assert (last.net.depth, last.teacher.depth, last.objects.keep) == (4, 4, 3)
     assert [net.depth for net in last.earlier.values()] == [6, 4]
     # Without distillation there is no teacher that would need the round before.
     last = laid_out("iterative.weights=source", distils=False)
@@ -170,14 +170,21 @@ def test_three_rounds_and_a_recovery_without_teacher(laid_out) -> None:
 
 
 def test_a_network_that_was_a_teacher_can_be_cut_again(tmp_path: Path, monkeypatch) -> None:
-    def distilled(setup: Setup, student: Backbone, teacher: Backbone, decision: Decision) -> None:
+    def distilled(
+        folder: Path,
+        objects: Objects,
+        runner: object,
+        student: Backbone,
+        teacher: Backbone,
+        _: object,
+    ) -> None:
         teacher.requires_grad_(False)
-        save_model(student, setup.folder / RECOVERED, {})
+        save_model(student, folder / RECOVERED, {})
 
-    monkeypatch.setattr(iterative, "recover", distilled)
+    monkeypatch.setattr(iterative, "recover_into", distilled)
     net = net_of(8)
     before = [p.requires_grad for p in net.parameters()]
     first = saved(net, tmp_path / "first")
-    setup = Setup(iterative.round_cfg(config(f"checkpoint={first}"), first, 4, 1), tmp_path)
-    assert iterative._made(setup, net, True).depth == 4
+    objects = iterative.round_objects(objects_of(config(f"checkpoint={first}")), first, 4, 1)
+    assert iterative._made(objects, net, True, tmp_path).depth == 4
     assert [p.requires_grad for p in net.parameters()] == before and not all(before)

@@ -162,6 +162,25 @@ def test_counting_leaves_no_trace() -> None:
     assert count == [2] and not net.blocks[0]._forward_pre_hooks
 
 
+class Growing(DiT):
+    """Says that its states change their shape from step to step."""
+
+    fixed_shapes = False
+
+
+def test_a_network_says_whether_its_shapes_are_fixed(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        benchmark, "compile_blocks", lambda net, backend, dynamic: asked.append(dynamic)
+    )
+    sizes = {"input_size": 4, "in_channels": 1, "hidden_size": 8, "depth": 1, "num_heads": 2}
+    nets = {"fixed": DiT(**sizes, num_classes=3), "growing": Growing(**sizes, num_classes=3)}
+    Benchmark(GaussianDiffusion(), AncestralSampler(2), batch_size=1, rounds=1).measure(
+        nets, ["eager"]
+    )
+    assert asked == [False, None] and not MAR.fixed_shapes
+
+
 def test_blocks_are_compiled_once_per_shape_however_many_shapes() -> None:
     torch.compiler.reset()
     graphs: list[int] = []

@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tinyfusion import files
 from tinyfusion.data.image_sets import TensorImages
 from tinyfusion.errors import InputError
 from tinyfusion.files import sha256_of
 from tinyfusion.metrics import inception
+from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.features import (
     extract,
     extractor_class,
@@ -22,6 +24,8 @@ from tinyfusion.metrics.features import (
     weights_digest,
 )
 from tinyfusion.metrics.inception import INCEPTION_EXTRACTOR
+from tinyfusion.samplers.ancestral import AncestralSampler
+from tinyfusion.samplers.guidance import Guidance
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +161,7 @@ class Dangerous:
         (b"no weights", "can't be read as the weights of Inception"),
         (b"hello", "can't be read as the weights of Inception"),
         ({"fc.weight": Dangerous()}, "can't be read as the weights of Inception"),
+        ({"fc.weight": torch.zeros(2)}, "does not hold the weights of Inception"),
     ],
 )
 def test_other_files_are_refused_and_run_no_code(tmp_path: Path, content, message, capsys) -> None:
@@ -171,6 +176,58 @@ def test_other_files_are_refused_and_run_no_code(tmp_path: Path, content, messag
     assert "code ran" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("extractor", [INCEPTION_EXTRACTOR, "inception-v3-compat"])
+def test_an_evaluation_reads_the_weights_once(
+    tmp_path, weights, images, monkeypatch, extractor
+) -> None:
+    # A file that no other test has read.
+    file = tmp_path / "weights.pth"
+    file.write_bytes(Path(weights).read_bytes())
+    np.savez(tmp_path / "real.npz", arr_0=images.repeat(2, 1, 1, 1).permute(0, 2, 3, 1).numpy())
+    reads: list[str] = []
+
+    def counted(name: str, call):
+        def counting(source, *args, **kwargs):
+            if str(source) == str(file):
+                reads.append(name)
+            return call(source, *args, **kwargs)
+
+        return counting
+
+    monkeypatch.setattr(torch, "load", counted("load", torch.load))
+    monkeypatch.setattr(files, "sha256_of", counted("hash", files.sha256_of))
+    for seed in (0, 1):
+        evaluation = Evaluation(
+            num_samples=4,
+            sampler=AncestralSampler(2),
+            guidance=Guidance(1.0),
+            extractor=extractor,
+            weights=str(file),
+            neighbours=1,
+            reference=str(tmp_path / "real.npz"),
+            features_folder=str(tmp_path / f"features{seed}"),
+        )
+        load_extractor(extractor, str(file))
+        content = evaluation.content()
+        evaluation.fidelity(TensorImages(images.repeat(2, 1, 1, 1)), None)
+        evaluation.floor(None, draws=2)
+    assert sorted(reads) == ["hash", "load"]
+    assert content["weights"] == sha256_of(weights)
+
+
+def test_weights_that_were_replaced_are_read_again(tmp_path, weights, images) -> None:
+    file = tmp_path / "weights.pth"
+    file.write_bytes(Path(weights).read_bytes())
+    first = extract(TensorImages(images), INCEPTION_EXTRACTOR, str(file))
+    digest = weights_digest(INCEPTION_EXTRACTOR, str(file))
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: value * 1.1 for name, value in state.items()}, tmp_path / "other.pth")
+    (tmp_path / "other.pth").replace(file)
+    second = extract(TensorImages(images), INCEPTION_EXTRACTOR, str(file))
+    assert not torch.equal(first["2048"], second["2048"])
+    assert weights_digest(INCEPTION_EXTRACTOR, str(file)) != digest
+
+
 def test_without_a_network_it_is_said_what_to_fetch(tmp_path: Path, monkeypatch) -> None:
     def download(url, file, hash_prefix):
         assert hash_prefix == "6726825d"
@@ -179,7 +236,7 @@ def test_without_a_network_it_is_said_what_to_fetch(tmp_path: Path, monkeypatch)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     with pytest.raises(InputError, match=r"not on this machine .*no network here.*weights=FILE"):
-        inception.inception_weights(None)
+        inception.inception_file(None)
 
 
 def test_a_fetched_file_is_found_again(tmp_path: Path, weights, monkeypatch) -> None:
@@ -188,9 +245,9 @@ def test_a_fetched_file_is_found_again(tmp_path: Path, weights, monkeypatch) -> 
     file = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     file.write_bytes(Path(weights).read_bytes())
     with pytest.raises(InputError, match="is damaged: remove it to have it fetched again"):
-        inception.inception_weights(None)
+        inception.inception_file(None)
     monkeypatch.setattr(inception, "_HASH", sha256_of(file)[:8])
-    assert inception.inception_weights(None) == file
+    assert inception.inception_file(None) == file
     assert weights_digest(INCEPTION_EXTRACTOR) == sha256_of(file)
 
 

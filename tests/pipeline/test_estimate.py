@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,19 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from tinyfusion.callbacks.memory import MemoryReport
-from tinyfusion.commands.dry_setup import DrySetup
+from tinyfusion.commands.dry_command import DryCommand, dry_command
 from tinyfusion.pipeline import fit as fit_module
-from tinyfusion.pipeline.batching import Split, split_batch
+from tinyfusion.pipeline.batching import Split
 from tinyfusion.pipeline.estimate import (
     StageMemory,
     fake,
     make_fake,
     optimizer_state_factor,
     stage_memory,
+    teacher_of,
 )
 from tinyfusion.settings.check import check
-from tinyfusion.settings.compose import build
+from tinyfusion.settings.objects import objects_of
 from tinyfusion.settings.overview import conf_folder
 
 TINY = (
@@ -42,29 +44,31 @@ TINY = (
 
 
 @pytest.fixture
-def dry() -> Iterator[Callable[..., DrySetup]]:
+def dry() -> Iterator[Callable[..., DryCommand]]:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        yield lambda command, *overrides: DrySetup(
-            check(compose(command, [*TINY, "data=digits", *overrides]))
+        yield lambda command, *overrides: dry_command(
+            objects_of(check(compose(command, [*TINY, "data=digits", *overrides])), present=False)
         )
 
 
-def split_of(setup: DrySetup, stage: str) -> Split:
-    size = setup.settings(stage).batch_size
-    return split_batch(stage, size, setup.world, setup.trainer.micro_batch)
+def split_of(dry: DryCommand, phase: str) -> Split:
+    return dry.runner.split(phase, dry.runner.settings(phase))
 
 
-def estimates(setup: DrySetup) -> dict[str, StageMemory]:
-    factor, found = optimizer_state_factor(build(setup.cfg.optimizer)), {}
-    for stage in setup.stages(setup.on_meta):
-        stage.module.process = build(setup.cfg.process)
+def estimates(dry: DryCommand) -> dict[str, StageMemory]:
+    optimizer = dry.objects.optimizer
+    factor, found = optimizer_state_factor(lambda groups: optimizer(groups, lr=1e-3)), {}
+    for phase in dry.phases(dry.on_meta):
+        module = phase.module()
+        module.process = copy.deepcopy(dry.objects.process)
+        teacher = teacher_of(module)
         with fake():
-            make_fake(stage.module)
-            if stage.teacher is not None:
-                make_fake(stage.teacher)
-            split = split_of(setup, stage.name)
-            found[stage.name] = stage_memory(
-                stage.module, stage.teacher, (1, 8, 8), split, setup.trainer, factor
+            make_fake(module)
+            if teacher is not None:
+                make_fake(teacher)
+            split = split_of(dry, phase.name)
+            found[phase.name] = stage_memory(
+                module, teacher, (1, 8, 8), split, dry.objects.trainer, factor
             )
     return found
 
@@ -105,18 +109,20 @@ def test_estimates_are_what_a_step_holds(
         reports.append(self)
 
     monkeypatch.setattr(MemoryReport, "__init__", noted)
-    setup = dry(command, *trainer)
-    estimated = estimates(setup)
+    planned = dry(command, *trainer)
+    estimated = estimates(planned)
     assert set(estimated) == (
         {"pretrain"} if command == "pretrain" else {"mask_learning", "recovery"}
     )
-    for stage in setup.stages(setup.on_device):
-        module, held = stage.module, Held()
+    trainer_settings = planned.objects.trainer
+    for phase in planned.phases(planned.on_device):
+        module, held = phase.module(), Held()
         settings = fit_module.TrainingSettings(1, 12)
         module.held_out_every, module.total_steps = 1000, 2
-        folder = tmp_path / stage.name
+        folder = tmp_path / phase.name
+        source = planned.objects.source
         fit_module.fit(
-            module, setup.source, settings, setup.trainer, folder, stage.name, 0, None, [held]
+            module, source, settings, trainer_settings, folder, phase.name, 0, None, [held]
         )
         averages = size(t for ema, _ in module.averages.values() for t in ema.shadow.values())
         counted = {
@@ -126,12 +132,13 @@ def test_estimates_are_what_a_step_holds(
             "averages": averages,
             "activations": reports[-1].activations,
         }
-        if stage.teacher is not None:
-            counted["teacher"] = size(stage.teacher.parameters())
-        memory = estimated[stage.name]
+        teacher = teacher_of(module)
+        if teacher is not None:
+            counted["teacher"] = size(teacher.parameters())
+        memory = estimated[phase.name]
         recomputed = memory.parts.pop("one block recomputed", None)
         assert memory.parts == counted
-        assert (recomputed is not None) == setup.trainer.checkpoint_blocks
+        assert (recomputed is not None) == trainer_settings.checkpoint_blocks
         assert memory.trained == sum(p.numel() for p in module.parameters() if p.requires_grad)
         assert memory.resume == held.gradients + held.state + averages
 

@@ -83,12 +83,6 @@ def test_entries_of_a_token_are_channel_row_column(patch_size):
     assert torch.equal(unpatchify(tokens, patch_size), x)
 
 
-def test_network_and_process_cut_alike(tiny):
-    x = torch.randn(2, 1, 4, 4)
-    assert torch.equal(tiny.patchify(x), patchify(x, 2))
-    assert torch.equal(tiny.unpatchify(tiny.patchify(x)), x)
-
-
 # Loss against the published code
 
 

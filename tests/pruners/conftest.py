@@ -67,7 +67,6 @@ def context(net: DiT, tmp_path: Path) -> Callable[..., PruningContext]:
             seed,
             tmp_path,
             None,
-            None,
         )
 
     return build

@@ -196,26 +196,26 @@ def test_keeps_the_most_important_of_every_group_and_reaches_the_ratio(
 ) -> None:
     pruner = DiffPruning(ratio=0.5, num_samples=8, stride=250, round_to=4)
     choice = pruner.choose(context(0, net=wide))
-    decision = choice.widths
+    decision = choice.resized
     assert decision is not None
-    assert choice.kept == (0, 1)
+    assert choice.kept is None
     assert abs(decision.reached - 0.5) < 0.01
     scores = group_importance(wide)
     for name, kept in decision.kept.items():
         best = scores[name].topk(len(kept)).values.sum()
         assert scores[name][list(kept)].sum() == pytest.approx(float(best))
-    pruned = prune(wide, decision)
+    pruned = prune(wide, choice.decision(2))
     assert sum(p.numel() for p in pruned.parameters()) == decision.parameters
     assert choice.scores["stopped_at"] is None or choice.scores["stopped_at"] > 0
     assert len(choice.scores["times"]) == len(choice.scores["losses"])
     again = pruner.choose(context(0, net=prune(wide, [0, 1])))
-    assert again.widths == decision
+    assert again.resized == decision
 
 
 def test_ratio_zero_keeps_everything(wide: DiT, context: Callable[..., PruningContext]) -> None:
-    decision = DiffPruning(ratio=0.0, num_samples=4, stride=500).choose(context(0, net=wide)).widths
-    assert decision.reached == 0
-    pruned = prune(wide, decision)
+    choice = DiffPruning(ratio=0.0, num_samples=4, stride=500).choose(context(0, net=wide))
+    assert choice.resized.reached == 0 and choice.budget == {"ratio": 0.0}
+    pruned = prune(wide, choice.decision(2))
     assert all(torch.equal(value, wide.state_dict()[n]) for n, value in pruned.state_dict().items())
 
 
@@ -230,7 +230,7 @@ def test_ratio_zero_keeps_everything(wide: DiT, context: Callable[..., PruningCo
 def test_sizes_of_the_published_rows(preset: str, ratio: float, millions: float | None) -> None:
     with torch.device("meta"):
         net = build_empty(preset)
-    planned = DiffPruning(ratio=ratio).plan(net)
+    planned = DiffPruning(ratio=ratio).resizing(net)
     assert abs(planned.reached - ratio) < (0.002 if millions else 0.011)
     with torch.device("meta"):
         sizes = {**net.config(), **net.width_plan().fixed, **planned.widths}

@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from tinyfusion.commands.prune import _method
 from tinyfusion.errors import InputError
+from tinyfusion.pipeline.pruning import method_of
 from tinyfusion.pruners.scored import Scored
 from tinyfusion.pruners.selectors import TopK
 from tinyfusion.scheme import parse_scheme
@@ -40,7 +40,7 @@ def composed(*overrides: str) -> DictConfig:
 def test_criterion_with_selector(context, name: str, selector: str) -> None:
     cfg = composed(f"pruner={name}", f"selector={selector}", "pruner.num_samples=8")
     pruner = build(cfg.pruner)
-    assert isinstance(pruner, Scored) and _method(cfg, pruner) == name
+    assert isinstance(pruner, Scored) and method_of(pruner) == name
     assert pruner.uses_scheme == (selector == "grouped")
     scheme = parse_scheme("1:2", 4)
     choice = pruner.choose(context(2, scheme=scheme))
@@ -55,7 +55,7 @@ def test_criterion_with_selector(context, name: str, selector: str) -> None:
 def test_pattern(context, name: str) -> None:
     cfg = composed(f"pruner={name}")
     pruner = build(cfg.pruner)
-    assert _method(cfg, pruner) == name and len(pruner.choose(context(3)).kept) == 3
+    assert method_of(pruner) == name and len(pruner.choose(context(3)).kept) == 3
 
 
 def test_selectors_that_pruners_choose_and_defaults() -> None:

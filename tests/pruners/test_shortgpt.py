@@ -156,6 +156,29 @@ def test_clean_mode_needs_whole_steps_as_times(context) -> None:
         ShortGPT(TopK(), clean=True).choose(context(2, process=GaussianDiffusion(100)))
 
 
+class Renamed(GaussianDiffusion):
+    """A process of somebody's own with whole steps as times."""
+
+    kind = "renamed"
+
+
+class Untimed(GaussianDiffusion):
+    """One that says nothing of its times."""
+
+    times = None
+
+
+def test_what_a_process_says_of_its_times_decides_and_not_its_kind(context) -> None:
+    choice = ShortGPT(TopK(), num_samples=8, bins=2).choose(context(2, process=Renamed()))
+    assert len(choice.scores["bins"]) == 2
+    choice = ShortGPT(TopK(), clean=True, num_samples=8).choose(context(2, process=Renamed()))
+    assert choice.scores["clean"] is True
+    choice = ShortGPT(TopK(), num_samples=8, bins=2).choose(context(2, process=Untimed()))
+    assert "bins" not in choice.scores
+    with pytest.raises(InputError, match="needs a process whose times are whole steps"):
+        ShortGPT(TopK(), clean=True, num_samples=8).choose(context(2, process=Untimed()))
+
+
 def test_calibration_is_the_same_for_every_candidate(net: DiT, context) -> None:
     first, again = context(2).calibration(30), context(2).calibration(30)
     assert len(first.conditioning) == 30

@@ -38,6 +38,8 @@ def test_the_first_stage_holds_the_seams_and_what_is_named(net: DiT) -> None:
     assert first.names == wanted
     sizes = {name: p.numel() for name, p in net.named_parameters()}
     said = first.described(net)
+    assert said.endswith("then all of them")
+    assert first.described(net, warm_up=20).endswith("the rate rising anew over 20 steps")
     for text in (
         f"until step 10 {sum(sizes[n] for n in wanted):,} of {sum(sizes[n] for n in trained):,}",
         "the 1 of 4 blocks next to a removal, and adaLN_modulation",

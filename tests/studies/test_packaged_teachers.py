@@ -14,7 +14,7 @@ from tinyfusion.metrics.classifier import accuracy, load_digits_classifier
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.samplers.generate import generate
 from tinyfusion.samplers.guidance import Guidance
-from tinyfusion.studies.teachers import TEACHERS, process_and_sampler
+from tinyfusion.settings.packaged import TEACHERS, process_and_sampler
 
 pytestmark = pytest.mark.parametrize("backbone", TEACHERS)
 

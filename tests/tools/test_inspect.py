@@ -240,7 +240,7 @@ def refused(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
         ("x.json", b'{"a": 1}', "a JSON file, not a checkpoint"),
         ("x.json", b"{", "is not valid JSON"),
         ("adapter_config.json", b"{}", "not the config of a PEFT adapter"),
-        ("decision.json", b'{"format": "tinyfusion-decision"}', "is not a valid decision"),
+        ("decision.json", b'{"format": "tinyfusion-decision"}', "nothing is decided: give kept"),
     ],
 )
 def test_files_of_no_known_kind_are_refused(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,30 +113,9 @@ def run(tmp_path: Path, source: Checkers) -> Callable[..., None]:
 
 
 @pytest.fixture
-def on_two_ranks(tmp_path: Path) -> Callable[[Callable[[], Any]], list[Any]]:
+def on_two_ranks(on_ranks) -> Callable[[Callable[[], Any]], list[Any]]:
     """``on_two_ranks(work)``: what ``work`` returns, called in two processes that may train."""
-
-    def run_both(work: Callable[[], Any]) -> list[Any]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        context = multiprocessing.get_context("fork")
-
-        def as_rank(rank: int) -> None:
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            torch.save(work(), tmp_path / f"rank{rank}.pt")
-
-        processes = [context.Process(target=as_rank, args=(rank,)) for rank in range(2)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(120)
-            process.kill()
-        assert [process.exitcode for process in processes] == [0, 0]
-        return [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
-
-    return run_both
+    return lambda work: on_ranks(2, work)
 
 
 class _KillAt(Callback):

@@ -1,4 +1,4 @@
-"""A step that is not finite changes nothing; ten in a row end the run."""
+"""A step that is not finite is skipped: weights, moments and averages stay; ten in a row end."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tinyfusion.errors import TrainingDivergedError
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.training.module import MAX_SKIPPED_IN_A_ROW, Prepared
 from tinyfusion.training.recovery import Recovery
+from tinyfusion.training.schedules import LearningRate
 
 
 class Faulty(Recovery):
@@ -47,12 +48,24 @@ class Snapshots(Callback):
         state |= {
             f"{i}.{k}": v.clone() for i, values in optimizer.items() for k, v in values.items()
         }
+        state |= {f"average.{n}": v.clone() for n, v in pl_module.ema.shadow.items()}
         self.after[trainer.global_step] = state
+
+
+class Rates(Callback):
+    """Learning rate of every optimiser step."""
+
+    def __init__(self) -> None:
+        self.used: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.used.append(optimizer.param_groups[0]["lr"])
 
 
 @pytest.fixture
 def faulty(make_net, shared) -> Callable[[int], Faulty]:
-    return lambda steps: Faulty(make_net(2), None, Objective(), [], 0.9, **shared(steps))
+    falling = {"learning_rate": LearningRate(1e-3, 1e-4)}
+    return lambda steps: Faulty(make_net(2), None, Objective(), [], 0.9, **shared(steps, **falling))
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[bool]:
@@ -65,20 +78,23 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[bool]:
 def test_bad_step_leaves_weights_and_moments_and_training_goes_on(
     faulty, run, kind: str, accumulate: int
 ) -> None:
-    module, seen = faulty(5), Snapshots()
+    module, seen, rates = faulty(5), Snapshots(), Rates()
     setattr(module, kind, (2,))
-    run(module, accumulate=accumulate, callbacks=[seen])
+    run(module, accumulate=accumulate, callbacks=[seen, rates])
     assert sorted(seen.after) == ([1, 2, 3, 4, 5] if accumulate == 1 else [0, 1, 2, 3, 4, 5])
     assert all(same(seen.after[2], seen.after[3]))
     for step in (1, 3, 4):
         assert not any(
             torch.equal(seen.after[step][key], seen.after[step + 1][key])
             for key in seen.after[step]
-            if key.endswith(("exp_avg", "step"))
+            if key.endswith(("exp_avg", "step")) or key == "average.final_layer.linear.weight"
         )
     assert (module.skipped_steps, module.skipped_in_a_row) == (1, 0)
     assert all(p.isfinite().all() for p in module.parameters())
-    assert module.ema.num_updates == 5
+    assert module.ema.num_updates == 4
+    # Schedules are functions of the step, which counts.
+    wanted = [1e-3 * module._learning_rate.factor(step, 5) for step in range(5)]
+    assert rates.used == pytest.approx(wanted) and len(set(wanted)) > 1
 
 
 def test_a_bad_first_step_is_skipped_too(faulty, run, make_net) -> None:

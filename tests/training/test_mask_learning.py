@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,10 +72,13 @@ def choose(planted, source, shared, run, tmp_path) -> Callable[..., Any]:
             keep,
             0,
             tmp_path,
-            lambda module, stage: run(module, batch_size=32),
-            lambda stage: shared(steps),
+            lambda phase: shared(steps),
         )
-        return Learned(delta, Linear(4.0, 0.1), SCALE).choose(context)
+        pruner = Learned(delta, Linear(4.0, 0.1), SCALE)
+        (phase,) = pruner.phases(context)
+        module = phase.module()
+        run(module, batch_size=32)
+        return pruner.choose(replace(context, trained={phase.name: module}))
 
     return decide
 

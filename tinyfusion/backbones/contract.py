@@ -12,17 +12,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tinyfusion.backbones.public_files import PublicFiles
+from tinyfusion.backbones.branches import Branch, BranchedBlock
+from tinyfusion.backbones.meta import counting_macs, run_on_meta
+from tinyfusion.backbones.public_files import DiffusersFiles, PublicFiles
+from tinyfusion.backbones.unit_lists import (
+    UnitRunner,
+    block_units,
+    branch_units,
+    channel_units,
+    routes,
+)
 from tinyfusion.backbones.width_plan import WidthPlan
 from tinyfusion.conditioning import Conditioning, as_conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.states import States
+from tinyfusion.units import BLOCKS, BRANCHES, CHANNELS, INTERVALS, Place, Unit, intervals_of
 
 BlockRunner = Callable[[int, nn.Module, States, Any], States]
 """``runner(index, block, states, condition) -> states``; see `tinyfusion.states`."""
@@ -92,6 +104,14 @@ class Backbone(nn.Module, ABC):
         depth_arguments: constructor arguments that count blocks, one for each stack. A stack may
             be empty if there are others.
         public_files: what is known of the files that its authors published, if there are any.
+        family: the word for the class in configurations and files; ``None`` for a class from
+            outside this package, which goes by its dotted name. Not inherited.
+        diffusers: how the class is stored by diffusers, if it has such a class, too. Not
+            inherited, because a subclass may compute something else.
+        fixed_tables: names of parameters that the constructor computes and nothing trains, such
+            as position tables; files of rounded weights keep them, and loading restores them.
+        fixed_shapes: whether states keep their shape while a batch is sampled, so that compiled
+            blocks need no dynamic shapes.
     """
 
     blocks: nn.ModuleList
@@ -103,15 +123,20 @@ class Backbone(nn.Module, ABC):
     source_borders: tuple[int, ...] = ()
     depth_arguments: ClassVar[tuple[str, ...]] = ("depth",)
     public_files: ClassVar[PublicFiles | None] = None
+    family: ClassVar[str | None] = None
+    diffusers: ClassVar[DiffusersFiles | None] = None
+    fixed_tables: ClassVar[tuple[str, ...]] = ()
+    fixed_shapes: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Let peft save adapters of any backbone.
+        """Let peft save adapters of any backbone, and drop what is not inherited.
 
         It takes the attribute ``config`` of a model for a configuration of transformers and asks
         that for ``to_dict()``; the answer is what it assumes of models without one.
         """
         super().__init_subclass__(**options)
         cls.config.to_dict = lambda: {"model_type": "custom"}
+        cls.family, cls.diffusers = cls.__dict__.get("family"), cls.__dict__.get("diffusers")
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -216,8 +241,132 @@ class Backbone(nn.Module, ABC):
             "class a method width_plan(), or choose a pruner of blocks"
         )
 
+    def units(self, kind: str = BLOCKS, macs: bool = False) -> tuple[Unit, ...]:
+        """List what of the network can stay, go, be replaced or be resized.
+
+        A backbone with units of another kind adds them here.
+
+        Args:
+            kind: ``"blocks"``, ``"branches"`` of blocks that name them (`BranchedBlock`),
+                ``"intervals"`` of at least two blocks, or ``"channels"``, the groups of the
+                `width_plan`.
+            macs: count the multiply-accumulates of each, too, in one forward on the meta device;
+                channels have none of their own.
+
+        Returns:
+            The units in the order in which they run; intervals by their first block.
+
+        Raises:
+            InputError: another kind, or one that the network does not have.
+        """
+        if kind in (BLOCKS, INTERVALS):
+            blocks = block_units(self)
+            blocks = self._with_macs(blocks) if macs else blocks
+            return blocks if kind == BLOCKS else intervals_of(blocks, self.borders)
+        if kind == BRANCHES:
+            branches = branch_units(self)
+            return self._with_macs(branches) if macs else branches
+        if kind == CHANNELS:
+            return channel_units(self)
+        raise InputError(
+            f"a {type(self).__name__} has no units of kind {kind!r}; valid: {BLOCKS}, {BRANCHES}, "
+            f"{INTERVALS}, {CHANNELS}"
+        )
+
+    def _with_macs(self, units: tuple[Unit, ...]) -> tuple[Unit, ...]:
+        found = [0] * len(units)
+
+        def counted(number: int, unit: Branch, states: States, condition: Any) -> States:
+            before = so_far()
+            out = unit(states, condition)
+            found[number] = so_far() - before
+            return out
+
+        with counting_macs() as so_far:
+            inputs = self.example_inputs(1, "meta")
+            run_on_meta(self, inputs, run_block=self.run_units(units, counted))
+        return tuple(replace(unit, macs=n) for unit, n in zip(units, found, strict=True))
+
+    def run_units(self, units: str | Sequence[Unit], runner: UnitRunner) -> BlockRunner:
+        """A block runner that sends units of any kind through a runner of units.
+
+        Args:
+            units: the kind whose units are run, or units that don't overlap. Whatever lies
+                outside them runs as it is.
+            runner: ``runner(number, unit, states, condition)`` with the number of the unit in the
+                list; ``unit(states, condition)`` runs it, and giving back ``states`` leaves it
+                out. An interval runs under the condition of its first block.
+
+        Raises:
+            InputError: units that overlap or don't run, or that the network does not have.
+        """
+        whole, branches = routes(self.units(units) if isinstance(units, str) else units)
+
+        def run_block(index: int, block: nn.Module, states: States, condition: Any) -> States:
+            if index in whole:
+                number, unit = whole[index]
+                if index != unit.index:
+                    return states  # has run with the first block of its interval
+                alone = len(unit.blocks) == 1
+                run = block if alone else partial(_run_all, unit.blocks, self.blocks)
+                return runner(number, run, states, condition)
+            numbers = branches.get(index)
+            if numbers is None:
+                return run_plain(index, block, states, condition)
+
+            def run_branch(name: str, branch: Branch, states: States, condition: Any) -> States:
+                if name not in numbers:
+                    return branch(states, condition)
+                return runner(numbers[name], branch, states, condition)
+
+            routed = partial(block, run_branch=run_branch)
+            setattr(routed, _RECOMPUTED, getattr(block, _RECOMPUTED, False))
+            return run_plain(index, routed, states, condition)
+
+        return run_block
+
+    @property
+    def removed_branches(self) -> tuple[str, ...]:
+        """Branches that blocks of these classes can have and the blocks here don't, by name.
+
+        A backbone whose blocks name branches gives this list in its ``config()``, and its
+        constructor hands it to `remove_branches`.
+        """
+        return tuple(
+            str(replace(unit.place, part=name))
+            for unit, block in zip(block_units(self), self.blocks, strict=True)
+            if isinstance(block, BranchedBlock)
+            for name in block.branch_names
+            if name not in block.branches()
+        )
+
+    def remove_branches(self, names: Iterable[str]) -> None:
+        """Drop branches of blocks in place; called by :func:`tinyfusion.surgery.prune`.
+
+        Args:
+            names: such as ``"blocks.3.attn"``.
+
+        Raises:
+            InputError: a branch that the network does not have.
+        """
+        places = {unit.place: unit.index for unit in block_units(self)}
+        for name in names:
+            place = Place.parse(name)
+            index = places.get(replace(place, part="")) if place.stack else None
+            block = None if index is None else self.blocks[index]
+            if not isinstance(block, BranchedBlock) or place.part not in block.branches():
+                raise InputError(
+                    f"a {type(self).__name__} has no branch {name!r}; valid: "
+                    f"{', '.join(unit.name for unit in self.units(BRANCHES))}"
+                )
+            block.remove_branch(place.part)
+
     def keep_blocks(self, kept: Sequence[int]) -> None:
-        """Drop every block but ``kept`` in place; called by :func:`tinyfusion.surgery.prune`."""
+        """Drop every block but ``kept`` in place; called by :func:`tinyfusion.surgery.prune`.
+
+        What else depends on the blocks is made anew, never written to: the tensors are shared
+        with the network that is pruned until all has been dropped.
+        """
         self.blocks = nn.ModuleList([self.blocks[i] for i in kept])
 
 
@@ -239,6 +388,14 @@ def predict(
         The prediction, shape (B, ...).
     """
     return net(*inputs, *conditioning.arguments(), run_block=run_block)
+
+
+def _run_all(
+    indices: Iterable[int], blocks: nn.ModuleList, states: States, condition: Any
+) -> States:
+    for index in indices:
+        states = run_plain(index, blocks[index], states, condition)
+    return states
 
 
 def forward_with_states(

@@ -13,38 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
+from tinyfusion.backbones.dit_diffusers import DIT_DIFFUSERS
 from tinyfusion.backbones.dit_files import DIT_FILES
 from tinyfusion.backbones.layers import (
     Attention,
     Mlp,
     TimestepEmbedder,
     check_sizes,
+    init_linears,
+    null_class,
+    sincos_positions,
     uncommon_widths,
 )
 from tinyfusion.backbones.width_plan import WidthGroup, WidthPlan, block_groups
 from tinyfusion.errors import InputError
-
-
-def sincos_positions(width: int, grid_side: int) -> Tensor:
-    """Fixed two-dimensional sine-cosine position table, shape (1, grid_side**2, width).
-
-    The first half of the channels encodes the column, the second half the row, each as sines
-    followed by cosines of frequencies 10000^(-k / (width / 4)).
-
-    Raises:
-        InputError: ``width`` is not a multiple of four.
-    """
-    if width % 4:
-        raise InputError(f"hidden_size must be a multiple of 4, got {width}")
-    frequencies_F = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    positions = torch.arange(grid_side, dtype=torch.float64)
-    rows_T = positions.repeat_interleave(grid_side)
-    columns_T = positions.repeat(grid_side)
-    parts = []
-    for coordinate_T in (columns_T, rows_T):
-        angles_TF = coordinate_T[:, None] * frequencies_F[None]
-        parts += [angles_TF.sin(), angles_TF.cos()]
-    return torch.cat(parts, dim=1).float()[None]
 
 
 class LabelEmbedder(nn.Module):
@@ -150,6 +132,9 @@ class DiT(Backbone):
     """
 
     public_files = DIT_FILES
+    family = "dit"
+    diffusers = DIT_DIFFUSERS
+    fixed_tables = ("pos_embed",)
 
     def __init__(
         self,
@@ -204,10 +189,7 @@ class DiT(Backbone):
     def _initialise(self, gate_bias_init: float) -> None:
         # DiT, section 3.2 and its appendix: Xavier everywhere, then zeros where adaLN-Zero
         # wants each block to start as the identity.
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        init_linears(self)
         patch_weight = self.x_embedder.proj.weight
         nn.init.xavier_uniform_(patch_weight.data.view(patch_weight.shape[0], -1))
         nn.init.zeros_(self.x_embedder.proj.bias)
@@ -249,12 +231,8 @@ class DiT(Backbone):
         Raises:
             InputError: the model was built without label dropout and has no such row.
         """
-        if self.y_embedder.embedding_table.num_embeddings == self.num_classes:
-            raise InputError(
-                "this model has no null class (class_dropout_prob=0), so its labels can't be "
-                "dropped and it can't be guided: use guidance 1"
-            )
-        return self.num_classes
+        rows = self.y_embedder.embedding_table.num_embeddings
+        return null_class(self.num_classes, rows > self.num_classes)
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, run_block: BlockRunner = run_plain

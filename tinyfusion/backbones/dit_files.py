@@ -64,23 +64,23 @@ def infer_dit(
     }
 
 
-def _said(args: Mapping[str, Any], name: str) -> dict[str, tuple[str, Any]] | None:
-    """See `PublicFiles.said`; ``name`` is how the script calls its models."""
+def _from_training_args(args: Mapping[str, Any], name: str) -> dict[str, tuple[str, Any]] | None:
+    """See `PublicFiles.from_training_args`; ``name`` is how the script calls its models."""
     model = args.get("model")
     if not isinstance(model, str) or not model.startswith(f"{name}-"):
         return None
-    said: dict[str, tuple[str, Any]] = {}
+    found: dict[str, tuple[str, Any]] = {}
     # Names such as DiT-XL/2; DiT-D14/2 is DiT-XL/2 cut to 14 blocks.
     match = re.fullmatch(rf"{name}-(?:(S|B|L|XL)|D(\d+))/(\d+)", model)
     if match:
         width, depth = _SIZES[match[1]] if match[1] else (_SIZES["XL"][0], int(match[2]))
         sizes = {"hidden_size": width, "depth": depth, "patch_size": int(match[3])}
-        said |= {key: ("model", value) for key, value in sizes.items()}
+        found |= {key: ("model", value) for key, value in sizes.items()}
     if type(args.get("image_size")) is int:
-        said["input_size"] = ("image_size", args["image_size"] // _LATENT_FACTOR)
+        found["input_size"] = ("image_size", args["image_size"] // _LATENT_FACTOR)
     if type(args.get("num_classes")) is int:
-        said["num_classes"] = ("num_classes", args["num_classes"])
-    return said
+        found["num_classes"] = ("num_classes", args["num_classes"])
+    return found
 
 
 _MARKS = ("x_embedder.",)
@@ -91,7 +91,7 @@ DIT_FILES = PublicFiles(
     marks=_MARKS,
     infer=infer_dit,
     heads=PUBLISHED_HEADS,
-    said=partial(_said, name="DiT"),
+    from_training_args=partial(_from_training_args, name="DiT"),
     citation="""@article{peebles2022scalable,
   title={Scalable Diffusion Models with Transformers},
   author={Peebles, William and Xie, Saining},
@@ -103,7 +103,7 @@ SIT_FILES = PublicFiles(
     marks=_MARKS,
     infer=infer_dit,
     heads=PUBLISHED_HEADS,
-    said=partial(_said, name="SiT"),
+    from_training_args=partial(_from_training_args, name="SiT"),
     citation="""@article{ma2024sit,
   title={SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant
          Transformers},

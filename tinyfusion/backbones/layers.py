@@ -1,6 +1,6 @@
 """Layers that more than one backbone is made of, with the tensor names of public checkpoints.
 
-Shape suffixes: B batch, T tokens, D width, F frequencies.
+Shape suffixes: B batch, T tokens, S sequence, D width, F frequencies.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyfusion.errors import InputError
+
+NORM_EPS = 1e-6
+"""Of the norms with parameters, as published."""
 
 
 def check_sizes(
@@ -69,6 +72,54 @@ def uncommon_widths(net: _Widths) -> dict[str, Any]:
     if net.mlp_width != int(net.hidden_size * net.mlp_ratio):
         found["mlp_width"] = net.mlp_width
     return found
+
+
+def sincos_positions(width: int, grid_side: int) -> Tensor:
+    """Fixed two-dimensional sine-cosine position table, shape (1, grid_side**2, width).
+
+    The first half of the channels encodes the column, the second half the row, each as sines
+    followed by cosines of frequencies 10000^(-k / (width / 4)).
+
+    Raises:
+        InputError: ``width`` is not a multiple of four.
+    """
+    if width % 4:
+        raise InputError(f"hidden_size must be a multiple of 4, got {width}")
+    frequencies_F = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    positions = torch.arange(grid_side, dtype=torch.float64)
+    rows_T = positions.repeat_interleave(grid_side)
+    columns_T = positions.repeat(grid_side)
+    parts = []
+    for coordinate_T in (columns_T, rows_T):
+        angles_TF = coordinate_T[:, None] * frequencies_F[None]
+        parts += [angles_TF.sin(), angles_TF.cos()]
+    return torch.cat(parts, dim=1).float()[None]
+
+
+def init_linears(net: nn.Module) -> None:
+    """Give every linear layer of a network Xavier weights and no bias, in order of the modules."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def null_class(num_classes: int, has_null: bool) -> int:
+    """Label of the null class, which comes after the others.
+
+    Args:
+        num_classes: number of classes without it.
+        has_null: whether the network was made with it.
+
+    Raises:
+        InputError: the network has none.
+    """
+    if not has_null:
+        raise InputError(
+            "this model has no null class (class_dropout_prob=0), so its labels can't be "
+            "dropped and it can't be guided: use guidance 1"
+        )
+    return num_classes
 
 
 class TimestepEmbedder(nn.Module):
@@ -145,3 +196,21 @@ class Mlp(nn.Module):
         dropout = self.dropout if self.training else 0.0
         hidden = F.dropout(F.gelu(self.fc1(x_BTD), approximate=self.gelu), dropout)
         return F.dropout(self.fc2(hidden), dropout)
+
+
+class PreNormBlock(nn.Module):
+    """Plain transformer block: nothing but its input conditions it."""
+
+    def __init__(
+        self, width: int, num_heads: int, head_dim: int, mlp_width: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, num_heads, dropout, head_dim)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, mlp_width, gelu="none", dropout=dropout)
+
+    def forward(self, x_BSD: Tensor, condition: None = None) -> Tensor:
+        """Run the block on states (B, S, D); the condition of the contract is not used."""
+        x_BSD = x_BSD + self.attn(self.norm1(x_BSD))
+        return x_BSD + self.mlp(self.norm2(x_BSD))

@@ -19,31 +19,28 @@ from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone, BlockRunner, dtype_of, run_plain
 from tinyfusion.backbones.diffusion_head import DiffusionHead
-from tinyfusion.backbones.layers import Attention, Mlp, check_sizes, uncommon_widths
+from tinyfusion.backbones.layers import (
+    NORM_EPS,
+    PreNormBlock,
+    check_sizes,
+    init_linears,
+    null_class,
+    uncommon_widths,
+)
 from tinyfusion.backbones.mar_files import MAR_FILES
-from tinyfusion.backbones.tokens import patchify, unpatchify
+from tinyfusion.backbones.tokens import patchify, take, visible_first
 from tinyfusion.backbones.width_plan import WidthGroup, WidthPlan, block_groups
 from tinyfusion.errors import InputError
 
-NORM_EPS = 1e-6
-
-
-class PreNormBlock(nn.Module):
-    """Plain transformer block: nothing but its input conditions it."""
-
-    def __init__(
-        self, width: int, num_heads: int, head_dim: int, mlp_width: int, dropout: float
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = Attention(width, num_heads, dropout, head_dim)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, mlp_width, gelu="none", dropout=dropout)
-
-    def forward(self, x_BSD: Tensor, condition: None = None) -> Tensor:
-        """Run the block on states (B, S, D); the condition of the contract is not used."""
-        x_BSD = x_BSD + self.attn(self.norm1(x_BSD))
-        return x_BSD + self.mlp(self.norm2(x_BSD))
+_TABLES = {
+    "class_emb.weight": 1,
+    "fake_latent": 1,
+    "mask_token": 2,
+    "encoder_pos_embed_learned": 2,
+    "decoder_pos_embed_learned": 2,
+    "diffusion_pos_embed_learned": 2,
+}
+"""Parameters that the forward uses by themselves, with the axis that holds their channels."""
 
 
 class MAR(Backbone):
@@ -83,6 +80,8 @@ class MAR(Backbone):
     """
 
     process_kind = "masked"
+    family = "mar"
+    fixed_shapes = False  # the tokens that it looks at are more in each iteration
     depth_arguments = ("encoder_depth", "decoder_depth")
     stack_names = ("encoder_blocks", "decoder_blocks")
     public_files = MAR_FILES
@@ -145,12 +144,13 @@ class MAR(Backbone):
         self.decoder_blocks = self._stack(decoder_depth)
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, self.num_tokens, width))
-        self._initialise()
+        init_linears(self)
+        for name in _TABLES:
+            nn.init.normal_(self.get_parameter(name), std=0.02)
         # Public files keep the head inside the module of its loss, hence the extra name.
         out_channels = self.token_channels * (2 if learn_sigma else 1)
-        self.diffloss = nn.ModuleDict(
-            {"net": DiffusionHead(self.token_channels, out_channels, width, head_width, head_depth)}
-        )
+        head = DiffusionHead(self.token_channels, out_channels, width, head_width, head_depth)
+        self.diffloss = nn.ModuleDict({"net": head})
 
     def _stack(self, depth: int) -> nn.ModuleList:
         return nn.ModuleList(
@@ -159,21 +159,6 @@ class MAR(Backbone):
             )
             for _ in range(depth)
         )
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        for table in (
-            self.class_emb.weight,
-            self.fake_latent,
-            self.mask_token,
-            self.encoder_pos_embed_learned,
-            self.decoder_pos_embed_learned,
-            self.diffusion_pos_embed_learned,
-        ):
-            nn.init.normal_(table, std=0.02)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -210,20 +195,10 @@ class MAR(Backbone):
             WidthGroup("encoder", "hidden_size", "z_proj"),
             WidthGroup("decoder", "hidden_size", "decoder_embed"),
         ]
-        for name, stack in zip(
-            self.stack_names, (self.encoder_blocks, self.decoder_blocks), strict=True
-        ):
-            for index in range(len(stack)):
+        for name in self.stack_names:
+            for index in range(len(getattr(self, name))):
                 groups += block_groups(f"{name}.{index}", self.head_dim)
-        tables = {
-            "class_emb.weight": 1,
-            "fake_latent": 1,
-            "mask_token": 2,
-            "encoder_pos_embed_learned": 2,
-            "decoder_pos_embed_learned": 2,
-            "diffusion_pos_embed_learned": 2,
-        }
-        return WidthPlan(tuple(groups), {"head_dim": self.head_dim}, tables)
+        return WidthPlan(tuple(groups), {"head_dim": self.head_dim}, _TABLES)
 
     @property
     def null_label(self) -> int:
@@ -232,12 +207,7 @@ class MAR(Backbone):
         Raises:
             InputError: the model was made without label dropout, so that it never saw the class.
         """
-        if not self.class_dropout_prob:
-            raise InputError(
-                "this model has no null class (class_dropout_prob=0), so its labels can't be "
-                "dropped and it can't be guided: use guidance 1"
-            )
-        return self.num_classes
+        return null_class(self.num_classes, self.class_dropout_prob > 0)
 
     def example_inputs(
         self, count: int = 1, device: torch.device | str | None = None
@@ -250,14 +220,6 @@ class MAR(Backbone):
         noisy = zeros(B, 1, T, self.token_channels, dtype=dtype_of(self))
         t = zeros(B, 1, T, dtype=torch.long)
         return x, hidden, noisy, t, *self.example_conditioning(count, device).arguments()
-
-    def patchify(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) as tokens (B, T, C*P*P), see `tinyfusion.backbones.tokens`."""
-        return patchify(x, self.patch_size)
-
-    def unpatchify(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T, C*P*P) as images (B, C, H, W)."""
-        return unpatchify(tokens, self.patch_size)
 
     def conditions(
         self, x: Tensor, hidden: Tensor, y: Tensor, run_block: BlockRunner = run_plain
@@ -275,24 +237,22 @@ class MAR(Backbone):
             Shape (B, T, D).
         """
         B, T = len(x), self.num_tokens
-        mask_BT = torch.zeros(B, T, dtype=torch.int32, device=x.device).scatter(1, hidden, 1)
-        # Positions of the visible tokens, then of the hidden ones, each in ascending order.
-        order_BT = mask_BT.argsort(dim=1, stable=True)
+        order_BT = visible_first(hidden, T)
         visible_BV = order_BT[:, : T - hidden.shape[1]]
 
         # One table with the null class last, so that labels index it as they are.
         table = torch.cat([self.class_emb.weight, self.fake_latent])
         buffer_BSD = F.embedding(y, table)[:, None].expand(-1, self.buffer_size, -1)
-        tokens_BTD = self.z_proj(self.patchify(x))
+        tokens_BTD = self.z_proj(patchify(x, self.patch_size))
         states_BSD = torch.cat([buffer_BSD, tokens_BTD], dim=1) + self.encoder_pos_embed_learned
         buffer_BSD, tokens_BTD = self._split(self.z_proj_ln(states_BSD))
-        states_BSD = torch.cat([buffer_BSD, _take(tokens_BTD, visible_BV)], dim=1)
+        states_BSD = torch.cat([buffer_BSD, take(tokens_BTD, visible_BV)], dim=1)
         for index, block in enumerate(self.encoder_blocks):
             states_BSD = run_block(index, block, states_BSD, None)
 
         buffer_BSD, seen_BVD = self._split(self.decoder_embed(self.encoder_norm(states_BSD)))
         hidden_BTD = self.mask_token.expand(B, T - visible_BV.shape[1], -1)
-        tokens_BTD = _take(torch.cat([seen_BVD, hidden_BTD], dim=1), order_BT.argsort(dim=1))
+        tokens_BTD = take(torch.cat([seen_BVD, hidden_BTD], dim=1), order_BT.argsort(dim=1))
         states_BSD = torch.cat([buffer_BSD, tokens_BTD], dim=1) + self.decoder_pos_embed_learned
         for index, block in enumerate(self.decoder_blocks, start=len(self.encoder_blocks)):
             states_BSD = run_block(index, block, states_BSD, None)
@@ -338,8 +298,3 @@ class MAR(Backbone):
             Noise and variance values, shape (B, R, T, 2*C*P*P).
         """
         return self.head(noisy, t, self.conditions(x, hidden, y, run_block)[:, None])
-
-
-def _take(tokens_BTD: Tensor, indices_BV: Tensor) -> Tensor:
-    """Tokens at each sample's own positions, shape (B, V, D)."""
-    return tokens_BTD.gather(1, indices_BV[..., None].expand(-1, -1, tokens_BTD.shape[-1]))

@@ -84,16 +84,16 @@ def infer_mar(state: Mapping[str, Tensor], origin: str, known: Mapping[str, Any]
     }
 
 
-def _said(args: Mapping[str, Any]) -> dict[str, tuple[str, Any]] | None:
-    """See `PublicFiles.said`."""
+def _from_training_args(args: Mapping[str, Any]) -> dict[str, tuple[str, Any]] | None:
+    """See `PublicFiles.from_training_args`."""
     model = args.get("model")
     if not isinstance(model, str) or not model.startswith("mar_"):
         return None
-    said: dict[str, tuple[str, Any]] = {}
+    found: dict[str, tuple[str, Any]] = {}
     if model in _SIZES:
         width, depth = _SIZES[model]
         sizes = {"hidden_size": width, "encoder_depth": depth, "decoder_depth": depth}
-        said |= {key: ("model", value) for key, value in sizes.items()}
+        found |= {key: ("model", value) for key, value in sizes.items()}
     for key, word in {
         "patch_size": "patch_size",
         "in_channels": "vae_embed_dim",
@@ -103,10 +103,10 @@ def _said(args: Mapping[str, Any]) -> dict[str, tuple[str, Any]] | None:
         "head_width": "diffloss_w",
     }.items():
         if type(args.get(word)) is int:
-            said[key] = (word, args[word])
+            found[key] = (word, args[word])
     if type(args.get("img_size")) is int and type(args.get("vae_stride")) is int:
-        said["input_size"] = ("img_size", args["img_size"] // max(args["vae_stride"], 1))
-    return said
+        found["input_size"] = ("img_size", args["img_size"] // max(args["vae_stride"], 1))
+    return found
 
 
 MAR_FILES = PublicFiles(
@@ -114,7 +114,7 @@ MAR_FILES = PublicFiles(
     marks=("diffloss.net.", "z_proj."),
     infer=infer_mar,
     heads={768: 12, 1024: 16, 1280: 16},
-    said=_said,
+    from_training_args=_from_training_args,
     unseen=("patch_size",),
     citation="""@article{li2024autoregressive,
   title={Autoregressive Image Generation without Vector Quantization},

@@ -17,11 +17,14 @@ from tinyfusion.backbones.mar import MAR
 from tinyfusion.backbones.sit import SiT
 from tinyfusion.errors import InputError
 
-FAMILIES: dict[str, type[Backbone]] = {"dit": DiT, "sit": SiT, "mar": MAR}
+FAMILIES: dict[str, type[Backbone]] = {kind.family: kind for kind in (DiT, SiT, MAR)}
 """Class behind the word that ``config.json`` stores under ``backbone``.
 
 A class from outside this package is stored by its dotted name instead.
 """
+
+DEFAULT_FAMILY = "dit"
+"""The family of constructor arguments that name none."""
 
 
 def _latent(hidden_size: int, depth: int, num_heads: int, patch_size: int = 2) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def build(name_or_arguments: str | Mapping[str, Any]) -> Backbone:
 
     Args:
         name_or_arguments: a name in :data:`PRESETS`, or constructor arguments. Arguments may
-            hold the family under ``backbone`` (``"dit"`` if left out): a key of
+            hold the family under ``backbone`` (:data:`DEFAULT_FAMILY` if left out): a key of
             :data:`FAMILIES`, or the dotted name of a class that was imported.
 
     Returns:
@@ -154,7 +157,7 @@ def build(name_or_arguments: str | Mapping[str, Any]) -> Backbone:
         name = name_or_arguments
         name_or_arguments = {"backbone": preset_family(name), **preset(name)}
     arguments = dict(name_or_arguments)
-    family = arguments.pop("backbone", "dit")
+    family = arguments.pop("backbone", DEFAULT_FAMILY)
     kind = class_of(family)
     _check(family, kind, arguments)
     if family in FAMILIES:
@@ -217,11 +220,8 @@ def family_of(net: Backbone | type[Backbone]) -> str:
     Raises:
         InputError: a class from outside this package that can't be imported by name.
     """
-    found = net if isinstance(net, type) else type(net)
-    for family, kind in FAMILIES.items():
-        if found is kind:
-            return family
-    return dotted_name(found)
+    kind = net if isinstance(net, type) else type(net)
+    return kind.family or dotted_name(kind)
 
 
 def families_by(state: Mapping[str, Tensor]) -> list[str]:

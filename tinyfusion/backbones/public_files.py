@@ -1,4 +1,4 @@
-"""What a backbone's class knows of the files that its authors published.
+"""What a backbone's class knows of the files that others write of it.
 
 Reading, describing and exporting checkpoints asks the class for this, and for nothing by name.
 """
@@ -18,6 +18,9 @@ from tinyfusion.errors import InputError
 Infer = Callable[[Mapping[str, Tensor], str, Mapping[str, Any]], dict[str, Any]]
 """``infer(state, origin, known) -> arguments``, see `PublicFiles.infer`."""
 
+DIFFUSERS_BLOCKS = "transformer_blocks"
+"""Name of the module list that holds the blocks of a transformer of diffusers."""
+
 
 @dataclass(frozen=True)
 class PublicFiles:
@@ -30,7 +33,7 @@ class PublicFiles:
             and arguments that are known otherwise, of which it takes what shapes don't show; it
             raises `InputError` if the tensors are not those of the class.
         heads: attention heads of the published models by their width.
-        said: what the recorded arguments of a public training script say of the constructor's,
+        from_training_args: constructor arguments by the recorded ones of a public training script,
             each with the word that says it; ``None`` if they are those of another script.
         citation: the paper in BibTeX.
         unseen: arguments besides ``num_heads`` that shapes don't show; `infer` has a usual value.
@@ -39,13 +42,36 @@ class PublicFiles:
     marks: tuple[str, ...]
     infer: Infer
     heads: Mapping[int, int]
-    said: Callable[[Mapping[str, Any]], dict[str, tuple[str, Any]] | None]
+    from_training_args: Callable[[Mapping[str, Any]], dict[str, tuple[str, Any]] | None]
     citation: str
     unseen: tuple[str, ...] = ()
 
     def fit(self, state: Mapping[str, Tensor]) -> bool:
         """Whether a state dict looks like one of these files."""
         return any(name.startswith(self.marks) for name in state)
+
+
+@dataclass(frozen=True)
+class DiffusersFiles:
+    """Files of the class of diffusers that computes the same network.
+
+    Attributes:
+        class_names: what ``_class_name`` in their ``config.json`` may be; the first is the class
+            that is written.
+        read: gives tensors under the names of the backbone and its constructor arguments, of the
+            tensors as stored, the config and the name of the file for error messages; raises
+            `InputError` if they are not those of the class.
+        write: gives tensors as stored and the config, of a backbone of the class; raises as
+            ``check`` does.
+        check: refuses, by `InputError`, a backbone that the class of diffusers can't hold.
+    """
+
+    class_names: tuple[str, ...]
+    read: Callable[
+        [Mapping[str, Tensor], Mapping[str, Any], str], tuple[dict[str, Tensor], dict[str, Any]]
+    ]
+    write: Callable[[Any], tuple[dict[str, Tensor], dict[str, Any]]]
+    check: Callable[[Any], None]
 
 
 def shape_of(
@@ -75,7 +101,7 @@ def shape_of(
 
 def _what_instead(state: Mapping[str, Tensor]) -> str:
     """A guess at what some tensors are, by their names."""
-    if any(name.startswith("transformer_blocks.") for name in state):
+    if any(name.startswith(f"{DIFFUSERS_BLOCKS}.") for name in state):
         return ", but those of a diffusers transformer; keep its config.json beside it"
     if any(".lora_" in name for name in state):
         return ", but those of a LoRA adapter; give the model that it belongs to"

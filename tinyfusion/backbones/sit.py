@@ -23,6 +23,7 @@ class SiT(DiT):
     """
 
     process_kind = "interpolant"
+    family = "sit"
     public_files = SIT_FILES
 
     def forward(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 
@@ -42,3 +43,30 @@ def unpatchify(tokens: Tensor, patch_size: int) -> Tensor:
     side, p = math.isqrt(count), patch_size
     x = tokens.reshape(b, side, side, entries // p**2, p, p)
     return x.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, side * p, side * p)
+
+
+def visible_first(hidden: Tensor, count: int) -> Tensor:
+    """Positions of the visible tokens, then of the hidden ones, each in ascending order.
+
+    Args:
+        hidden: numbers of the hidden tokens in any order, shape (B, M).
+        count: number of tokens T.
+
+    Returns:
+        Shape (B, T).
+    """
+    mask = torch.zeros(len(hidden), count, dtype=torch.int32, device=hidden.device)
+    return mask.scatter(1, hidden, 1).argsort(dim=1, stable=True)
+
+
+def take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Tokens at each sample's own positions.
+
+    Args:
+        tokens: shape (B, T, D).
+        indices: positions, shape (B, V).
+
+    Returns:
+        Shape (B, V, D).
+    """
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))

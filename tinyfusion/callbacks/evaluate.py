@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import save_model
 from tinyfusion.errors import InputError
+from tinyfusion.files import restore_folder, write_folder_atomic
+from tinyfusion.group import current
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.training.mask_learning import MaskLearning
@@ -27,10 +28,10 @@ BEST = "best"
 class EvaluateDuringTraining(Callback):
     """Scores the stage's network every few optimiser steps and logs ``evaluate/fid`` and so on.
 
-    Of few samples FID is higher than of many: compare it along a run, not with final scores. The
-    model of least FID is kept in ``best/``. Training is not touched: scoring draws from generators
-    of its own, and the live weights come back bit for bit. Mask learning is left alone: its
-    network is thrown away.
+    All ranks share the sampling. Of few samples FID is higher than of many: compare it along a
+    run, not with final scores. The model of least FID is kept in ``best/``. Training is not
+    touched: scoring draws from generators of its own, and the live weights come back bit for bit.
+    Mask learning is left alone: its network is thrown away.
 
     Args:
         every: optimiser steps between two scores; the last step always has one.
@@ -57,6 +58,11 @@ class EvaluateDuringTraining(Callback):
         known = {step: fid for step, fid in fids.items() if math.isfinite(fid)}
         return min(known, key=known.__getitem__) if known else None
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the best model its name back if the run was killed while it was replaced."""
+        if trainer.is_global_zero:
+            restore_folder(Path(trainer.default_root_dir) / BEST)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -66,14 +72,16 @@ class EvaluateDuringTraining(Callback):
         if isinstance(pl_module, MaskLearning) or not due or step in self.history:
             return
         assert isinstance(pl_module, DenoiserTraining)
-        with pl_module.scored_net() as net:
-            if net is None:  # a further rank, which waits at the next step
-                self.history[step] = {}
-                return
+        with pl_module.scored_net(all_ranks=True) as net:
+            assert net is not None
             dtype = AUTOCAST.get(trainer.precision)
             source = trainer.datamodule.source
-            row = self.evaluation.score(net, pl_module.process, source, dtype=dtype)
+            row = self.evaluation.score(
+                net, pl_module.process, source, dtype=dtype, group=current()
+            )
             self.history[step] = row
+            if not trainer.is_global_zero:
+                return
             if self.keep_best and self.best_step == step:
                 self._keep(net, step, Path(trainer.default_root_dir) / BEST)
         shown = {f"evaluate/{name}": value for name, value in row.items()}
@@ -99,10 +107,7 @@ class EvaluateDuringTraining(Callback):
             "protocol": self.evaluation.protocol(),
             "metrics": self.history[step],
         }
-        # Whole or absent: a run that is killed here must not stumble over it at its end.
-        new = save_model(net, folder.with_name(f".{BEST}"), provenance)
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
+        write_folder_atomic(folder, lambda new: save_model(net, new, provenance))
 
     def state_dict(self) -> dict[str, Any]:
         """Scores for the resume checkpoint."""

@@ -36,11 +36,12 @@ class ResumeCheckpoint(Checkpoint):
     Args:
         folder: where ``resume.ckpt`` goes.
         every: optimiser steps between two savings.
+        at_end: save the last step as well.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, at_end: bool = False) -> None:
         self.path = folder / RESUME_FILE
-        self.every = every
+        self.every, self.at_end = every, at_end
         self._saved_at = -1
 
     def on_train_batch_end(
@@ -48,6 +49,7 @@ class ResumeCheckpoint(Checkpoint):
     ) -> None:
         """Save if it is time; never between the micro-batches of one step."""
         step = trainer.global_step
-        if step % self.every == 0 and step != self._saved_at and step > 0:
+        due = step % self.every == 0 or (self.at_end and step == trainer.max_steps)
+        if due and step != self._saved_at and step > 0:
             self._saved_at = step
             trainer.save_checkpoint(self.path)

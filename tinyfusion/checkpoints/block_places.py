@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.checkpoints.diffusers_layout import BLOCK_LIST
+from tinyfusion.backbones.public_files import DIFFUSERS_BLOCKS
 from tinyfusion.errors import InputError
 
 
@@ -52,7 +52,7 @@ class BlockPlaces:
         self.sizes = {name: ends[i + 1] - ends[i] for i, name in enumerate(names)}
         self._own_starts = ends[:-1]
         # In diffusers a model's only stack has another name.
-        self._stacks = {name: i for i, name in enumerate(names)} | {BLOCK_LIST: 0}
+        self._stacks = {name: i for i, name in enumerate(names)} | {DIFFUSERS_BLOCKS: 0}
         lists = "|".join(map(re.escape, self._stacks))
         self._pattern = re.compile(
             rf"(?P<before>(?:.*?\.)?(?P<list>{lists}))\.(?P<block>\d+)(?P<after>\..+|$)"

@@ -1,8 +1,11 @@
-"""The model card: what a model is, how it came about, and how to load it."""
+"""The model card: what a model is, how it came about, and how to load it.
+
+``card.md`` beside this file holds the text; here is what is filled in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from tinyfusion.version import __version__
 CARD_MARK = "<!-- written by tinyfusion -->"
 """Stands in every card of ours: in these, publishing puts in the name to load by."""
 
+_TEMPLATE = Path(__file__).with_name("card.md")
 _FIGURES = {
     "fid": "FID",
     "inception_score": "Inception score",
@@ -59,52 +63,59 @@ def model_card(
     Returns:
         Markdown. No license is stated: that is for whoever publishes the weights to do.
     """
-    parts = [
-        _front_matter(net, layout, _narrowed_by(provenance) is not None),
-        f"{CARD_MARK}\n\n# {Path(name).stem if layout == 'public' else name}",
-        _summary(net, provenance),
-        *_origin(net, provenance),
-        *_figures(provenance),
-        *_convention(net, layout),
-        "## Loading\n\n" + _loading(net, layout, name, has_vae),
-        "## License\n\nNot stated yet. Weights that were derived from others are bound by the "
-        "license of those: add it here and as `license:` in the front matter.",
-        "## Citation\n\n```bibtex\n" + "\n".join(_papers(net)) + "\n```",
-    ]
-    return "\n\n".join(parts) + "\n"
+    from huggingface_hub import ModelCard, ModelCardData  # slow to import
+
+    family, is_diffusers = family_of(net), layout == "diffusers"
+    narrowed_by = _narrowed_by(provenance)
+    tags = ["tinyfusion", family, "diffusion", "image-generation", "class-conditional"]
+    if net.kept_from is not None or narrowed_by is not None:
+        tags.append("pruned")
+    tags += ["depth-pruning"] * (net.kept_from is not None)
+    tags += ["width-pruning"] * (narrowed_by is not None)
+    columns, rows = _figures(provenance)
+    card = ModelCard.from_template(
+        ModelCardData(library_name="diffusers" if is_diffusers else "tinyfusion", tags=tags),
+        template_path=str(_TEMPLATE),
+        mark=CARD_MARK,
+        layout=layout,
+        name=name,
+        title=Path(name).stem if layout == "public" else name,
+        summary=_summary(net, narrowed_by),
+        origin=[(label, value) for label, value in _origin(net, provenance) if value],
+        columns=columns,
+        rows=rows,
+        protocol=_settings(provenance.get("protocol")),
+        convention=convention_note(net, layout),
+        call=call_after_loading(net) if is_diffusers else None,
+        guidance=guidance_note(net) if is_diffusers else None,
+        has_vae=has_vae,
+        channels=net.in_channels,
+        scale=4.0 if net.num_classes == NULL_CLASS else 1.0,
+        # A class of somebody's own is imported only for who names it.
+        named="" if family in FAMILIES else f', backbone="{family}"',
+        class_name=type(net).__name__,
+        depths=_depths(net),
+        papers=[_TINYFUSION, *([net.public_files.citation] if net.public_files else [])],
+    )
+    return f"{card}\n"
 
 
-def _front_matter(net: Backbone, layout: str, width_pruned: bool) -> str:
-    from huggingface_hub import ModelCardData  # slow to import
-
-    tags = ["tinyfusion", family_of(net), "diffusion", "image-generation", "class-conditional"]
-    if net.kept_from is not None:
-        tags += ["pruned", "depth-pruning"]
-    if width_pruned:
-        tags += [tag for tag in ("pruned", "width-pruning") if tag not in tags]
-    library = "diffusers" if layout == "diffusers" else "tinyfusion"
-    return f"---\n{ModelCardData(library_name=library, tags=tags).to_yaml().strip()}\n---"
-
-
-def _summary(net: Backbone, provenance: Mapping[str, Any]) -> str:
-    arguments = net.config()
-    size, channels = net.input_size, net.in_channels
+def _summary(net: Backbone, narrowed_by: str | None) -> str:
+    arguments, channels = net.config(), net.in_channels
     words = [
         text.format(arguments[key])
         for key, text in _ARGUMENTS.items()
         if arguments.get(key) is not None
     ]
-    first = (
+    sizes = f" ({', '.join(words)})" if words else ""
+    narrowed = f", pruned in width by {narrowed_by}" if narrowed_by is not None else ""
+    pruned = ", pruned in depth with [TinyFusion](https://arxiv.org/abs/2412.01199)"
+    return (
         f"A {type(net).__name__} of {net.depth} blocks and {count_parameters(net):,} parameters "
-        f"for {size}x{size} inputs of {channels} channel{'s' if channels > 1 else ''} and "
-        f"{net.num_classes} classes" + (f" ({', '.join(words)})" if words else "")
+        f"for {net.input_size}x{net.input_size} inputs of {channels} "
+        f"channel{'s' if channels > 1 else ''} and {net.num_classes} classes{sizes}{narrowed}"
+        f"{'' if net.kept_from is None else pruned}."
     )
-    method = _narrowed_by(provenance)
-    if method is not None:
-        first += f", pruned in width by {method}"
-    if net.kept_from is None:
-        return f"{first}."
-    return f"{first}, pruned in depth with [TinyFusion](https://arxiv.org/abs/2412.01199)."
 
 
 def _narrowed_by(provenance: Mapping[str, Any]) -> str | None:
@@ -114,54 +125,43 @@ def _narrowed_by(provenance: Mapping[str, Any]) -> str | None:
     return str(decision.get("method")) if narrowed else None
 
 
-def _origin(net: Backbone, provenance: Mapping[str, Any]) -> list[str]:
-    """The section on where the model comes from, if anything is known."""
-    lines: list[str] = []
-
-    def add(label: str, value: Any) -> None:
-        if value not in (None, "", [], {}):
-            lines.append(f"- **{label}**: {value}")
-
+def _origin(net: Backbone, provenance: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What is said of where the model comes from, by label; empty where nothing is known."""
     decision = provenance.get("decision")
     decision = decision if isinstance(decision, Mapping) else {}
     recovered = provenance.get("recovered_from")
     source = provenance.get("pruned_from") or recovered
     digest = provenance.get("source_sha256") or decision.get("source_sha256")
+    depth = decision.get("source_depth")
+    if net.kept_from is not None or decision.get("widths"):
+        of = f", {depth} blocks" if depth and net.kept_from is not None else ""
+        yield "Pruned from", source and f"`{_public(source)}`{of}"
+        yield "SHA-256 of its weights", digest and f"`{digest}`"
+        yield "Method", decision.get("method")
     if net.kept_from is not None:
-        depth = decision.get("source_depth")
-        of = f", {depth} blocks" if depth else ""
-        add("Pruned from", source and f"`{_public(source)}`{of}")
-        add("SHA-256 of its weights", digest and f"`{digest}`")
-        add("Method", decision.get("method"))
-        add("Scheme", _scheme(decision.get("scheme")))
-        add("Kept blocks", _listed(net.kept_from))
+        yield "Scheme", _scheme(decision.get("scheme"))
+        yield "Kept blocks", _listed(net.kept_from)
         if depth and list(net.kept_from) == decision.get("kept"):
-            add("Dropped blocks", _listed([i for i in range(depth) if i not in net.kept_from]))
+            yield "Dropped blocks", _listed(i for i in range(depth) if i not in net.kept_from)
     elif decision.get("widths"):
-        add("Pruned from", source and f"`{_public(source)}`")
-        add("SHA-256 of its weights", digest and f"`{digest}`")
-        add("Method", decision.get("method"))
         before = decision.get("source_widths") or {}
-        add(
-            "Widths",
-            _listed(f"{key} {before.get(key)} to {n}" for key, n in decision["widths"].items()),
-        )
-        add("Parameters removed", f"{100 * decision.get('reached', 0):.1f} %")
+        cut = (f"{key} {before.get(key)} to {n}" for key, n in decision["widths"].items())
+        yield "Widths", _listed(cut)
+        yield "Parameters removed", f"{100 * decision.get('reached', 0):.1f} %"
     if recovered:
-        add("Recovery", _training(provenance))
+        yield "Recovery", _training(provenance)
         recipe = provenance.get("recovery")
         recipe = recipe if isinstance(recipe, Mapping) else {}
-        add("Recovery objective", _settings(recipe.get("objective")))
+        yield "Recovery objective", _settings(recipe.get("objective"))
     elif provenance.get("steps"):
-        add("Training", _training(provenance))
+        yield "Training", _training(provenance)
     elif provenance.get("pruned_from"):
-        add("Recovery", "none: these are the weights of the source, cut")
+        yield "Recovery", "none: these are the weights of the source, cut"
     imported = provenance.get("converted_from")
     if isinstance(imported, Mapping):
-        add("Converted from", f"`{imported.get('name')}` ({imported.get('layout')})")
-        add("SHA-256 of the converted weights", f"`{imported.get('sha256')}`")
-    add("Made with", f"tinyfusion {__version__}")
-    return ["## How it came about\n\n" + "\n".join(lines)]
+        yield "Converted from", f"`{imported.get('name')}` ({imported.get('layout')})"
+        yield "SHA-256 of the converted weights", f"`{imported.get('sha256')}`"
+    yield "Made with", f"tinyfusion {__version__}"
 
 
 def _training(provenance: Mapping[str, Any]) -> str:
@@ -177,92 +177,16 @@ def _training(provenance: Mapping[str, Any]) -> str:
     return ", ".join(words) or "yes"
 
 
-def _figures(provenance: Mapping[str, Any]) -> list[str]:
-    """The section on metrics; nothing if none are known."""
-    columns = {"this model": provenance.get("metrics"), "source": provenance.get("source_metrics")}
-    columns = {name: row for name, row in columns.items() if isinstance(row, Mapping) and row}
+def _figures(provenance: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of metrics; no rows if none are known."""
+    known = {"this model": provenance.get("metrics"), "source": provenance.get("source_metrics")}
+    known = {name: row for name, row in known.items() if isinstance(row, Mapping) and row}
     rows = [
-        [label, *(_number(row.get(key)) for row in columns.values())]
+        [label, *(_number(row.get(key)) for row in known.values())]
         for key, label in _FIGURES.items()
-        if any(isinstance(row.get(key), int | float) for row in columns.values())
+        if any(isinstance(row.get(key), int | float) for row in known.values())
     ]
-    if not rows:
-        return []
-    table = [["", *columns], ["---", *["---:"] * len(columns)], *rows]
-    text = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
-    protocol = provenance.get("protocol")
-    if isinstance(protocol, Mapping) and protocol:
-        text += f"\n\nProtocol: {_settings(protocol)}."
-    return [f"## Metrics\n\n{text}"]
-
-
-def _papers(net: Backbone) -> list[str]:
-    files = net.public_files
-    return [_TINYFUSION] if files is None else [_TINYFUSION, files.citation]
-
-
-def _convention(net: Backbone, layout: str) -> list[str]:
-    """The section on what shapes don't show; nothing if there is nothing of the kind."""
-    text = convention_note(net, layout)
-    if not text:
-        return []
-    if layout == "diffusers":
-        text = _diffusers_convention(net, text)
-    return [f"## Convention\n\n{text}"]
-
-
-def _diffusers_convention(net: Backbone, text: str) -> str:
-    if call_after_loading(net):
-        text += (
-            " The norm epsilon is in the config; the frequency divisor has no place there. "
-            "Without the call the samples are other ones."
-        )
-    return f"{text} {guidance_note(net)}"
-
-
-def _loading(net: Backbone, layout: str, name: str, has_vae: bool) -> str:
-    family = family_of(net)
-    # A class of somebody's own is imported only for who names it.
-    named = "" if family in FAMILIES else f', backbone="{family}"'
-    loaded = _python(
-        "import tinyfusion", "", f'net = tinyfusion.load("{name}"{named})  # eval, float32'
-    )
-    if layout == "ours":
-        return loaded
-    if layout == "public":
-        return (
-            loaded + f"\n\nThe file is a bare state dict with the names of the public "
-            f"{type(net).__name__} code; there, build the model with "
-            f"{_depths(net)}. Keep `{name}.tinyfusion.json` beside it: it holds what a state "
-            "dict can't say."
-        )
-    call = call_after_loading(net)
-    scale = 4.0 if net.config()["num_classes"] == NULL_CLASS else 1.0
-    imports = ["import tinyfusion"] if call else []
-    load = f'pipe = DiTPipeline.from_pretrained("{name}")'
-    names = "DiTPipeline"
-    if not has_vae:
-        names = "AutoencoderKL, DiTPipeline"
-        load = (
-            'vae = AutoencoderKL.from_pretrained("PATH_OR_ID")\n'
-            f'pipe = DiTPipeline.from_pretrained("{name}", vae=vae)'
-        )
-    text = _python(
-        *imports,
-        f"from diffusers import {names}",
-        "",
-        load,
-        *([f"tinyfusion.{call}(pipe)"] if call else []),
-        f"images = pipe([0, 1], num_inference_steps=50, guidance_scale={scale}).images",
-    )
-    if has_vae:
-        return text
-    return (
-        f"{text}\n\nThis folder holds no autoencoder: `vae` is the one that the model was "
-        f"trained with, for {net.config()['in_channels']}-channel latents. "
-        "Without any, the network alone loads with "
-        f'`DiTTransformer2DModel.from_pretrained("{name}", subfolder="transformer")`.'
-    )
+    return ["", *known], rows
 
 
 def _depths(net: Backbone) -> str:
@@ -270,10 +194,6 @@ def _depths(net: Backbone) -> str:
     arguments = net.config()
     given = [f"{key}={arguments[key]}" for key in net.depth_arguments if key in arguments]
     return ", ".join(given or [f"depth={net.depth}"])
-
-
-def _python(*lines: str) -> str:
-    return "```python\n" + "\n".join(lines) + "\n```"
 
 
 def _listed(indices: Iterable[Any]) -> str:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from tinyfusion.checkpoints.lazy_state import LazyState
 from tinyfusion.errors import InputError
 
 
@@ -16,8 +15,8 @@ class Checkpoint:
     """What a checkpoint file or folder holds.
 
     Attributes:
-        state: weights by public name, in the file's types, all finite. They may be mapped from
-            the file: copy before changing them.
+        state: weights by public name, in the file's types, all finite. They are read when they
+            are asked for, and may be mapped from the file: copy before changing them.
         path: the file that holds the weights; of several, their folder.
         sha256: hex digest of that file; of several files, see
             :func:`~tinyfusion.checkpoints.tensors.digest_of`.
@@ -36,7 +35,7 @@ class Checkpoint:
         notes: what does not fit together in the file but does not prevent reading it.
     """
 
-    state: dict[str, Tensor]
+    state: LazyState
     path: Path
     sha256: str
     backbone: str | None = None

@@ -11,34 +11,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyfusion.backbones.by_name import imported_class
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.presets import (
     FAMILIES,
-    PRESETS,
     build_empty,
     class_of,
     families_by,
-    family_of,
-    preset_family,
 )
 from tinyfusion.checkpoints.checkpoint import kept_indices
+from tinyfusion.checkpoints.expected import (
+    check_claims,
+    claims_after_pruning,
+    expected_of,
+    in_words,
+)
 from tinyfusion.checkpoints.read import Checkpoint, read_checkpoint
+from tinyfusion.checkpoints.tensors import not_finite
 from tinyfusion.checkpoints.training_file import TRAINING
 from tinyfusion.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-# Start values and training settings: they don't change what the network computes.
-_FREE_ARGUMENTS = {"gate_bias_init", "class_dropout_prob", "dropout"}
 
 
 def load(
     path: Path | str,
     backbone: str | Mapping[str, Any] | None = None,
     num_heads: int | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> Backbone:
     """Load any supported checkpoint as a module.
+
+    Tensors are read one at a time and become the module's at once, so that memory is needed for
+    the module in its final type and for one tensor besides.
 
     Args:
         path: a model folder, a weight file, the name of a packaged model (``digits``) or a hub
@@ -50,40 +54,60 @@ def load(
             DiT or a SiT, whose tensors are the same, is taken for a DiT. A file that records
             which blocks of another model it was left with may be called that model.
         num_heads: attention heads, for a bare state dict of a width that was not published.
+        dtype: type of the module: a floating ``torch.dtype`` or its name, such as ``"bfloat16"``;
+            ``"auto"`` for that of the file, of several the one with most elements; ``None`` for
+            float32, in which commands train and sample.
 
     Returns:
-        The module on the CPU in eval mode, in float32.
+        The module on the CPU in eval mode.
 
     Raises:
         InputError: see :func:`~tinyfusion.checkpoints.read_checkpoint`; or the file does not
             fit ``backbone`` or ``num_heads``; or the number of heads is unknown; or the file
-            names a class of somebody's own that was neither given nor imported before.
+            names a class of somebody's own that was neither given nor imported before; or
+            ``dtype`` is unknown or can't hold the weights.
     """
-    return to_backbone(read_checkpoint(path), backbone, num_heads)
+    _check_dtype(dtype)
+    return to_backbone(read_checkpoint(path), backbone, num_heads, dtype, release=True)
 
 
 def to_backbone(
     checkpoint: Checkpoint,
     backbone: str | Mapping[str, Any] | None = None,
     num_heads: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    release: bool = False,
 ) -> Backbone:
-    """Build the module that a checkpoint describes; arguments and errors as for :func:`load`."""
-    family, claims = _expected(backbone)
+    """Build the module that a checkpoint describes; errors as for :func:`load`.
+
+    Args:
+        checkpoint: as read.
+        backbone: see :func:`load`.
+        num_heads: see :func:`load`.
+        dtype: see :func:`load`.
+        release: take the tensors out of ``checkpoint.state`` one by one, so that those which were
+            read into memory are freed as the module is filled. It has none afterwards.
+    """
+    wanted = _wanted_dtype(dtype, checkpoint)
+    family, claims = expected_of(backbone)
     if num_heads is not None:
         if claims.get("num_heads", num_heads) != num_heads:
             raise InputError(
-                f"num_heads={num_heads}, but backbone={_shown(backbone)} has {claims['num_heads']}"
+                f"num_heads={num_heads}, but backbone={in_words(backbone)} has "
+                f"{claims['num_heads']}"
             )
         claims["num_heads"] = num_heads
     if family and checkpoint.backbone and family != checkpoint.backbone:
         # Sizes are no matter here.
-        given = _given(backbone if isinstance(backbone, str) else family)
-        raise InputError(f"{checkpoint.path}: is a {checkpoint.backbone!r}, but {given}")
+        given = in_words(backbone if isinstance(backbone, str) else family)
+        raise InputError(
+            f"{checkpoint.path}: is a {checkpoint.backbone!r}, but backbone={given} was given"
+        )
     fitting = families_by(checkpoint.state)
-    said = family or checkpoint.backbone
-    for line in _choices(checkpoint, candidates=[] if said else fitting):
+    known_family = family or checkpoint.backbone
+    for line in _choices(checkpoint, candidates=[] if known_family else fitting):
         _say_once(line)
-    family = said or (fitting or [*FAMILIES])[0]
+    family = known_family or (fitting or [*FAMILIES])[0]
     try:
         kind = class_of(family)
         files = kind.public_files
@@ -94,12 +118,12 @@ def to_backbone(
         if family in FAMILIES and fitting and family not in fitting:
             raise InputError(
                 f"{checkpoint.path}: its tensors have the names of a {names_of(fitting)}, but "
-                f"{_given(backbone)}"
+                f"backbone={in_words(backbone)} was given"
             )
         # What shapes don't show is the default of the class.
         known = {**checkpoint.hints, **claims}
-        recorded = files.infer(checkpoint.state, str(checkpoint.path), known) if files else {}
-    claims = _of_what_is_left(claims, checkpoint, recorded, kind.depth_arguments)
+        recorded = files.infer(checkpoint.state.meta, str(checkpoint.path), known) if files else {}
+    claims = claims_after_pruning(claims, checkpoint, recorded, kind.depth_arguments)
     arguments = recorded | claims
     if files and "num_heads" not in arguments:
         arguments["num_heads"] = _published_heads(
@@ -107,45 +131,18 @@ def to_backbone(
         )
 
     net = _empty(checkpoint.path, family, arguments)
-    misfits = shape_misfits(checkpoint.state, net)
+    misfits = shape_misfits(checkpoint.state.meta, net)
     if misfits:
         what = "the architecture its config or its tensors describe"
         if backbone is not None:
-            what = f"backbone={_shown(backbone)}"
+            what = f"backbone={in_words(backbone)}"
         raise InputError(f"{checkpoint.path}: does not fit {what}: {misfits}")
-    _check_claims(checkpoint, claims)
-    state = {name: tensor.to(torch.float32, copy=True) for name, tensor in checkpoint.state.items()}
-    for name, table in net.named_parameters():
-        is_fixed = name == "pos_embed" and not table.requires_grad
-        if is_fixed and _is_rounded(checkpoint.state[name], table):
-            state[name] = table.detach().clone()
-    net.load_state_dict(state, assign=True)
+    check_claims(checkpoint, claims)
+    _fill(net, checkpoint, wanted, release)
     kept = checkpoint.kept_from
     net.kept_from = kept_indices(kept and list(kept), net.depth, checkpoint.path)
     net.source_borders = checkpoint.source_borders
     return net.eval()
-
-
-def left_unsaid(
-    checkpoint: Checkpoint, backbone: Mapping[str, Any] | None
-) -> dict[str, Any] | None:
-    """What a second model's file does not say of itself, as it is said of the first.
-
-    A teacher may be of another size or family than its student. Where its file could be of several
-    families, or hides an argument, what the student is decides.
-
-    Args:
-        checkpoint: the second model, as read.
-        backbone: what the first is expected to be, with its family under ``backbone``.
-
-    Returns:
-        What to expect of the second; ``None`` for nothing.
-    """
-    family = (backbone or {}).get("backbone")
-    if checkpoint.backbone or family not in families_by(checkpoint.state):
-        return None
-    unseen = [key for key in FAMILIES[family].public_files.unseen if key not in checkpoint.hints]
-    return {key: backbone[key] for key in ("backbone", *unseen) if key in backbone}
 
 
 def names_of(families: Sequence[str]) -> str:
@@ -178,64 +175,6 @@ def _say_once(line: str) -> None:
     logger.warning(line)
 
 
-def _given(backbone: str | Mapping[str, Any] | None) -> str:
-    return f"backbone={_shown(backbone)} was given"
-
-
-def _shown(backbone: str | Mapping[str, Any] | None) -> str:
-    """What was asked for, as the user would write it."""
-    if not isinstance(backbone, Mapping):
-        return repr(backbone)
-    family = backbone.get("backbone", "dit")
-    rest = [f"{key}={value}" for key, value in backbone.items() if key != "backbone"]
-    return f"{family!r} with {', '.join(rest)}" if rest else repr(family)
-
-
-def _expected(backbone: str | Mapping[str, Any] | None) -> tuple[str | None, dict[str, Any]]:
-    """Family and constructor arguments that the caller asked for."""
-    if backbone is None:
-        return None, {}
-    if not isinstance(backbone, str):
-        claims = dict(backbone)
-        family = claims.pop("backbone", None)
-        return _asked_for(family) if family else None, claims
-    if backbone in PRESETS:
-        return preset_family(backbone), dict(PRESETS[backbone])
-    if backbone in FAMILIES or "." in backbone:
-        return _asked_for(backbone), {}
-    raise InputError(f"backbone={backbone!r} is unknown; valid: {', '.join([*FAMILIES, *PRESETS])}")
-
-
-def _asked_for(family: str) -> str:
-    """A family that the caller named; a class of somebody's own is imported for it."""
-    if "." not in family:
-        return family
-    # The word for it: one of this package's classes may have been named in full.
-    return family_of(imported_class(family))
-
-
-def _of_what_is_left(
-    claims: dict[str, Any],
-    checkpoint: Checkpoint,
-    recorded: Mapping[str, Any],
-    counts: Sequence[str],
-) -> dict[str, Any]:
-    """Claims about a pruned model without numbers of blocks, where they are those before pruning.
-
-    Args:
-        claims: what the model is expected to be.
-        checkpoint: the model, which may record which blocks it was left with.
-        recorded: its arguments.
-        counts: those of them that count blocks.
-    """
-    kept = checkpoint.kept_from
-    if not kept or any(claims.get(key, 0) < recorded.get(key, 0) for key in counts):
-        return claims
-    if sum(claims[key] for key in counts) <= max(kept):
-        return claims
-    return {key: value for key, value in claims.items() if key not in counts}
-
-
 def _published_heads(path: Path, heads: Mapping[int, int], width: int | None) -> int:
     if width not in heads:
         raise InputError(
@@ -252,6 +191,62 @@ def _empty(path: Path, family: str, arguments: dict[str, Any]) -> Backbone:
         return build_empty({"backbone": family, **arguments})
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _fill(net: Backbone, checkpoint: Checkpoint, dtype: torch.dtype, release: bool) -> None:
+    """Make the tensors of a checkpoint those of a module, one after the other."""
+    tables = {
+        name: table.detach()
+        for name, table in net.named_parameters()
+        if name in net.fixed_tables and not table.requires_grad
+    }
+    state: dict[str, Tensor] = {}
+    for name in list(checkpoint.state):
+        stored = checkpoint.state.take(name) if release else checkpoint.state[name]
+        if name in tables and _is_rounded(stored, tables[name]):
+            stored = tables[name]
+        # Copied in any case: files store tensors at odd addresses, at which some kernels compute
+        # otherwise, and a mapped file may be replaced.
+        state[name] = stored.to(dtype, copy=True)
+        if torch.finfo(dtype).max < torch.finfo(stored.dtype).max and not_finite(state[name]):
+            raise InputError(
+                f"{checkpoint.path}: dtype={_name_of(dtype)} can't hold tensor {name!r}, whose "
+                f"largest magnitude is {stored.abs().max().item():g}; valid: bfloat16, float32"
+            )
+        del stored
+    net.load_state_dict(state, assign=True)
+    if dtype != torch.float32:
+        net.to(dtype)  # tables that are in no state dict
+
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_dtype(dtype: torch.dtype | str | None) -> None:
+    if dtype not in (None, "auto", *_DTYPES, *map(_name_of, _DTYPES)):
+        valid = ", ".join(["auto", *map(_name_of, _DTYPES)])
+        raise InputError(f"dtype={str(dtype).removeprefix('torch.')!r}: valid are {valid}")
+
+
+def _wanted_dtype(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dtype:
+    """The type of the module; see :func:`load`."""
+    _check_dtype(dtype)
+    if dtype is None:
+        return torch.float32
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    name = checkpoint.dtypes[0] if dtype == "auto" else dtype
+    found = {_name_of(kind): kind for kind in _DTYPES}.get(name)
+    if found is None:
+        raise InputError(
+            f"{checkpoint.path}: holds {name}, in which networks are not computed, so that "
+            "dtype='auto' can't be; give dtype='bfloat16'"
+        )
+    return found
 
 
 def _is_rounded(stored: Tensor, table: Tensor) -> bool:
@@ -281,13 +276,3 @@ def shape_misfits(state: Mapping[str, Tensor], net: Backbone) -> str:
     )
     rest = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
     return listed + rest
-
-
-def _check_claims(checkpoint: Checkpoint, claims: Mapping[str, Any]) -> None:
-    """Refuse arguments that contradict the config where no tensor's shape would show it."""
-    for name, value in claims.items():
-        recorded = (checkpoint.arguments or {}).get(name, value)
-        if name not in _FREE_ARGUMENTS and recorded != value:
-            raise InputError(
-                f"{checkpoint.path}: its config says {name}={recorded!r}, but {value!r} was given"
-            )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.checkpoints.diffusers_layout import PRIVATE_KEY, STOCK
+from tinyfusion.backbones.dit_diffusers import PRIVATE_KEY, STOCK
 from tinyfusion.errors import InputError
 
 PUBLISHED = {"frequency_divisor": 128.0, "mlp_norm_eps": 1e-6}
@@ -48,11 +48,11 @@ def use_published_convention(model: Any) -> dict[str, float]:
     Raises:
         InputError: it is no diffusers DiT, or an export whose weights expect another convention.
     """
-    stated = _stated(_transformer(model))
+    stated = _recorded(_transformer(model))
     if stated is not None and stated != PUBLISHED:
         raise InputError(
-            f"this export says that its weights expect {_shown(stated)}, not the published "
-            f"{_shown(PUBLISHED)}; call set_convention(pipeline), which sets what it says"
+            f"this export says that its weights expect {_in_words(stated)}, not the published "
+            f"{_in_words(PUBLISHED)}; call set_convention(pipeline), which sets what it says"
         )
     return set_convention(model, **PUBLISHED)
 
@@ -80,7 +80,7 @@ def set_convention(
     transformer = _transformer(model)
     given = {"frequency_divisor": frequency_divisor, "mlp_norm_eps": mlp_norm_eps}
     left_out = [key for key, value in given.items() if value is None]
-    stated = _stated(transformer)
+    stated = _recorded(transformer)
     if left_out and stated is None:
         raise InputError(
             f"{' and '.join(left_out)} must be given: this model was not exported by tinyfusion "
@@ -117,14 +117,14 @@ def _transformer(model: Any) -> Any:
     return transformer
 
 
-def _stated(transformer: Any) -> dict[str, float] | None:
+def _recorded(transformer: Any) -> dict[str, float] | None:
     """The convention in the config of an export, ``None`` for other models."""
     record = transformer.config.get(PRIVATE_KEY)
     found = record.get("convention") if isinstance(record, Mapping) else None
     return dict(found) if isinstance(found, Mapping) and set(found) == set(PUBLISHED) else None
 
 
-def _shown(convention: Mapping[str, float]) -> str:
+def _in_words(convention: Mapping[str, float]) -> str:
     return (
         f"frequency divisor {convention['frequency_divisor']:g} and norm epsilon "
         f"{convention['mlp_norm_eps']:g}"
@@ -149,7 +149,7 @@ def convention_note(net: Backbone, layout: str) -> str:
     convention = convention_of(net)
     if not convention:
         return ""
-    expects = f"These weights expect {_shown(convention)}"
+    expects = f"These weights expect {_in_words(convention)}"
     if layout == "diffusers":
         call = call_after_loading(net)
         if call is None:
@@ -161,7 +161,7 @@ def convention_note(net: Backbone, layout: str) -> str:
     if layout == "public" and convention != PUBLISHED:
         return (
             f"{expects}, as the record beside them says; the public code computes with "
-            f"{_shown(PUBLISHED)} and would give other outputs."
+            f"{_in_words(PUBLISHED)} and would give other outputs."
         )
     return f"{expects}{', as published' if convention == PUBLISHED else ''}."
 

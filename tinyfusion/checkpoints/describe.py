@@ -41,7 +41,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     known = {**checkpoint.hints, **(checkpoint.arguments or {})}
     # The number of heads changes no shape: any will do to say what the tensors are.
     inferred = kind.public_files.infer(
-        checkpoint.state, str(checkpoint.path), {"num_heads": 1, **known}
+        checkpoint.state.meta, str(checkpoint.path), {"num_heads": 1, **known}
     )
     arguments = inferred | (checkpoint.arguments or {})
     width, heads = arguments["hidden_size"], arguments.get("num_heads")
@@ -77,7 +77,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 def _of_any(checkpoint: Checkpoint) -> dict[str, Any]:
     """Facts that every architecture has."""
     return {
-        "parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
+        "parameters": sum(tensor.numel() for tensor in checkpoint.state.meta.values()),
         "dtypes": list(checkpoint.dtypes),
         "files": [str(file) for file in checkpoint.files],
         "bytes": sum(file.stat().st_size for file in checkpoint.files),
@@ -132,7 +132,7 @@ def _misfits(
         net = build_empty({"num_heads": 1, **arguments, "backbone": family})
     except InputError as error:
         return [f"it won't load: {error}"]
-    misfits = shape_misfits(checkpoint.state, net)
+    misfits = shape_misfits(checkpoint.state.meta, net)
     return [f"it won't load, because its tensors don't fit together: {misfits}"] if misfits else []
 
 

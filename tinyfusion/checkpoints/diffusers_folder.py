@@ -1,4 +1,4 @@
-"""Reading a diffusers folder: a ``DiTTransformer2DModel`` or a pipeline around one."""
+"""Reading a diffusers folder: a transformer that a backbone knows, or a pipeline around one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.presets import FAMILIES
+from tinyfusion.backbones.public_files import DiffusersFiles
 from tinyfusion.checkpoints.checkpoint import Checkpoint
-from tinyfusion.checkpoints.diffusers_layout import CLASS_NAME, CLASS_NAMES, from_diffusers
 from tinyfusion.checkpoints.export_record import with_record
 from tinyfusion.checkpoints.layout import (
     CONFIG_FILE,
@@ -19,6 +19,7 @@ from tinyfusion.checkpoints.layout import (
     PIPELINE_FILE,
     TRANSFORMER_FOLDER,
 )
+from tinyfusion.checkpoints.lazy_state import LazyState
 from tinyfusion.checkpoints.tensors import (
     cleaned,
     digest_of,
@@ -31,6 +32,26 @@ from tinyfusion.checkpoints.tensors import (
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json
 
+_FAMILIES = {family: kind.diffusers for family, kind in FAMILIES.items() if kind.diffusers}
+_FAMILY_BY_CLASS = {name: word for word, files in _FAMILIES.items() for name in files.class_names}
+_WRITTEN = " or ".join(files.class_names[0] for files in _FAMILIES.values())
+
+
+def diffusers_files_of(net: Backbone) -> DiffusersFiles:
+    """How diffusers stores a backbone.
+
+    Raises:
+        InputError: it has no class that computes the same.
+    """
+    files = type(net).diffusers
+    if files is None:
+        raise InputError(
+            f"a {type(net).__name__} can't be exported to diffusers, whose DiTPipeline computes "
+            f"only {' or '.join(FAMILIES[word].__name__ for word in _FAMILIES)}; valid: --to ours "
+            "or --to public"
+        )
+    return files
+
 
 def is_diffusers(config: Any) -> bool:
     """Whether the content of a ``config.json`` is that of some diffusers model."""
@@ -41,16 +62,16 @@ def read_pipeline(folder: Path) -> Checkpoint:
     """Read the denoiser of a pipeline folder, which holds ``model_index.json``.
 
     Raises:
-        InputError: a pipeline without a DiT, or see :func:`read_diffusers`.
+        InputError: a pipeline around another model, or see :func:`read_diffusers`.
     """
     index_path = folder / PIPELINE_FILE
     index = read_json(index_path, "pipeline index")
     entry = index.get(TRANSFORMER_FOLDER) if isinstance(index, dict) else None
-    if not isinstance(entry, list) or entry[-1] not in CLASS_NAMES:
+    if not isinstance(entry, list) or entry[-1] not in _FAMILY_BY_CLASS:
         name = index.get("_class_name") if isinstance(index, dict) else None
         raise InputError(
             f"{index_path}: {name or 'no known pipeline'} with {TRANSFORMER_FOLDER!r}: {entry!r}; "
-            f"valid: a pipeline whose transformer is a {CLASS_NAME}"
+            f"valid: a pipeline whose transformer is a {_WRITTEN}"
         )
     config_path = folder / TRANSFORMER_FOLDER / CONFIG_FILE
     return read_diffusers(read_json(config_path, "config"), config_path)
@@ -71,8 +92,9 @@ def read_diffusers(
             config, or a wrong record of an export.
     """
     name = config.get("_class_name")
-    if name not in CLASS_NAMES:
-        raise InputError(f"{config_path}: a {name} of diffusers; valid: {CLASS_NAME}")
+    family = _FAMILY_BY_CLASS.get(name)
+    if family is None:
+        raise InputError(f"{config_path}: a {name} of diffusers; valid: {_WRITTEN}")
     folder = config_path.parent
     index_path = None if weights else _index_of(folder)
     if index_path is not None:
@@ -84,12 +106,12 @@ def read_diffusers(
         files = (weights or _only_file(folder),)
         raw, layout = _read_file(files[0]), "diffusers folder"
     path = files[0] if len(files) == 1 else folder
-    state, arguments = from_diffusers(cleaned(path, raw), config, str(path))
+    state, arguments = _FAMILIES[family].read(cleaned(path, raw), config, str(path))
     checkpoint = Checkpoint(
-        state=state,
+        state=LazyState.of(state),
         path=path,
         sha256=digest_of(files),
-        backbone="dit",
+        backbone=family,
         arguments=arguments,
         layout=layout,
         files=files,
@@ -164,9 +186,9 @@ def _placed(index_path: Path) -> dict[Path, set[str]]:
     return shards
 
 
-def _read_shards(index_path: Path, placed: Mapping[Path, set[str]]) -> dict[str, Tensor]:
+def _read_shards(index_path: Path, placed: Mapping[Path, set[str]]) -> LazyState:
     """Tensors of all shards; refuses those that the index does not account for."""
-    state: dict[str, Tensor] = {}
+    state = LazyState.of({})
     for path, expected in placed.items():
         shard = _read_file(path)
         differing = sorted(expected ^ set(shard))
@@ -175,14 +197,14 @@ def _read_shards(index_path: Path, placed: Mapping[Path, set[str]]) -> dict[str,
             raise InputError(
                 f"{path}: does not fit {index_path.name}: tensor {differing[0]!r} {where}"
             )
-        state |= shard
+        state = state | shard
     return state
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path) -> LazyState:
     if is_safetensors(path):
         return read_safetensors(path)
     content = read_torch(path)
     if not is_state(content):
         raise InputError(f"{path}: does not hold the bare state dict of a diffusers model")
-    return dict(content)
+    return LazyState.of(content)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.dit_diffusers import PRIVATE_KEY
 from tinyfusion.backbones.presets import family_of
 from tinyfusion.checkpoints.card import model_card
 from tinyfusion.checkpoints.convention import NULL_CLASS, convention_of
-from tinyfusion.checkpoints.diffusers_layout import PRIVATE_KEY, to_diffusers
+from tinyfusion.checkpoints.diffusers_folder import diffusers_files_of
 from tinyfusion.checkpoints.export_record import record_of
 from tinyfusion.checkpoints.layout import (
     CARD_FILE,
@@ -23,11 +24,11 @@ from tinyfusion.checkpoints.layout import (
     TRANSFORMER_FOLDER,
 )
 from tinyfusion.checkpoints.read import weights_sha256
-from tinyfusion.checkpoints.target import check_target, write_folder
+from tinyfusion.checkpoints.target import check_target
 from tinyfusion.checkpoints.tensors import disk_errors, write_tensors
-from tinyfusion.checkpoints.write import save_model, stored
+from tinyfusion.checkpoints.write import save_model, stored, stored_state
 from tinyfusion.errors import InputError
-from tinyfusion.files import write_json, write_text
+from tinyfusion.files import write_folder_atomic, write_json, write_text
 from tinyfusion.quiet import at_least
 
 # The process that DiT is trained with here and in the public code: 1000 steps, betas linear in
@@ -82,7 +83,7 @@ def save_ours(
         save_model(net, target, provenance, half)
         write_text(target / CARD_FILE, model_card(net, provenance or {}, "ours", folder.name))
 
-    return write_folder(folder, fill)
+    return write_folder_atomic(folder, fill)
 
 
 def save_public(
@@ -101,7 +102,7 @@ def save_public(
         net: the model.
         path: weights file; its suffix says how it is stored (``.pt``, ``.pth``, ``.safetensors``).
         provenance: how the model came about, as data that JSON can hold.
-        half: store float16, except the fixed position table.
+        half: store float16, except fixed tables.
         overwrite: replace a file that is there.
 
     Raises:
@@ -110,7 +111,7 @@ def save_public(
     path = Path(path)
     check_target(path, "public", overwrite)
     family_of(net)  # refuses what could not be rebuilt
-    state = {name: stored(name, tensor, half) for name, tensor in net.state_dict().items()}
+    state = stored_state(net, half)
     sidecar = path.with_name(path.name + SIDECAR_SUFFIX)
     card = path.with_name(f"{path.name}.md")
     # Until the new record is there, the former one makes the file refused, not read wrongly.
@@ -155,14 +156,15 @@ def save_diffusers(
     check_target(folder, "diffusers", overwrite)
     if scheduler not in SCHEDULERS:
         raise InputError(f"scheduler={scheduler!r} is unknown; valid: {', '.join(SCHEDULERS)}")
-    state, config = to_diffusers(net)
-    state = {name: stored(name, tensor, half) for name, tensor in state.items()}
+    files = diffusers_files_of(net)
+    state, config = files.write(net)
+    state = {name: stored(tensor, half, name) for name, tensor in state.items()}
     convention = convention_of(net)
     import diffusers  # takes seconds
 
     # Parameters without memory: those of `state` take their place.
     with torch.device("meta"):
-        transformer = diffusers.DiTTransformer2DModel(**config)
+        transformer = getattr(diffusers, files.class_names[0])(**config)
     transformer.load_state_dict(state, assign=True)
     transformer.register_to_config(**{PRIVATE_KEY: {"convention": convention}})
     name, settings = SCHEDULERS[scheduler]
@@ -192,7 +194,7 @@ def save_diffusers(
         card = model_card(net, provenance or {}, "diffusers", folder.name, vae is not None)
         write_text(target / CARD_FILE, card)
 
-    return write_folder(folder, fill)
+    return write_folder_atomic(folder, fill)
 
 
 def _copy_vae(source: Path, target: Path) -> None:

@@ -59,7 +59,7 @@ def push_to_hub(
 def _write_card(folder: Path, repo_id: str) -> None:
     """Check that ``folder`` loads, and see to it that it has a card."""
     checkpoint = read_checkpoint(folder)
-    net = to_backbone(checkpoint)
+    net = to_backbone(checkpoint, release=True)
     card = folder / CARD_FILE
     if not card.is_file():
         layout = "diffusers" if (folder / PIPELINE_FILE).is_file() else "ours"

@@ -8,10 +8,9 @@ from typing import Any
 import yaml
 
 from tinyfusion.checkpoints.checkpoint import Checkpoint
-from tinyfusion.decision import Decision
+from tinyfusion.decision import Decision, find_decision
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json
-from tinyfusion.widths import WidthDecision
 
 # Row of a run's metrics.json by the name of its model folders.
 _ROWS = {
@@ -24,9 +23,8 @@ _ROWS = {
 def lineage(checkpoint: Checkpoint) -> dict[str, Any]:
     """The provenance of a checkpoint, completed by what lies beside it.
 
-    A model folder of a run (``<run>/recovered``) is completed by the run's ``decision.json`` or
-    ``widths.json``, ``config.yaml`` and ``metrics.json``. What the checkpoint itself records is
-    never replaced.
+    A model folder of a run (``<run>/recovered``) is completed by the run's ``decision.json``,
+    ``config.yaml`` and ``metrics.json``. What the checkpoint itself records is never replaced.
 
     Args:
         checkpoint: as read.
@@ -40,9 +38,7 @@ def lineage(checkpoint: Checkpoint) -> dict[str, Any]:
     if folder.name not in _ROWS or "metrics" in known:
         return known
     run = folder.parent
-    decision = _decision(run / Decision.file_name, checkpoint)
-    if decision is None:
-        decision = _widths(run / WidthDecision.file_name, checkpoint)
+    decision = _decision(find_decision(run), checkpoint)
     if decision is not None:
         known["decision"] = decision | known.get("decision", {})
     if "recovered_from" in known and "recovery" not in known:
@@ -50,37 +46,20 @@ def lineage(checkpoint: Checkpoint) -> dict[str, Any]:
     return known | _metrics(run / "metrics.json", _ROWS[folder.name])
 
 
-def _decision(file: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    if not file.is_file():
+def _decision(file: Path | None, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    if file is None:
         return None
     try:
         decision = Decision.load(file)
     except InputError:
         return None  # a damaged note must not keep a whole model from being exported
-    depth = checkpoint.depth or (checkpoint.arguments or {}).get("depth")
-    if len(decision.kept) != depth:
-        return None  # the decision of another run
-    return {
-        "method": decision.method,
-        "scheme": decision.scheme,
-        "kept": list(decision.kept),
-        "source_depth": decision.source_depth,
-        "seed": decision.seed,
-        "source_sha256": decision.source_sha256,
-    }
-
-
-def _widths(file: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The same of a decision of widths."""
-    if not file.is_file():
-        return None
-    try:
-        decision = WidthDecision.from_dict(read_json(file, "decision"))
-    except InputError:
-        return None  # as above
     arguments = checkpoint.arguments or {}
-    if any(arguments.get(key, width) != width for key, width in decision.widths.items()):
+    depth = checkpoint.depth or arguments.get("depth")
+    if decision.is_about_blocks and len(decision.origins) != depth:
         return None  # the decision of another run
+    widths = {} if decision.resized is None else decision.resized.widths
+    if any(arguments.get(key, width) != width for key, width in widths.items()):
+        return None  # as above
     known = {"seed": decision.seed, "source_sha256": decision.source_sha256}
     return decision.summary() | known
 

@@ -16,9 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.public_files import DIFFUSERS_BLOCKS
 from tinyfusion.checkpoints.block_places import BlockPlaces
 from tinyfusion.checkpoints.construct import to_backbone
-from tinyfusion.checkpoints.diffusers_layout import to_diffusers
+from tinyfusion.checkpoints.diffusers_folder import diffusers_files_of
 from tinyfusion.checkpoints.layout import ADAPTER_FILE, ADAPTER_WEIGHTS
 from tinyfusion.checkpoints.lineage import source_depth
 from tinyfusion.checkpoints.read import read_checkpoint
@@ -86,7 +87,7 @@ def remap_lora(
             f"{model}: records no kept blocks, so it was not pruned by tinyfusion and there is "
             "nothing to remap by; give the pruned model's own folder or export"
         )
-    net = to_backbone(checkpoint)
+    net = to_backbone(checkpoint, release=True)
     try:
         places = BlockPlaces(net)
     except InputError as error:
@@ -203,8 +204,9 @@ def _check_shapes(
 ) -> None:
     """Refuse adapters whose matrices don't fit the modules of the pruned model."""
     shapes = {name: tuple(t.shape) for name, t in net.state_dict().items()}
-    if any("transformer_blocks." in name for name in state):
-        shapes = {name: tuple(t.shape) for name, t in to_diffusers(net)[0].items()}
+    if any(f"{DIFFUSERS_BLOCKS}." in name for name in state):
+        stored = diffusers_files_of(net).write(net)[0]
+        shapes = {name: tuple(t.shape) for name, t in stored.items()}
     for name, tensor in state.items():
         match = _ADAPTED.fullmatch(name)
         if match is None:
@@ -261,5 +263,5 @@ def _remapped_config(
 
 
 def _as_stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under peft's names, copied: the file that they are mapped from may be replaced."""
-    return {_PREFIX + name: tensor.clone().contiguous() for name, tensor in state.items()}
+    """Tensors under peft's names."""
+    return {_PREFIX + name: tensor.contiguous() for name, tensor in state.items()}

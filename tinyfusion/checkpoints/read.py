@@ -23,6 +23,7 @@ from tinyfusion.checkpoints.layout import (
     TRANSFORMER_FOLDER,
     WEIGHTS_FILE,
 )
+from tinyfusion.checkpoints.lazy_state import LazyState
 from tinyfusion.checkpoints.locate import resolve
 from tinyfusion.checkpoints.own_folder import is_ours, read_own, weights_of
 from tinyfusion.checkpoints.tensors import (
@@ -141,13 +142,14 @@ def _read_beside_config(path: Path) -> Checkpoint | None:
 
 
 def _read_bare(path: Path) -> Checkpoint:
-    content: Any
+    content: Any = None
     if is_safetensors(path):
-        content, key = read_safetensors(path), None
-        state, layout = content, "bare state dict (safetensors)"
+        state, key = read_safetensors(path), None
+        layout = "bare state dict (safetensors)"
     else:
         content = read_torch(path)
-        state, key = pick_state(path, content)
+        picked, key = pick_state(path, content)
+        state = LazyState.of(picked)
         layout = "bare state dict (PyTorch)"
     checkpoint = Checkpoint(
         state=cleaned(path, state),

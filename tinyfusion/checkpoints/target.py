@@ -1,11 +1,7 @@
-"""Where an export may be written, and folders that are either whole or absent."""
+"""Where an export may be written."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 from tinyfusion.checkpoints.layout import CONFIG_FILE, PIPELINE_FILE
@@ -50,30 +46,3 @@ def check_target(target: Path, layout: str, overwrite: bool) -> None:
         (target / name).is_file() for name in (CONFIG_FILE, PIPELINE_FILE)
     ):
         raise InputError(f"{target}: holds no model, so --overwrite does not replace it")
-
-
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """Let ``fill`` fill a temporary folder beside ``folder``, then rename it to ``folder``."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    temporary = folder.with_name(f".{folder.name}.{mark}")
-    former = folder.with_name(f".{folder.name}.{mark}.former")
-    try:
-        temporary.mkdir()
-        fill(temporary)
-        # Some writers make files that nobody else may read: take the mode that the umask gives.
-        mode = temporary.stat().st_mode & 0o666
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                file.chmod(mode)
-        if folder.exists():
-            os.replace(folder, former)
-        os.replace(temporary, folder)
-    except BaseException:
-        if former.exists() and not folder.exists():
-            os.replace(former, folder)
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(former, ignore_errors=True)
-    return folder

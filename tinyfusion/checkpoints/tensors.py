@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from tinyfusion.checkpoints.lazy_state import LazyState
 from tinyfusion.errors import InputError, first_line
 from tinyfusion.files import sha256_of, write_atomic
 
@@ -42,14 +43,14 @@ def is_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors" and not is_torch
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, mapped from it.
+def read_safetensors(path: Path) -> LazyState:
+    """Tensors of a safetensors file, to be read one at a time.
 
     Raises:
         InputError: damaged or truncated.
     """
     try:
-        return load_file(path)
+        return LazyState.of_safetensors(str(path))
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path}: not a readable safetensors file, perhaps truncated ({first_line(error)})"
@@ -58,6 +59,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def read_torch(path: Path) -> Any:
     """Content of a file that ``torch.save`` wrote: tensors, plain values, a Namespace.
+
+    Tensors are mapped from the file, unless it has the format from before torch 1.6.
 
     Raises:
         InputError: damaged, truncated, or asking for anything else.
@@ -69,10 +72,13 @@ def read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on pickle versions; errors say enough
-            if misnamed:
-                with open(path, "rb") as handle:
-                    return torch.load(handle, map_location="cpu", weights_only=True)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
+            with open(path, "rb") if misnamed else contextlib.nullcontext(path) as source:
+                return torch.load(
+                    source,
+                    map_location="cpu",
+                    weights_only=True,
+                    mmap=can_map and not misnamed,
+                )
     except MemoryError:
         raise
     # A damaged pickle can fail in any way: unknown opcodes, bad indices, broken text.
@@ -148,8 +154,14 @@ def is_state(value: Any) -> bool:
     )
 
 
-def cleaned(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+_CHUNK = 1 << 18
+"""Elements whose values are looked at together."""
+
+
+def cleaned(path: Path, state: LazyState) -> LazyState:
     """Names without wrapper prefixes; refuses values that no model can hold.
+
+    Every tensor is read once, one after the other.
 
     Args:
         path: where they were read, for messages.
@@ -159,28 +171,34 @@ def cleaned(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         InputError: a name that occurs twice, a type that is not floating, a value that is not
             finite.
     """
-    public: dict[str, Tensor] = {}
-    for name, tensor in state.items():
+    public: dict[str, str] = {}
+    for name, meta in state.meta.items():
         bare = name.replace("_orig_mod.", "")
         while bare.startswith("module."):
             bare = bare.removeprefix("module.")
         if bare in public:
             raise InputError(f"{path}: holds tensor {bare!r} twice, the second as {name!r}")
-        if not tensor.is_floating_point():
-            raise InputError(f"{path}: tensor {name!r} is {tensor.dtype}; valid: floating types")
-        bad = int((~torch.isfinite(tensor)).sum())
+        if not meta.is_floating_point():
+            raise InputError(f"{path}: tensor {name!r} is {meta.dtype}; valid: floating types")
+        bad = not_finite(state[name])
         if bad:
             raise InputError(
                 f"{path}: tensor {name!r} holds {bad} values that are not finite (NaN or infinity)"
             )
-        public[bare] = tensor.detach()
-    return public
+        public[bare] = name
+    return state.renamed(public)
 
 
-def dtypes_of(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+def not_finite(tensor: Tensor) -> int:
+    """Number of values that are NaN or infinite; takes little memory of its own."""
+    parts = tensor.detach().reshape(-1).split(_CHUNK)
+    return sum(int((~torch.isfinite(part)).sum()) for part in parts)
+
+
+def dtypes_of(state: LazyState) -> tuple[str, ...]:
     """Types of some tensors, such as ``("float16", "float32")``, the most frequent first."""
     elements: Counter[str] = Counter()
-    for tensor in state.values():
+    for tensor in state.meta.values():
         elements[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     return tuple(name for name, _ in elements.most_common())
 

@@ -78,27 +78,27 @@ def with_training_facts(
     found = content.get("args")
     args = vars(found) if isinstance(found, argparse.Namespace) else found
     args = {str(k): _plain(v) for k, v in args.items()} if isinstance(args, Mapping) else {}
-    family, said = _said(args)
+    family, recorded = _from_args(args)
     averaged = next((key for key in AVERAGED if key in content), None)
     missing = f"it holds no {'usable ' if averaged else ''}{averaged or AVERAGED[0]!r}"
     return replace(
         checkpoint,
         backbone=family,
-        hints={key: value for key, (_, value) in said.items()},
+        hints={key: value for key, (_, value) in recorded.items()},
         layout=f"{TRAINING}, weights under {chosen!r}"
         + ("" if chosen in AVERAGED else f" ({missing})"),
         provenance={"args": args} if args else {},
         also=also,
-        notes=tuple(_contradictions(args, checkpoint, family, said) if family else []),
+        notes=tuple(_contradictions(args, checkpoint, family, recorded) if family else []),
     )
 
 
-def _said(args: Mapping[str, Any]) -> tuple[str | None, dict[str, tuple[str, Any]]]:
+def _from_args(args: Mapping[str, Any]) -> tuple[str | None, dict[str, tuple[str, Any]]]:
     """The family whose training script recorded ``args``, and what they say of its arguments."""
     for family, kind in FAMILIES.items():
-        said = kind.public_files.said(args) if kind.public_files else None
-        if said is not None:
-            return family, said
+        recorded = kind.public_files.from_training_args(args) if kind.public_files else None
+        if recorded is not None:
+            return family, recorded
     return None, {}
 
 
@@ -106,17 +106,17 @@ def _contradictions(
     args: Mapping[str, Any],
     checkpoint: Checkpoint,
     family: str,
-    said: Mapping[str, tuple[str, Any]],
+    recorded: Mapping[str, tuple[str, Any]],
 ) -> list[str]:
     """Where the recorded arguments say something else than the tensors, which are believed."""
     files = FAMILIES[family].public_files
     assert files is not None
-    known = {key: value for key, (_, value) in said.items()}
-    found = files.infer(checkpoint.state, str(checkpoint.path), known)
+    known = {key: value for key, (_, value) in recorded.items()}
+    found = files.infer(checkpoint.state.meta, str(checkpoint.path), known)
     return [
         f"its args say {word}={args[word]}, which means {key}={value}, but its tensors have "
         f"{key}={found[key]}; the tensors are believed"
-        for key, (word, value) in said.items()
+        for key, (word, value) in recorded.items()
         if found[key] != value
     ]
 

@@ -33,7 +33,7 @@ def save_model(
         net: the model; its tensors are stored under their public names.
         folder: where to; made if need be, files of an earlier model there are replaced.
         provenance: how the model came about, as data that JSON can hold.
-        half: store floating tensors as float16, except the fixed position table.
+        half: store floating tensors as float16, except fixed tables.
 
     Returns:
         ``folder``.
@@ -46,7 +46,7 @@ def save_model(
     family = family_of(net)
     check_own(net)
     json.dumps(provenance)  # fails here, before any file is touched
-    state = {name: stored(name, tensor, half) for name, tensor in net.state_dict().items()}
+    state = stored_state(net, half)
     weights = write_tensors(folder / WEIGHTS_FILE, state)
     config = {
         "format": FORMAT,
@@ -65,19 +65,35 @@ def save_model(
     return folder
 
 
-def stored(name: str, tensor: Tensor, half: bool) -> Tensor:
+def stored_state(net: Backbone, half: bool) -> dict[str, Tensor]:
+    """The state dict of a model as files hold it; see `stored`.
+
+    Args:
+        net: the model; its fixed tables are never halved.
+        half: store floating tensors as float16.
+
+    Raises:
+        InputError: float16 can't hold the weights.
+    """
+    return {
+        name: stored(tensor, half and name not in net.fixed_tables, name)
+        for name, tensor in net.state_dict().items()
+    }
+
+
+def stored(tensor: Tensor, half: bool, name: str) -> Tensor:
     """A tensor as files hold it: on the CPU, without gradient, float16 if ``half``.
 
     Args:
-        name: its name; the fixed position table (``pos_embed``) is never halved.
         tensor: any tensor.
         half: store floating tensors as float16.
+        name: its name, for the message.
 
     Raises:
         InputError: float16 can't hold it.
     """
     tensor = tensor.detach().cpu().contiguous()
-    if not half or not tensor.is_floating_point() or name == "pos_embed":
+    if not half or not tensor.is_floating_point():
         return tensor
     halved = tensor.half()
     if not halved.isfinite().all():

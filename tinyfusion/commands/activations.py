@@ -12,9 +12,8 @@ from omegaconf import DictConfig
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import read_checkpoint
 from tinyfusion.checkpoints.lineage import lineage
-from tinyfusion.commands.checks import check_data
-from tinyfusion.commands.prune import flat
-from tinyfusion.commands.setup import Setup
+from tinyfusion.commands.checks import check_data, check_latents
+from tinyfusion.commands.loading import flat, load_alone, other_teacher, start_tracking
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.figures.activations import massive_activations
@@ -22,10 +21,11 @@ from tinyfusion.figures.table import Column, print_table
 from tinyfusion.files import write_json
 from tinyfusion.metrics.activations import check_request, collect, whole
 from tinyfusion.metrics.state_summary import StateSummary, by_threshold, symlog_edges
-from tinyfusion.pipeline.origins import aligned_pairs
 from tinyfusion.recovery.alignment import alignment
 from tinyfusion.recovery.objective import STATE_KEYS, check_alike
+from tinyfusion.recovery.origins import aligned_pairs
 from tinyfusion.runtime.progress import ImageProgress
+from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.version import __version__
 
 log = logging.getLogger(__name__)
@@ -39,26 +39,26 @@ def main(cfg: DictConfig, folder: Path) -> None:
     ``checkpoint=`` alone is described as one model; with ``teacher.path=`` both see the same
     inputs, and the blocks that masked distillation compares are compared.
     """
-    setup = Setup(cfg, folder)
+    objects = objects_of(cfg)
     num_sigmas = sorted(float(k) for k in cfg.num_sigmas)
-    check_request(setup.source, cfg.samples, cfg.batch_size, num_sigmas)
-    student = _load(setup, cfg.checkpoint, "checkpoint")
-    teacher = _load_teacher(setup, student)
-    pairs = [] if teacher is None else _pairs(setup, student, teacher)
+    check_request(objects.source, cfg.samples, cfg.batch_size, num_sigmas)
+    student = _load(objects, cfg.checkpoint, "checkpoint")
+    teacher = _load_teacher(objects, student)
+    pairs = [] if teacher is None else _pairs(objects, student, teacher)
     for net in (student, teacher):
         if net is not None:
-            net.to(setup.device)
-    with ImageProgress("activations", cfg.samples, bar=setup.bars) as progress:
+            net.to(objects.device)
+    with ImageProgress("activations", cfg.samples, bar=objects.bars) as progress:
         found = collect(
             student,
-            setup.process,
-            setup.source,
+            objects.process,
+            objects.source,
             cfg.samples,
             num_sigmas,
             teacher,
             pairs,
             cfg.batch_size,
-            setup.seed,
+            objects.seed,
             progress,
         )
     models = {}
@@ -67,7 +67,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     name = "model" if teacher is None else "student"
     models[name] = _described(student, found.student, num_sigmas)
     compared = [pair.as_dict() for pair in found.pairs]
-    settings = _settings(setup, num_sigmas)
+    settings = _settings(objects, num_sigmas)
     write_json(
         folder / ACTIVATIONS_FILE,
         {
@@ -77,43 +77,45 @@ def main(cfg: DictConfig, folder: Path) -> None:
             "pairs": compared,
         },
     )
-    title = f"{cfg.samples} noised training images, seed {setup.seed}, float32"
+    title = f"{cfg.samples} noised training images, seed {objects.seed}, float32"
     names = list(by_threshold(num_sigmas, num_sigmas))
     _print_models(models, names, title)
     if compared:
         _print_pairs(compared, names)
     _warn(models)
-    setup.tracking.scores(flat({name: _scalars(model["whole"]) for name, model in models.items()}))
+    tracking = start_tracking(objects, folder)
+    tracking.scores(flat({name: _scalars(model["whole"]) for name, model in models.items()}))
     if all(model["whole"]["count"] for model in models.values()):
         figure = massive_activations(models, symlog_edges().tolist(), folder / FIGURE_FILE)
-        setup.tracking.image("activations", figure)
-    setup.tracking.finish()
+        tracking.image("activations", figure)
+    tracking.finish()
     log.info("activations: figures in %s", folder / ACTIVATIONS_FILE)
 
 
-def _load(setup: Setup, path: str | None, key: str) -> Backbone:
+def _load(objects: Objects, path: str | None, key: str) -> Backbone:
     """A model that fits the data; nothing is sampled, so no sampler is held against it."""
-    net = setup.load_alone(path, key)
-    check_data(net, setup.source, path or key)
+    net = load_alone(objects, path, key)
+    check_latents(objects.source, objects.process)
+    check_data(net, objects.source, path or key)
     return net
 
 
-def _load_teacher(setup: Setup, student: Backbone) -> Backbone | None:
+def _load_teacher(objects: Objects, student: Backbone) -> Backbone | None:
     """The model to compare with, if one is given.
 
     Raises:
         InputError: one that can't be known, or whose states have another shape.
     """
-    path = setup.teacher_path()
+    path = other_teacher(objects)
     if path is None:
         return None
-    teacher = _load(setup, path, "teacher.path")
+    teacher = _load(objects, path, "teacher.path")
     advice = "their hidden states can't be compared; look at each alone, with teacher=none"
     check_alike(student, teacher, STATE_KEYS, advice)
     return teacher
 
 
-def _pairs(setup: Setup, student: Backbone, teacher: Backbone) -> list[tuple[int, int]]:
+def _pairs(objects: Objects, student: Backbone, teacher: Backbone) -> list[tuple[int, int]]:
     """The blocks that recovery compares, by all that the student's file tells of its decision.
 
     Two models of one depth, neither of them pruned, are compared block by block.
@@ -123,7 +125,7 @@ def _pairs(setup: Setup, student: Backbone, teacher: Backbone) -> list[tuple[int
     """
     if student.kept_from is None and teacher.kept_from is None and student.depth == teacher.depth:
         return alignment(range(student.depth), teacher.depth, None, teacher.borders)
-    known = lineage(read_checkpoint(setup.cfg.checkpoint)).get("decision") or {}
+    known = lineage(read_checkpoint(objects.checkpoint)).get("decision") or {}
     decision = None
     if "kept" in known:
         keys = ("kept", "source_depth", "scheme")
@@ -132,8 +134,8 @@ def _pairs(setup: Setup, student: Backbone, teacher: Backbone) -> list[tuple[int
         return aligned_pairs(student, teacher, decision)
     except InputError:
         raise InputError(
-            f"checkpoint={setup.cfg.checkpoint} ({student.depth} blocks) does not record which "
-            f"blocks of teacher.path={setup.cfg.teacher.path} ({teacher.depth} blocks) it kept; "
+            f"checkpoint={objects.checkpoint} ({student.depth} blocks) does not record which "
+            f"blocks of teacher.path={objects.teacher_path} ({teacher.depth} blocks) it kept; "
             "give the model folder that pruning wrote, the teacher that it was cut from, or "
             "teacher=none for one model alone"
         ) from None
@@ -157,19 +159,18 @@ def _described(
     }
 
 
-def _settings(setup: Setup, num_sigmas: Sequence[float]) -> dict[str, Any]:
-    cfg = setup.cfg
+def _settings(objects: Objects, num_sigmas: Sequence[float]) -> dict[str, Any]:
     return {
-        "checkpoint": cfg.checkpoint,
-        "teacher": cfg.teacher.path,
-        "data": str(cfg.data["_target_"]).rpartition(".")[2],
-        "process": type(setup.process).__name__,
-        "samples": cfg.samples,
-        "batch_size": cfg.batch_size,
-        "seed": setup.seed,
+        "checkpoint": objects.checkpoint,
+        "teacher": objects.teacher_path,
+        "data": type(objects.source).__name__,
+        "process": type(objects.process).__name__,
+        "samples": objects.config["samples"],
+        "batch_size": objects.config["batch_size"],
+        "seed": objects.seed,
         "num_sigmas": list(num_sigmas),
         "precision": "float32",
-        "device": str(setup.device),
+        "device": str(objects.device),
         "version": __version__,
     }
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from tinyfusion.commands.benchmark_models import (
     DEPTH,
+    NARROWED,
     WIDTH,
     Subject,
     available_memory,
@@ -19,7 +20,7 @@ from tinyfusion.commands.benchmark_models import (
     planned,
     ready,
 )
-from tinyfusion.commands.setup import Setup
+from tinyfusion.commands.checks import check_sampling
 from tinyfusion.errors import InputError
 from tinyfusion.figures.speed import speed_by_ratio
 from tinyfusion.figures.table import Column, markdown_table, print_table
@@ -28,7 +29,7 @@ from tinyfusion.metrics.benchmark import Benchmark, device_name
 from tinyfusion.metrics.memory import in_gib
 from tinyfusion.metrics.shown import settings_of
 from tinyfusion.metrics.speed import macs, parameters
-from tinyfusion.settings.compose import build
+from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.settings.overview import NOTES
 from tinyfusion.version import __version__
 
@@ -56,27 +57,30 @@ SERIES = {DEPTH: "blocks removed (label: blocks left)", WIDTH: "widths cut (labe
 
 def main(cfg: DictConfig, folder: Path) -> None:
     """Write ``benchmark.json`` and ``table.md``; of cuts ``speed.json`` and ``speed.png``."""
-    setup = Setup(cfg, folder)
-    guidance, sampler = build(cfg.guidance), build(cfg.sampler)
+    objects = objects_of(cfg)
+    guidance, sampler, process = objects.guidance, objects.sampler, objects.process
+    assert sampler is not None
+    narrowed = {key: cfg[key] for key in NARROWED if cfg[key] is not None}
     benchmark = Benchmark(
-        setup.process,
+        process,
         sampler,
         guidance,
         cfg.batch_size,
         cfg.rounds,
-        setup.dtype,
-        setup.seed,
+        objects.dtype,
+        objects.seed,
         lambda what, number: log.info("benchmark: %s, round %d of %d", what, number, cfg.rounds),
     )
-    subjects = planned(setup)
+    subjects = planned(objects, cfg.models, narrowed, cfg.depths, cfg.widths)
     for subject in subjects:
-        setup.check_sampling(subject.net, f"models: {subject.name}: sampler", sampler)
-        setup.check_sampling(subject.net, f"models: {subject.name}: guidance", sampler, guidance)
-    check_memory(subjects, available_memory(setup.device), setup.device)
+        key = f"models: {subject.name}"
+        check_sampling(subject.net, process, f"{key}: sampler", sampler)
+        check_sampling(subject.net, process, f"{key}: guidance", sampler, guidance)
+    check_memory(subjects, available_memory(objects.device), objects.device)
 
-    backend = setup.trainer.compile_backend if setup.trainer.compile else None
+    backend = objects.trainer.compile_backend if objects.trainer.compile else None
     log.info("benchmark: %d network(s), all in memory, timed in turn", len(subjects))
-    nets = ready(subjects, setup.device, setup.seed)
+    nets = ready(subjects, objects.device, objects.seed)
     try:
         rows = benchmark.measure(nets, (None,) if backend is None else (None, backend))
     except torch.cuda.OutOfMemoryError:
@@ -86,7 +90,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
         ) from None
     for row in rows:
         row |= _about(next(s for s in subjects if s.name == row["model"]), rows)
-    settings = settings_used(setup, benchmark)
+    settings = settings_used(objects, benchmark, narrowed)
     write_json(folder / "benchmark.json", {"settings": settings, "rows": rows})
     _figure_4(folder, settings, rows)
 
@@ -96,7 +100,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
             row["mode"] = "compiled" if row["compiled"] else "eager"
     columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in shown)}
     line = settings_line(settings)
-    notes = [*NOTES["benchmark"], _memory_note(setup.device)]
+    notes = [*NOTES["benchmark"], _memory_note(objects.device)]
     text = f"{line}\n\n{markdown_table(shown, columns)}\n" + "".join(f"{n}\n" for n in notes)
     write_text(folder / "table.md", text)
     print_table(shown, columns, line)
@@ -104,25 +108,23 @@ def main(cfg: DictConfig, folder: Path) -> None:
     log.info("benchmark: figures in %s", folder)
 
 
-def settings_used(setup: Setup, benchmark: Benchmark) -> dict[str, Any]:
+def settings_used(
+    objects: Objects, benchmark: Benchmark, narrowed: dict[str, int]
+) -> dict[str, Any]:
     """What decides the figures, as plain data."""
-    device = setup.device
+    device = objects.device
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "batch_size": benchmark.batch_size,
         "guidance": benchmark.guidance.scale,
         "sampler": settings_of(benchmark.sampler),
-        "precision": setup.trainer.precision,
+        "precision": objects.trainer.precision,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "compile_backend": setup.trainer.compile_backend if setup.trainer.compile else None,
+        "compile_backend": objects.trainer.compile_backend if objects.trainer.compile else None,
         "rounds": benchmark.rounds,
-        "narrowed": {
-            key: setup.cfg[key]
-            for key in ("hidden_size", "num_heads", "input_size")
-            if setup.cfg[key] is not None
-        },
-        "seed": setup.seed,
+        "narrowed": narrowed,
+        "seed": objects.seed,
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "tinyfusion": __version__,

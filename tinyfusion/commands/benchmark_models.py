@@ -23,12 +23,14 @@ from tinyfusion.backbones.presets import (
     preset_family,
 )
 from tinyfusion.checkpoints.locate import PACKAGED
-from tinyfusion.commands.setup import Setup
+from tinyfusion.commands.loading import load_alone
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.memory import bytes_of, in_gib
+from tinyfusion.processes.contract import Process
 from tinyfusion.pruners.diff_pruning import DiffPruning
 from tinyfusion.pruners.patterns import spread
 from tinyfusion.seeding import seed_of
+from tinyfusion.settings.objects import Objects
 
 DEPTH, WIDTH = "depth", "width"
 
@@ -59,17 +61,26 @@ class Subject:
     kept: tuple[int, ...] = ()
 
 
-def planned(setup: Setup) -> list[Subject]:
+def planned(
+    objects: Objects,
+    models: Any,
+    sizes: Mapping[str, int],
+    depths: Sequence[int] | None = None,
+    widths: Sequence[float] | None = None,
+) -> list[Subject]:
     """Everything that is to be timed, without weights where they will be random.
 
     Args:
-        setup: the job, whose configuration has `models`, `depths`, `widths` and `NARROWED`.
+        objects: the command's.
+        models: presets and checkpoints; ``None`` for the command's checkpoint.
+        sizes: what presets are narrowed to, keys of `NARROWED`.
+        depths: numbers of blocks that the first network is cut to.
+        widths: shares of its parameters that the first network loses by cut widths.
 
     Raises:
         InputError: a model, depth, width or size that can't be, or models that can't be compared.
     """
-    cfg = setup.cfg
-    models = [cfg.checkpoint] if cfg.models is None else cfg.models
+    models = [objects.checkpoint] if models is None else models
     is_list = isinstance(models, list | ListConfig) and models
     if not is_list or any(not isinstance(model, str) for model in models):
         raise InputError(
@@ -80,7 +91,6 @@ def planned(setup: Setup) -> list[Subject]:
     doubled = [model for model in models if models.count(model) > 1]
     if doubled:
         raise InputError(f"models={_listed(models)}: {doubled[0]!r} is listed more than once")
-    sizes = {key: cfg[key] for key in NARROWED if cfg[key] is not None}
     useless = [key for key in sizes if key != "num_heads"]
     if useless and not any(map(_is_preset, models)):
         raise InputError(
@@ -88,20 +98,23 @@ def planned(setup: Setup) -> list[Subject]:
             f"models={_listed(models)}; a checkpoint is timed as it is"
         )
     found = [
-        _of_preset(setup, model, sizes) if _is_preset(model) else _of_checkpoint(setup, model)
+        _of_preset(objects.process, model, sizes)
+        if _is_preset(model)
+        else _of_checkpoint(objects, model)
         for model in models
     ]
     names = short_names(models)
     subjects = [replace(s, name=name) for s, name in zip(found, names, strict=True)]
     for subject in subjects[1:]:
         _check_comparable(subjects[0], subject)
-    subjects += _depths(subjects[0], cfg.depths)
-    subjects += _widths(subjects[0], cfg.widths)
+    subjects += _depths(subjects[0], depths)
+    subjects += _widths(subjects[0], widths)
     for subject in subjects:
         alike = [other for other in subjects if other.name == subject.name]
         if len(alike) > 1:
             raise InputError(
-                f"{subject.cut}s={_listed(cfg[f'{subject.cut}s'])}: more than one of these is "
+                f"{subject.cut}s={_listed(depths if subject.cut == DEPTH else widths)}: more than "
+                "one of these is "
                 f"{subject.name}; leave all but one out"
             )
     return subjects
@@ -124,21 +137,21 @@ def _is_preset(model: str) -> bool:
     return model in PRESETS and model not in PACKAGED
 
 
-def _of_preset(setup: Setup, name: str, sizes: Mapping[str, int]) -> Subject:
+def _of_preset(process: Process, name: str, sizes: Mapping[str, int]) -> Subject:
     published = {"backbone": preset_family(name), **preset(name)}
     arguments = {**published, **sizes}
     net = _on_meta(arguments, f"models: {name} with {_shown(sizes)}" if sizes else name)
-    setup.process.check(net, f"models: {name}")
+    process.check(net, f"models: {name}")
     as_published = _on_meta(published, name) if arguments != published else None
     return Subject(name, net, arguments, as_published)
 
 
-def _of_checkpoint(setup: Setup, model: str) -> Subject:
+def _of_checkpoint(objects: Objects, model: str) -> Subject:
     if model in FAMILIES:
         ours = ", ".join(name for name in PRESETS if preset_family(name) == model)
         raise InputError(f"models: {model!r} does not say how large; valid: {ours}")
     try:
-        net = setup.load_alone(model, key="models")
+        net = load_alone(objects, model, key="models")
     except InputError as error:
         if Path(model).exists() or model in PACKAGED:
             raise InputError(f"models: {error}") from None
@@ -186,7 +199,7 @@ def _widths(first: Subject, ratios: Sequence[float] | None) -> Iterator[Subject]
             )
         whole = _on_meta(arguments, first.name)
         try:
-            widths = DiffPruning(ratio=ratio).plan(whole).widths
+            widths = DiffPruning(ratio=ratio).resizing(whole).widths
         except InputError as error:
             raise InputError(f"widths={_listed(ratios)}: {error}") from None
         narrow = {**arguments, **whole.width_plan().fixed, **widths}

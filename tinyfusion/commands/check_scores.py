@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
 from tinyfusion.commands.checks import decoder_for
 from tinyfusion.data.image_sets import ImageSet
 from tinyfusion.data.source import ImageSource
@@ -135,13 +133,16 @@ def _scored_shape(evaluation: Evaluation, source: ImageSource) -> tuple[int, int
     return (3, side, side)
 
 
-def check_held_out(data: DictConfig) -> None:
-    """Refuse a configuration of data of which nothing is held out.
+def check_held_out(held_out: int | None) -> None:
+    """Refuse data of which nothing is held out.
+
+    Args:
+        held_out: held-out images as configured; ``None`` if the data itself says how many.
 
     Raises:
-        InputError: so it is.
+        InputError: it is 0.
     """
-    if data.get("held_out") == 0:
+    if held_out == 0:
         raise InputError(
             "data.held_out=0 leaves no image to compute the held-out loss on; give data.held_out=N"
         )

@@ -1,78 +1,20 @@
-"""What is refused before work starts: machine, data and samplers that don't fit."""
+"""What is refused before work starts: data and samplers that don't fit the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
-from tinyfusion.pipeline.fit import new_trainer
 from tinyfusion.processes.contract import Process
 from tinyfusion.samplers.contract import Sampler, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.settings.compose import build, locate
-from tinyfusion.settings.messages import one_line
+from tinyfusion.settings.compose import locate
 from tinyfusion.settings.overview import choices, conf_folder
-from tinyfusion.training.settings import TrainerSettings
-
-
-def check_machine(
-    trainer: TrainerSettings, optimizer: DictConfig | None, device: torch.device
-) -> int:
-    """Refuse a trainer or an optimiser that this machine or these settings can't give.
-
-    Args:
-        trainer: devices, strategy and precision.
-        optimizer: configuration of the optimiser; ``None`` for a command without one.
-        device: where the optimiser's parameters will be.
-
-    Returns:
-        Number of devices over all nodes.
-
-    Raises:
-        InputError: what Lightning or torch says against them, float16 on a CPU, or an unknown
-            ``compile_backend``.
-    """
-    names = ("accelerator", "devices", "strategy", "precision")
-    shown = ", ".join(f"{name}={getattr(trainer, name)}" for name in names)
-    with _refusing(f"trainer: {shown}"):
-        built = new_trainer(trainer, logger=False, enable_checkpointing=False)
-    if built.precision != trainer.precision and built.precision == "bf16-mixed":
-        raise InputError(
-            f"trainer.precision={trainer.precision} with its gradient scaler needs a GPU, and this "
-            "trainer runs on a CPU; valid there: bf16-mixed, 32-true"
-        )
-    if trainer.compile:
-        # The ones for finding faults are taken, too, but not advertised.
-        if trainer.compile_backend not in torch.compiler.list_backends(exclude_tags=()):
-            raise InputError(
-                f"trainer.compile_backend={trainer.compile_backend!r} is not known; valid: "
-                f"{', '.join(torch.compiler.list_backends())}"
-            )
-    if optimizer is not None:
-        dummy = torch.nn.Parameter(torch.zeros(2, 2, device=device))
-        with _refusing("optimizer"):
-            build(optimizer)([{"params": [dummy]}], lr=1e-3)
-    return built.world_size
-
-
-@contextmanager
-def _refusing(key: str) -> Iterator[None]:
-    """What a library refuses, as one line led by ``key``."""
-    try:
-        yield
-    except InputError:
-        raise
-    # Lightning and torch refuse with errors of many kinds.
-    except Exception as error:
-        raise InputError(f"{key}: {one_line(error)}") from None
 
 
 def check_data(net: Backbone, source: ImageSource, name: str) -> None:

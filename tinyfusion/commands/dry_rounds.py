@@ -1,56 +1,72 @@
-"""The rounds of ``iterative=`` in a dry run: each is the dry run of a job of its own."""
+"""The rounds of ``iterative=`` in a dry run: each is the dry run of a command of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from tinyfusion.commands.dry_setup import DrySetup
-from tinyfusion.commands.iterative import PREVIOUS, check_settings, needs_previous, round_cfg
-from tinyfusion.settings.compose import build
+from tinyfusion.commands.dry_command import DryCommand, arguments_of
+from tinyfusion.commands.iterative import round_objects
+from tinyfusion.pipeline.rounds import PREVIOUS
 
 
-def dry_rounds(setup: DrySetup) -> Iterator[tuple[str, DrySetup]]:
-    """Every round that a job would make, with its title; the job itself if it has no rounds.
+def dry_rounds(dry: DryCommand) -> Iterator[tuple[str, DryCommand]]:
+    """Every round that a command would make, with its title; the command itself if it has none.
 
     Args:
-        setup: the job.
+        dry: the command.
 
     Raises:
         InputError: rounds that can't be.
     """
-    cfg = setup.cfg
-    if cfg.get("iterative") is None:
-        yield "", setup
+    objects, rounds = dry.objects, dry.objects.rounds
+    if rounds is None:
+        yield "", dry
         return
-    source = setup.arguments
-    check_settings(cfg, setup.on_meta(source).depth)
-    distils = build(cfg.recovery).uses_teacher and cfg.teacher.path is not None
-    depths, given = list(cfg.iterative.depths), cfg.iterative.previous
+    source = dry.arguments
+    assert objects.pruner is not None and objects.recovery is not None
+    given = {"scheme": objects.scheme, "keep": objects.keep, "decision": objects.decision_path}
+    rounds.check(
+        dry.on_meta(source).depth,
+        objects.checkpoint,
+        given,
+        objects.start,
+        objects.teacher_path,
+        objects.pruner,
+    )
+
+    def round_of(depth: int, number: int | None, begins: dict[str, Any]) -> DryCommand:
+        own = round_objects(objects, str(objects.checkpoint), depth, number)
+        if number is not None:
+            own = replace(own, evaluation=None)  # of earlier rounds only the result is scored
+        origin = dry.origin if begins is source else "by the rounds"
+        return replace(dry, objects=own, arguments=begins, origin=origin)
+
+    distils = objects.recovery.uses_teacher and objects.teacher_path is not None
+    count = len(rounds.depths)
     previous: dict[str, Any] | None = None
-    if needs_previous(cfg, distils):
-        if given is not None:
-            previous = setup.arguments_of(given, "iterative.previous")
+    if rounds.needs_previous(distils):
+        if rounds.previous is not None:
+            previous = arguments_of(objects, rounds.previous, "iterative.previous")
         if previous is None:
             previous = source
-            for number, depth in enumerate(depths[:-1], 1):
-                own_cfg = round_cfg(cfg, cfg.checkpoint, depth, number)
-                own = DrySetup(own_cfg, None if previous is source else previous)
-                own.cfg.evaluation = None  # of earlier rounds only the result is scored, at the end
-                if given is None:
-                    yield f"round {number} of {len(depths)}", own
-                previous = own.student_arguments(own.decision())
-    node = cfg.iterative
+            for number, depth in enumerate(rounds.depths[:-1], 1):
+                own = round_of(depth, number, previous)
+                if rounds.previous is None:
+                    yield f"round {number} of {count}", own
+                previous = own.student
     begins, other = source, previous
-    if node.weights == PREVIOUS:
+    if rounds.weights == PREVIOUS:
+        assert previous is not None
         begins, other = previous, source
-    teacher = previous if node.teacher == PREVIOUS else source
+    teacher = previous if rounds.teacher == PREVIOUS else source
+    last = round_of(rounds.depths[-1], None, begins)
     yield (
-        f"round {len(depths)} of {len(depths)}",
-        DrySetup(
-            round_cfg(cfg, cfg.checkpoint, depths[-1], None),
-            None if begins is source else begins,
-            teacher if distils else None,
-            [] if other is None else [other],
+        f"round {count} of {count}",
+        replace(
+            last,
+            teacher=teacher if distils else None,
+            earlier=() if other is None else (other,),
         ),
     )

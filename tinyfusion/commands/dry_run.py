@@ -6,6 +6,7 @@ data has to exist where ``backbone=`` says what is trained.
 
 from __future__ import annotations
 
+import copy
 import logging
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -14,24 +15,25 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.backbones.contract import count_parameters
+from tinyfusion.commands.dry_command import DryCommand, dry_command, no_data
 from tinyfusion.commands.dry_rounds import dry_rounds
-from tinyfusion.commands.dry_setup import DrySetup, DryStage, no_data
-from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.memory import in_gib
 from tinyfusion.pipeline import probe
-from tinyfusion.pipeline.batching import Split, split_batch
+from tinyfusion.pipeline.batching import Split
 from tinyfusion.pipeline.estimate import (
     StageMemory,
     fake,
     make_fake,
     optimizer_state_factor,
     stage_memory,
+    teacher_of,
 )
 from tinyfusion.pipeline.probe import Probed, probe_sampling, probe_training
 from tinyfusion.pipeline.schedule import described, warned
 from tinyfusion.settings.check import check
-from tinyfusion.settings.compose import build
-from tinyfusion.widths import WidthDecision
+from tinyfusion.settings.objects import objects_of
+from tinyfusion.training.module import DenoiserTraining
+from tinyfusion.training.phases import Phase
 
 WIDTH = 100
 BYTES_PER_WEIGHT = 4
@@ -58,109 +60,114 @@ def start(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         cfg.autoencoder = None  # nothing is decoded
     cfg = check(cfg, overrides)
     logging.getLogger("lightning").setLevel(logging.WARNING)
-    for line in report(DrySetup(cfg)):
+    for line in report(dry_command(objects_of(cfg, present=False)), cfg.dry_run_probe):
         print(line, flush=True)
 
 
-def report(setup: DrySetup) -> Iterator[str]:
-    """Lines of the report, as they become known: of every round that the command would make."""
-    setup.check_samplers()
-    yield f"tinyfusion {setup.cfg.command}: dry run; nothing is trained or written"
-    for title, own in dry_rounds(setup):
+def report(dry: DryCommand, probes: bool | None) -> Iterator[str]:
+    """Lines of the report, as they become known: of every round that the command would make.
+
+    Args:
+        dry: the command.
+        probes: time a few real steps; ``None`` where there is a GPU.
+    """
+    dry.check_samplers()
+    yield f"tinyfusion {dry.objects.command}: dry run; nothing is trained or written"
+    for title, own in dry_rounds(dry):
         yield from ["", title] if title else []
         yield ""
-        yield from _round(own)
+        yield from _round(own, probes)
 
 
-def _round(setup: DrySetup) -> Iterator[str]:
-    yield from _subject(setup)
-    factor = optimizer_state_factor(build(setup.cfg.optimizer))
-    probes = setup.cfg.dry_run_probe
-    probes = torch.cuda.is_available() if probes is None else probes
-    real = setup.stages(setup.on_device) if probes else None
+def _round(dry: DryCommand, asked: bool | None) -> Iterator[str]:
+    yield from _subject(dry)
+    runner = dry.runner
+    factor = optimizer_state_factor(lambda groups: runner.optimizer(groups, lr=1e-3))
+    probes = torch.cuda.is_available() if asked is None else asked
+    real = dry.phases(dry.on_device) if probes else None
     resume, hours = [], []
-    for stage in setup.stages(setup.on_meta):
-        settings = setup.settings(stage.name)
-        key = f"training.{stage.name}.batch_size"
-        split = split_batch(key, settings.batch_size, setup.world, setup.trainer.micro_batch)
+    for phase in dry.phases(dry.on_meta):
+        settings = runner.settings_of(phase)
+        split = runner.split(phase.name, settings)
+        module = phase.module()
         yield ""
-        yield stage.name
-        yield from _schedule(setup, stage, split)
-        memory = _memory(setup, stage, split, factor)
+        yield phase.name
+        yield from _schedule(dry, phase, module, split)
+        memory = _memory(dry, module, split, factor)
         resume.append(memory.resume)
         yield from _table(memory, split)
         if real is not None:
-            probed = _probe(setup, next(real), split)
+            probed = _probe(dry, next(real), split)
             hours.append(probed.seconds * settings.steps / 3600)
-            yield from _measured(probed, hours[-1], setup)
+            yield from _measured(probed, hours[-1], runner.devices)
     yield ""
-    yield from _evaluation(setup, probes, hours)
-    yield from _files(setup, resume)
+    yield from _evaluation(dry, probes, hours)
+    yield from _files(dry, resume)
     if probes:
         yield _line("time", f"{_hours(sum(hours))} in all; loading, saving and decoding left out")
     else:
-        reason = "no GPU here" if setup.cfg.dry_run_probe is None else "dry_run_probe=false"
+        reason = "no GPU here" if asked is None else "dry_run_probe=false"
         yield _line(
             "time", f"not estimated ({reason}); dry_run_probe=true times {probe.STEPS} steps here"
         )
 
 
-def _subject(setup: DrySetup) -> Iterator[str]:
+def _subject(dry: DryCommand) -> Iterator[str]:
     """What is trained, on what, where."""
-    cfg, arguments = setup.cfg, setup.arguments
-    whole, pruned = setup.sizes()
-    family = arguments["backbone"]
-    said = setup.said or f"by {cfg.checkpoint}"
-    if not setup.said and setup.configured is not None:
-        said = "by backbone=; no checkpoint is looked at"
-    depth = setup.on_meta(arguments).depth
-    yield _line("network", f"{family}, {depth} blocks, {whole:,} parameters ({said})")
-    decision = setup.decision()
+    whole, pruned = dry.parameters()
+    depth = dry.on_meta(dry.arguments).depth
+    family = dry.arguments["backbone"]
+    yield _line("network", f"{family}, {depth} blocks, {whole:,} parameters ({dry.origin})")
+    decision = dry.decision
     if decision is not None and pruned is not None:
         share = f"{100 * pruned / whole:.1f} % of them"
-        what = f"{len(decision.kept)} blocks"
-        if isinstance(decision, WidthDecision):
-            what = f"{depth} blocks ({', '.join(f'{k} {v}' for k, v in decision.widths.items())})"
+        what = f"{len(decision.origins) if decision.is_about_blocks else depth} blocks"
+        if decision.resized is not None:
+            widths = decision.resized.widths
+            what += f" ({', '.join(f'{k} {v}' for k, v in widths.items())})"
         yield _line("pruned", f"{what}, {pruned:,} parameters ({share})")
-    source = setup.source
-    found = "" if setup.data_found is None else "; not looked at, taken as ImageNet's number"
+    source = dry.objects.source
+    found = "" if dry.missing_data is None else "; not looked at, taken as ImageNet's number"
     yield _line(
         "data",
         f"{len(source):,} images of {source.channels} x {source.size} x {source.size}, "
         f"{source.num_classes:,} classes{found}",
     )
-    if setup.data_found is not None:
-        yield _line("", setup.data_found)
-    t = setup.trainer
+    if dry.missing_data is not None:
+        yield _line("", dry.missing_data)
+    t, devices = dry.objects.trainer, dry.objects.devices
     extras = [
-        f"strategy {t.strategy}" if setup.world > 1 else "",
+        f"strategy {t.strategy}" if devices > 1 else "",
         "blocks recomputed" if t.checkpoint_blocks else "",
         f"compiled by {t.compile_backend}" if t.compile else "",
     ]
     shown = ", ".join([t.accelerator, t.precision, *filter(None, extras)])
-    yield _line("devices", f"{setup.world} ({shown})")
+    yield _line("devices", f"{devices} ({shown})")
 
 
-def _schedule(setup: DrySetup, stage: DryStage, split: Split) -> Iterator[str]:
-    settings, recipe = setup.settings(stage.name), build(setup.cfg.training).recipe
-    for line in described(stage.module, settings, split, len(setup.source)):
+def _schedule(
+    dry: DryCommand, phase: Phase, module: DenoiserTraining, split: Split
+) -> Iterator[str]:
+    settings, recipe = dry.runner.settings_of(phase), dry.runner.training.recipe
+    for line in described(module, settings, split, len(dry.objects.source)):
         yield from _wrapped(line)
-    for line in warned(stage.module, settings, setup.trainer, split, stage.name, recipe):
+    for line in warned(module, settings, dry.objects.trainer, split, phase.name, recipe):
         yield from _wrapped(f"warning: {line}")
     if recipe is not None:
         yield f"  meant to follow the recipe {recipe!r}"
 
 
-def _memory(setup: DrySetup, stage: DryStage, split: Split, factor: float) -> StageMemory:
-    source = setup.source
+def _memory(dry: DryCommand, module: DenoiserTraining, split: Split, factor: float) -> StageMemory:
+    source = dry.objects.source
     # Its own: a process keeps copies of its tables, which would be fake ones here.
-    stage.module.process = build(setup.cfg.process)
+    module.process = copy.deepcopy(dry.objects.process)
+    teacher = teacher_of(module)
     with fake():
-        make_fake(stage.module)
-        if stage.teacher is not None:
-            make_fake(stage.teacher)
+        make_fake(module)
+        if teacher is not None:
+            make_fake(teacher)
         shape = (source.channels, source.size, source.size)
-        return stage_memory(stage.module, stage.teacher, shape, split, setup.trainer, factor)
+        return stage_memory(module, teacher, shape, split, dry.objects.trainer, factor)
 
 
 def _table(memory: StageMemory, split: Split) -> Iterator[str]:
@@ -172,35 +179,32 @@ def _table(memory: StageMemory, split: Split) -> Iterator[str]:
     yield f"    {'together':<22}{in_gib(memory.total):>12}"
 
 
-def _probe(setup: DrySetup, stage: DryStage, split: Split) -> Probed:
+def _probe(dry: DryCommand, phase: Phase, split: Split) -> Probed:
     return probe_training(
-        stage.module,
-        setup.source,
-        setup.settings(stage.name),
-        setup.trainer,
+        phase.module(),
+        dry.objects.source,
+        dry.runner.settings_of(phase),
+        dry.objects.trainer,
         split,
-        stage.name,
-        setup.seed,
+        phase.name,
+        dry.objects.seed,
     )
 
 
-def _measured(probed: Probed, hours: float, setup: DrySetup) -> Iterator[str]:
-    apart = "; on one device, without what they tell each other" if setup.world > 1 else ""
+def _measured(probed: Probed, hours: float, devices: int) -> Iterator[str]:
+    apart = "; on one device, without what they tell each other" if devices > 1 else ""
     yield f"  {probed.seconds:.3g} s per step ({probe.STEPS} real steps{apart}): {_hours(hours)}"
     if probed.peak is not None:
         yield f"  {in_gib(probed.peak)} of GPU memory at the peak, measured"
 
 
-def _evaluation(setup: DrySetup, probes: bool, hours: list[float]) -> Iterator[str]:
+def _evaluation(dry: DryCommand, probes: bool, hours: list[float]) -> Iterator[str]:
     """What is sampled to score the models; its time is added to ``hours``."""
-    cfg = setup.cfg
-    if "evaluation" not in cfg or cfg.evaluation is None:
+    evaluation, process = dry.objects.evaluation, dry.objects.process
+    if evaluation is None:
         return
-    evaluation: Evaluation = build(cfg.evaluation)
-    steps = evaluation.sampler.num_steps(setup.process)
-    whole, student = setup.arguments, setup.student_arguments(setup.decision())
-    scored = [whole, student, student, student] if cfg.command == "run" else [whole]
-    scored += setup.earlier
+    steps = evaluation.sampler.num_steps(process)
+    scored = dry.scored()
     images = evaluation.num_samples * len(evaluation.seeds)
     twice = "" if evaluation.guidance.scale == 1 else ", each forward twice for guidance"
     yield _line(
@@ -209,35 +213,33 @@ def _evaluation(setup: DrySetup, probes: bool, hours: list[float]) -> Iterator[s
     )
     if not probes:
         return
-    batches = -(-evaluation.num_samples // evaluation.batch_size) * len(evaluation.seeds)
+    batches = -(-evaluation.num_samples // evaluation.batch_size)
+    batches = -(-batches // dry.objects.devices) * len(evaluation.seeds)
     seconds: dict[tuple[int, int], float] = {}  # by depth and size
     needed = 0.0
     for arguments in scored:
-        net = setup.on_device(arguments)
+        net = dry.on_device(arguments)
         key = (net.depth, count_parameters(net))
         if key not in seconds:
             seconds[key] = probe_sampling(
                 net,
-                setup.process,
+                process,
                 evaluation.sampler,
                 evaluation.guidance,
                 min(evaluation.batch_size, evaluation.num_samples),
             )
         needed += seconds[key] * batches * steps / 3600
     hours.append(needed)
-    yield _line("", f"{_hours(needed)} on one device, decoding and scoring left out")
+    yield _line(
+        "", f"{_hours(needed)} on {dry.objects.devices} device(s), decoding and scoring left out"
+    )
 
 
-def _files(setup: DrySetup, resume: list[int]) -> Iterator[str]:
+def _files(dry: DryCommand, resume: list[int]) -> Iterator[str]:
     """Files of the run, and the most that lies on the disk at once."""
-    whole, pruned = setup.sizes()
+    whole, pruned = dry.parameters()
     model = (whole if pruned is None else pruned) * BYTES_PER_WEIGHT
-    written = {
-        "pretrain": ["model"],
-        "prune": ["pruned"],
-        "recover": ["recovered", "recovered_live"],
-        "run": ["pruned", "recovered", "recovered_live"],
-    }[setup.cfg.command]
+    written = dry.written()
     yield _line("files", f"{', '.join(f'{name}/' for name in written)}: {in_gib(model)} each")
     # Replaced by a rename: for a moment there are two.
     largest = 2 * max(resume, default=0)

@@ -12,20 +12,24 @@ from typing import TextIO
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from tinyfusion.commands.checks import check_machine
+from tinyfusion.commands.encode import workers
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.pipeline.devices import devices_per_node, needs_ranks
+from tinyfusion.pipeline.machine import check_machine
 from tinyfusion.ranks import is_first_rank, is_rank
 from tinyfusion.runtime.folder import FINISHED_FILE
 from tinyfusion.runtime.launch import launch
 from tinyfusion.runtime.run_log import logged
-from tinyfusion.settings.commands import COMMANDS, Sample, Training
+from tinyfusion.settings.commands import COMMANDS, Encode, Evaluate, Sample, Training
 from tinyfusion.settings.compose import build
 from tinyfusion.training.settings import TrainerSettings
 from tinyfusion.version import __version__
 
 log = logging.getLogger(__name__)
+
+SHARED = (Training, Sample, Evaluate, Encode)
+"""Commands whose work is shared by ranks."""
 
 RANK_MODULE = "tinyfusion.commands.rank"
 """What a rank that is started here runs; not imported, as it imports this module."""
@@ -34,8 +38,8 @@ RANK_MODULE = "tinyfusion.commands.rank"
 def execute(cfg: DictConfig, folder: Path, lock: TextIO | None = None) -> None:
     """Carry out a command.
 
-    One that trains or samples on several devices runs in a process for each of them. They are
-    started here, unless this process is one of them already.
+    One that trains, samples, scores or encodes on several devices runs in a process for each of
+    them. They are started here, unless this process is one of them already.
 
     Args:
         cfg: checked configuration.
@@ -47,19 +51,33 @@ def execute(cfg: DictConfig, folder: Path, lock: TextIO | None = None) -> None:
         TrainingDivergedError: training went astray.
         RanksFailedError: a process of a device ended otherwise.
     """
-    shared = issubclass(COMMANDS[cfg.command], (Training, Sample))
     if is_rank():
-        if shared or is_first_rank():
+        if issubclass(COMMANDS[cfg.command], SHARED) or is_first_rank():
             work(cfg, folder)
         return
-    settings: TrainerSettings = build(cfg.trainer)
-    if not (shared and needs_ranks(settings)):
+    count, num_nodes = _ranks(cfg)
+    if not count:
         work(cfg, folder)
         return
+    task = json.dumps({"folder": str(folder), "config": OmegaConf.to_yaml(cfg)})
+    launch(RANK_MODULE, task, count, num_nodes, folder, lock)
+
+
+def _ranks(cfg: DictConfig) -> tuple[int, int]:
+    """How many ranks are to be started on this machine, and on how many machines.
+
+    No ranks for a command that one process carries out alone.
+    """
+    kind = COMMANDS[cfg.command]
+    if issubclass(kind, Encode):
+        count = workers(cfg)
+        return (count if count > 1 else 0), 1
+    settings: TrainerSettings = build(cfg.trainer)
+    if not (issubclass(kind, SHARED) and needs_ranks(settings)):
+        return 0, 1
     count = devices_per_node(settings)
     check_machine(settings, None, torch.device("cpu"))
-    task = json.dumps({"folder": str(folder), "config": OmegaConf.to_yaml(cfg)})
-    launch(RANK_MODULE, task, count, settings.num_nodes, folder, lock)
+    return count, settings.num_nodes
 
 
 def work(cfg: DictConfig, folder: Path) -> None:
@@ -68,6 +86,7 @@ def work(cfg: DictConfig, folder: Path) -> None:
         log.info("%s in %s", cfg.command, folder)
         stage = importlib.import_module(f"tinyfusion.commands.{cfg.command}")
         try:
+            _prepare(cfg)
             stage.main(cfg, folder)
             if is_first_rank():
                 now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -77,3 +96,11 @@ def work(cfg: DictConfig, folder: Path) -> None:
         except BaseException:
             log.error("%s stopped; go on with resume=%s", cfg.command, folder)
             raise
+
+
+def _prepare(cfg: DictConfig) -> None:
+    """Set what holds for the whole process."""
+    if cfg.trainer.threads:
+        torch.set_num_threads(cfg.trainer.threads)
+    # Nothing that matters draws from the global generators; this is for third-party code.
+    torch.manual_seed(cfg.get("seed", 0))

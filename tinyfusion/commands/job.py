@@ -21,7 +21,15 @@ from tinyfusion.commands.resume import resume_run
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_text
 from tinyfusion.ranks import is_first_rank
-from tinyfusion.runtime.folder import COMMAND_FILE, CONFIG_FILE, claim, discard, locked, unclaim
+from tinyfusion.runtime.folder import (
+    COMMAND_FILE,
+    CONFIG_FILE,
+    claim,
+    discard,
+    existing_part,
+    locked,
+    unclaim,
+)
 from tinyfusion.runtime.session import Session
 from tinyfusion.settings.check import check
 
@@ -29,20 +37,26 @@ session: Session | None = None
 """Set by the command line; ``None`` in processes that a parallel launcher started."""
 
 
-class Sweep(Callback):
-    """Tells the command line where a sweep's folder is; Hydra calls it (``conf/base.yaml``).
+class Folders(Callback):
+    """Notes which folders exist before Hydra makes any; Hydra calls it (``conf/base.yaml``).
 
     Args:
-        resuming: go on with the runs that the jobs' folders hold.
+        resuming: resume the runs that the jobs' folders hold.
     """
 
     def __init__(self, resuming: bool = False) -> None:
         self.resuming = resuming
 
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Note it for a single run."""
+        if session is not None:
+            session.existing = existing_part(Path(config.hydra.run.dir))
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Note the folder, before the first job."""
+        """Note it, and the folder, for a sweep."""
         if session is not None:
             session.sweep = Path(config.hydra.sweep.dir)
+            session.existing = existing_part(session.sweep)
 
 
 def attempt(cfg: DictConfig) -> None:
@@ -52,7 +66,7 @@ def attempt(cfg: DictConfig) -> None:
     name = Path(hydra.runtime.output_dir).name if sweep else ""
     resuming = bool(OmegaConf.select(hydra, "callbacks.tinyfusion.resuming", default=False))
     if session is None:
-        # Elsewhere, so that what came of it is left where the command line finds it.
+        # Elsewhere, so that its outcome is left where the command line finds it.
         assert sweep is not None
         _end_with_parent()
         here = Session(quiet=True)
@@ -83,18 +97,21 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
 
     Args:
         cfg: composed configuration.
-        resuming: go on with the run that the folder holds, if it holds one.
+        resuming: resume the run that the folder holds, if it holds one.
 
     Raises:
         InputError: a wrong key or value, or a folder that already holds a run.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
+    # Of a sweep the folder above belongs to other jobs as well.
+    alone = hydra.mode != RunMode.MULTIRUN
+    existing = session.existing if session is not None and alone else None
     if resuming and (folder / CONFIG_FILE).is_file():
         resume_run(str(cfg.command), folder)
         return
     if cfg.get("dry_run"):
-        discard(folder)
+        discard(folder, existing)
         if hydra.mode == RunMode.MULTIRUN:
             raise InputError("dry_run=true is about one run: leave -m and the lists of values out")
         if is_first_rank():
@@ -108,7 +125,7 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
         cfg = check(cfg, hydra.overrides.task)
         claim(folder)
     except InputError:
-        discard(folder)
+        discard(folder, existing)
         raise
     write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(cfg))
     words = ["tinyfusion", cfg.command, *hydra.overrides.task]
@@ -117,5 +134,5 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
         try:
             execute(cfg, folder, lock)
         except InputError:
-            unclaim(folder)
+            unclaim(folder, existing)
             raise

@@ -11,15 +11,23 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from tinyfusion.callbacks.resume import RESUME_FILE
 from tinyfusion.checkpoints import save_model
 from tinyfusion.commands.check_scores import check_held_out
 from tinyfusion.commands.checks import check_data
-from tinyfusion.commands.setup import Setup
+from tinyfusion.commands.loading import (
+    check_plan,
+    new_backbone,
+    runner_of,
+    start_tracking,
+    summary,
+)
 from tinyfusion.files import write_json
 from tinyfusion.metrics.held_out import HeldOutLoss
-from tinyfusion.ranks import is_first_rank
-from tinyfusion.training.pretrain import Pretraining
+from tinyfusion.pipeline.devices import joined_ranks
+from tinyfusion.pipeline.pretraining import PRETRAIN, pretraining_phase
+from tinyfusion.pipeline.recovering import Recovered
+from tinyfusion.pipeline.runner import forget
+from tinyfusion.settings.objects import objects_of
 from tinyfusion.version import __version__
 
 log = logging.getLogger(__name__)
@@ -41,47 +49,58 @@ def git_revision() -> str | None:
     return revision.stdout.strip()
 
 
+MODEL = "model"
+MODELS = (MODEL,)
+"""Model folders that the command writes."""
+SCORED = (MODEL,)
+"""Models that it scores."""
+
+
 def main(cfg: DictConfig, folder: Path) -> None:
     """Run the command in ``folder``: ``model/`` with the averaged weights and ``metrics.json``."""
-    setup = Setup(cfg, folder)
-    if (folder / "model" / "config.json").is_file():
+    objects = objects_of(cfg)
+    if (folder / MODEL / "config.json").is_file():
         log.info("pretrain: %s is finished", folder)
         return
     # Start weights are drawn from the global generator by torch's initialisers.
-    torch.manual_seed(setup.seed)
-    net = setup.new_backbone()
-    check_data(net, setup.source, "backbone")
-    check_held_out(cfg.data)
-    setup.check_plan(net)
-    evaluation = setup.evaluation
-    settings = setup.settings("pretrain")
+    torch.manual_seed(objects.seed)
+    net = new_backbone(objects)
+    check_data(net, objects.source, "backbone")
+    check_held_out(objects.held_out)
+    check_plan(objects, net)
     revision = git_revision()
-    held_out = HeldOutLoss(setup.process, *setup.source.held_out())
-    module = Pretraining(
-        net,
-        settings.ema_decay,
-        held_out,
-        settings.held_out_every,
-        **setup.shared("pretrain", net),
-    )
-    stage_folder = folder / "pretrain"
-    setup.fit(module, "pretrain", stage_folder)
-    setup.log_figures(stage_folder)
-    if not is_first_rank():
+    tracking = start_tracking(objects, folder)
+    runner = runner_of(objects, tracking)
+    held_out = HeldOutLoss(objects.process, *objects.source.held_out())
+    own = folder / "pretrain"
+    (module,) = runner.run([pretraining_phase(runner, net, held_out)], own).values()
+    group = joined_ranks(objects.trainer, objects.devices)
+    if group is None:
         return
-    # Training leaves the network on the CPU, and as another object if it was divided.
-    net = module.trained_net.to(setup.device)
-    with module.ema.averaged(net):
-        if evaluation is None:
-            row: dict[str, Any] = setup.summary(net)
-        else:
+    outcome = Recovered(module)
+    settings = runner.settings(PRETRAIN)
+    evaluation = objects.evaluation
+    # Training leaves the network on the CPU, and as another object if it was sharded.
+    outcome.net.to(objects.device)
+    with outcome.averaged() as net:
+        row: dict[str, Any] = {}
+        if evaluation is not None:
             row = evaluation.score(
-                net, setup.process, setup.source, progress=setup.bars, dtype=setup.dtype
+                net,
+                objects.process,
+                objects.source,
+                progress=objects.bars and group.first,
+                dtype=objects.dtype,
+                group=group,
             )
+        if not group.first:
+            return
+        if evaluation is None:
+            row = summary(objects, net)
         protocol = {} if evaluation is None else evaluation.protocol()
         provenance: dict[str, Any] = {
             "command": _command(folder),
-            "seed": setup.seed,
+            "seed": objects.seed,
             "steps": settings.steps,
             "images_seen": settings.steps * settings.batch_size,
             "git_revision": revision,
@@ -92,15 +111,15 @@ def main(cfg: DictConfig, folder: Path) -> None:
             "protocol": protocol,
             "metrics": row,
         }
-        save_model(net, folder / "model", provenance)
+        save_model(net, folder / MODEL, provenance)
     write_json(folder / "metrics.json", {"model": row, "protocol": protocol})
-    setup.tracking.scores({f"model/{key}": value for key, value in row.items()})
-    setup.tracking.finish()
-    (stage_folder / RESUME_FILE).unlink(missing_ok=True)
+    tracking.scores({f"model/{key}": value for key, value in row.items()})
+    tracking.finish()
+    forget(own)
     if "fid" in row:
         log.info("pretrain: FID %.3f", row["fid"])
     log.info("pretrain: held-out loss %.4f", row["held_out_loss"])
-    log.info("pretrain: model in %s", folder / "model")
+    log.info("pretrain: model in %s", folder / MODEL)
 
 
 def _command(folder: Path) -> str | None:

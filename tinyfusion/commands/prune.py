@@ -2,190 +2,117 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.callbacks.resume import RESUME_FILE
 from tinyfusion.checkpoints import save_model
-from tinyfusion.commands.setup import Setup
-from tinyfusion.decision import Decision
-from tinyfusion.errors import InputError
+from tinyfusion.commands.loading import (
+    flat,
+    load,
+    ranks_of,
+    runner_of,
+    source_hash,
+    start_tracking,
+    summary,
+)
+from tinyfusion.decision import Decision, find_decision
 from tinyfusion.files import write_json
-from tinyfusion.pruners.contract import Pruner, PruningContext
+from tinyfusion.pipeline.pruning import choose, method_of
+from tinyfusion.pipeline.runner import PhaseRunner, forget
 from tinyfusion.ranks import is_first_rank
-from tinyfusion.scheme import Scheme, check_keep, even_scheme, parse_scheme
-from tinyfusion.settings.compose import build
+from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.surgery import prune
-from tinyfusion.widths import WidthDecision, read_decision
 
 log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 PRUNED = "pruned"
-
-
-def budget(cfg: DictConfig, net: Backbone, pruner: Pruner) -> tuple[Scheme | None, int]:
-    """The scheme laid over the model, and the number of blocks that stay.
-
-    A scheme that the pruner does not need is not looked at: it need not fit the model. One that it
-    needs and that is not given follows from ``keep`` (see `even_scheme`).
-
-    Raises:
-        InputError: neither is given, the scheme does not fit, ``keep`` is out of range, or a
-            scheme that is needed keeps another number of blocks.
-    """
-    if not getattr(pruner, "uses_keep", True):
-        return None, 0
-    scheme = None
-    uses_scheme = getattr(pruner, "uses_scheme", False)
-    if cfg.scheme is not None and (uses_scheme or cfg.keep is None):
-        scheme = parse_scheme(cfg.scheme, net.depth, net.borders)
-    keep = cfg.keep if cfg.keep is not None else scheme and scheme.keep
-    if keep is None:
-        raise InputError("give scheme= (such as 1:2) or keep= (a number of blocks)")
-    if not 0 < keep < net.depth:
-        raise InputError(f"keep={keep} must be between 1 and {net.depth - 1}")
-    if uses_scheme:
-        scheme = check_keep(scheme or even_scheme(keep, net.depth, net.borders), keep)
-    return scheme, keep
+MODELS = (PRUNED,)
+"""Model folders that the command writes."""
 
 
 def main(cfg: DictConfig, folder: Path) -> None:
     """Run the command in ``folder``: the decision, ``pruned/`` and ``metrics.json``."""
-    setup = Setup(cfg, folder)
-    source = setup.load(cfg.checkpoint)
-    decision = decide(setup, source)
+    objects = objects_of(cfg)
+    source = load(objects, objects.checkpoint)
+    tracking = start_tracking(objects, folder)
+    decision = decide(objects, source, runner_of(objects, tracking), folder)
     if is_first_rank():
-        write_metrics(setup, source, decision)
-    setup.tracking.finish()
+        models = {
+            "source": summary(objects, source),
+            "pruned": summary(objects, prune(source, decision), source),
+        }
+        write_json(folder / METRICS_FILE, unscored(models, decision))
+        tracking.scores(flat(models))
+    tracking.finish()
     log.info("prune: pruned checkpoint in %s", folder / PRUNED)
 
 
-def made_decision(folder: Path) -> Path | None:
-    """The file of a run's folder that holds its decision, of blocks or of widths, if it has any."""
-    files = [folder / kind.file_name for kind in (Decision, WidthDecision)]
-    return next((file for file in files if file.is_file()), None)
-
-
-def cuts_width(cfg: DictConfig) -> bool:
-    """Whether a command is to cut channels instead of blocks.
-
-    Raises:
-        InputError: the given decision can't be read, or the pruner can't be built.
-    """
-    if cfg.get("decision") is not None:
-        return isinstance(read_decision(cfg.decision), WidthDecision)
-    return "pruner" in cfg and getattr(build(cfg.pruner), "cuts_width", False)
-
-
-def decide(setup: Setup, source: Backbone) -> Decision | WidthDecision:
+def decide(objects: Objects, source: Backbone, runner: PhaseRunner, folder: Path) -> Decision:
     """Choose what stays, write the decision and ``pruned/``; finished work is not repeated.
 
     Args:
-        setup: the job.
+        objects: the command's.
         source: the loaded checkpoint; left as it is.
-
-    Returns:
-        The blocks that stay, written to ``decision.json``, or of a pruner of widths the channels,
-        written to ``widths.json``.
+        runner: executes the pruner's phases.
+        folder: the run's folder.
 
     Raises:
         InputError: the checkpoint, scheme or pruner don't fit together.
     """
-    cfg, folder = setup.cfg, setup.folder
-    made = made_decision(folder)
+    made = find_decision(folder)
     if made is not None:
-        decision = read_decision(made)
+        decision = Decision.load(made)
         log.info("prune: taking the decision in %s", made)
     else:
-        pruner: Pruner = build(cfg.pruner)
-        scheme, keep = budget(cfg, source, pruner)
-        method = _method(cfg, pruner)
-        if cfg.keep is not None and not getattr(pruner, "uses_keep", True):
-            log.warning("prune: keep=%s is not used: %s says itself what stays", cfg.keep, method)
-        # The pruner is free to alter its network.
-        net = copy.deepcopy(source)
-        context = PruningContext(
-            net=net.to(setup.device),
-            process=setup.process,
-            source=setup.source,
-            scheme=scheme,
-            keep=keep,
-            seed=setup.seed,
-            folder=folder / "prune",
-            fit=lambda module, stage: setup.fit(module, stage, folder / "prune"),
-            shared=lambda stage: setup.shared(stage, net),
-            source_sha256=setup.source_hash,
-        )
-        choice = pruner.choose(context)
-        setup.log_figures(folder / "prune")
-        known = {
-            "method": method,
-            "scores": choice.scores,
-            "seed": setup.seed,
-            "source_sha256": setup.source_hash,
-            "config": setup.config,
-        }
-        if choice.widths is not None:
-            decision = replace(choice.widths, **known)
-        else:
-            decision = Decision(
-                kept=choice.kept,
-                source_depth=source.depth,
-                scheme=choice.scheme.sizes if choice.scheme else None,
-                probabilities=choice.probabilities,
-                **known,
+        pruner = objects.pruner
+        assert pruner is not None
+        if objects.keep is not None and not getattr(pruner, "uses_keep", True):
+            log.warning(
+                "prune: keep=%s is not used: %s says itself what stays",
+                objects.keep,
+                method_of(pruner),
             )
+        decision = choose(
+            pruner,
+            source,
+            runner,
+            objects.scheme,
+            objects.keep,
+            folder=folder / "prune",
+            device=objects.device,
+            source_sha256=source_hash(objects),
+            config=objects.config,
+        )
+        # A near-tie may fall otherwise on another device: all take the first rank's.
+        decision = ranks_of(objects).broadcast_object(decision)
         if is_first_rank():
             decision.save(folder / decision.file_name)
-            (folder / "prune" / RESUME_FILE).unlink(missing_ok=True)
-    log.info("prune: %s keeps %s", decision.method, decision.shown)
-    write_pruned(setup, source, decision)
+            forget(folder / "prune")
+    log.info("prune: %s keeps %s", decision.method, decision.description)
+    write_pruned(objects, source, decision, folder)
     return decision
 
 
-def write_pruned(setup: Setup, net: Backbone, decision: Decision | WidthDecision) -> None:
+def write_pruned(objects: Objects, net: Backbone, decision: Decision, folder: Path) -> None:
     """Cut ``net`` by ``decision`` into ``pruned/`` unless that is there already."""
-    target = setup.folder / PRUNED
+    target = folder / PRUNED
     if (target / "config.json").is_file() or not is_first_rank():
         return
     provenance = {
-        "pruned_from": str(setup.cfg.checkpoint),
-        "source_sha256": setup.source_hash,
+        "pruned_from": str(objects.checkpoint),
+        "source_sha256": source_hash(objects),
         "decision": decision.summary(),
-        "seed": setup.seed,
+        "seed": objects.seed,
     }
     save_model(prune(net, decision), target, provenance)
 
 
-def write_metrics(setup: Setup, source: Backbone, decision: Decision | WidthDecision) -> None:
-    """Write ``metrics.json``: size and held-out loss of the source and of the pruned model."""
-    models = {
-        "source": setup.summary(source),
-        "pruned": setup.summary(prune(source, decision), source),
-    }
-    write_json(setup.folder / METRICS_FILE, unscored(models, decision))
-    setup.tracking.scores(flat(models))
-
-
-def unscored(models: dict[str, Any], decision: Decision | WidthDecision | None) -> dict[str, Any]:
+def unscored(models: dict[str, Any], decision: Decision | None) -> dict[str, Any]:
     """Content of a ``metrics.json`` without samples, in the form of those with samples."""
     chosen = decision and decision.summary()
     return {"models": models, "protocol": {}, "floor": {}, "decision": chosen}
-
-
-def flat(models: dict[str, Any]) -> dict[str, Any]:
-    """Figures of several models for a tracker: ``model/figure`` to number."""
-    return {f"{name}/{key}": value for name, row in models.items() for key, value in row.items()}
-
-
-def _method(cfg: DictConfig, pruner: Pruner) -> str:
-    """Name of the pruner: its attribute ``name``, or what its target is called, in lower case."""
-    target = str(cfg.pruner["_target_"]).rpartition(".")[2]
-    return str(getattr(pruner, "name", target.lower()))

@@ -11,7 +11,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from tinyfusion.commands.execute import work
-from tinyfusion.errors import InputError, TrainingDivergedError
+from tinyfusion.errors import REPORTED, InputError
+from tinyfusion.runtime.launch import REFUSED
 from tinyfusion.settings.check import check
 
 
@@ -28,13 +29,12 @@ def main(report: int) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(check(OmegaConf.create(task["config"])), Path(task["folder"]))
-    except (InputError, TrainingDivergedError) as error:
-        kinds = (InputError, TrainingDivergedError)
-        kind = next(kind.__name__ for kind in kinds if isinstance(error, kind))
+    except REPORTED as error:
+        kind = next(kind.__name__ for kind in REPORTED if isinstance(error, kind))
         # Short enough for the pipe, which nobody reads before this process has ended.
         line = json.dumps({"kind": kind, "message": str(error)[:8000]}) + "\n"
         os.write(report, line.encode())
-        return 2 if isinstance(error, InputError) else 1
+        return REFUSED if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         return 130
     return 0

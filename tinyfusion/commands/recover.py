@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.callbacks.resume import RESUME_FILE
-from tinyfusion.checkpoints import load, save_model
-from tinyfusion.commands.fresh import check_start, fresh_student
-from tinyfusion.commands.prune import METRICS_FILE, cuts_width, flat, unscored
-from tinyfusion.commands.setup import Setup
+from tinyfusion.checkpoints import load as load_model
+from tinyfusion.checkpoints import save_model
+from tinyfusion.commands.loading import (
+    flat,
+    load,
+    runner_of,
+    source_hash,
+    start_tracking,
+    summary,
+)
+from tinyfusion.commands.prune import METRICS_FILE, unscored
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
-from tinyfusion.pipeline.origins import aligned_pairs, seams_of
+from tinyfusion.pipeline.pruning import cuts_width
+from tinyfusion.pipeline.recovering import (
+    RECOVERY,
+    check_recovery,
+    fresh_student,
+    recover,
+)
+from tinyfusion.pipeline.runner import PhaseRunner, forget
 from tinyfusion.ranks import is_first_rank
-from tinyfusion.recovery.features import one_scale
-from tinyfusion.recovery.objective import Objective
-from tinyfusion.recovery.stages import FirstStage
-from tinyfusion.recovery.teacher import FrozenTeacher
-from tinyfusion.settings.compose import build
+from tinyfusion.settings.objects import SOURCE, Objects, objects_of
 from tinyfusion.surgery import prune
 from tinyfusion.training.recovery import Recovery
-from tinyfusion.widths import WidthDecision, read_decision
 
 log = logging.getLogger(__name__)
 
 RECOVERED, RECOVERED_LIVE = "recovered", "recovered_live"
+MODELS = (RECOVERED, RECOVERED_LIVE)
+"""Model folders that the command writes: averaged and live weights."""
 
 
 def main(cfg: DictConfig, folder: Path) -> None:
@@ -39,86 +48,76 @@ def main(cfg: DictConfig, folder: Path) -> None:
     ``checkpoint=`` is the full model together with ``decision=``, or an already pruned model;
     then ``teacher.path=`` names the model to distil from.
     """
-    setup = Setup(cfg, folder)
-    net = setup.load(cfg.checkpoint)
-    decision = None
-    if cfg.decision is not None:
-        decision = read_decision(cfg.decision)
-        warn_of_other_weights(setup, decision)
-        student = prune(net, decision)
-    else:
-        student = net
-        if net.kept_from is None and setup.cfg.teacher.path == "source":
-            raise InputError(
-                f"checkpoint={cfg.checkpoint} records no removed blocks: give decision=PATH as "
-                "well; or, if it was pruned in width, its source as teacher.path=PATH "
-                "(teacher=none for recovery=finetune)"
-            )
-    teacher = load_teacher(setup, None if decision is None else net)
-    check_recovery(setup, student, teacher)
+    objects = objects_of(cfg)
+    net = load(objects, objects.checkpoint)
+    decision = None if objects.decision_path is None else given_decision(objects)
+    student = net if decision is None else prune(net, decision)
+    if decision is None and net.kept_from is None and objects.teacher_path == SOURCE:
+        raise InputError(
+            f"checkpoint={objects.checkpoint} records no removed blocks: give decision=PATH as "
+            "well; or, if it was pruned in width, its source as teacher.path=PATH "
+            "(teacher=none for recovery=finetune)"
+        )
+    teacher = load_teacher(objects, None if decision is None else net)
+    tracking = start_tracking(objects, folder)
+    runner = runner_of(objects, tracking)
+    check(objects, runner, student, teacher, decision)
     if decision is not None and is_first_rank():
         decision.save(folder / decision.file_name)
     # Pruning copies: the student is trained in place and its teacher and source are not.
-    before = setup.summary(student, teacher) if is_first_rank() else {}
-    recover(setup, student, teacher, decision)
+    before = summary(objects, student, teacher) if is_first_rank() else {}
+    recover_into(folder, objects, runner, student, teacher, decision)
     if is_first_rank():
-        write_metrics(setup, before, teacher, decision)
-    setup.tracking.finish()
+        models = {
+            "pruned": before,
+            "recovered": summary(objects, load_recovered(folder), teacher),
+            "recovered (live weights)": summary(objects, load_recovered(folder, True), teacher),
+        }
+        record = read_json(folder / RECOVERED / "config.json", "config")["provenance"]
+        content = unscored(models, decision) | {"skipped_steps": record["skipped_steps"]}
+        write_json(folder / METRICS_FILE, content)
+        tracking.scores(flat(models))
+    tracking.finish()
     log.info("recover: recovered checkpoint in %s", folder / RECOVERED)
 
 
-def warn_of_other_weights(setup: Setup, decision: Decision | WidthDecision) -> None:
-    """Say so if a decision was made from other weights than it is applied to."""
-    found = setup.source_hash
+def given_decision(objects: Objects) -> Decision:
+    """The decision that ``decision=`` names; says so if it was made from other weights.
+
+    Raises:
+        InputError: the file can't be read, or is no decision.
+    """
+    assert objects.decision_path is not None
+    decision = Decision.load(objects.decision_path)
+    found = source_hash(objects)
     if decision.source_sha256 not in (None, found):
         log.warning(
             "decision=%s was made from other weights (SHA-256 %s...) than those of checkpoint=%s "
             "(%s...)",
-            setup.cfg.decision,
+            objects.decision_path,
             decision.source_sha256[:12],
-            setup.cfg.checkpoint,
+            objects.checkpoint,
             found[:12],
         )
+    return decision
 
 
-def write_metrics(
-    setup: Setup, before: dict[str, float], teacher: Backbone | None, decision: Decision | None
-) -> None:
-    """Write ``metrics.json``: size, held-out loss and distance to the teacher, before and after.
-
-    Args:
-        setup: the job.
-        before: figures of the student before training.
-        teacher: the network that was distilled from.
-        decision: how the student was cut, if known.
-    """
-    models = {
-        "pruned": before,
-        "recovered": setup.summary(load_recovered(setup.folder), teacher),
-        "recovered (live weights)": setup.summary(load_recovered(setup.folder, True), teacher),
-    }
-    record = read_json(setup.folder / RECOVERED / "config.json", "config")["provenance"]
-    content = unscored(models, decision) | {"skipped_steps": record["skipped_steps"]}
-    write_json(setup.folder / METRICS_FILE, content)
-    setup.tracking.scores(flat(models))
-
-
-def load_teacher(setup: Setup, source: Backbone | None) -> Backbone | None:
+def load_teacher(objects: Objects, source: Backbone | None) -> Backbone | None:
     """The network to distil from, or ``None`` if the recovery needs none.
 
     Args:
-        setup: the job.
+        objects: the command's.
         source: the unpruned model, if it is at hand.
 
     Raises:
         InputError: a teacher is needed and none is given.
     """
-    objective: Objective = build(setup.cfg.recovery)
-    path = setup.cfg.teacher.path
-    if not objective.uses_teacher or path is None:
+    assert objects.recovery is not None
+    path = objects.teacher_path
+    if not objects.recovery.uses_teacher or path is None:
         return None
-    if path != "source":
-        return setup.load(path, key="teacher.path")
+    if path != SOURCE:
+        return load(objects, path, key="teacher.path")
     if source is None:
         raise InputError(
             "teacher.path=source means the unpruned model, which a pruned checkpoint does not "
@@ -127,129 +126,85 @@ def load_teacher(setup: Setup, source: Backbone | None) -> Backbone | None:
     return source
 
 
-def recover(
-    setup: Setup, student: Backbone, teacher: Backbone | None, decision: Decision | None
-) -> None:
-    """Train the student; write ``recovered/`` (averaged weights) and ``recovered_live/``.
-
-    Raises:
-        InputError: student and teacher can't be compared.
-    """
-    folder = setup.folder
-    if all((folder / name / "config.json").is_file() for name in (RECOVERED, RECOVERED_LIVE)):
-        log.info("recover: taking the model in %s", folder / RECOVERED)
-        return
-    settings = setup.settings("recovery")
-    if setup.cfg.start == "fresh":
-        student = fresh_student(setup, student)
-    module = new_module(setup, student, teacher, decision)
-    stage_folder = folder / "recover"
-    setup.fit(module, "recovery", stage_folder)
-    setup.log_figures(stage_folder)
-    if not is_first_rank():
-        return
-    provenance = {
-        "recovered_from": str(setup.cfg.checkpoint),
-        "source_sha256": setup.source_hash,
-        "steps": settings.steps,
-        "images_seen": settings.steps * settings.batch_size,
-        "seed": setup.seed,
-        "skipped_steps": module.skipped_steps,
-        "alignment": [list(pair) for pair in module.pairs],
-        "start": setup.cfg.start,
-    }
-    if module.pair_weights is not None:
-        provenance["feature_weights"] = module.pair_weights
-    if module.first is not None:
-        provenance["first_stage_steps"] = module.first.steps
-    if decision is not None:
-        provenance["decision"] = decision.summary()
-    # Not the student given above: that one may have been divided among the devices.
-    trained = module.trained_net
-    save_model(trained, folder / RECOVERED_LIVE, provenance | {"weights": "live"})
-    with module.ema.averaged(trained):
-        save_model(trained, folder / RECOVERED, provenance | {"weights": "averaged"})
-    (stage_folder / RESUME_FILE).unlink(missing_ok=True)
-
-
-def new_module(
-    setup: Setup,
-    student: Backbone,
+def check(
+    objects: Objects,
+    runner: PhaseRunner,
+    net: Backbone,
     teacher: Backbone | None,
     decision: Decision | None,
-    at: Sequence[int] | None = None,
-) -> Recovery:
-    """The training of ``student``, not begun.
+) -> None:
+    """Refuse a recovery that can't be, before any work; see `check_recovery`.
 
     Args:
-        setup: the job.
-        student: the pruned network; trained in place.
-        teacher: the network to distil from, if the recovery needs one.
-        decision: how the student was cut, if known.
-        at: the student's blocks next to a removal; ``None`` finds them by `seams_of`.
-
-    Raises:
-        InputError: student and teacher can't be compared.
+        objects: the command's.
+        runner: settings of phases.
+        net: the student, or the model that it is to be cut from.
+        teacher: the network to distil from.
+        decision: how the student is cut, if that is known.
     """
-    objective = check_recovery(setup, student, teacher)
-    settings = setup.settings("recovery")
-    pairs = aligned_pairs(student, teacher, decision) if objective.uses_features else []
-    weights = None
-    if objective.feature_scale == "teacher" and pairs:
-        blocks = [block for _, block in pairs]
-        sizes = setup.state_sizes(teacher, blocks, objective.calibration_samples)
-        weights = one_scale(sizes, blocks)
-    first: FirstStage | None = None
-    if objective.stages is not None:
-        at = seams_of(student, teacher, decision) if at is None else at
-        first = objective.stages.first_stage(student, at, settings.steps)
-    return Recovery(
-        student,
-        None if teacher is None else FrozenTeacher(teacher),
-        objective,
-        pairs,
-        settings.ema_decay,
-        weights,
-        first,
-        **setup.shared("recovery", student),
+    check_recovery(
+        objects.recovery,
+        net,
+        teacher,
+        objects.process,
+        runner.settings(RECOVERY).steps,
+        objects.start,
+        cuts_width(objects.pruner, decision),
     )
 
 
-def check_recovery(setup: Setup, net: Backbone, teacher: Backbone | None) -> Objective:
-    """The recovery's objective, held against the networks and the length of training.
+def recover_into(
+    folder: Path,
+    objects: Objects,
+    runner: PhaseRunner,
+    student: Backbone,
+    teacher: Backbone | None,
+    decision: Decision | None,
+) -> None:
+    """Train the student; write ``recovered/`` (averaged weights) and ``recovered_live/``.
 
     Args:
-        setup: the job.
-        net: the student, or the model that it is to be cut from.
+        folder: the run's folder; a finished recovery in it is not repeated.
+        objects: the command's.
+        runner: executes the recovery's phases.
+        student: the pruned network; trained in place.
         teacher: the network to distil from.
+        decision: how the student was cut, if known.
 
     Raises:
-        InputError: networks that can't be compared, an unknown start, or stages that can't be.
+        InputError: student and teacher can't be compared.
     """
-    check_start(setup.cfg.start)
-    objective: Objective = build(setup.cfg.recovery)
-    if objective.uses_features and cuts_width(setup.cfg):
-        raise InputError(
-            "this recovery compares hidden states, whose width the student won't share with its "
-            "teacher: widths are cut here, not blocks; give recovery=kd or recovery=finetune"
-        )
-    objective.check(net, teacher, setup.process)
-    steps = setup.settings("recovery").steps
-    if objective.stages is not None:
-        if setup.cfg.start == "fresh":
-            raise InputError(
-                "start=fresh: all weights are new, so there is nothing that stages= could "
-                "train first; give stages=none, or start=kept"
-            )
-        if cuts_width(setup.cfg):
-            raise InputError(
-                "stages=seams_first trains the blocks next to a removal first, but a pruner of "
-                "widths removes none; give stages=none"
-            )
-        objective.stages.check(net, steps)
-    return objective
+    if all((folder / name / "config.json").is_file() for name in MODELS):
+        log.info("recover: taking the model in %s", folder / RECOVERED)
+        return
+    if objects.start == "fresh":
+        student = fresh_student(student, objects.expected, objects.seed)
+    own = folder / "recover"
+    outcome = recover(
+        objects.recovery, student, teacher, decision, runner, folder=own, device=objects.device
+    )
+    if not is_first_rank():
+        return
+    settings, module = runner.settings(RECOVERY), outcome.module
+    provenance = {
+        "recovered_from": str(objects.checkpoint),
+        "source_sha256": source_hash(objects),
+        "steps": settings.steps,
+        "images_seen": settings.steps * settings.batch_size,
+        "seed": objects.seed,
+        "skipped_steps": module.skipped_steps,
+    }
+    if isinstance(module, Recovery):
+        provenance |= module.record()
+    provenance["start"] = objects.start
+    if decision is not None:
+        provenance["decision"] = decision.summary()
+    save_model(outcome.net, folder / RECOVERED_LIVE, provenance | {"weights": "live"})
+    with outcome.averaged() as net:
+        save_model(net, folder / RECOVERED, provenance | {"weights": "averaged"})
+    forget(own)
 
 
 def load_recovered(folder: Path, live: bool = False) -> Backbone:
     """The recovered network of a run's folder, with averaged or live weights."""
-    return load(str(folder / (RECOVERED_LIVE if live else RECOVERED)))
+    return load_model(str(folder / (RECOVERED_LIVE if live else RECOVERED)))

@@ -1,26 +1,23 @@
-"""Going on with what was interrupted: one run, all runs in a folder, or a sweep."""
+"""Resuming what was interrupted: one run, all runs in a folder, or a sweep."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.commands.execute import execute
 from tinyfusion.errors import InputError
+from tinyfusion.files import clear_torn
 from tinyfusion.ranks import is_first_rank, is_rank
 from tinyfusion.runtime.folder import CONFIG_FILE, FINISHED_FILE, locked
 from tinyfusion.runtime.session import SWEEP_FILE, Session
 from tinyfusion.settings.check import check
 from tinyfusion.settings.commands import COMMANDS
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.\w+")
-"""Names that `files.write_atomic` uses before it renames."""
-
 _RESUMING = "hydra.callbacks.tinyfusion.resuming="
 _OWN = ("hydra.sweep.dir=", "hydra.mode=", _RESUMING)
-"""What this package says itself of a sweep that is gone on with."""
+"""Overrides that this package adds to a resumed sweep."""
 
 
 def sweep_overrides(command: str, folder: Path) -> list[str] | None:
@@ -48,10 +45,10 @@ def sweep_overrides(command: str, folder: Path) -> list[str] | None:
 
 
 def resume_folder(command: str, folder: Path) -> int:
-    """Go on with an interrupted run, or with every run in the folder.
+    """Resume an interrupted run, or every run in the folder.
 
     Returns:
-        Exit status; what failed has been reported, and the other runs were gone on with.
+        Exit status; failures have been reported, and the other runs were resumed all the same.
 
     Raises:
         InputError: no such folder, or no run in it.
@@ -70,7 +67,7 @@ def resume_folder(command: str, folder: Path) -> int:
 
 
 def resume_run(command: str, folder: Path) -> None:
-    """Go on with one interrupted run.
+    """Resume one interrupted run.
 
     Raises:
         InputError: no configuration of a run, a run of another command, or one that another
@@ -95,9 +92,8 @@ def resume_run(command: str, folder: Path) -> None:
         return
     with locked(folder) as lock:
         # Ranks that something else started are at work already: theirs are not torn.
-        for torn in () if is_rank() else folder.rglob(".*"):
-            if torn.is_file() and _TEMPORARY.fullmatch(torn.name):
-                torn.unlink()
+        if not is_rank():
+            clear_torn(folder)
         execute(check(cfg), folder, lock)
 
 

@@ -14,25 +14,21 @@ from omegaconf import DictConfig
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.callbacks.evaluate import BEST
-from tinyfusion.checkpoints import load
+from tinyfusion.checkpoints import load as load_model
+from tinyfusion.commands import prune as prune_command
+from tinyfusion.commands import recover as recover_command
 from tinyfusion.commands.evaluate import COLUMNS, cached_floor, cached_score, protocol_line
 from tinyfusion.commands.iterative import LastRound, check_rounds, earlier_rounds
-from tinyfusion.commands.prune import (
-    METRICS_FILE,
-    decide,
-    flat,
-    unscored,
-    write_pruned,
-)
+from tinyfusion.commands.loading import flat, load, runner_of, start_tracking
+from tinyfusion.commands.prune import METRICS_FILE, decide, unscored, write_pruned
 from tinyfusion.commands.recover import (
     RECOVERED,
-    check_recovery,
+    given_decision,
     load_recovered,
     load_teacher,
-    recover,
-    warn_of_other_weights,
+    recover_into,
 )
-from tinyfusion.commands.setup import Setup
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import comparison_grid
@@ -41,113 +37,138 @@ from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.shown import for_table
 from tinyfusion.metrics.speed import parameters
+from tinyfusion.pipeline.devices import joined_ranks
+from tinyfusion.pipeline.scoring import first_samples
 from tinyfusion.ranks import is_first_rank
-from tinyfusion.samplers.generate import balanced_labels, generate_images
+from tinyfusion.samplers.generate import balanced_labels
+from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.surgery import prune
 from tinyfusion.tracking import Tracking
-from tinyfusion.widths import WidthDecision, read_decision
 
 log = logging.getLogger(__name__)
 
 TIMES_FILE = "times.json"
+MODELS = (*prune_command.MODELS, *recover_command.MODELS)
+"""Model folders that the command writes."""
+
+SOURCE, CUT, AVERAGED = "source", "pruned", "recovered"
+LIVE, CHOSEN = "recovered (live weights)", "recovered (best in training)"
+SCORED = (SOURCE, CUT, AVERAGED, LIVE)
+"""Models that are scored in every run, by their names in tables; earlier rounds' come besides."""
 
 
 def main(cfg: DictConfig, folder: Path) -> None:
     """Run the command in ``folder``; finished stages are skipped."""
-    setup = Setup(cfg, folder)
+    objects = objects_of(cfg)
     # Whatever is wrong with later stages is found before the first one starts.
-    source = setup.load(cfg.checkpoint)
-    evaluation = setup.evaluation
-    teacher = load_teacher(setup, source)
-    check_recovery(setup, source, teacher)
-    last = LastRound(setup, source, teacher, {})
-    if cfg.iterative is not None:
-        previous = check_rounds(setup, source, teacher)
+    source = load(objects, objects.checkpoint)
+    teacher = load_teacher(objects, source)
+    given = None
+    if objects.decision_path is not None and objects.rounds is None:
+        given = given_decision(objects)
+    recover_command.check(objects, runner_of(objects, None), source, teacher, given)
+    last = LastRound(objects, source, teacher, {})
+    if objects.rounds is not None:
+        previous = check_rounds(objects, source)
         with _timed(folder, "earlier_rounds"):
-            last = earlier_rounds(setup, source, teacher, previous)
+            last = earlier_rounds(objects, source, teacher, previous, folder)
+    tracking = start_tracking(last.objects, folder)
+    runner = runner_of(last.objects, tracking)
     with _timed(folder, "prune"):
-        given = cfg.decision is not None
-        decision = _given(setup, source) if given else decide(last.setup, last.net)
+        if given is None:
+            decision = decide(last.objects, last.net, runner, folder)
+        else:
+            log.info(
+                "run: applying %s; scheme, keep and pruner are not used", objects.decision_path
+            )
+            decision = given
+            write_pruned(objects, source, decision, folder)
+            if is_first_rank():
+                decision.save(folder / decision.file_name)
     with _timed(folder, "recover"):
-        recover(last.setup, prune(last.net, decision), last.teacher, decision)
-    if is_first_rank():
-        with _timed(folder, "evaluate"):
-            nets = {"source": source, **last.earlier}
-            if evaluation is None:
-                write_sizes(last.setup, nets, decision)
-            else:
-                nets["pruned"] = prune(last.net, decision)
-                score(setup, evaluation, nets, decision, last.setup.tracking)
-    last.setup.tracking.finish()
-
-
-def _given(setup: Setup, source: Backbone) -> Decision | WidthDecision:
-    log.info("run: applying %s; scheme, keep and pruner are not used", setup.cfg.decision)
-    decision = read_decision(setup.cfg.decision)
-    warn_of_other_weights(setup, decision)
-    write_pruned(setup, source, decision)
-    if is_first_rank():
-        decision.save(setup.folder / decision.file_name)
-    return decision
+        student = prune(last.net, decision)
+        recover_into(folder, last.objects, runner, student, last.teacher, decision)
+    with _timed(folder, "evaluate"):
+        nets = {SOURCE: source, **last.earlier}
+        if objects.evaluation is not None:
+            nets[CUT] = prune(last.net, decision)
+            score(folder, objects, objects.evaluation, nets, decision, tracking)
+        elif is_first_rank():
+            write_sizes(folder, nets, decision, tracking)
+    tracking.finish()
 
 
 def write_sizes(
-    setup: Setup, nets: dict[str, Backbone], decision: Decision | WidthDecision
+    folder: Path,
+    nets: dict[str, Backbone],
+    decision: Decision,
+    tracking: Tracking,
 ) -> None:
     """Write ``metrics.json`` of a run without scores: depths and parameters only."""
-    nets = nets | {"recovered": load_recovered(setup.folder)}
+    nets = nets | {AVERAGED: load_recovered(folder)}
     models = {
         name: {"depth": net.depth, "parameters": parameters(net)} for name, net in nets.items()
     }
-    write_json(setup.folder / METRICS_FILE, unscored(models, decision))
-    setup.tracking.scores(flat(models))
-    log.info("run: recovered model in %s", setup.folder / RECOVERED)
+    write_json(folder / METRICS_FILE, unscored(models, decision))
+    tracking.scores(flat(models))
+    log.info("run: recovered model in %s", folder / RECOVERED)
 
 
 def score(
-    setup: Setup,
+    folder: Path,
+    objects: Objects,
     evaluation: Evaluation,
     nets: dict[str, Backbone],
-    decision: Decision | WidthDecision,
+    decision: Decision,
     tracking: Tracking,
 ) -> None:
     """Score source and students; write ``metrics.json``, ``table.md`` and ``samples.png``.
 
+    All ranks share the work; the first one writes.
+
     Args:
-        setup: the job, whose checkpoint is the source.
+        folder: the run's folder.
+        objects: the command's, whose checkpoint is the source.
         evaluation: the protocol.
-        nets: ``source``, models of earlier rounds and ``pruned``; the recovered one is added.
+        nets: the source, models of earlier rounds and the pruned one; the recovered one is added.
         decision: how the (last) student was cut.
         tracking: where scores and samples are logged.
     """
-    folder, source = setup.folder, nets["source"]
-    if (folder / METRICS_FILE).is_file():
+    source = nets[SOURCE]
+    metrics = folder / METRICS_FILE
+    group = joined_ranks(objects.trainer, objects.devices)
+    if group is None:
         return
-    floor = cached_floor(setup, evaluation)
-    timed = [*(name for name in nets if name != "pruned"), "recovered"]
-    nets = nets | {
-        "recovered": load_recovered(folder),
-        "recovered (live weights)": load_recovered(folder, live=True),
-    }
+    # Told when the first rank has written what all load below.
+    if group.from_first(metrics.is_file):
+        if group.first:  # it may have been killed before they were logged
+            tracking.scores(flat(read_json(metrics, "metrics")["models"]))
+        return
+    floor = cached_floor(objects, evaluation, group)
+    timed = [*(name for name in nets if name != CUT), AVERAGED]
+    nets = nets | {AVERAGED: load_recovered(folder), LIVE: load_recovered(folder, live=True)}
     best = folder / "recover" / BEST
     if (best / "config.json").is_file():
-        nets["recovered (best in training)"] = load(str(best))
+        nets[CHOSEN] = load_model(str(best))
     for net in nets.values():
-        net.to(setup.device)
+        net.to(objects.device)
     rows: dict[str, dict[str, Any]] = {}
     for name, net in nets.items():
-        if name == "source":
-            rows[name] = cached_score(setup, evaluation, net)
+        if name == SOURCE:
+            rows[name] = cached_score(objects, evaluation, net, group)
         else:
             rows[name] = evaluation.score(
                 net,
-                setup.process,
-                setup.source,
+                objects.process,
+                objects.source,
                 source,
-                progress=setup.bars,
-                dtype=setup.dtype,
+                progress=objects.bars and group.first,
+                dtype=objects.dtype,
+                group=group,
             )
-    speeds = evaluation.speed({name: nets[name] for name in timed}, setup.process, setup.dtype)
+    if not group.first:
+        return
+    speeds = evaluation.speed({name: nets[name] for name in timed}, objects.process, objects.dtype)
     for name, speed in speeds.items():
         rows[name] |= {
             "images_per_s": speed["images_per_s"],
@@ -157,10 +178,10 @@ def score(
         }
     listed = [{"model": name, **for_table(row)} for name, row in rows.items()]
     title = f"{decision.method}: {protocol_line(evaluation, floor)}"
-    tracking.image("samples", _grid(setup, evaluation, nets))
+    tracking.image("samples", _grid(folder, objects, evaluation, nets))
     write_text(folder / "table.md", f"{title}\n\n{markdown_table(listed, COLUMNS)}\n")
     write_json(
-        folder / METRICS_FILE,
+        metrics,
         {
             "models": rows,
             "protocol": evaluation.protocol(),
@@ -173,24 +194,23 @@ def score(
     log.info("run: figures and table in %s", folder)
 
 
-def _grid(setup: Setup, evaluation: Evaluation, nets: dict[str, Backbone]) -> Path:
+def _grid(
+    folder: Path, objects: Objects, evaluation: Evaluation, nets: dict[str, Backbone]
+) -> Path:
     """One row of samples per model, one column per class, from the same noise."""
-    shown = [name for name in nets if not name.startswith("recovered (")]
-    classes = min(10, setup.source.num_classes)
-    labels = balanced_labels(classes, classes)
-    rows = {
-        name: generate_images(
-            nets[name],
-            setup.process,
-            evaluation.sampler,
-            labels,
-            setup.seed + 1,
-            autoencoder=evaluation.autoencoder,
-        )
-        for name in shown
-    }
-    path = comparison_grid(rows, setup.folder / "samples.png")
-    return Path(path or setup.folder / "samples.png")
+    shown = [name for name in nets if not name.startswith(f"{AVERAGED} (")]
+    classes = min(10, objects.source.num_classes)
+    labels = ClassLabels(balanced_labels(classes, classes))
+    rows = first_samples(
+        evaluation,
+        {name: nets[name] for name in shown},
+        objects.process,
+        labels,
+        objects.seed + 1,
+        objects.dtype,
+    )
+    path = comparison_grid(rows, folder / "samples.png")
+    return Path(path or folder / "samples.png")
 
 
 @contextmanager

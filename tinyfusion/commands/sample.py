@@ -12,19 +12,19 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, compile_blocks
-from tinyfusion.commands.checks import check_decoder
-from tinyfusion.commands.draw import PACKED_FILE, Share, pack
-from tinyfusion.commands.setup import Setup
+from tinyfusion.commands.checks import check_decoder, check_sampling
+from tinyfusion.commands.loading import load_alone, source_hash
 from tinyfusion.conditioning import ClassLabels, Conditioning
 from tinyfusion.data.open_images import SAMPLES
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import image_grid
 from tinyfusion.files import read_json, write_atomic, write_json
-from tinyfusion.ranks import is_first_rank, is_numbered, is_rank, rank, world_size
+from tinyfusion.pipeline.devices import joined_ranks
+from tinyfusion.pipeline.sampling import PACKED_FILE, draw_missing, pack
 from tinyfusion.runtime.progress import ImageProgress
 from tinyfusion.samplers.generate import Drawing, class_labels
-from tinyfusion.settings.compose import build
+from tinyfusion.settings.objects import Objects, objects_of
 
 log = logging.getLogger(__name__)
 
@@ -35,71 +35,54 @@ GRID_COLUMNS = 10
 def main(cfg: DictConfig, folder: Path) -> None:
     """Fill ``samples/``; then write ``samples.npz``, the labels and ``grid.png``.
 
-    Each rank draws its share of the batches. The first one waits for the others.
+    Each rank draws its share of the batches.
     """
-    setup = Setup(cfg, folder)
-    if not _takes_part(setup):
+    objects = objects_of(cfg)
+    group = joined_ranks(objects.trainer, objects.devices)
+    if group is None:
         return
-    _check_folder(folder)
-    drawing = _drawing(setup, cfg)
+    drawing = _drawing(objects, cfg)
     store = SampleStore(
         folder / SAMPLES, cfg.n, drawing.shape, cfg.batch_size, cfg.shard_size, cfg.format
     )
-    missing = store.missing()
-    if is_first_rank():
-        store.check_space(missing, cfg.pack)
-        there = cfg.n - store.images_in(missing)
-        if there:
-            log.info("sample: %s of %s images are there already", f"{there:,}", f"{cfg.n:,}")
-        if store.num_shards < setup.world:
-            log.warning(
-                "sample: %d part(s) can't keep %d devices busy; choose a smaller batch_size%s",
-                store.num_shards,
-                setup.world,
-                " or shard_size" if cfg.format == "npz" else "",
-            )
-    _record(folder, setup.source_hash)
-    drawing.net.to(setup.device)
-    if setup.trainer.compile:
-        compile_blocks(drawing.net, setup.trainer.compile_backend)
-    # Of several ranks the first one shows what all have done.
-    with ImageProgress(
-        "sample", cfg.n, cfg.n - store.images_in(missing), bar=setup.bars and is_first_rank()
-    ) as progress:
-        share = Share(store, drawing, set(missing), progress if is_first_rank() else None)
-        share.fill_all(range(rank(), store.num_shards, setup.world))
-        if not is_first_rank():
-            return
-        share.wait()
-    _conclude(cfg, folder, store, drawing.conditioning)
+    missing = group.from_first(lambda: _begin(cfg, folder, store, source_hash(objects)))
+    there = cfg.n - store.images_in(missing)
+    if there:
+        log.info("sample: %s of %s images are there already", f"{there:,}", f"{cfg.n:,}")
+    if store.num_shards < group.size:
+        log.warning(
+            "sample: %d part(s) can't keep %d devices busy; choose a smaller batch_size%s",
+            store.num_shards,
+            group.size,
+            " or shard_size" if cfg.format == "npz" else "",
+        )
+    drawing.net.to(objects.device)
+    if objects.trainer.compile:
+        compile_blocks(drawing.net, objects.trainer.compile_backend)
+    with ImageProgress("sample", cfg.n, there, bar=objects.bars and group.first) as progress:
+        draw_missing(store, drawing, missing, group, progress.reach)
+    if group.first:
+        _conclude(cfg, folder, store, drawing.conditioning)
 
 
-def _takes_part(setup: Setup) -> bool:
-    """Whether this process draws a share.
+def _begin(cfg: DictConfig, folder: Path, store: SampleStore, weights: str) -> list[int]:
+    """The batches that are missing of a folder that may be drawn into.
 
     Raises:
-        InputError: other ranks were started than the trainer's settings speak of: the first one
-            would wait for shares that nobody draws.
+        InputError: images of other weights or of nobody knows what, or too little room.
     """
-    started = world_size()
-    asked = f"trainer.devices={setup.trainer.devices} trainer.num_nodes={setup.trainer.num_nodes}"
-    if started is not None and started != setup.world:
-        raise InputError(
-            f"{asked} are {setup.world} rank(s), but {started} were started; start as many"
-        )
-    if is_rank() and setup.trainer.num_nodes > 1 and not is_numbered():
-        raise InputError(
-            f"{asked}: the ranks are numbered on their machines only (LOCAL_RANK); start them by "
-            "torchrun or srun, or one command per machine with NODE_RANK, without LOCAL_RANK"
-        )
-    return rank() < setup.world
+    _check_folder(folder)
+    missing = store.missing()
+    store.check_space(missing, cfg.pack)
+    _record(folder, weights)
+    return missing
 
 
 def _check_folder(folder: Path) -> None:
     """Refuse to go on with images of nobody knows what.
 
     Raises:
-        InputError: there are some, but no record of them, which every rank writes beforehand.
+        InputError: there are some, but no record of them, which is written beforehand.
     """
     images = folder / SAMPLES
     if images.is_dir() and any(images.iterdir()) and not (folder / RECORD_FILE).is_file():
@@ -126,28 +109,29 @@ def _record(folder: Path, weights: str) -> None:
         )
 
 
-def _drawing(setup: Setup, cfg: DictConfig) -> Drawing:
+def _drawing(objects: Objects, cfg: DictConfig) -> Drawing:
     """What is to be drawn, checked."""
-    net = setup.load_alone(cfg.checkpoint)
-    sampler, guidance = build(cfg.sampler), build(cfg.guidance)
-    setup.check_sampling(net, "sampler", sampler)
-    setup.check_sampling(net, "guidance", sampler, guidance)
-    check_decoder(net, setup.process, setup.autoencoder)
-    if setup.autoencoder is not None:
-        setup.autoencoder.load()
+    net = load_alone(objects, objects.checkpoint)
+    sampler, guidance = objects.sampler, objects.guidance
+    assert sampler is not None
+    check_sampling(net, objects.process, "sampler", sampler)
+    check_sampling(net, objects.process, "guidance", sampler, guidance)
+    check_decoder(net, objects.process, objects.autoencoder)
+    if objects.autoencoder is not None:
+        objects.autoencoder.load()
     for name in ("n", "batch_size"):
         if cfg[name] < 1:
             raise InputError(f"{name}={cfg[name]} must be at least 1")
     return Drawing(
         net.eval(),
-        setup.process,
+        objects.process,
         sampler,
         ClassLabels(_labels(cfg, net)),
-        setup.seed,
+        objects.seed,
         guidance,
-        setup.autoencoder,
+        objects.autoencoder,
         cfg.batch_size,
-        setup.dtype,
+        objects.dtype,
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.conformance import files, forwards, gradients, structure
+from tinyfusion.conformance import branches, files, forwards, gradients, structure
 from tinyfusion.conformance.subject import Subject
 from tinyfusion.errors import InputError
 from tinyfusion.processes.contract import Process
@@ -33,6 +33,7 @@ _OF_FORWARDS: dict[str, Callable[[Subject], None]] = {
     "samples of a batch do not see each other": forwards.check_rows,
     "its conditioning may be the null": forwards.check_no_class,
     "a pruned network computes what skipping its blocks does": forwards.check_pruned,
+    "a network without a branch computes what skipping it does": branches.check_branches,
     "gradients reach every block and mask": gradients.check_gradients,
     "recomputed blocks give the same gradients": gradients.check_recomputed,
     "a model folder gives it back": files.check_folder,
@@ -54,7 +55,8 @@ def check_backbone(net: Backbone, process: Process | None = None, count: int = 3
         count: samples per batch, at least 2.
 
     Returns:
-        What was found to hold, one line each; ``process`` left out leaves out the last.
+        What was found to hold, one line each; ``process`` left out leaves out the last, and blocks
+        that name no branches the one about these.
 
     Raises:
         InputError: the first thing that does not hold, and what to do about it.
@@ -79,6 +81,8 @@ def check_backbone(net: Backbone, process: Process | None = None, count: int = 3
         subject = _ask(net, title, Subject.of, net, process, count)
         for title, check in _OF_FORWARDS.items():
             if check is gradients.check_process and process is None:
+                continue
+            if check is branches.check_branches and not branches.has_branches(net):
                 continue
             _ask(net, title, check, subject)
             held.append(title)

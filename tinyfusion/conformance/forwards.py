@@ -144,6 +144,7 @@ def check_pruned(subject: Subject) -> None:
     net = subject.net
     if net.depth == 1:
         return
+    before = {name: value.clone() for name, value in net.state_dict().items()}
     # Of every stack some stay and some go, and all by themselves.
     for kept in (tuple(range(0, net.depth, 2)), tuple(range(1, net.depth, 2))):
         pruned = prune(net, kept)
@@ -165,6 +166,12 @@ def check_pruned(subject: Subject) -> None:
                 "one in which run_block skips the others: what a block does must not depend on "
                 "its place, and nothing may be done between blocks that depends on the depth"
             )
+    changed = [n for n, value in net.state_dict().items() if not torch.equal(value, before[n])]
+    if changed:
+        raise InputError(
+            f"keep_blocks wrote into {changed[0]!r} of the network that is pruned: give the "
+            "network new parameters instead"
+        )
     twin = copy.deepcopy(pruned)
     with torch.no_grad():
         if not same(twin(*subject.inputs), out):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tinyfusion.autoencoder import Autoencoder
-from tinyfusion.data.image_sets import ImageSet
+from tinyfusion.data.image_sets import ImageSet, IndexedImages
 from tinyfusion.data.source import ImageSource
 from tinyfusion.samplers.generate import Drawing, decode_images
 
@@ -30,15 +30,24 @@ class DrawnImages(ImageSet):
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """See `ImageSet.batches`."""
-        for images in self.drawing.draw_all(self.progress):
-            yield from images.split(size)
+        return (images for _, images in self.share(size, 0, 1))
+
+    def share(self, size: int, rank: int, ranks: int) -> Iterator[tuple[int, Tensor]]:
+        """See `ImageSet.share`; whole batches of the drawing are shared out, then divided."""
+        chosen = range(rank, self.drawing.num_batches, ranks)
+        drawn = self.drawing.draw_all(self.progress, chosen)
+        for batch, images in zip(chosen, drawn, strict=True):
+            first = self.drawing.rows(batch).start
+            for part in images.split(size):
+                yield first, part
+                first += len(part)
 
     def digest(self) -> str | None:
         """See `ImageSet.digest`."""
         return None
 
 
-class DecodedImages(ImageSet):
+class DecodedImages(IndexedImages):
     """Pictures of training latents, decoded when they are looked at and not kept.
 
     Args:
@@ -59,11 +68,10 @@ class DecodedImages(ImageSet):
     def __len__(self) -> int:
         return self.count
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """See `ImageSet.batches`."""
-        for rows in torch.arange(self.count).split(size):
-            latents, _ = self.source.plain(rows)
-            yield decode_images(latents, self.autoencoder, self.device)
+    def rows(self, rows: range) -> Tensor:
+        """See `IndexedImages.rows`."""
+        latents, _ = self.source.plain(torch.arange(rows.start, rows.stop))
+        return decode_images(latents, self.autoencoder, self.device)
 
     def digest(self) -> str | None:
         """See `ImageSet.digest`."""

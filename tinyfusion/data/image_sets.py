@@ -37,6 +37,25 @@ class ImageSet(ABC):
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images, at most ``size`` at a time, each of shape (B, C, H, W)."""
 
+    def share(self, size: int, rank: int, ranks: int) -> Iterator[tuple[int, Tensor]]:
+        """One of several shares of the images: every ``ranks``-th batch.
+
+        All shares together are the same batches, however many shares there are.
+
+        Args:
+            size: most images of a batch.
+            rank: number of the share, 0..ranks-1.
+            ranks: number of shares.
+
+        Yields:
+            Number of a batch's first image, and the batch.
+        """
+        first = 0
+        for number, images in enumerate(self.batches(size)):
+            if number % ranks == rank:
+                yield first, images
+            first += len(images)
+
     def digest(self) -> str | None:
         """SHA-256 of the content, hexadecimal; of files' bytes and names where they are files.
 
@@ -52,7 +71,24 @@ class ImageSet(ABC):
         return torch.cat(list(self.batches(256)))
 
 
-class TensorImages(ImageSet):
+class IndexedImages(ImageSet):
+    """Images of which any can be had without those before it."""
+
+    @abstractmethod
+    def rows(self, rows: range) -> Tensor:
+        """Consecutive images by number, shape (B, C, H, W)."""
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """See `ImageSet.batches`."""
+        return (images for _, images in self.share(size, 0, 1))
+
+    def share(self, size: int, rank: int, ranks: int) -> Iterator[tuple[int, Tensor]]:
+        """See `ImageSet.share`; the images of other shares are not looked at."""
+        for first in range(rank * size, len(self), ranks * size):
+            yield first, self.rows(range(first, min(first + size, len(self))))
+
+
+class TensorImages(IndexedImages):
     """Images in memory.
 
     Args:
@@ -74,9 +110,9 @@ class TensorImages(ImageSet):
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """See `ImageSet.batches`."""
-        return iter(self.images.split(size) if len(self.images) else ())
+    def rows(self, rows: range) -> Tensor:
+        """See `IndexedImages.rows`."""
+        return self.images[rows.start : rows.stop]
 
     def tensor(self) -> Tensor:
         """See `ImageSet.tensor`."""
@@ -87,7 +123,7 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Pillow's modes of 8 bits, or fewer, per channel: others would be clipped."""
 
 
-class PictureFiles(ImageSet):
+class PictureFiles(IndexedImages):
     """Picture files of one size. Grey ones keep their one channel if all are grey.
 
     Args:
@@ -130,16 +166,15 @@ class PictureFiles(ImageSet):
     def __len__(self) -> int:
         return len(self.files)
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """See `ImageSet.batches`.
+    def rows(self, rows: range) -> Tensor:
+        """See `IndexedImages.rows`.
 
         Raises:
             InputError: a picture that can't be decoded.
         """
-        for start in range(0, len(self.files), size):
-            pictures = [self._decoded(file) for file in self.files[start : start + size]]
-            images_BHWC = np.stack(pictures).reshape(len(pictures), *self.shape[1:], self.shape[0])
-            yield torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).contiguous()
+        pictures = [self._decoded(file) for file in self.files[rows.start : rows.stop]]
+        images_BHWC = np.stack(pictures).reshape(len(pictures), *self.shape[1:], self.shape[0])
+        return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).contiguous()
 
     def digest(self) -> str:
         """See `ImageSet.digest`."""

@@ -26,7 +26,7 @@ from tinyfusion.data.latent_plan import (
     size_of,
 )
 from tinyfusion.errors import InputError
-from tinyfusion.files import read_json, write_atomic, write_json
+from tinyfusion.files import read_json, target_of, write_bytes, write_json
 
 _SHOWN = {
     "num_files": "number of images",
@@ -96,7 +96,7 @@ def write_shard(
         content = npy_bytes(array)
         hashes[view], sizes[view] = hashlib.sha256(content).hexdigest(), len(content)
         # Not np.save, whose message of a full disk has no reason in it.
-        write_atomic(root / file_name(shard, view), lambda path, c=content: path.write_bytes(c))
+        write_bytes(root / file_name(shard, view), content)
     record = {
         "count": len(labels),
         "bytes": sizes,
@@ -129,9 +129,8 @@ def remove_torn(root: Path, shards: Sequence[int], alone: bool) -> None:
     if alone:
         own |= {Path(name).stem for name in (PLAN_FILE, INDEX_FILE, LABELS_FILE)}
     for entry in os.scandir(root):
-        # .shard-00000.images.1a2b3c4d.npy; see `files.write_atomic`.
-        parts = entry.name.split(".")
-        if len(parts) >= 4 and not parts[0] and parts[1] in own:
+        target = target_of(entry.name)
+        if target and target.partition(".")[0] in own:
             Path(entry.path).unlink(missing_ok=True)
 
 
@@ -148,7 +147,7 @@ def finish(root: Path, plan: Plan) -> dict[str, Any]:
         labels += record["labels"]
         skipped += record["skipped"]
     content = npy_bytes(np.array(labels, dtype=np.int32))
-    write_atomic(root / LABELS_FILE, lambda path: path.write_bytes(content))
+    write_bytes(root / LABELS_FILE, content)
     index = {
         **read_json(root / PLAN_FILE, "latent store"),
         "dtype": DTYPE.name,

@@ -1,6 +1,6 @@
-"""A backbone whose blocks are switched per sample by a sampled mask.
+"""A backbone whose units are switched per sample by a sampled mask.
 
-Shape suffixes: B batch, K choices, L blocks.
+Shape suffixes: B batch, K choices, L units.
 """
 
 from __future__ import annotations
@@ -10,26 +10,34 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tinyfusion.backbones.branches import Branch
 from tinyfusion.backbones.contract import Backbone, predict, run_plain
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.gating.gates import Gates
 from tinyfusion.states import States, blend
+from tinyfusion.units import BLOCKS
 
 
 class GatedBackbone(nn.Module):
-    """Runs every block for every sample and blends it out where the mask is 0.
+    """Runs every unit for every sample and blends it out where the mask is 0.
 
-    ``h <- m * B(h, c) + (1 - m) * h`` (TinyFusion, section 3): the mask acts on the whole block,
-    skip connection included, so a dropped block costs a forward pass but gives its gate a
-    gradient.
+    ``h <- m * B(h, c) + (1 - m) * h`` (TinyFusion, section 3): the mask acts on the whole block
+    (or branch of a block), skip connection included, so a dropped one costs a forward pass but
+    gives its gate a gradient.
+
+    Args:
+        net: the network.
+        gates: one for each of its units.
+        kind: kind of the units, see `Backbone.units`.
 
     Raises:
-        AssertionError: gates of another depth than the network's.
+        AssertionError: gates for another number of units than the network has.
     """
 
-    def __init__(self, net: Backbone, gates: Gates) -> None:
+    def __init__(self, net: Backbone, gates: Gates, kind: str = BLOCKS) -> None:
         super().__init__()
-        assert gates.scheme.depth == net.depth
+        self.units = net.units(kind)
+        assert gates.scheme.depth == len(self.units)
         self.net = net
         self.gates = gates
 
@@ -45,8 +53,9 @@ class GatedBackbone(nn.Module):
         """
         keep_BL = self.gates(gumbel_BK)
 
-        def run_gated(index: int, block: nn.Module, states: States, condition: Any) -> States:
-            out = run_plain(index, block, states, condition)
-            return blend(keep_BL[:, index], out, states)
+        def run_gated(number: int, unit: Branch, states: States, condition: Any) -> States:
+            out = run_plain(number, unit, states, condition)
+            return blend(keep_BL[:, number], out, states)
 
-        return predict(self.net, inputs, conditioning, run_gated)
+        run_block = self.net.run_units(self.units, run_gated)
+        return predict(self.net, inputs, conditioning, run_block)

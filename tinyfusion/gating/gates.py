@@ -1,6 +1,6 @@
 """Learned choice among the keep-patterns of every group (TinyFusion, section 3).
 
-Shape suffixes: B batch, C choices of one group, M positions of one group, L blocks, K all choices
+Shape suffixes: B batch, C choices of one group, M positions of one group, L units, K all choices
 of all groups side by side.
 """
 
@@ -21,7 +21,7 @@ class GroupGate(nn.Module):
     """A categorical distribution over the keep-patterns of one group.
 
     Attributes:
-        patterns: kept block indices of every pattern; listed once, there can be thousands.
+        patterns: numbers of the kept units of every pattern; listed once, there can be thousands.
     """
 
     choices_CM: Tensor
@@ -52,7 +52,7 @@ class Gates(nn.Module):
     """Gates of all groups of a scheme.
 
     Args:
-        scheme: the groups.
+        scheme: the groups, laid over the units of one kind (`Backbone.units`), such as blocks.
 
     Attributes:
         temperature: Gumbel-softmax temperature, set by the schedule.
@@ -78,7 +78,7 @@ class Gates(nn.Module):
             gumbel_BK: Gumbel(0, 1) noise for every choice of every group, groups side by side.
 
         Returns:
-            1 for kept and 0 for dropped blocks, shape (B, L), differentiable in the logits.
+            1 for kept and 0 for dropped units, shape (B, L), differentiable in the logits.
         """
         parts = gumbel_BK.split([gate.logits_C.numel() for gate in self.groups], dim=-1)
         return torch.cat(
@@ -103,10 +103,10 @@ class Gates(nn.Module):
         return [(self.scale * values.float()).softmax(-1) for values in logits]
 
     def decide(self, logits: list[Tensor] | None = None) -> tuple[int, ...]:
-        """Most probable pattern of every group as kept block indices."""
+        """Most probable pattern of every group as numbers of the kept units."""
         choice = likeliest(self.logits() if logits is None else logits)
         patterns = (gate.patterns[i] for gate, i in zip(self.groups, choice, strict=True))
-        return tuple(block for kept in patterns for block in kept)
+        return tuple(unit for kept in patterns for unit in kept)
 
 
 def likeliest(logits: list[Tensor]) -> list[int]:

@@ -106,9 +106,7 @@ class Benchmark:
             with nullcontext() if backend is None else _many_shapes():
                 if backend is not None:
                     for net in nets.values():
-                        # The tokens that a MAR looks at are more in each iteration.
-                        fixed = net.process_kind != "masked"
-                        compile_blocks(net, backend, dynamic=False if fixed else None)
+                        compile_blocks(net, backend, dynamic=False if net.fixed_shapes else None)
                 rows += self._timed(nets, counted, compiled=backend is not None)
         return rows
 

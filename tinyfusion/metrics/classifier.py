@@ -5,19 +5,25 @@ It plays the part that Inception plays for photographs. Shape suffixes: B batch,
 
 from __future__ import annotations
 
-from importlib.resources import as_file, files
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import tinyfusion.assets
 from tinyfusion.data.digits import move
 from tinyfusion.errors import InputError
 from tinyfusion.seeding import generator, permutation
 
 ASSET = "digits_classifier.safetensors"
 """File in ``tinyfusion.assets`` with the shipped weights (float32)."""
+
+
+def classifier_file() -> Path:
+    """The shipped weights."""
+    return Path(tinyfusion.assets.__file__).with_name(ASSET)
 
 
 class DigitsClassifier(nn.Module):
@@ -56,8 +62,7 @@ class DigitsClassifier(nn.Module):
 
 def load_digits_classifier() -> DigitsClassifier:
     """The shipped classifier, float32 on the CPU, in eval mode; draws no random numbers."""
-    with as_file(files("tinyfusion.assets") / ASSET) as path:
-        weights = load_file(path)
+    weights = load_file(classifier_file())
     with torch.device("meta"):
         net = DigitsClassifier()
     net.load_state_dict(weights, assign=True)

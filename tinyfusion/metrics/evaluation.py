@@ -11,11 +11,12 @@ import torch
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.conditioning import ClassLabels
+from tinyfusion.conditioning import ClassLabels, Conditioning
 from tinyfusion.data.drawn_images import DecodedImages, DrawnImages
 from tinyfusion.data.image_sets import ImageSet, TensorImages
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
+from tinyfusion.group import ALONE, Group
 from tinyfusion.metrics.features import extract, layers, weights_digest
 from tinyfusion.metrics.fidelity import (
     SPLIT_SIZE,
@@ -185,6 +186,7 @@ class Evaluation:
         source: ImageSource | None,
         device: torch.device | None = None,
         progress: bool = False,
+        group: Group = ALONE,
     ) -> tuple[tuple[int, int, int] | None, Reference]:
         """What the metrics need of the real images; the same at every call.
 
@@ -192,9 +194,11 @@ class Evaluation:
             source: the data; not needed if there is a ``reference``.
             device: where latents are decoded and features computed.
             progress: show a bar.
+            group: ranks that share the real images.
 
         Returns:
-            Shape (C, H, W) of the real images, if they are there, and the reference.
+            Shape (C, H, W) of the real images, if they are there, and the reference, which is
+            empty on further ranks.
 
         Raises:
             InputError: see `real`; too few real images; statistics of another extractor.
@@ -207,7 +211,7 @@ class Evaluation:
                 self.check_counts(reference=len(real.images))
             folder = None if self.features_folder is None else Path(self.features_folder)
             reference = reference_of(
-                real, self.extractor, self.weights, device or "cpu", folder, progress
+                real, self.extractor, self.weights, device or "cpu", folder, progress, group
             )
             shape = None if real.images is None else real.images.shape
             self._known.clear()
@@ -216,7 +220,11 @@ class Evaluation:
         return shape, reference
 
     def floor(
-        self, source: ImageSource | None, draws: int = 3, device: torch.device | None = None
+        self,
+        source: ImageSource | None,
+        draws: int = 3,
+        device: torch.device | None = None,
+        group: Group = ALONE,
     ) -> dict[str, float]:
         """FID between two random halves of the real data: what chance alone makes of their number.
 
@@ -226,19 +234,27 @@ class Evaluation:
             source: real images; not needed if there is a ``reference``.
             draws: number of random splits.
             device: where latents are decoded and features computed.
+            group: ranks that share the real images.
 
         Returns:
             ``fid_real_halves`` and ``fid_real_halves_std`` over the splits; nothing if samples
             are compared with statistics of more images than there are.
         """
-        _, reference = self.known(source, device)
-        if reference.larger or not reference.features:
-            return {}
-        features = reference.features[layers(self.extractor)["fid"]]
-        fids = torch.tensor(
-            [real_halves_fid(features, seed) for seed in range(draws)], dtype=torch.float64
-        )
-        return {"fid_real_halves": float(fids.mean()), "fid_real_halves_std": float(fids.std())}
+        _, reference = self.known(source, device, group=group)
+
+        def computed() -> dict[str, float]:
+            if reference.larger or not reference.features:
+                return {}
+            features = reference.features[layers(self.extractor)["fid"]]
+            fids = torch.tensor(
+                [real_halves_fid(features, seed) for seed in range(draws)], dtype=torch.float64
+            )
+            return {
+                "fid_real_halves": float(fids.mean()),
+                "fid_real_halves_std": float(fids.std()),
+            }
+
+        return group.from_first(computed)
 
     def content(self) -> dict[str, str]:
         """Hashes of the files that scores depend on, by what they are."""
@@ -249,7 +265,12 @@ class Evaluation:
         return found
 
     def drawing(
-        self, net: Backbone, process: Process, seed: int, dtype: torch.dtype | None = None
+        self,
+        net: Backbone,
+        process: Process,
+        seed: int,
+        dtype: torch.dtype | None = None,
+        conditioning: Conditioning | None = None,
     ) -> Drawing:
         """The samples of one seed.
 
@@ -258,13 +279,16 @@ class Evaluation:
             process: its process.
             seed: sampling seed.
             dtype: see `samplers.generate.generate`.
+            conditioning: of other samples than those that are scored.
         """
-        labels = class_labels(self.num_samples, net.num_classes, self.class_balance, seed)
+        if conditioning is None:
+            labels = class_labels(self.num_samples, net.num_classes, self.class_balance, seed)
+            conditioning = ClassLabels(labels)
         return Drawing(
             net,
             process,
             self.sampler,
-            ClassLabels(labels),
+            conditioning,
             seed,
             self.guidance,
             self.autoencoder,
@@ -278,6 +302,7 @@ class Evaluation:
         source: ImageSource | None,
         device: torch.device | None = None,
         progress: bool = False,
+        group: Group = ALONE,
     ) -> dict[str, float]:
         """Samples against real images.
 
@@ -286,16 +311,17 @@ class Evaluation:
             source: real images; not needed if there is a ``reference``.
             device: where features are computed.
             progress: show a bar.
+            group: ranks that share samples and real images; how many does not change a figure.
 
         Returns:
-            See `metrics.fidelity.score`.
+            See `metrics.fidelity.score`; on every rank.
 
         Raises:
             InputError: see `known`; samples that are too few, of another size than the real
                 images, or with features that are not finite.
         """
         self.check_counts(samples=len(samples))
-        shape, reference = self.known(source, device, progress)
+        shape, reference = self.known(source, device, progress, group)
         if shape is not None:
             check_same_shape(samples.shape, shape)
         features = extract(
@@ -305,8 +331,11 @@ class Evaluation:
             device or "cpu",
             name="samples",
             progress=progress and not isinstance(samples, DrawnImages),
+            group=group,
         )
-        return score(features, reference, self.extractor, self.neighbours, self.is_split_size)
+        return group.from_first(
+            lambda: score(features, reference, self.extractor, self.neighbours, self.is_split_size)
+        )
 
     def score(
         self,
@@ -317,11 +346,12 @@ class Evaluation:
         progress: bool = False,
         dtype: torch.dtype | None = None,
         keep: Callable[[Drawing], ImageSet] | None = None,
+        group: Group = ALONE,
     ) -> dict[str, float]:
         """All figures of one model.
 
         Args:
-            net: the model.
+            net: the model; the same one on every rank.
             process: its process.
             source: real images.
             teacher: if given, the squared distance of the two outputs on the fixed held-out
@@ -329,18 +359,30 @@ class Evaluation:
             progress: show bars.
             dtype: what sampling is computed in, see `samplers.generate.generate`.
             keep: draws samples, keeps them somewhere and gives them back; ``None`` keeps none.
+            group: ranks that share sampling and features; how many does not change a figure.
 
         Returns:
             What `fidelity` gives, as means over seeds, ``fid_std`` (with several seeds),
             ``held_out_loss`` and its standard error, ``held_out_mse``, ``depth``,
-            ``parameters``, ``macs`` (one forward, one sample).
+            ``parameters``, ``macs`` (one forward, one sample); on every rank.
         """
         device = next(net.parameters()).device
         drawings = (self.drawing(net, process, seed, dtype) for seed in self.seeds)
         runs = []
         for drawing in drawings:
             samples = DrawnImages(drawing, progress) if keep is None else keep(drawing)
-            runs.append(self.fidelity(samples, source, device))
+            runs.append(self.fidelity(samples, source, device, group=group))
+        return group.from_first(lambda: self._row(runs, net, process, source, teacher))
+
+    def _row(
+        self,
+        runs: Sequence[dict[str, float]],
+        net: Backbone,
+        process: Process,
+        source: ImageSource,
+        teacher: Backbone | None,
+    ) -> dict[str, float]:
+        """Figures of one model whose samples were scored, once for each seed."""
         means = {key: sum(run[key] for run in runs) / len(runs) for key in runs[0]}
         held_out = HeldOutLoss(process, *source.held_out(), repeats=self.held_out_repeats)
         out = held_out.predict(net)

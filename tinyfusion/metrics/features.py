@@ -5,7 +5,7 @@ torch-fidelity is imported inside functions: its import takes seconds.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,17 @@ from torch import Tensor
 
 from tinyfusion.data.image_sets import ImageSet, TensorImages
 from tinyfusion.errors import InputError, first_line
-from tinyfusion.files import sha256_of
-from tinyfusion.metrics.classifier import DigitsClassifier, load_digits_classifier
+from tinyfusion.files import Stamp, known_sha256, stamp_of
+from tinyfusion.group import ALONE, Group
+from tinyfusion.metrics.classifier import DigitsClassifier, classifier_file, load_digits_classifier
+from tinyfusion.metrics.collected import CollectedFeatures
 from tinyfusion.metrics.inception import (
     INCEPTION_EXTRACTOR,
     SPATIAL,
     SPATIAL_CHANNELS,
+    build_inception,
     inception_class,
-    inception_weights,
+    inception_file,
 )
 
 if TYPE_CHECKING:
@@ -79,9 +82,10 @@ def layers(name: str) -> dict[str, str]:
     return found
 
 
-@cache
 def load_extractor(name: str, weights: str | None = None) -> FeatureExtractorBase:
     """An extractor that gives all layers of :func:`layers`; built once and kept.
+
+    The file of its weights is read again only if it changed.
 
     Args:
         name: name in torch-fidelity's registry.
@@ -91,10 +95,17 @@ def load_extractor(name: str, weights: str | None = None) -> FeatureExtractorBas
         InputError: nothing is registered under that name, or its weights are not on this machine
             and can't be fetched, or can't be read.
     """
+    file = weights_file(name, weights)
+    return _built(name, weights, stamp_of(file) if file and file.is_file() else None)
+
+
+@lru_cache(maxsize=4)
+def _built(name: str, weights: str | None, stamp: Stamp | None) -> FeatureExtractorBase:
     kind = extractor_class(name)
     wanted = list(dict.fromkeys(layers(name).values()))
-    if issubclass(kind, _torch_fidelity_inception()):
-        weights = str(inception_weights(weights))
+    if _is_inception(kind):
+        assert stamp is not None, "the file was found before"
+        return build_inception(kind, name, wanted, Path(stamp[0]))
     try:
         # Weights replace start values, which are drawn from the global generator.
         with torch.random.fork_rng(devices=[]):
@@ -108,24 +119,38 @@ def load_extractor(name: str, weights: str | None = None) -> FeatureExtractorBas
     return found.requires_grad_(False).eval()
 
 
-def weights_digest(name: str, weights: str | None = None) -> str:
-    """SHA-256 of the file of an extractor's weights; empty for weights that a package brings.
+def weights_file(name: str, weights: str | None = None) -> Path | None:
+    """The file of an extractor's weights; ``None`` for weights that its package finds by itself.
 
     Args:
         name: name in torch-fidelity's registry.
         weights: see :func:`load_extractor`.
 
     Raises:
-        InputError: see :func:`load_extractor`.
+        InputError: nothing is registered under that name, or Inception's weights are not on this
+            machine and can't be fetched.
     """
-    if issubclass(extractor_class(name), _torch_fidelity_inception()):
-        return sha256_of(inception_weights(weights))
-    return "" if weights is None else sha256_of(Path(weights).expanduser())
+    kind = extractor_class(name)
+    if _is_inception(kind):
+        return inception_file(weights)
+    if weights is not None:
+        return Path(weights).expanduser()
+    return getattr(kind, "weights_file", None)
+
+
+def weights_digest(name: str, weights: str | None = None) -> str:
+    """SHA-256 of :func:`weights_file`; empty if there is none.
+
+    Raises:
+        InputError: see :func:`weights_file`.
+    """
+    file = weights_file(name, weights)
+    return "" if file is None else known_sha256(file)
 
 
 @cache
 def feature_sizes(name: str, weights: str | None = None) -> dict[str, int]:
-    """Number of features in each layer of :func:`layers`, found by looking at one image.
+    """Number of features in each layer of :func:`layers`, found by looking at an image.
 
     Args:
         name: name in torch-fidelity's registry.
@@ -135,7 +160,8 @@ def feature_sizes(name: str, weights: str | None = None) -> dict[str, int]:
         InputError: see :func:`load_extractor`.
     """
     channels, *size = _input_shape(name)
-    blank = torch.zeros(1, channels, *(size or (64, 64)), dtype=torch.uint8)
+    # Of a single number torchmetrics would drop the dimensions.
+    blank = torch.zeros(2, channels, *(size or (64, 64)), dtype=torch.uint8)
     found = extract(TensorImages(blank), name, weights)
     return {layer: features.shape[1] for layer, features in found.items()}
 
@@ -148,8 +174,11 @@ def extract(
     batch_size: int = 64,
     name: str = "images",
     progress: bool = False,
+    group: Group = ALONE,
 ) -> Features:
-    """Features of all images, in one pass.
+    """Features of all images, in one pass that several ranks may share.
+
+    How many ranks there are does not change them: batches are the same ones.
 
     Args:
         images: the images; grey ones are repeated to three channels for extractors of colour.
@@ -158,10 +187,12 @@ def extract(
         device: where to compute; the extractor stays there.
         batch_size: images at a time.
         name: what the images are called in messages.
-        progress: show a bar.
+        progress: show a bar, of this rank's share.
+        group: ranks that share the images.
 
     Returns:
-        The layers of :func:`layers` by name.
+        The layers of :func:`layers` by name: on the first rank of all images, on the others of
+        those that they looked at.
 
     Raises:
         InputError: no image, images that the extractor does not take, or a feature that is not
@@ -172,24 +203,23 @@ def extract(
     check_input(images.shape, extractor)
     net = load_extractor(extractor, weights).to(device)
     channels = _input_shape(extractor)[0]
-    found: dict[str, list[Tensor]] = {}
-    done = 0
+    found = CollectedFeatures(dict.fromkeys(layers(extractor).values()), group)
     with (
         torch.no_grad(),
         # TF32, which torch lets convolutions use on GPUs, changes features in the third digit.
         torch.backends.cudnn.flags(**(_CUDNN | {"allow_tf32": False})),
         Progress(disable=not progress, transient=True) as bar,
     ):
-        task = bar.add_task(f"features of {name}", total=len(images))
-        for batch in images.batches(batch_size):
+        task = bar.add_task(f"features of {name}", total=-(-len(images) // group.size))
+        for first, batch in images.share(batch_size, group.rank, group.size):
             # Of one channel or of as many as are wanted: an expansion copies nothing.
             batch = batch.to(device).expand(-1, channels, -1, -1)
-            for layer, features in net.convert_features_tuple_to_dict(net(batch)).items():
-                _check_finite(features, layer, name, done)
-                found.setdefault(layer, []).append(features.cpu())
-            done += len(batch)
+            features = net.convert_features_tuple_to_dict(net(batch))
+            for layer, values in features.items():
+                _check_finite(values, layer, name, first)
+            found.update(first, features)
             bar.advance(task, len(batch))
-    return {layer: torch.cat(parts) for layer, parts in found.items()}
+    return found.compute()
 
 
 def check_input(shape: tuple[int, int, int], extractor: str) -> None:
@@ -200,7 +230,7 @@ def check_input(shape: tuple[int, int, int], extractor: str) -> None:
         extractor: its name.
 
     Raises:
-        InputError: so it is.
+        InputError: another number of channels, or another size where it takes only one.
     """
     channels, *size = _input_shape(extractor)
     if shape[0] not in (1, channels) or (size and list(shape[1:]) != size):
@@ -226,10 +256,10 @@ def _check_finite(features: Tensor, layer: str, name: str, first: int) -> None:
         )
 
 
-def _torch_fidelity_inception() -> type:
+def _is_inception(kind: type[FeatureExtractorBase]) -> bool:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    return FeatureExtractorInceptionV3
+    return issubclass(kind, FeatureExtractorInceptionV3)
 
 
 @cache
@@ -246,6 +276,7 @@ def _digits_extractor_class() -> type[FeatureExtractorBase]:
         """
 
         input_shape = DigitsClassifier.input_shape
+        weights_file = classifier_file()
 
         def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
             # torch-fidelity hands over all options of the metrics call; none concerns us.

@@ -5,6 +5,7 @@ torch-fidelity is imported inside functions: its import takes seconds.
 
 from __future__ import annotations
 
+import io
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tinyfusion.checkpoints.tensors import read_torch
 from tinyfusion.errors import InputError, first_line
-from tinyfusion.files import sha256_of
+from tinyfusion.files import known_sha256
 
 if TYPE_CHECKING:
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -80,8 +82,8 @@ def inception_class() -> type[FeatureExtractorBase]:
     return AdmInception
 
 
-def inception_weights(path: str | None) -> Path:
-    """The file of Inception's weights, fetched if need be, and read once to see that it is one.
+def inception_file(path: str | None) -> Path:
+    """The file of Inception's weights, fetched if need be.
 
     Args:
         path: a local file, such as a copy of torch-fidelity's
@@ -89,25 +91,59 @@ def inception_weights(path: str | None) -> Path:
             to which it is fetched at first use.
 
     Raises:
-        InputError: it is not there, can't be fetched, or is no file of weights. A file that would
-            run code when it is read is refused.
+        InputError: it is not there, is damaged, or can't be fetched.
     """
     if path is None:
-        file = _fetched()
-    else:
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise InputError(f"evaluation.weights={path!r} does not exist; {_advice()}")
+        return _fetched()
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"evaluation.weights={path!r} does not exist; {_advice()}")
+    return file
+
+
+def build_inception(
+    kind: type[FeatureExtractorBase], name: str, wanted: list[str], file: Path
+) -> FeatureExtractorBase:
+    """An extractor with the weights of a file, which is read once.
+
+    Args:
+        kind: torch-fidelity's Inception, or the class derived from it here.
+        name: name of the extractor.
+        wanted: its features that are asked for.
+        file: see `inception_file`.
+
+    Raises:
+        InputError: the file can't be read, does not hold the weights of Inception, or would run
+            code when it is read.
+    """
     try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # what is no such file fails in many ways
+        weights = read_torch(file)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{file}: ")
         raise InputError(
-            f"{str(file)!r} can't be read as the weights of Inception ({first_line(error)}); "
-            f"{_advice()}"
+            f"{str(file)!r} can't be read as the weights of Inception ({reason}); {_advice()}"
         ) from None
     if not isinstance(weights, dict) or "fc.weight" not in weights:
         raise InputError(f"{str(file)!r} does not hold the weights of Inception; {_advice()}")
-    return file
+    found = [weights]
+
+    class Loaded(kind):
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return super().load_state_dict(found.pop())
+
+    # The constructor loads a file by itself, and without protection: it gets one with nothing in.
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    # Weights replace start values, which are drawn from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return Loaded(name, wanted, feature_extractor_weights_path=nothing)
+        except RuntimeError as error:  # tensors that are missing or have other shapes
+            raise InputError(
+                f"{str(file)!r} does not hold the weights of Inception ({first_line(error)}); "
+                f"{_advice()}"
+            ) from None
 
 
 def _fetched() -> Path:
@@ -115,7 +151,7 @@ def _fetched() -> Path:
 
     file = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
     if file.is_file():
-        if not sha256_of(file).startswith(_HASH):
+        if not known_sha256(file).startswith(_HASH):
             raise InputError(f"{str(file)!r} is damaged: remove it to have it fetched again")
     else:
         try:

@@ -19,10 +19,17 @@ from tinyfusion.data.adm_batch import IMAGES, names_in, read_statistics
 from tinyfusion.data.image_sets import ImageSet
 from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
-from tinyfusion.files import sha256_of, write_atomic
-from tinyfusion.metrics.features import extract, feature_sizes, layers, weights_digest
+from tinyfusion.files import known_sha256, write_atomic
+from tinyfusion.group import ALONE, Group
+from tinyfusion.metrics.features import (
+    extract,
+    extractor_class,
+    feature_sizes,
+    layers,
+    weights_digest,
+)
 from tinyfusion.metrics.fidelity import Reference, Statistics
-from tinyfusion.version import __version__
+from tinyfusion.version import code_digest, modules_of
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +54,7 @@ class RealImages:
         """SHA-256 of what was read."""
         if self.images is None:
             assert self.where is not None
-            return sha256_of(self.where)
+            return known_sha256(self.where)
         return self.images.digest() or ""
 
 
@@ -80,6 +87,7 @@ def reference_of(
     device: torch.device | str = "cpu",
     cache: Path | None = None,
     progress: bool = False,
+    group: Group = ALONE,
 ) -> Reference:
     """What the metrics need of real images.
 
@@ -91,9 +99,10 @@ def reference_of(
         extractor: name in torch-fidelity's registry.
         weights: file of its weights.
         device: where to compute.
-        cache: folder that features are kept in, by the content of images and weights; ``None``
-            computes them anew.
+        cache: folder that features are kept in, by the content of images and weights and by the
+            code that computes them; ``None`` computes them anew.
         progress: show a bar.
+        group: ranks that share the images; the further ones get an empty reference.
 
     Raises:
         InputError: see `check_statistics`.
@@ -101,7 +110,9 @@ def reference_of(
     check_statistics(real, extractor, weights)
     found = Reference({}, {})
     if real.images is not None:
-        found = _features(real.images, extractor, weights, device, cache, progress)
+        found = _features(real.images, extractor, weights, device, cache, progress, group)
+    if not group.first:
+        return Reference({}, {})
     known = layers(extractor)
     given = {
         metric: Statistics(real.statistics[mean], real.statistics[covariance])
@@ -127,7 +138,7 @@ def check_statistics(
         key: how the user calls the file, for messages.
 
     Raises:
-        InputError: so it is.
+        InputError: they have another number of features than the extractor gives.
     """
     for metric, mean, _ in _NAMES:
         layer = layers(extractor).get(metric)
@@ -148,26 +159,47 @@ def _features(
     device: torch.device | str,
     cache: Path | None,
     progress: bool,
+    group: Group,
 ) -> Reference:
-    file = None
-    content = None if cache is None else images.digest()
-    if cache is not None and content is not None:
-        # Devices round features otherwise.
-        kind = torch.device(device).type
-        of_weights = weights_digest(extractor, weights)
-        key = "/".join((content, extractor, of_weights, kind, __version__))
-        file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
-        known = _read(file)
-        if known is not None:
-            log.info("evaluate: features of %s real images taken from %s", len(images), file)
-            return known
-    features = extract(images, extractor, weights, device, name="reference", progress=progress)
+    file, known = None, None
+    if cache is not None and group.first:
+        file = _file(images, extractor, weights, device, cache)
+        known = None if file is None else _read(file)
+    if group.broadcast_object(known is not None):
+        if known is None:  # the first rank has it
+            return Reference({}, {})
+        log.info("evaluate: features of %s real images taken from %s", len(images), file)
+        return known
+    features = extract(
+        images, extractor, weights, device, name="reference", progress=progress, group=group
+    )
+    if not group.first:
+        return Reference({}, {})
     kept = {layer for metric, layer in layers(extractor).items() if metric in ("fid", "prc")}
     found = Reference.of(features, extractor)
     found = Reference(found.statistics, {layer: features[layer] for layer in kept})
     if file is not None:
         _write(file, found)
     return found
+
+
+def _file(
+    images: ImageSet,
+    extractor: str,
+    weights: str | None,
+    device: torch.device | str,
+    cache: Path,
+) -> Path | None:
+    """Where features are kept; ``None`` for images that are not known by their content."""
+    content = images.digest()
+    if content is None:
+        return None
+    # Devices round features otherwise.
+    kind = torch.device(device).type
+    of_weights = weights_digest(extractor, weights)
+    code = code_digest(__name__, *modules_of(images, extractor_class(extractor)))
+    key = "/".join((content, extractor, of_weights, kind, code))
+    return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
 
 
 def _write(file: Path, reference: Reference) -> None:

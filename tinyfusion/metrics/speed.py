@@ -8,11 +8,9 @@ from statistics import median, quantiles
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from tinyfusion.backbones.contract import Backbone, count_parameters
+from tinyfusion.backbones.meta import counting_macs, run_on_meta
 from tinyfusion.errors import InputError
 from tinyfusion.processes.contract import Process
 from tinyfusion.samplers.contract import Sampler
@@ -45,15 +43,9 @@ def macs(net: nn.Module, inputs: tuple[Tensor, ...] | None = None) -> int:
                 "arguments of one forward at batch size 1"
             )
         inputs = net.example_inputs(device="meta")
-    state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    state_meta = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
-    inputs_meta = tuple(value.to("meta") for value in inputs)
-    counter = FlopCounterMode(display=False)
-    # The fused attention kernels of some devices and versions are not counted, the products of
-    # the plain one are.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        functional_call(net, state_meta, inputs_meta)
-    return counter.get_total_flops() // 2
+    with counting_macs() as so_far:
+        run_on_meta(net, inputs)
+    return so_far()
 
 
 def sampling_run(

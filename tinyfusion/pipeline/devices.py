@@ -9,9 +9,17 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from tinyfusion.errors import InputError
-from tinyfusion.ranks import is_slurm_rank, is_torchrun_rank
+from tinyfusion.group import PATIENCE, Group, joined
+from tinyfusion.ranks import (
+    is_numbered,
+    is_rank,
+    is_slurm_rank,
+    is_torchrun_rank,
+    rank,
+    world_size,
+)
 from tinyfusion.training.settings import TrainerSettings
-from tinyfusion.training.sharding import PATIENCE, FullySharded
+from tinyfusion.training.sharding import FullySharded
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 
@@ -70,6 +78,36 @@ def strategy_of(settings: TrainerSettings) -> str | Strategy:
             "valid: 32-true, bf16-mixed"
         )
     return FullySharded(devices_per_node(settings) * settings.num_nodes)
+
+
+def joined_ranks(settings: TrainerSettings, world: int) -> Group | None:
+    """The ranks that share a command's work, which meet here; this process alone, if it is none.
+
+    Args:
+        settings: what was configured of devices.
+        world: number of ranks that follow from it.
+
+    Returns:
+        ``None`` for a process beyond those that are asked for, which has nothing to do.
+
+    Raises:
+        InputError: other ranks were started than were configured, so that some would be waited
+            for in vain; or they can't know where to meet.
+        RanksFailedError: they did not all come.
+    """
+    started = world_size()
+    asked = f"trainer.devices={settings.devices} trainer.num_nodes={settings.num_nodes}"
+    if started is not None and started != world:
+        raise InputError(f"{asked} are {world} rank(s), but {started} were started; start as many")
+    if is_rank() and settings.num_nodes > 1 and not is_numbered():
+        raise InputError(
+            f"{asked}: the ranks are numbered on their machines only (LOCAL_RANK); start them by "
+            "torchrun or srun, or one command per machine with NODE_RANK, without LOCAL_RANK"
+        )
+    if rank() >= world:
+        return None
+    wants_gpu = settings.accelerator in ("gpu", "cuda", "auto")
+    return joined(world, cuda=wants_gpu and torch.cuda.is_available())
 
 
 def environment() -> list[LightningEnvironment]:

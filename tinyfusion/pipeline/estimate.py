@@ -83,6 +83,12 @@ def make_fake(module: nn.Module) -> None:
                 owner._buffers[key] = as_fake(buffer)
 
 
+def teacher_of(module: DenoiserTraining) -> Backbone | None:
+    """The network that a module distils from, which is no part of it; ``None`` for none."""
+    teacher = getattr(module, "teacher", None)
+    return None if teacher is None else teacher.net
+
+
 def stage_memory(
     module: DenoiserTraining,
     teacher: Backbone | None,

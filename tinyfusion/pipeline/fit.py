@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from tinyfusion.backbones.contract import compile_blocks, recompute_blocks
@@ -19,6 +19,8 @@ from tinyfusion.callbacks.progress import StageProgress
 from tinyfusion.callbacks.resume import RESUME_FILE, AtomicCheckpointIO, ResumeCheckpoint
 from tinyfusion.data.datamodule import TrainingData
 from tinyfusion.data.source import ImageSource
+from tinyfusion.data.stream import BatchStream, StreamData
+from tinyfusion.errors import InputError
 from tinyfusion.pipeline.batching import split_batch
 from tinyfusion.pipeline.devices import (
     devices_per_node,
@@ -57,8 +59,9 @@ def fit(
     logger: Logger | None,
     callbacks: Sequence[Callback] = (),
     recipe: str | None = None,
+    keep_end: bool = False,
 ) -> None:
-    """Train ``module``, going on from ``folder/resume.ckpt`` if there is one.
+    """Train ``module``, resumed from ``folder/resume.ckpt`` if there is one.
 
     Args:
         module: what to train; holds the result afterwards.
@@ -71,6 +74,7 @@ def fit(
         logger: Lightning logger.
         callbacks: further callbacks.
         recipe: published recipe that the settings are meant to follow, if any.
+        keep_end: leave a resume checkpoint of the last step, which restores the outcome.
 
     Raises:
         InputError: the devices can't share the global batch evenly.
@@ -84,7 +88,7 @@ def fit(
         extra.append(StageProgress(stage))
     resume = folder / RESUME_FILE
     if resume.is_file():
-        log.info("%s: going on from %s", stage, resume)
+        log.info("%s: resumed from %s", stage, resume)
     with _quiet():
         trainer = new_trainer(
             trainer_settings,
@@ -92,7 +96,11 @@ def fit(
             max_epochs=-1,
             log_every_n_steps=min(trainer_settings.log_every, settings.steps),
             logger=logger if logger is not None else False,
-            callbacks=[*callbacks, *extra, ResumeCheckpoint(folder, trainer_settings.resume_every)],
+            callbacks=[
+                *callbacks,
+                *extra,
+                ResumeCheckpoint(folder, trainer_settings.resume_every, keep_end),
+            ],
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,
             default_root_dir=folder,
@@ -108,12 +116,11 @@ def fit(
         )
         # Known only now: the trainer has counted the devices.
         trainer.accumulate_grad_batches = split.micro_batches
-        data = TrainingData(
+        data = training_data(
             source,
             seed,
             stage,
-            settings.steps,
-            settings.batch_size,
+            settings,
             split.micro_batches,
             loader_processes(trainer_settings),
         )
@@ -121,6 +128,86 @@ def fit(
         prepare(module, trainer_settings)
         module.train()
         _train(trainer, module, data, resume if resume.is_file() else None)
+
+
+def training_data(
+    source: ImageSource,
+    seed: int,
+    stage: str,
+    settings: TrainingSettings,
+    accumulate: int,
+    workers: int = 0,
+) -> LightningDataModule:
+    """Training batches of one phase.
+
+    Args:
+        source: the data; of a `BatchStream` the batches are taken as they come.
+        seed: the run's seed.
+        stage: name of the phase; enters the random draws.
+        settings: length and batch.
+        accumulate: micro-batches per optimiser step and device.
+        workers: processes that load batches.
+    """
+    if isinstance(source, BatchStream):
+        return StreamData(source, settings.steps, accumulate)
+    return TrainingData(
+        source, seed, stage, settings.steps, settings.batch_size, accumulate, workers
+    )
+
+
+def fit_within(
+    trainer: Trainer,
+    module: DenoiserTraining,
+    source: ImageSource,
+    settings: TrainingSettings,
+    stage: str,
+    seed: int,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Train ``module`` under a trainer that the user made.
+
+    Its devices, precision, strategy, logger and callbacks are used as they are; length and data
+    are the phase's. It may be used again for the next phase, which begins at step 0.
+
+    Args:
+        trainer: the trainer.
+        module: what to train; holds the result afterwards.
+        source: training data.
+        settings: length and batch of the phase.
+        stage: name of the phase; enters the random draws.
+        seed: seed of all draws.
+        callbacks: further callbacks for this phase.
+
+    Raises:
+        InputError: devices and micro-batches can't share the global batch evenly.
+    """
+    accumulate = trainer.accumulate_grad_batches
+    parts = trainer.world_size * accumulate
+    if settings.batch_size % parts:
+        raise InputError(
+            f"batch_size={settings.batch_size} can't be shared evenly by {trainer.world_size} "
+            f"device(s) x accumulate_grad_batches={accumulate}; valid: a multiple of {parts}"
+        )
+    before = (list(trainer.callbacks), trainer.fit_loop.max_epochs, trainer.max_steps)
+    trainer.callbacks = [*trainer.callbacks, MicroBatchCount(), *callbacks]
+    trainer.fit_loop.max_epochs = -1
+    epoch = trainer.fit_loop.epoch_loop
+    epoch.max_steps = settings.steps
+    # The data module knows which rank takes which rows.
+    trainer._accelerator_connector.use_distributed_sampler = False
+    try:
+        with _quiet():
+            module.train()
+            data = training_data(source, seed, stage, settings, accumulate)
+            trainer.fit(module, datamodule=data)
+    finally:
+        trainer.callbacks, trainer.fit_loop.max_epochs, epoch.max_steps = before
+        # The next phase begins at step 0.
+        trainer.fit_loop.epoch_progress.reset()
+        epoch.batch_progress.reset()
+        epoch.scheduler_progress.reset()
+        epoch.automatic_optimization.optim_progress.reset()
+        epoch._batches_that_stepped = 0
 
 
 def prepare(module: DenoiserTraining, settings: TrainerSettings) -> None:

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.backbones.presets import FAMILIES
 from tinyfusion.errors import InputError
 
 
@@ -61,12 +60,16 @@ class Process(ABC):
             draws which the samples of a batch share cover their range.
         clean_draw: the draw of ``times`` that stands for clean data: 0, or 1 where time runs from
             noise to data.
+        times: what a network is told of time, one number a sample and its second input: ``"whole"``
+            steps, counted from 0 to ``num_steps - 1``, or ``"real"`` numbers; ``None`` where it is
+            told something else.
     """
 
     kind: ClassVar[str]
     learns_variance: ClassVar[bool] = False
     strata: ClassVar[int] = 1
     clean_draw: ClassVar[float] = 0.0
+    times: ClassVar[Literal["whole", "real"] | None] = None
 
     def check(self, net: Backbone, name: str = "the model") -> None:
         """Refuse a model that was made for another process; all commands ask before any work.
@@ -79,12 +82,12 @@ class Process(ABC):
             InputError: its times and targets mean something else.
         """
         if net.process_kind != self.kind:
-            ours = [family for family, kind in FAMILIES.items() if type(net) is kind]
-            advice = [f", or let backbone={word} or a size of it choose one" for word in ours]
+            word = type(net).family
+            advice = f", or let backbone={word} or a size of it choose one" if word else ""
             raise InputError(
                 f"{name}: a {type(net).__name__} needs a process of kind {net.process_kind!r}, "
                 f"but process={type(self).__name__} is of kind {self.kind!r}; "
-                f"choose another process={''.join(advice)}"
+                f"choose another process={advice}"
             )
 
     @abstractmethod

@@ -75,6 +75,7 @@ class GaussianDiffusion(Process):
     """
 
     kind: ClassVar[str] = "diffusion"
+    times = "whole"
     learns_variance: ClassVar[bool] = True
 
     def __init__(

@@ -64,6 +64,7 @@ class Interpolant(Process):
     """
 
     kind: ClassVar[str] = "interpolant"
+    times = "real"
     clean_draw: ClassVar[float] = 1.0
 
     def __init__(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tinyfusion.errors import InputError
+from tinyfusion.files import publish
 from tinyfusion.metrics.candidates import CandidateScores
 from tinyfusion.metrics.prefix_tree import Kept
 from tinyfusion.ranks import is_first_rank
@@ -76,10 +76,8 @@ def evaluate(
                     file.write(f"{_blocks(kept)},{figures}\n".encode())
                     file.flush()
                 progress(len(losses))
-        if file is not None:
-            os.fsync(file.fileno())
     if writes:
-        os.replace(part, path)
+        publish(part, path)
     return losses, progress.speed(len(losses))
 
 

@@ -1,46 +1,70 @@
-"""What a way of choosing blocks gets and gives.
+"""What a way of choosing units (by default blocks) gets and gives.
 
 A pruner is any object with one method, ``choose(context) -> Choice``, and a configuration file
-that names its class in ``_target_``. A user's own needs nothing else.
+that names its class in ``_target_``. A user's own needs nothing else. One that trains says what in
+a second method, ``phases(context)``: they are executed, resumed and logged before it chooses, and
+counted in a dry run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.changes import Replacement, Resizing
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.data.source import ImageSource
+from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.processes.contract import Process
 from tinyfusion.scheme import Scheme
 from tinyfusion.training.module import DenoiserTraining
-from tinyfusion.widths import WidthDecision
+from tinyfusion.training.phases import Phase
+from tinyfusion.units import BLOCKS, Unit
 
 
 class Choice(NamedTuple):
-    """What a pruner decided.
+    """What a pruner decided; what the run knows (seed, hash) is added by `decision`.
 
     Attributes:
-        kept: blocks that stay, ascending.
+        kept: blocks that stay as they are, ascending; ``None`` if all do.
         scheme: the groups, if the choice was made within groups.
         probabilities: per group, the learned distribution over its keep-patterns.
         scores: further evidence by name, as plain data.
-        widths: channels that stay, of a pruner that cuts widths instead of blocks; ``kept`` are
-            then all blocks. What the run knows (evidence, seed, hash) is filled in later.
+        removed: branches that go from blocks that stay, by name.
+        replaced: intervals of blocks for each of which one block stands.
+        resized: channels that stay, of a pruner that cuts widths.
+        budget: what was kept to, by name, where that is not the number of units.
     """
 
-    kept: tuple[int, ...]
+    kept: tuple[int, ...] | None
     scheme: Scheme | None = None
     probabilities: list[list[float]] | None = None
     scores: dict[str, Any] = {}  # noqa: RUF012 - a NamedTuple's default, never written to
-    widths: WidthDecision | None = None
+    removed: tuple[str, ...] = ()
+    replaced: tuple[Replacement, ...] = ()
+    resized: Resizing | None = None
+    budget: dict[str, Any] = {}  # noqa: RUF012 - as above
+
+    def decision(self, depth: int, **known: Any) -> Decision:
+        """The choice as a record.
+
+        Args:
+            depth: number of blocks of the source model.
+            known: further fields of `Decision`.
+
+        Raises:
+            InputError: see `Decision`.
+        """
+        own = {**self._asdict(), "scheme": self.scheme.sizes if self.scheme else None}
+        own["budget"] = self.budget or known.get("budget", {})
+        return Decision(**{**known, **own, "source_depth": depth})
 
 
 @dataclass(frozen=True)
@@ -53,13 +77,13 @@ class PruningContext:
         source: images.
         scheme: the N:M scheme laid over the model, or ``None`` if the pruner uses none or none
             was given.
-        keep: number of blocks that stay; 0 for a pruner that needs none (``uses_keep``).
+        keep: number of units that stay; 0 for a pruner that needs none (``uses_keep``).
         seed: the run's seed.
         folder: where the pruner may write.
-        fit: runs a training stage with the job's trainer, resuming it if it was interrupted:
-            ``fit(module, settings_key)``.
-        shared: keyword arguments of `DenoiserTraining` for a settings key.
+        shared: keyword arguments of `DenoiserTraining` for a phase, by the phase's name.
         source_sha256: hash of the source model's weights; ``None`` if they came from no file.
+        trained: modules of the pruner's phases by name, trained; empty before.
+        kind: kind of the units to choose among, see `Backbone.units`.
     """
 
     net: Backbone
@@ -69,18 +93,25 @@ class PruningContext:
     keep: int
     seed: int
     folder: Path
-    fit: Callable[[DenoiserTraining, str], None]
     shared: Callable[[str], dict[str, Any]]
     source_sha256: str | None = None
+    trained: Mapping[str, DenoiserTraining] = field(default_factory=dict)
+    kind: str = BLOCKS
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The units to choose among, in the order in which they run."""
+        return self.net.units(self.kind)
 
     def checked_keep(self) -> int:
-        """``keep``, held against the model's depth.
+        """``keep``, validated against the number of units.
 
         Raises:
-            InputError: all blocks or none would stay.
+            InputError: all units or none would stay.
         """
-        if not 0 < self.keep < self.net.depth:
-            raise InputError(f"keep={self.keep} must be between 1 and {self.net.depth - 1}")
+        count = len(self.units)
+        if not 0 < self.keep < count:
+            raise InputError(f"keep={self.keep} must be between 1 and {count - 1}")
         return self.keep
 
     def calibration(self, num_samples: int) -> HeldOutLoss:
@@ -125,17 +156,30 @@ def calibration_images(
 
 
 class Pruner(Protocol):
-    """A way of choosing blocks; what ``conf/pruner/*.yaml`` builds.
+    """A way of choosing units; what ``conf/pruner/*.yaml`` builds.
 
     A class that decides within the groups of a scheme says so by ``uses_scheme = True``; for
     others, which may leave the attribute out, the scheme is only another way to say ``keep``.
-    ``uses_keep = False`` (default: true) says that the number of blocks is the pruner's own.
+    ``uses_keep = False`` (default: true) says that the number of units is the pruner's own.
     ``name`` (default: the class's, in lower case) is what decisions call the method.
-    ``cuts_width = True`` (default: false) says that channels go instead of blocks; such a pruner
-    has a second method, ``plan(net) -> WidthDecision``, that says the widths without choosing.
+    ``cuts_width = True`` (default: false) says that channels go instead of blocks.
+    ``plan(net) -> Choice`` says the size of a choice whose numbers are the pruner's own, without
+    data or training. ``phases(context) -> Sequence[Phase]`` (default: none) lists what is trained
+    before `choose`, which finds the trained modules in ``context.trained``.
     """
 
     uses_scheme: bool
 
     def choose(self, context: PruningContext) -> Choice:
-        """Choose ``context.keep`` of the model's blocks."""
+        """Choose ``context.keep`` of the model's units."""
+
+
+def phases_of(pruner: Pruner, context: PruningContext) -> Sequence[Phase]:
+    """What a pruner trains before it chooses; nothing for most.
+
+    Args:
+        pruner: the pruner.
+        context: what it may use; in a dry run its network has shapes without values.
+    """
+    phases = getattr(pruner, "phases", None)
+    return [] if phases is None else phases(context)

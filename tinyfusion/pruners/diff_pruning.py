@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone, evaluating, predict
 from tinyfusion.backbones.coupling import coupled_groups, coupling, cut_tensors
+from tinyfusion.changes import Resizing
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.processes.contract import Process
 from tinyfusion.pruners.contract import Choice, PruningContext
 from tinyfusion.pruners.width_search import widths_for
 from tinyfusion.seeding import FixedDraws
-from tinyfusion.widths import WidthDecision
+from tinyfusion.units import CHANNELS
 
 log = logging.getLogger(__name__)
 
@@ -77,36 +78,39 @@ class DiffPruning:
         self.ratio, self.num_samples, self.threshold = ratio, num_samples, threshold
         self.stride, self.round_to, self.micro_batch = stride, round_to, micro_batch
 
-    def plan(self, net: Backbone) -> WidthDecision:
+    def plan(self, net: Backbone) -> Choice:
+        """The widths as a choice; see `resizing`."""
+        return Choice(None, resized=self.resizing(net), budget={"ratio": self.ratio})
+
+    def resizing(self, net: Backbone) -> Resizing:
         """The widths that a network of these sizes is cut to; which channels stay is open.
 
         Args:
             net: the network, on any device; its weights are not looked at.
 
         Returns:
-            A decision that keeps the first channels of every group.
+            A record that keeps the first channels of every group.
 
         Raises:
             InputError: a class without width plan, or a ratio that can't be reached.
         """
         found = coupling(net)
         widths = widths_for(found, self.ratio, self.round_to)
-        kept = {group.name: tuple(range(widths[group.argument])) for group in found.plan.groups}
-        return WidthDecision(
-            kept=kept,
-            source_units=dict(found.units),
+        arguments = {group.name: group.argument for group in found.plan.groups}
+        groups = net.units(CHANNELS)
+        return Resizing(
+            kept={unit.name: tuple(range(widths[arguments[unit.name]])) for unit in groups},
+            source_sizes={unit.name: unit.size for unit in groups},
             widths=widths,
             source_widths=dict(found.widths),
             parameters=int(found.count(widths)),
             source_parameters=int(found.count(found.widths)),
-            ratio=self.ratio,
-            method=self.name,
         )
 
     def choose(self, context: PruningContext) -> Choice:
         """Accumulate gradients over the times, score all groups, keep the best of each."""
         net = context.net
-        planned = self.plan(net)
+        planned = self.resizing(net)
         images, conditioning = context.calibration_images(self.num_samples)
         trajectory = accumulate_gradients(
             net,
@@ -120,9 +124,9 @@ class DiffPruning:
         )
         importance = group_importance(net)
         kept, shares = {}, {}
-        for name, units in planned.kept.items():
+        for name, members in planned.kept.items():
             scores_U = importance[name]
-            order = scores_U.argsort(descending=True, stable=True)[: len(units)]
+            order = scores_U.argsort(descending=True, stable=True)[: len(members)]
             kept[name] = tuple(order.sort().values.tolist())
             total = float(scores_U.sum())
             shares[name] = float(scores_U[order].sum()) / total if total > 0 else 1.0
@@ -132,9 +136,8 @@ class DiffPruning:
             "stopped_at": trajectory.stopped_at,
             "importance_kept": shares,
         }
-        values = {**vars(planned), "kept": kept}
-        blocks = tuple(range(net.depth))
-        return Choice(blocks, scores=scores, widths=WidthDecision(**values))
+        resized = replace(planned, kept=kept)
+        return Choice(None, scores=scores, resized=resized, budget={"ratio": self.ratio})
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,7 @@ def accumulate_gradients(
 
 
 def group_importance(net: Backbone) -> dict[str, Tensor]:
-    """Importance of every unit of every group: the sum of ``|weight * gradient|`` over its places.
+    """Importance of every member of every group: ``|weight * gradient|`` summed over its places.
 
     Linear layers, convolutions and norms are scored by Torch-Pruning's `GroupTaylorImportance`.
     It passes over embeddings and tables, which are added here; fixed tables have no gradient and

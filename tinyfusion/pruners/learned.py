@@ -10,10 +10,13 @@ from torch import nn
 from tinyfusion.errors import InputError
 from tinyfusion.gating.gates import Gates
 from tinyfusion.pruners.contract import Choice, PruningContext
-from tinyfusion.scheme import check_keep
+from tinyfusion.scheme import Scheme, check_keep
 from tinyfusion.seeding import seed_of
 from tinyfusion.training.mask_learning import MaskLearning
+from tinyfusion.training.phases import Phase
 from tinyfusion.training.schedules import Linear
+
+MASK_LEARNING = "mask_learning"
 
 
 class Delta(Protocol):
@@ -62,31 +65,38 @@ class Learned:
         self.temperature, self.scale = temperature, scale
         self.gate_rate_factor, self.gate_ema_decay = gate_rate_factor, gate_ema_decay
 
-    def choose(self, context: PruningContext) -> Choice:
-        """Learn the mask.
+    def phases(self, context: PruningContext) -> list[Phase]:
+        """Mask learning.
 
         Raises:
             InputError: there is no scheme, or ``keep`` differs from what the scheme keeps.
         """
         scheme = check_keep(context.scheme, context.keep)
+        return [Phase(MASK_LEARNING, lambda: self._module(context, scheme))]
+
+    def _module(self, context: PruningContext, scheme: Scheme) -> MaskLearning:
         # Start values of the update depend on the run's seed alone, not on what was drawn before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(context.seed, "delta"))
             self.delta.attach(context.net)
-        module = MaskLearning(
+        return MaskLearning(
             context.net,
             Gates(scheme),
             self.gate_rate_factor,
             self.temperature,
             self.scale,
             self.gate_ema_decay,
-            **context.shared("mask_learning"),
+            **context.shared(MASK_LEARNING),
         )
-        context.fit(module, "mask_learning")
+
+    def choose(self, context: PruningContext) -> Choice:
+        """Keep the most probable pattern of every group, by the averaged gates."""
+        module = context.trained[MASK_LEARNING]
+        assert isinstance(module, MaskLearning)
         state = module.decision_state()
         return Choice(
             kept=state.kept,
-            scheme=scheme,
+            scheme=module.gated.gates.scheme,
             probabilities=state.probabilities,
             scores={
                 "kept_live": list(state.kept_live),

@@ -201,6 +201,8 @@ def _marked(name: str, value: Any, depth: int) -> Kept:
             )
         return check_kept(value, depth, key=f"pruner.marks.{name}")
     decision = Decision.load(value)
+    if decision.kept is None:
+        raise InputError(f"pruner.marks.{name}={value} says of no block whether it stays")
     if decision.source_depth != depth:
         raise InputError(
             f"pruner.marks.{name}={value} chooses among {decision.source_depth} blocks, but the "

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import Backbone, BlockRunner, count_parameters, run_plain
+from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
 from tinyfusion.errors import InputError
 from tinyfusion.pruners.contract import Choice, PruningContext
 from tinyfusion.pruners.selectors import Budget, Selection, Selector
@@ -87,11 +87,11 @@ class Scored(ABC):
             InputError: ``keep`` is out of range, the selector can't keep to it, or `scores` gave
                 another number of scores than it was asked for.
         """
-        net = context.net
+        net, units = context.net, context.units
         budget = Budget(
             keep=context.checked_keep(),
-            parameters=tuple(count_parameters(block) for block in net.blocks),
-            protected=frozenset([net.depth - 1] if self.protect_last else []),
+            parameters=tuple(unit.parameters or 0 for unit in units),
+            protected=frozenset([len(units) - 1] if self.protect_last else []),
             scheme=context.scheme,
         )
         calibration = self.calibration(context)

@@ -1,6 +1,8 @@
-"""From scores of blocks to the blocks that stay; every scoring pruner goes with each of these.
+"""From scores of units to the units that stay; every scoring pruner goes with each of these.
 
-Shape suffixes: K blocks that were scored.
+Units of one kind are meant by their numbers (`Backbone.units`): blocks, unless said otherwise.
+
+Shape suffixes: K units that were scored.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from tinyfusion.pruners.knapsack import cheapest
 from tinyfusion.scheme import Scheme, check_keep
 
 Score = Callable[[Sequence[int]], Tensor]
-"""``score(kept) -> scores_K``: importance of each block of ``kept`` (ascending) in the model that
-runs only these blocks, float64; higher is more important."""
+"""``score(kept) -> scores_K``: importance of each unit of ``kept`` (ascending) in the model that
+runs only these units, float64; higher is more important."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,9 @@ class Budget:
     """How much is to stay, and what must.
 
     Attributes:
-        keep: number of blocks that stay, from 1 to one less than there are.
-        parameters: number of parameters of every block.
-        protected: blocks that must stay.
+        keep: number of units that stay, from 1 to one less than there are.
+        parameters: number of parameters of every unit.
+        protected: units that must stay.
         scheme: the groups, for a selector that needs them.
     """
 
@@ -37,30 +39,30 @@ class Budget:
     scheme: Scheme | None = None
 
     @property
-    def depth(self) -> int:
-        """Number of blocks."""
+    def count(self) -> int:
+        """Number of units."""
         return len(self.parameters)
 
     @property
     def drop(self) -> int:
-        """Number of blocks to remove, if they are counted."""
-        return self.depth - self.keep
+        """Number of units to remove, if they are counted."""
+        return self.count - self.keep
 
     def check(self) -> None:
         """Called ahead of scoring, which may take long.
 
         Raises:
-            InputError: more blocks are protected than may stay.
+            InputError: more units are protected than may stay.
         """
-        _check_protected(self.drop, self.depth - len(self.protected))
+        _check_protected(self.drop, self.count - len(self.protected))
 
 
 class Selection(NamedTuple):
     """What a selector decided.
 
     Attributes:
-        kept: blocks that stay, ascending.
-        scores: scores of all blocks in the whole model, shape (depth,).
+        kept: units that stay, ascending.
+        scores: scores of all units in the whole model, shape (K,).
         evidence: how it came about, as plain data.
     """
 
@@ -81,10 +83,10 @@ class Selector(Protocol):
     uses_scheme: bool
 
     def select(self, score: Score, budget: Budget) -> Selection:
-        """Choose the blocks that stay.
+        """Choose the units that stay.
 
         Args:
-            score: scores blocks; calls may be costly.
+            score: scores units; calls may be costly.
             budget: what may go.
 
         Raises:
@@ -93,20 +95,20 @@ class Selector(Protocol):
 
 
 class TopK:
-    """Score all blocks once and drop the least important ones."""
+    """Score all units once and drop the least important ones."""
 
     name, uses_scheme = "top_k", False
 
     def select(self, score: Score, budget: Budget) -> Selection:
-        """See `Selector`; ``order`` lists the removed blocks, the least important first."""
+        """See `Selector`; ``order`` lists the removed units, the least important first."""
         budget.check()
-        scores_K = score(range(budget.depth))
+        scores_K = score(range(budget.count))
         dropped = least_important(scores_K, budget.drop, budget.protected)
         return Selection(_others(budget, dropped), scores_K, {"order": list(dropped)})
 
 
 class Greedy:
-    """Drop the least important block, score the rest in the model without it, and so on.
+    """Drop the least important unit, score the rest in the model without it, and so on.
 
     Two copies of one block that can stand in for each other both look needless in the whole
     model; after the first has gone, the second does not.
@@ -115,9 +117,9 @@ class Greedy:
     name, uses_scheme = "greedy", False
 
     def select(self, score: Score, budget: Budget) -> Selection:
-        """See `Selector`; ``order`` lists the blocks as they went, ``order_scores`` at what."""
+        """See `Selector`; ``order`` lists the units as they went, ``order_scores`` at what."""
         budget.check()
-        kept = list(range(budget.depth))
+        kept = list(range(budget.count))
         order: list[int] = []
         order_scores: list[float] = []
         whole_K = None
@@ -128,7 +130,7 @@ class Greedy:
             (place,) = least_important(scores_K, 1, places)
             order.append(kept.pop(place))
             order_scores.append(float(scores_K[place]))
-        assert whole_K is not None, "keep is less than the depth"
+        assert whole_K is not None, "keep is less than the number of units"
         return Selection(tuple(kept), whole_K, {"order": order, "order_scores": order_scores})
 
 
@@ -138,7 +140,7 @@ class Grouped:
     name, uses_scheme = "grouped", True
 
     def select(self, score: Score, budget: Budget) -> Selection:
-        """See `Selector`; ``order`` lists the removed blocks, group by group.
+        """See `Selector`; ``order`` lists the removed units, group by group.
 
         Raises:
             InputError: there is no scheme, it keeps another number of blocks than ``keep``, or
@@ -150,10 +152,10 @@ class Grouped:
             _check_protected(
                 group.size - group.keep, free, f" of {group.blocks[0]}..{group.blocks[-1]}"
             )
-        scores_K = score(range(budget.depth))
+        scores_K = score(range(budget.count))
         dropped: list[int] = []
         for group in scheme.groups:
-            outside = set(range(budget.depth)) - set(group.blocks)
+            outside = set(range(budget.count)) - set(group.blocks)
             dropped += least_important(
                 scores_K, group.size - group.keep, outside | budget.protected
             )
@@ -183,15 +185,15 @@ class Knapsack:
             InputError: the blocks that are not protected have too few parameters.
         """
         # Blocks without parameters are counted instead.
-        sizes = budget.parameters if any(budget.parameters) else (1,) * budget.depth
-        least = -(-budget.drop * sum(sizes) // budget.depth)
-        free = [block for block in range(budget.depth) if block not in budget.protected]
+        sizes = budget.parameters if any(budget.parameters) else (1,) * budget.count
+        least = -(-budget.drop * sum(sizes) // budget.count)
+        free = [block for block in range(budget.count) if block not in budget.protected]
         if sum(sizes[block] for block in free) < least:
             raise InputError(
                 f"keep={budget.keep}: {least:,} parameters are to go but the blocks that are not "
                 f"protected have {sum(sizes[block] for block in free):,}; raise keep="
             )
-        scores_K = score(range(budget.depth))
+        scores_K = score(range(budget.count))
         found = cheapest(
             [float(scores_K[block]) for block in free], [sizes[block] for block in free], least
         )
@@ -227,4 +229,4 @@ def _check_protected(drop: int, free: int, where: str = "") -> None:
 
 def _others(budget: Budget, dropped: Iterable[int]) -> tuple[int, ...]:
     gone = set(dropped)
-    return tuple(block for block in range(budget.depth) if block not in gone)
+    return tuple(block for block in range(budget.count) if block not in gone)

@@ -62,8 +62,8 @@ class ShortGPT(Scored):
         num_samples: calibration samples; ``None``: 1,024, or the reference's 128 with ``clean``.
         protect_last: never remove the last block, as TinyFusion's reference does.
         clean: do as that reference does: no noise is added, and times are whole numbers drawn
-            from 0..249 although they mean steps out of 1,000 to the model. Needs a process of kind
-            ``"diffusion"``.
+            from 0..249 although they mean steps out of 1,000 to the model. Needs a process whose
+            times are whole steps.
         bins: record the influence in this many ranges of times of equally many samples, too;
             0 for none. Not with ``clean``, nor where the network is not told times.
 
@@ -93,15 +93,15 @@ class ShortGPT(Scored):
         """See `Scored`.
 
         Raises:
-            InputError: ``clean`` with a process of another kind, or of fewer than 250 steps.
+            InputError: ``clean`` with a process of other times, or of fewer than 250 steps.
         """
         if not self.clean:
             return super().calibration(context)
-        kind = context.process.kind
-        if kind != "diffusion":
+        if context.process.times != "whole":
             raise InputError(
-                "pruner.clean=true needs a process of kind 'diffusion', whose times are whole "
-                f"steps; this one is of kind {kind!r}; valid: pruner.clean=false"
+                "pruner.clean=true needs a process whose times are whole steps, as those of kind "
+                f"'diffusion'; this one is of kind {context.process.kind!r}; valid: "
+                "pruner.clean=false"
             )
         steps = getattr(context.process, "num_steps", CLEAN_TIMES)
         if steps < CLEAN_TIMES:
@@ -127,8 +127,7 @@ class ShortGPT(Scored):
         self, context: PruningContext, calibration: Any, selection: Selection
     ) -> dict[str, Any]:
         """Block influence by time: each bin's first and last time, and its scores."""
-        timed = context.process.kind in ("diffusion", "interpolant")
-        if self.clean or not timed or not self.bins:
+        if self.clean or context.process.times is None or not self.bins:
             return {"clean": self.clean}
         assert self._whole_NK is not None, "every selector scores the whole model first"
         times_N = torch.cat([corrupted.inputs[1] for _, corrupted in calibration.parts])

@@ -43,8 +43,13 @@ class FirstStage:
     seams: int
     also: tuple[str, ...] = ()
 
-    def described(self, student: Backbone) -> str:
-        """One line for the log: how many weights are trained until which step."""
+    def described(self, student: Backbone, warm_up: int = 0) -> str:
+        """One line for the log: how many weights are trained until which step.
+
+        Args:
+            student: the pruned network.
+            warm_up: steps of the learning rate's warm-up, which begins anew with the second stage.
+        """
         sizes = {n: p.numel() for n, p in student.named_parameters() if p.requires_grad}
         whole, trained = sum(sizes.values()), sum(sizes[name] for name in self.names)
         if self.seams == student.depth:
@@ -55,9 +60,10 @@ class FirstStage:
         else:
             what = f"the {self.seams} of {student.depth} blocks next to a removal"
         more = f", and {', '.join(self.also)}" if self.also else ""
+        again = f", the rate rising anew over {warm_up:,} steps" if warm_up else ""
         return (
             f"until step {self.steps:,} {trained:,} of {whole:,} weights are trained: {what}{more};"
-            " then all of them, after a new warm-up"
+            f" then all of them{again}"
         )
 
 

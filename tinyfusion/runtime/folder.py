@@ -26,25 +26,43 @@ def claim(folder: Path) -> None:
         os.close(os.open(folder / CONFIG_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
         raise InputError(
-            f"{folder} already holds a run; go on with it by resume={folder}, or choose another "
+            f"{folder} already holds a run; resume it by resume={folder}, or choose another "
             "folder (hydra.run.dir=...)"
         ) from None
 
 
-def unclaim(folder: Path) -> None:
-    """Give up a folder whose run was refused before any work; else leave it as it is."""
+def unclaim(folder: Path, existing: Path | None = None) -> None:
+    """Give up a folder whose run was refused before any work; else leave it as it is.
+
+    Args:
+        folder: the run's folder.
+        existing: see `discard`.
+    """
     if entries(folder) <= {CONFIG_FILE, COMMAND_FILE, LOG_FILE}:
         for name in (CONFIG_FILE, COMMAND_FILE, LOG_FILE):
             (folder / name).unlink(missing_ok=True)
-        discard(folder)
+        discard(folder, existing)
 
 
-def discard(folder: Path) -> None:
-    """Remove the folders that Hydra made for a job that was refused, as far as they are empty."""
-    for empty in (folder, *folder.parents[:2]):
-        if not empty.is_dir() or entries(empty) or empty == Path.cwd():
+def discard(folder: Path, existing: Path | None = None) -> None:
+    """Remove the empty folders that were made for a run that was refused, and none besides.
+
+    Args:
+        folder: the run's folder.
+        existing: the deepest folder on its path that existed before (see `existing_part`); it and
+            all above it stay. ``None``: only ``folder`` itself was made for the run.
+    """
+    folder = folder.absolute()
+    for empty in (folder, *folder.parents) if existing is not None else (folder,):
+        if empty == existing or not empty.is_dir() or entries(empty):
             return
         empty.rmdir()
+
+
+def existing_part(folder: Path) -> Path:
+    """The deepest folder on a path that exists already, the folder itself included."""
+    folder = folder.absolute()
+    return next(part for part in (folder, *folder.parents) if part.is_dir())
 
 
 def entries(folder: Path) -> set[str]:

@@ -11,6 +11,7 @@ mend comes back as one line of JSON through a pipe, and is raised here as if it 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -25,16 +26,31 @@ from typing import TextIO
 
 from tinyfusion.errors import InputError, RanksFailedError, TrainingDivergedError
 
+REFUSED = 2
+"""Exit status of a rank that has refused its input."""
+
 GRACE = 20.0
 """Seconds that ranks are given to end by themselves when another one has failed."""
+
+SHORT_GRACE = 1.0
+"""The same when it is known why: one was killed, or has refused something."""
 
 
 @dataclass
 class _Rank:
+    """One rank.
+
+    Attributes:
+        number: its number among all ranks.
+        process: its process.
+        report: where its report, if it makes one, can be read when it has ended.
+        failed_at: when it was seen to have ended badly by itself; ``None`` if it has not.
+    """
+
     number: int
     process: subprocess.Popen
     report: TextIO
-    """Where its report, if it makes one, can be read when it has ended."""
+    failed_at: float | None = None
 
 
 def launch(
@@ -101,7 +117,9 @@ def _environment(count: int) -> dict[str, str]:
     """Environment of a rank: imports as here, and a share of the processors."""
     threads = max(1, len(os.sched_getaffinity(0)) // count) if _LINUX else 1
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
+    # A rank that is gone is reported once, not by what torch's C++ says of its connections.
+    quiet = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return {**quiet, **os.environ, "PYTHONPATH": path}
 
 
 _LINUX = hasattr(os, "sched_getaffinity")
@@ -132,14 +150,16 @@ def _start(
 
 def _wait(ranks: Sequence[_Rank]) -> None:
     """Wait until all have ended, or until one has failed and the others had time to."""
-    failed_at = None
+    deadline = None
     while True:
         codes = [rank.process.poll() for rank in ranks]
-        if None not in codes:
-            return
-        if failed_at is None and any(codes):
-            failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() > failed_at + GRACE:
+        now = time.monotonic()
+        for rank, code in zip(ranks, codes, strict=True):
+            if code and rank.failed_at is None:
+                rank.failed_at = now
+                grace = SHORT_GRACE if code < 0 or code == REFUSED else GRACE
+                deadline = min(deadline or now + grace, now + grace)
+        if None not in codes or (deadline is not None and now > deadline):
             return
         time.sleep(0.05)
 
@@ -166,24 +186,25 @@ def _end(ranks: Sequence[_Rank], how: signal.Signals) -> None:
 def _raise_report(ranks: Sequence[_Rank], world: int, folder: Path) -> None:
     """Raise what went wrong: best what a rank reported, else that one ended badly."""
     reports = []
+    bad = [rank for rank in ranks if rank.process.returncode]
+    followed = []  # those that failed because another one had
     for rank in ranks:
         with rank.report:
-            reports += [json.loads(line) for line in rank.report]
+            own = [json.loads(line) for line in rank.report]
+        if any(report["kind"] == RanksFailedError.__name__ for report in own):
+            followed.append(rank)
+        reports += own
     for kind in (InputError, TrainingDivergedError):
         for report in reports:
             if report["kind"] == kind.__name__:
                 raise kind(report["message"])
-    bad = [rank for rank in ranks if rank.process.returncode]
     if not bad:
         return
-    # Ended from here are those that hung when another one was gone.
-    own = [
-        rank for rank in bad if rank.process.returncode not in (-signal.SIGTERM, -signal.SIGKILL)
-    ]
-    rank = (own or bad)[0]
+    # The first to fail; neither one that was ended from here nor one that lost touch with it.
+    rank = min(bad, key=lambda rank: (rank in followed, rank.failed_at or math.inf))
     code = rank.process.returncode
     how = f"with exit status {code}" if code > 0 else f"by {signal.Signals(-code).name}"
     raise RanksFailedError(
-        f"rank {rank.number} of {world} ended {how}; what it printed stands above; go on with "
+        f"rank {rank.number} of {world} ended {how}; what it printed stands above; resume with "
         f"resume={folder}"
     )

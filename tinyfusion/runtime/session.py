@@ -1,4 +1,4 @@
-"""What one command line makes of its jobs: failures on one line each, and an exit status."""
+"""Outcomes of the jobs of one command line: failures on one line each, and an exit status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SWEEP_FILE = "multirun.yaml"
 """What Hydra writes into the folder of a sweep."""
 
 _ELSEWHERE = ".outcomes"
-"""Where jobs that a launcher runs in other processes leave what came of them."""
+"""Where jobs that a launcher runs in other processes leave their outcome."""
 
 
 @dataclass
@@ -28,12 +28,14 @@ class Session:
         failures: messages of the jobs that failed, with their exit status.
         done: number of jobs that did not.
         sweep: folder of the sweep, if it is one.
+        existing: the deepest folder on the path of the run or sweep that existed before.
         quiet: keep failures to itself.
     """
 
     failures: list[tuple[str, int]] = field(default_factory=list)
     done: int = 0
     sweep: Path | None = None
+    existing: Path | None = None
     quiet: bool = False
 
     @contextmanager
@@ -60,11 +62,11 @@ class Session:
             print(f"tinyfusion: error: {who}{message}", file=sys.stderr)
 
     def leave(self, sweep: Path, name: str) -> None:
-        """Leave what came of a job, run in another process, for the command line."""
+        """Leave the outcome of a job, run in another process, for the command line."""
         write_json(sweep / _ELSEWHERE / f"{name}.json", self.failures)
 
     def collect(self) -> None:
-        """Report what came of jobs that ran in other processes."""
+        """Report the outcomes of jobs that ran in other processes."""
         folder = self.sweep / _ELSEWHERE if self.sweep is not None else None
         if folder is None or not folder.is_dir():
             return
@@ -83,7 +85,7 @@ class Session:
             return 0
         if self.sweep is not None and entries(self.sweep) == {SWEEP_FILE}:
             (self.sweep / SWEEP_FILE).unlink()
-            discard(self.sweep)
+            discard(self.sweep, self.existing)
         total = len(self.failures) + self.done
         if total > 1:
             print(f"tinyfusion: {len(self.failures)} of {total} runs failed", file=sys.stderr)

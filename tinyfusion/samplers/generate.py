@@ -229,16 +229,20 @@ class Drawing:
             return to_uint8(samples)
         return decode_images(samples, self.autoencoder, next(self.net.parameters()).device)
 
-    def draw_all(self, progress: bool = False) -> Iterator[Tensor]:
+    def draw_all(
+        self, progress: bool = False, batches: Sequence[int] | None = None
+    ) -> Iterator[Tensor]:
         """All pictures, batch by batch.
 
         Args:
             progress: show a bar.
+            batches: numbers of batches, to draw only those.
         """
         steps = self.sampler.num_steps(self.process)
+        batches = range(self.num_batches) if batches is None else batches
         with Progress(disable=not progress, transient=True) as bar:
-            task = bar.add_task("sampling", total=len(self) * steps)
-            for batch in range(self.num_batches):
+            task = bar.add_task("sampling", total=sum(len(self.rows(b)) for b in batches) * steps)
+            for batch in batches:
                 yield self.draw(batch, lambda _, state: bar.advance(task, len(state)))
 
 

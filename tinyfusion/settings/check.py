@@ -13,10 +13,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tinyfusion.errors import InputError
+from tinyfusion.errors import InputError, one_line
 from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS
 from tinyfusion.settings.compose import locate
-from tinyfusion.settings.messages import one_line
 from tinyfusion.settings.overview import choices
 from tinyfusion.settings.renamed import update_targets
 
@@ -90,6 +89,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     try:
         for key in _PATHS:
             _make_absolute(cfg, key)
+        _make_others_absolute(cfg)
         OmegaConf.resolve(cfg)
         merged = OmegaConf.merge(schema, cfg)
     except OmegaConfBaseException as error:
@@ -130,6 +130,27 @@ def _make_absolute(cfg: DictConfig, key: str) -> None:
     path = Path(value).expanduser()
     if path.exists() or key in ("output_root", "store"):
         OmegaConf.update(cfg, key, str(path.absolute()))
+
+
+def _make_others_absolute(node: DictConfig | ListConfig) -> None:
+    """Make absolute what looks like a path and exists, under whichever key, a user's own included.
+
+    Looking like a path means a separator or a file's ending in it: a plain word such as ``cpu``
+    stays, whatever lies in the working folder.
+    """
+    keys = list(node) if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        value = node._get_node(key)
+        if isinstance(value, DictConfig | ListConfig):
+            if not (value._is_none() or value._is_missing() or value._is_interpolation()):
+                _make_others_absolute(value)
+            continue
+        text = value._value() if value is not None else None
+        if not isinstance(text, str) or "${" in text or str(key).startswith("_"):
+            continue
+        path = Path(text).expanduser()
+        if ("/" in text or path.suffix) and not path.is_absolute() and path.exists():
+            node[key] = str(path.absolute())
 
 
 def _check_groups(cfg: DictConfig) -> None:

@@ -225,7 +225,7 @@ VALUES: dict[str, str] = {
     "rounds": "timed rounds, in each of which every model has its turn",
     "scheme": "N:M, or a list of [keep, size] groups",
     "keep": "number of blocks that stay; null: as many as the scheme keeps",
-    "decision": "a decision.json or widths.json to apply instead of choosing",
+    "decision": "a decision.json to apply instead of choosing",
     "start": "weights that recovery starts from: kept, or fresh (from scratch)",
     "iterative": "prune in several rounds; see experiment=iterative",
     "n": "number of images",

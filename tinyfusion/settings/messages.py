@@ -7,26 +7,13 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from tinyfusion.errors import InputError
+from tinyfusion.errors import InputError, one_line
 from tinyfusion.settings.commands import COMMANDS, GROUPS
 from tinyfusion.settings.overview import choices
 
 _NO_SUCH_FILE = re.compile(r"Could not find '(?P<group>[\w/]+)/(?P<choice>[^'/]*)'")
 _NO_SUCH_KEY = re.compile(r"Could not (?:override|append|delete)[^']*'(?P<key>[^']+)'")
 _NO_SUCH_GROUP = re.compile(r"Could not override '(?P<key>[\w/]+)'\.\s*No match in the defaults")
-_KEY = re.compile(r"full_key: (?P<key>\S+)")
-_NOISE = ("full_key:", "object_type=", "reference_type=", "Set the environment variable")
-
-
-def one_line(error: BaseException) -> str:
-    """A library's message on one line, led by the key it is about."""
-    text = str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    joined = "; ".join(line for line in lines if not line.startswith(_NOISE))
-    key = _KEY.search(text)
-    if key and key["key"] not in joined:
-        joined = f"{key['key']}: {joined}"
-    return joined or type(error).__name__
 
 
 def refuse_null_groups(overrides: Sequence[str]) -> None:

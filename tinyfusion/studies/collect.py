@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json
@@ -63,7 +63,7 @@ def read_run(folder: Path | str) -> FinishedRun:
     if not (folder / METRICS_FILE).is_file():
         raise InputError(f"{folder} is not finished; go on with 'tinyfusion run resume={folder}'")
     metrics = read_json(folder / METRICS_FILE, "metrics")
-    config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE), resolve=True)
+    config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     times = folder / "times.json"
     return FinishedRun(
         folder=folder,

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyfusion.decision import Decision, find_decision
 from tinyfusion.errors import InputError
 from tinyfusion.runtime.folder import COMMAND_FILE
 from tinyfusion.studies.collect import CONFIG_FILE, METRICS_FILE
 
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C ended."""
-
-DECISION_FILES = ("decision.json", "widths.json")
 
 NOT_OF_PRUNE = ("evaluation", "recovery", "stages", "teacher", "start")
 """Settings that `tinyfusion prune` does not have."""
@@ -124,8 +123,7 @@ def decision_file(place: Path) -> Path:
     """The record of a decision in a run's folder; a file stands for itself."""
     if place.is_file():
         return place
-    found = [place / name for name in DECISION_FILES if (place / name).is_file()]
-    return found[0] if found else place / DECISION_FILES[0]
+    return find_decision(place) or place / Decision.file_name
 
 
 def carry_out(

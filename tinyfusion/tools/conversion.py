@@ -10,7 +10,7 @@ from tinyfusion.backbones.contract import Backbone, count_parameters
 from tinyfusion.checkpoints.checkpoint import Checkpoint
 from tinyfusion.checkpoints.construct import to_backbone
 from tinyfusion.checkpoints.convention import convention_note, guidance_note
-from tinyfusion.checkpoints.diffusers_layout import check_holdable
+from tinyfusion.checkpoints.diffusers_folder import diffusers_files_of
 from tinyfusion.checkpoints.export import save_diffusers, save_ours, save_public
 from tinyfusion.checkpoints.lineage import lineage
 from tinyfusion.checkpoints.locate import PACKAGED
@@ -60,11 +60,11 @@ def convert(
     _check_apart(source, place)
     checkpoint = read_checkpoint(source)
     try:
-        net = to_backbone(checkpoint, backbone, num_heads)
+        net = to_backbone(checkpoint, backbone, num_heads, release=True)
     except InputError as error:
         raise InputError(str(error).replace("give num_heads=", "give --num-heads")) from None
     if to == "diffusers":
-        check_holdable(net)
+        diffusers_files_of(net).check(net)
     provenance = lineage(checkpoint)
     provenance.setdefault("converted_from", _origin(source, checkpoint))
     try:

@@ -57,8 +57,7 @@ def examine(name: Path | str) -> dict[str, Any]:
         name: anything that :func:`tinyfusion.checkpoints.resolve` understands.
 
     Returns:
-        Facts; ``kind`` says which: ``model``, ``decision``, ``width decision``, ``adapter`` or
-        ``resume checkpoint``.
+        Facts; ``kind`` says which: ``model``, ``decision``, ``adapter`` or ``resume checkpoint``.
 
     Raises:
         InputError: no such file, or one that is damaged or of no known kind.
@@ -84,38 +83,28 @@ def examine(name: Path | str) -> dict[str, Any]:
 
 
 def _decision(path: Path) -> dict[str, Any] | None:
-    """Facts about a ``decision.json`` or ``widths.json``; ``None`` for other JSON files."""
-    from tinyfusion.decision import FORMAT, Decision
+    """Facts about a decision; ``None`` for other JSON files."""
+    from tinyfusion.decision import Decision, is_decision
     from tinyfusion.files import read_json
-    from tinyfusion.widths import FORMAT as WIDTHS_FORMAT
-    from tinyfusion.widths import WidthDecision
 
     content = read_json(path, "JSON")
-    if isinstance(content, dict) and content.get("format") == WIDTHS_FORMAT:
-        widths = WidthDecision.from_dict(content, where=f"decision file {str(path)!r}")
-        return {
-            "kind": "width decision",
-            **widths.summary(),
-            "groups": {name: len(kept) for name, kept in widths.kept.items()},
-            "source_groups": widths.source_units,
-            "seed": widths.seed,
-            "source_sha256": widths.source_sha256,
-            "version": widths.version,
-            "scores": sorted(widths.scores),
-        }
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not is_decision(content):
         return None
     decision = Decision.from_dict(content, where=f"decision file {str(path)!r}")
-    probabilities = decision.probabilities
-    return {
-        "kind": "decision",
-        "method": decision.method,
-        "scheme": None if decision.groups is None else str(decision.groups),
-        "source_depth": decision.source_depth,
-        "depth": len(decision.kept),
-        "kept": list(decision.kept),
-        "dropped": list(decision.dropped),
-        "confidence": [max(group) for group in probabilities] if probabilities else None,
+    facts: dict[str, Any] = {"kind": "decision", **decision.summary()}
+    if decision.is_about_blocks:
+        probabilities = decision.probabilities
+        facts |= {
+            "scheme": None if decision.groups is None else str(decision.groups),
+            "depth": len(decision.origins),
+            "dropped": list(decision.dropped),
+            "confidence": [max(group) for group in probabilities] if probabilities else None,
+        }
+    if decision.resized is not None:
+        facts["groups"] = {name: len(kept) for name, kept in decision.resized.kept.items()}
+        facts["source_groups"] = decision.resized.source_sizes
+    return facts | {
+        "budget": decision.budget,
         "seed": decision.seed,
         "source_sha256": decision.source_sha256,
         "version": decision.version,
@@ -153,7 +142,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
         "base_model": config.get("base_model_name_or_path"),
         "blocks": {name: sorted(numbers) for name, numbers in sorted(blocks.items())},
         "tensors": len(state),
-        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "parameters": sum(tensor.numel() for tensor in state.meta.values()),
         "dtypes": list(dtypes_of(state)),
         "bytes": weights.stat().st_size,
         "sha256": digest_of((weights,)),

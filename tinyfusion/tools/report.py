@@ -20,7 +20,6 @@ def report(facts: Mapping[str, Any]) -> str:
     rows = {
         "model": _model,
         "decision": _decision,
-        "width decision": _width_decision,
         "adapter": _adapter,
         "resume checkpoint": _resume,
     }[facts["kind"]](facts)
@@ -111,29 +110,38 @@ def _file(facts: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _decision(facts: Mapping[str, Any]) -> Iterator[Row]:
-    yield "this is", "a decision: which blocks of a model stay; use it as decision=FILE"
+    kinds = {"kept": "blocks", "replaced": "intervals", "removed": "branches", "widths": "channels"}
+    which = " and ".join(word for key, word in kinds.items() if key in facts)
+    yield "this is", f"a decision: which {which} of a model stay; use it as decision=FILE"
     yield "method", facts["method"]
-    yield "scheme", facts["scheme"] or "none: blocks were chosen without groups"
-    yield "depth", f"{facts['depth']} of {facts['source_depth']} blocks stay"
-    yield "kept blocks", _listed(facts["kept"])
-    yield "dropped blocks", _listed(facts["dropped"])
-    if facts["confidence"]:
-        yield "confidence", _listed(f"{value:.2f}" for value in facts["confidence"]) + " by group"
+    if "kept" in facts:
+        yield "scheme", facts["scheme"] or "none: blocks were chosen without groups"
+        yield "depth", f"{facts['depth']} of {facts['source_depth']} blocks stay"
+        yield "kept blocks", _listed(facts["kept"])
+        yield "dropped blocks", _listed(facts["dropped"])
+        if facts["confidence"]:
+            values = _listed(f"{value:.2f}" for value in facts["confidence"])
+            yield "confidence", f"{values} by group"
+    for interval in facts.get("replaced", ()):
+        blocks = f"{interval['start']}..{interval['stop'] - 1}"
+        yield "replaced", f"blocks {blocks} by one that starts as block {interval['block']}"
+    if "removed" in facts:
+        yield "removed branches", _listed(facts["removed"])
+    if "widths" in facts:
+        yield from _widths(facts)
     yield from _evidence(facts)
 
 
-def _width_decision(facts: Mapping[str, Any]) -> Iterator[Row]:
-    yield "this is", "a decision: which channels of a model stay; use it as decision=FILE"
-    yield "method", facts["method"]
+def _widths(facts: Mapping[str, Any]) -> Iterator[Row]:
     for name, width in facts["widths"].items():
         yield name, f"{width} of {facts['source_widths'][name]}"
+    asked = "" if facts["ratio"] is None else f", {100 * facts['ratio']:g} % asked for"
     yield (
         "parameters",
         f"{facts['parameters']:,} of {facts['source_parameters']:,} "
-        f"({100 * facts['reached']:.1f} % removed, {100 * facts['ratio']:g} % asked for)",
+        f"({100 * facts['reached']:.1f} % removed{asked})",
     )
     yield "groups", f"{len(facts['groups'])} sets of channels, each cut in its own places"
-    yield from _evidence(facts)
 
 
 def _evidence(facts: Mapping[str, Any]) -> Iterator[Row]:

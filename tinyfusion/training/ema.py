@@ -59,12 +59,18 @@ class Ema:
         live = dict(_trained(module))
         backup = {name: live[name].detach().clone() for name in self.shadow}
         try:
-            for name, value in self.shadow.items():
-                live[name].copy_(value)
+            self.copy_to(module)
             yield
         finally:
             for name, value in backup.items():
                 live[name].copy_(value)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Overwrite the live weights of ``module`` with the averaged ones."""
+        live = dict(_trained(module))
+        for name, value in self.shadow.items():
+            live[name].copy_(value)
 
     def follow(self, module: nn.Module) -> None:
         """Lay the average out as the parameters now are: on their device, whole or divided.

@@ -45,9 +45,10 @@ class Prepared(NamedTuple):
 class DenoiserTraining(TrainedNetworks):
     """Base of the three training stages; a stage adds its loss and its parameter groups.
 
-    Every random number is drawn from (seed, stage, step, position), the learning rate and all
-    schedules are functions of the step, and a step whose loss or gradient is not finite changes
-    nothing, on all ranks together.
+    Every random number is drawn from (seed, stage, step, position), and the learning rate and all
+    schedules are functions of the step. A step whose loss or gradient is not finite is skipped, on
+    all ranks together: weights, the optimiser's moments and the moving averages stay as they are;
+    the step still counts, so that schedules and draws go on as if it had been taken.
 
     Args:
         process: the process.
@@ -81,6 +82,7 @@ class DenoiserTraining(TrainedNetworks):
         self._optimizer = optimizer
         self._learning_rate = learning_rate
         self._loss_is_finite: Tensor | bool = True
+        self._skips_step = False
         self._last_step = 0
         self._terms: dict[str, Tensor] = {}
         self._num_micro = 0
@@ -163,6 +165,7 @@ class DenoiserTraining(TrainedNetworks):
         self._loss_is_finite = True
         # The loss is local to a rank: one bad rank makes every rank skip.
         finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)
+        self._skips_step = not finite
         if finite:
             self.skipped_in_a_row = 0
         else:
@@ -181,12 +184,14 @@ class DenoiserTraining(TrainedNetworks):
         self.log("train/grad_norm", torch.nan_to_num(norm.detach(), posinf=0.0))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take the step and let the averages take it.
+        """Take the step and let the averages take it, unless it is skipped.
 
         Not in ``on_train_batch_end``, which Lightning calls after the callbacks': they would save
         and draw averages that lack the step.
         """
         super().optimizer_step(*args, **kwargs)
+        if self._skips_step:
+            return
         for ema, module in self.averages.values():
             ema.update(module)
 

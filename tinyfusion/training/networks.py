@@ -10,8 +10,9 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.meta import shape_copy
 from tinyfusion.training.ema import Ema
-from tinyfusion.training.sharding import FullySharded, filled, full, outline, shard
+from tinyfusion.training.sharding import FullySharded, filled, full, shard
 
 
 class TrainedNetworks(LightningModule):
@@ -27,7 +28,7 @@ class TrainedNetworks(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         # In a tuple, so that Lightning does not take it for a part of this module.
-        self._outline: tuple[nn.Module, ...] = ()
+        self._shapes: tuple[nn.Module, ...] = ()
 
     @property
     def averages(self) -> dict[str, tuple[Ema, nn.Module]]:
@@ -46,53 +47,56 @@ class TrainedNetworks(LightningModule):
     def configure_model(self) -> None:
         """Divide networks and averages among the devices, if the strategy is to do so."""
         strategy = self.trainer.strategy
-        if not isinstance(strategy, FullySharded) or self._outline:
+        if not isinstance(strategy, FullySharded) or self._shapes:
             return
         root = getattr(self, self.trained)
-        self._outline = (outline(root),)
+        self._shapes = (shape_copy(root),)
         shard(root, self.trained_net.blocks, strategy.device_mesh)
         for ema, module in self.averages.values():
             ema.follow(module)
 
     def on_fit_start(self) -> None:
         """Put the averages where the weights are."""
-        if not self._outline:
+        if not self._shapes:
             for ema, module in self.averages.values():
                 ema.follow(module)
 
     def on_fit_end(self) -> None:
         """Make divided networks and averages whole again, on the CPU of every rank."""
-        if not self._outline:
+        if not self._shapes:
             return
         parameters = getattr(self, self.trained).named_parameters()
         values = {name: full(p.detach()).cpu() for name, p in parameters}
-        setattr(self, self.trained, filled(self._outline[0], values))
-        self._outline = ()
+        setattr(self, self.trained, filled(self._shapes[0], values))
+        self._shapes = ()
         for ema, module in self.averages.values():
             ema.follow(module)
 
     @contextmanager
-    def scored_net(self, averaged: bool = True) -> Iterator[Backbone | None]:
-        """The trained network for the first rank to sample from and score; ``None`` on the others.
+    def scored_net(
+        self, averaged: bool = True, all_ranks: bool = False
+    ) -> Iterator[Backbone | None]:
+        """The whole trained network, to sample from and to score.
 
-        Must be entered by all ranks together, as a divided network is gathered here.
+        Must be entered by all ranks together, as a sharded network is gathered here.
 
         Args:
             averaged: with averaged instead of live weights.
+            all_ranks: give it to every rank; else further ranks, which spare its memory, get
+                ``None``.
         """
-        first = self.trainer.is_global_zero
-        if self._outline:
-            whole = self._gathered(averaged)
-            yield whole if first else None
+        wanted = all_ranks or self.trainer.is_global_zero
+        if self._shapes:
+            yield self._gathered(averaged, wanted)
             return
         with ExitStack() as stack:
-            for ema, module in self.averages.values() if averaged and first else ():
+            for ema, module in self.averages.values() if averaged and wanted else ():
                 stack.enter_context(ema.averaged(module))
-            yield self.trained_net if first else None
+            yield self.trained_net if wanted else None
 
     @torch.no_grad()
-    def _gathered(self, averaged: bool) -> Backbone | None:
-        """A whole copy of the trained network; on further ranks, which help to gather, none."""
+    def _gathered(self, averaged: bool, wanted: bool) -> Backbone | None:
+        """A whole copy of the trained network; ``None`` on ranks that only help to gather it."""
         held: dict[int, Tensor] = {}
         for ema, module in self.averages.values() if averaged else ():
             live = dict(module.named_parameters())
@@ -100,9 +104,9 @@ class TrainedNetworks(LightningModule):
         values: dict[str, Tensor] = {}
         for name, parameter in getattr(self, self.trained).named_parameters():
             value = full(held.get(id(parameter), parameter.detach()))
-            if self.trainer.is_global_zero:
+            if wanted:
                 values[name] = value
-        if not self.trainer.is_global_zero:
+        if not wanted:
             return None
-        copied = filled(self._outline[0], values).to(self.device)
+        copied = filled(self._shapes[0], values).to(self.device)
         return self.net_within(copied)

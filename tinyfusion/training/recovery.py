@@ -64,9 +64,20 @@ class Recovery(DenoiserTraining):
         """The averaged student."""
         return {"student": (self.ema, self.student)}
 
+    def record(self) -> dict[str, Any]:
+        """What the student's provenance says of how it was trained."""
+        found: dict[str, Any] = {"alignment": [list(pair) for pair in self.pairs]}
+        if self.pair_weights is not None:
+            found["feature_weights"] = self.pair_weights
+        if self.first is not None:
+            found["first_stage_steps"] = self.first.steps
+        return found
+
     def notes(self) -> list[str]:
         """What is trained at first."""
-        return [] if self.first is None else [self.first.described(self.student)]
+        if self.first is None:
+            return []
+        return [self.first.described(self.student, self._learning_rate.warm_up)]
 
     def on_fit_start(self) -> None:
         """Bring the teacher, which Lightning does not know, to the device."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,8 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-PATIENCE = timedelta(days=1)
-"""How long ranks wait for each other: the first one scores tens of thousands of samples alone."""
+from tinyfusion.group import PATIENCE
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -53,27 +51,18 @@ def shard(root: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh) -> Non
     fully_shard(root, mesh=mesh)
 
 
-def outline(module: nn.Module) -> nn.Module:
-    """A copy of a module whose parameters have shapes only."""
-    empty = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-        for p in module.parameters()
-    }
-    return copy.deepcopy(module, empty)
-
-
-def filled(outline: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
-    """A module of the form of ``outline`` with parameters of its own.
+def filled(shapes: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """A module of the form of ``shapes`` with parameters of its own.
 
     Args:
-        outline: see `outline`.
+        shapes: a module without values, see `tinyfusion.backbones.meta.shape_copy`.
         values: a whole tensor for every parameter, by name; taken, not copied.
     """
     real = {
         id(p): nn.Parameter(values[name], requires_grad=p.requires_grad)
-        for name, p in outline.named_parameters()
+        for name, p in shapes.named_parameters()
     }
-    return copy.deepcopy(outline, real)
+    return copy.deepcopy(shapes, real)
 
 
 class FullySharded(ModelParallelStrategy):

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyfusion.backbones.contract import Backbone
-from tinyfusion.backbones.dit import DiT, sincos_positions
+from tinyfusion.backbones.layers import sincos_positions
+from tinyfusion.backbones.public_files import DIFFUSERS_BLOCKS, DiffusersFiles
 from tinyfusion.errors import InputError
 
-CLASS_NAME = "DiTTransformer2DModel"
-CLASS_NAMES = (CLASS_NAME, "Transformer2DModel")
-"""Files from before diffusers 0.29, the published DiT among them, name the general class, which
-the library itself maps to the DiT one."""
+# Files from before diffusers 0.29, the published DiT among them, name the general class, which
+# the library itself maps to the DiT one.
+_CLASS_NAMES = ("DiTTransformer2DModel", "Transformer2DModel")
 
 STOCK = {"frequency_divisor": 127.0, "mlp_norm_eps": 1e-5}
 """How diffusers by itself computes a DiT; published files expect 128 and 1e-6.
@@ -33,9 +32,6 @@ PRIVATE_KEY = "_tinyfusion"
 
 diffusers keeps keys with an underscore through loading and saving and does not warn of them.
 """
-
-BLOCK_LIST = "transformer_blocks"
-"""Name of the module list that holds the blocks of a diffusers transformer."""
 
 _MLP_RATIO = 4.0  # fixed in diffusers' code
 
@@ -81,7 +77,7 @@ def from_diffusers(
     """Public names and constructor arguments of a diffusers DiT.
 
     Args:
-        state: tensors of a ``DiTTransformer2DModel``.
+        state: tensors of a ``DiTTransformer2DModel``, each of which is asked for once.
         config: its ``config.json``; keys left out have diffusers' defaults.
         origin: name of the file or folder, for error messages.
 
@@ -95,19 +91,20 @@ def from_diffusers(
     """
     arguments = _arguments(config, origin)
     depth = arguments["depth"]
-    left = dict(state)
+    left = dict.fromkeys(state)
 
     def take(name: str) -> Tensor:
         if name not in left:
             raise InputError(f"{origin}: has no tensor {name!r}, which its config asks for")
-        return left.pop(name)
+        del left[name]
+        return state[name]
 
     public: dict[str, Tensor] = {}
     for ours, theirs in _TOP.items():
         for part in _PARTS:
             public[f"{ours}.{part}"] = take(f"{theirs}.{part}")
     for index in range(depth):
-        block = f"transformer_blocks.{index}"
+        block = f"{DIFFUSERS_BLOCKS}.{index}"
         for part in _PARTS:
             qkv = [take(f"{block}.{name}.{part}") for name in _QKV]
             public[f"blocks.{index}.attn.qkv.{part}"] = torch.cat(qkv)
@@ -124,7 +121,7 @@ def from_diffusers(
     computed = sincos_positions(
         arguments["hidden_size"], arguments["input_size"] // arguments["patch_size"]
     )
-    public["pos_embed"] = left.pop(_TABLE, computed)
+    public["pos_embed"] = take(_TABLE) if _TABLE in left else computed
     if left:
         raise InputError(
             f"{origin}: holds tensors that its config does not ask for: {', '.join(list(left)[:3])}"
@@ -133,10 +130,10 @@ def from_diffusers(
 
 
 def _arguments(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    name = config.get("_class_name", CLASS_NAME)
-    if name not in CLASS_NAMES:
+    name = config.get("_class_name", _CLASS_NAMES[0])
+    if name not in _CLASS_NAMES:
         raise InputError(
-            f"{origin}: config key '_class_name' is {name!r}; valid: {', '.join(CLASS_NAMES)}"
+            f"{origin}: config key '_class_name' is {name!r}; valid: {', '.join(_CLASS_NAMES)}"
         )
     for key, valid in _VALID.items():
         found = config.get(key, valid[0])
@@ -188,7 +185,7 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
-def to_diffusers(net: Backbone) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def to_diffusers(net: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and config of the ``DiTTransformer2DModel`` that holds the weights of ``net``.
 
     The blocks of a pruned model are numbered from 0 without gaps. ``norm_eps`` is that of
@@ -196,14 +193,14 @@ def to_diffusers(net: Backbone) -> tuple[dict[str, Tensor], dict[str, Any]]:
     127 whatever ``net`` does.
 
     Args:
-        net: the model.
+        net: a DiT.
 
     Returns:
         State dict, no two tensors of which share memory, and the constructor arguments of the
         diffusers class.
 
     Raises:
-        InputError: ``net`` is no DiT, or one that the diffusers class can't hold.
+        InputError: see `check_holdable`.
     """
     check_holdable(net)
     source = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
@@ -212,7 +209,7 @@ def to_diffusers(net: Backbone) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for part in _PARTS:
             state[f"{theirs}.{part}"] = source[f"{ours}.{part}"].clone()
     for index in range(net.depth):
-        block = f"transformer_blocks.{index}"
+        block = f"{DIFFUSERS_BLOCKS}.{index}"
         for part in _PARTS:
             qkv = source[f"blocks.{index}.attn.qkv.{part}"].chunk(3)
             for name, rows in zip(_QKV, qkv, strict=True):
@@ -241,17 +238,16 @@ def to_diffusers(net: Backbone) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, config
 
 
-def check_holdable(net: Backbone) -> None:
-    """Refuse a model that diffusers can't compute.
+def check_holdable(net: Any) -> None:
+    """Refuse a DiT that the diffusers class can't hold.
+
+    Args:
+        net: a DiT.
 
     Raises:
-        InputError: ``net`` is no DiT, or one that the diffusers class can't hold.
+        InputError: heads that don't fill the width, an MLP of another width than diffusers', no
+            null class, or a position table of its own.
     """
-    if type(net) is not DiT:
-        raise InputError(
-            f"a {type(net).__name__} can't be exported to diffusers, whose DiTPipeline computes "
-            "only DiT; valid: --to ours or --to public"
-        )
     if net.num_heads * net.head_dim != net.hidden_size:
         raise InputError(
             f"{net.num_heads} heads of {net.head_dim} channels in a model of width "
@@ -279,3 +275,8 @@ def check_holdable(net: Backbone) -> None:
             "a model with its own position table (pos_embed) can't be exported to diffusers, "
             "which computes the sine-cosine table; valid: --to ours or --to public"
         )
+
+
+DIT_DIFFUSERS = DiffusersFiles(
+    class_names=_CLASS_NAMES, read=from_diffusers, write=to_diffusers, check=check_holdable
+)

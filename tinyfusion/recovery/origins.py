@@ -7,11 +7,10 @@ from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.recovery.alignment import alignment, alignment_by_origin
 from tinyfusion.recovery.stages import seams
-from tinyfusion.widths import WidthDecision
 
 
 def seams_of(
-    student: Backbone, teacher: Backbone | None, decision: Decision | WidthDecision | None
+    student: Backbone, teacher: Backbone | None, decision: Decision | None
 ) -> tuple[int, ...]:
     """Blocks of the student next to which blocks were removed.
 
@@ -19,9 +18,9 @@ def seams_of(
     it was cut from that one. Of a removal behind the last block only decision and teacher know.
     """
     if decision is not None:
-        # A decision about widths leaves all blocks where they were.
-        about_blocks = isinstance(decision, Decision)
-        return seams(decision.kept, decision.source_depth) if about_blocks else ()
+        # Any other leaves all blocks where they were.
+        about_blocks = decision.is_about_blocks
+        return seams(decision.origins, decision.source_depth) if about_blocks else ()
     kept = student.kept_from
     if kept is None:
         return ()
@@ -33,7 +32,7 @@ def seams_of(
 
 
 def aligned_pairs(
-    student: Backbone, teacher: Backbone, decision: Decision | WidthDecision | None
+    student: Backbone, teacher: Backbone, decision: Decision | None
 ) -> list[tuple[int, int]]:
     """Pairs (student block, teacher block) whose hidden states are compared.
 
@@ -46,12 +45,13 @@ def aligned_pairs(
     Raises:
         InputError: it is not known which of the teacher's blocks the student kept.
     """
-    decision = decision if isinstance(decision, Decision) else None
+    if decision is not None and not decision.is_about_blocks:
+        decision = None
     kept, origin = student.kept_from, teacher.kept_from
     if decision is not None and decision.source_depth == teacher.depth:
         # Unless the records say that the teacher is another model of the same depth.
-        if None in (kept, origin) or kept == tuple(origin[block] for block in decision.kept):
-            return alignment(decision.kept, teacher.depth, decision.groups, teacher.borders)
+        if None in (kept, origin) or kept == tuple(origin[block] for block in decision.origins):
+            return alignment(decision.origins, teacher.depth, decision.groups, teacher.borders)
     pairs = None if kept is None else _pairs_by_origin(student, teacher, decision)
     if not pairs:
         raise InputError(
@@ -74,7 +74,7 @@ def _pairs_by_origin(
         return None
     depth = max(kept[-1], origin[-1]) + 1
     groups = None
-    if decision is not None and decision.kept == kept:  # made about the first model itself
+    if decision is not None and decision.origins == kept:  # made about the first model itself
         depth, groups = max(depth, decision.source_depth), decision.groups
         if depth != decision.source_depth:
             return None

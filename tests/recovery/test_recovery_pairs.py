@@ -6,11 +6,11 @@ from tinyfusion.backbones.contract import forward_with_states
 from tinyfusion.backbones.coupling import coupling
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.mar import MAR
+from tinyfusion.changes import Resizing
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
-from tinyfusion.pipeline.origins import aligned_pairs, seams_of
+from tinyfusion.recovery.origins import aligned_pairs, seams_of
 from tinyfusion.surgery import prune
-from tinyfusion.widths import WidthDecision
 
 
 def net_of(depth):
@@ -103,5 +103,5 @@ def test_seams_by_the_decision_or_by_what_files_record():
     assert seams_of(source, source, None) == ()
     found = coupling(source)
     kept = {name: tuple(range(units)) for name, units in found.units.items()}
-    widths = WidthDecision(kept, found.units, found.widths, found.widths, 1, 1, 0.0)
-    assert seams_of(middle, source, widths) == ()
+    resized = Resizing(kept, found.units, found.widths, found.widths, 1, 1)
+    assert seams_of(middle, source, Decision(resized=resized)) == ()

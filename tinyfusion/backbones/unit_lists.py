@@ -1,0 +1,159 @@
+"""Which units a backbone has, and how a runner of units is given each of them in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from torch import nn
+
+from tinyfusion.backbones.branches import Branch, BranchedBlock
+from tinyfusion.backbones.meta import shape_copy
+from tinyfusion.backbones.width_plan import WidthPlan
+from tinyfusion.errors import InputError
+from tinyfusion.states import States
+from tinyfusion.units import BLOCKS, BRANCHES, CHANNELS, Place, Unit
+
+UnitRunner = Callable[[int, Branch, States, Any], States]
+"""``runner(number, unit, states, condition) -> states``: as a block runner, with the number of the
+unit among those that are run."""
+
+
+class Network(Protocol):
+    """What is asked of a backbone here."""
+
+    blocks: nn.ModuleList
+
+    def named_modules(self, *, remove_duplicate: bool) -> Iterator[tuple[str, nn.Module]]:
+        """Of every module."""
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """By name."""
+
+    def width_plan(self) -> WidthPlan:
+        """Groups of channels."""
+
+
+def block_units(net: Network) -> tuple[Unit, ...]:
+    """The blocks, in order."""
+    blocks = list(net.blocks)
+    places: dict[int, Place] = {}
+    wanted = {id(block) for block in blocks}
+    for name, module in net.named_modules(remove_duplicate=False):
+        if id(module) in wanted and name.rpartition(".")[2].isdecimal():
+            places.setdefault(id(module), Place.parse(name))
+    return tuple(
+        # Blocks in no list of their own are named by the list of all.
+        Unit(
+            BLOCKS,
+            places.get(id(block), Place(BLOCKS, index, index + 1)),
+            index,
+            sum(p.numel() for p in block.parameters()),
+        )
+        for index, block in enumerate(blocks)
+    )
+
+
+def branch_units(net: Network) -> tuple[Unit, ...]:
+    """The branches of all blocks that name them, in the order in which they run.
+
+    Raises:
+        InputError: no block names any.
+    """
+    units: list[Unit] = []
+    for unit, block in zip(block_units(net), net.blocks, strict=True):
+        if isinstance(block, BranchedBlock):
+            units += _branches_of(unit, block)
+    if not units:
+        raise InputError(
+            f"the blocks of a {type(net).__name__} name no branches, so that these can't go one "
+            "by one: derive the class of its blocks from BranchedBlock "
+            "(tinyfusion.backbones.branches), or choose among blocks"
+        )
+    return tuple(units)
+
+
+def _branches_of(unit: Unit, block: BranchedBlock) -> Iterator[Unit]:
+    place, names = unit.place, list(block.branches())
+    for name in names:
+        # What shares no parameter is known only by taking it away; with the last branch all goes.
+        rest = shape_copy(block)
+        rest.remove_branch(name)
+        stays = sum(p.numel() for p in rest.parameters()) if len(names) > 1 else 0
+        yield Unit(
+            BRANCHES,
+            Place(place.stack, place.start, place.stop, name),
+            unit.index,
+            (unit.parameters or 0) - stays,
+        )
+
+
+def channel_units(net: Network) -> tuple[Unit, ...]:
+    """The groups of channels, heads and neurons of the width plan, in its order.
+
+    Raises:
+        InputError: the class has no width plan, or one that names a module without channels.
+    """
+    indices = {unit.place: unit.index for unit in block_units(net)}
+    found = []
+    for group in net.width_plan().groups:
+        place = Place.parse(group.name)
+        block = Place(place.stack, place.start, place.stop) if place.stack else None
+        channels = _channels(net, group.module, group.inputs)
+        index = None if block is None else indices.get(block)
+        found.append(Unit(CHANNELS, place, index, None, size=channels // group.unit))
+    return tuple(found)
+
+
+def _channels(net: Network, name: str, inputs: bool) -> int:
+    """Channels that go into a linear layer or convolution, or come out of it."""
+    try:
+        module = net.get_submodule(name)
+        sides = ("in_features", "in_channels") if inputs else ("out_features", "out_channels")
+        return next(getattr(module, side) for side in sides if hasattr(module, side))
+    except (AttributeError, StopIteration):
+        raise InputError(
+            f"the width plan of {type(net).__name__} does not fit it: {name!r} is no linear layer "
+            "or convolution"
+        ) from None
+
+
+class Routes(NamedTuple):
+    """Which units are run where.
+
+    Attributes:
+        whole: number and unit of the block or interval that a block belongs to, by block.
+        branches: numbers of a block's branches by name, by block.
+    """
+
+    whole: dict[int, tuple[int, Unit]]
+    branches: dict[int, dict[str, int]]
+
+
+def routes(units: Sequence[Unit]) -> Routes:
+    """Lay units over the blocks of their network.
+
+    Args:
+        units: blocks, intervals and branches in any order.
+
+    Raises:
+        InputError: channels, which don't run one after the other, or units that overlap.
+    """
+    whole: dict[int, tuple[int, Unit]] = {}
+    branches: dict[int, dict[str, int]] = {}
+    for number, unit in enumerate(units):
+        if unit.kind == CHANNELS:
+            raise InputError(
+                f"{unit.name}: channels don't run one after the other; valid: blocks, branches of "
+                "blocks, intervals of blocks"
+            )
+        part = unit.place.part
+        for block in unit.blocks:
+            inside = branches.get(block, {})
+            if block in whole or (part in inside if part else inside):
+                raise InputError(f"{unit.name} overlaps another unit that the same forward runs")
+            if part:
+                branches.setdefault(block, {})[part] = number
+            else:
+                whole[block] = (number, unit)
+    return Routes(whole, branches)

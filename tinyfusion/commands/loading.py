@@ -1,0 +1,230 @@
+"""Models of a command: loaded, or made anew, and validated against all that will use them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.presets import FAMILIES, PRESETS, build_empty, preset_family
+from tinyfusion.backbones.presets import build as build_backbone
+from tinyfusion.backbones.rebuild import check_own
+from tinyfusion.checkpoints import read_checkpoint, weights_sha256
+from tinyfusion.checkpoints.construct import to_backbone
+from tinyfusion.checkpoints.expected import expected_teacher
+from tinyfusion.commands.check_scores import check_extractor, check_files, check_held_out
+from tinyfusion.commands.checks import check_data, check_decoder, check_latents, check_sampling
+from tinyfusion.errors import InputError
+from tinyfusion.group import ALONE, Group
+from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.metrics.speed import parameters
+from tinyfusion.pipeline.devices import joined_ranks
+from tinyfusion.pipeline.runner import PhaseRunner
+from tinyfusion.ranks import is_first_rank, local_rank
+from tinyfusion.samplers.guidance import NO_GUIDANCE
+from tinyfusion.settings.objects import SOURCE, Objects
+from tinyfusion.tracking import Tracking
+
+
+def load(objects: Objects, path: str | None, key: str = "checkpoint") -> Backbone:
+    """Load a checkpoint and validate it against the data and all that is to be sampled.
+
+    Args:
+        objects: the command's.
+        path: the checkpoint.
+        key: what the user calls it.
+
+    Raises:
+        InputError: no path, an unusable file, a model for other images than the data's, or
+            a sampler or guidance that does not fit the process or the model.
+    """
+    net = load_alone(objects, path, key)
+    check_latents(objects.source, objects.process)
+    check_data(net, objects.source, path or key)
+    if key == "checkpoint":
+        check_plan(objects, net)
+    return net
+
+
+def load_alone(objects: Objects, path: str | None, key: str = "checkpoint") -> Backbone:
+    """Load a checkpoint; needs no data.
+
+    Args:
+        objects: the command's.
+        path: the checkpoint.
+        key: what the user calls it.
+
+    Raises:
+        InputError: no path, or a file that is unusable or not what ``backbone=`` says, or a
+            class of the user's own that could not be saved after pruning.
+    """
+    if not path:
+        raise InputError(f"{key}= must be given: a checkpoint file or a model folder")
+    checkpoint = read_checkpoint(path)
+    expected = objects.expected
+    if key != "checkpoint":
+        expected = expected_teacher(checkpoint, expected)
+    net = to_backbone(checkpoint, expected, objects.num_heads, release=True)
+    objects.process.check(net, path)
+    check_own(net)
+    return net
+
+
+def other_teacher(objects: Objects) -> str | None:
+    """The checkpoint to compare with; ``None`` for none.
+
+    Raises:
+        InputError: ``teacher.path=source``, which only commands that prune know.
+    """
+    if objects.teacher_path == SOURCE:
+        raise InputError(
+            "teacher.path=source: a checkpoint does not hold the model it was cut from; give "
+            "teacher.path=PATH, or teacher=none"
+        )
+    return objects.teacher_path
+
+
+def new_backbone(objects: Objects) -> Backbone:
+    """The configured backbone with its start values, drawn from the global generator.
+
+    Raises:
+        InputError: no backbone, a family without sizes, or one that does not fit data or process.
+    """
+    arguments = objects.expected
+    if arguments is None:
+        raise InputError(
+            f"backbone= must be given to {objects.command}, for example backbone=dit_digits"
+        )
+    family = arguments["backbone"]
+    # A class of the user's own has sizes of its own.
+    if set(arguments) == {"backbone"} and family in FAMILIES:
+        raise InputError(
+            f"backbone={family} says what a checkpoint is, not how large a new model is to be; "
+            f"choose one of {', '.join(n for n in PRESETS if preset_family(n) == family)}"
+        )
+    check_latents(objects.source, objects.process)
+    if family in FAMILIES:
+        # Ahead of start values, which take long for large models.
+        with torch.random.fork_rng(devices=[]):
+            net = build_empty(arguments)
+        objects.process.check(net, "backbone")
+        check_data(net, objects.source, "backbone")
+    net = build_backbone(arguments)
+    objects.process.check(net, "backbone")
+    check_own(net)
+    return net
+
+
+def source_hash(objects: Objects) -> str:
+    """SHA-256 of the checkpoint's weights; read once, as it may be gigabytes."""
+    known = objects.__dict__.setdefault("_source_hash", {})
+    if objects.checkpoint not in known:
+        known[objects.checkpoint] = weights_sha256(objects.checkpoint)
+    return known[objects.checkpoint]
+
+
+def check_plan(objects: Objects, net: Backbone) -> None:
+    """Validate everything that is to be sampled during and after training against a model.
+
+    Raises:
+        InputError: see `check_sampling`, `check_decoder` and `check_evaluation`.
+    """
+    process, source = objects.process, objects.source
+    if objects.sampler is not None:
+        check_sampling(net, process, "sampler", objects.sampler)
+    if objects.evaluation is not None:
+        check_evaluation(objects, objects.evaluation, "evaluation")
+        evaluation = objects.evaluation
+        check_sampling(net, process, "evaluation", evaluation.sampler, evaluation.guidance)
+        check_decoder(net, process, evaluation.autoencoder, source)
+    for name, callback in objects.make_callbacks().items():
+        key, drawn = f"callbacks.{name}", callback
+        protocol = getattr(callback, "evaluation", None)
+        if isinstance(protocol, Evaluation):
+            key, drawn = f"{key}.evaluation", protocol
+            check_evaluation(objects, protocol, key)
+        if hasattr(drawn, "sampler"):
+            guidance = getattr(drawn, "guidance", NO_GUIDANCE)
+            check_sampling(net, process, key, drawn.sampler, guidance)
+            check_decoder(net, process, getattr(drawn, "autoencoder", None), source)
+
+
+def check_evaluation(objects: Objects, evaluation: Evaluation, key: str) -> None:
+    """Refuse a protocol that can't score this data.
+
+    Args:
+        objects: the command's.
+        evaluation: the protocol.
+        key: where it is configured.
+
+    Raises:
+        InputError: an unknown extractor, images that it does not take, files that are not there,
+            or no held-out images.
+    """
+    check_extractor(evaluation, objects.source, key)
+    check_held_out(objects.held_out)
+    if local_rank() == 0:  # the other ranks of this machine find what it fetches
+        check_files(evaluation, objects.source, key)
+
+
+def summary(objects: Objects, net: Backbone, teacher: Backbone | None = None) -> dict[str, float]:
+    """Size and held-out figures of a model, without sampling.
+
+    Args:
+        objects: the command's.
+        net: the model; it is moved to the command's device.
+        teacher: if given, ``teacher_distance`` is added.
+    """
+    row: dict[str, float] = {"depth": net.depth, "parameters": parameters(net)}
+    held_out = objects.held_out_loss
+    if held_out is not None:
+        out = held_out.predict(net.to(objects.device))
+        losses = held_out.of(out)
+        row |= {
+            "held_out_loss": losses["loss"],
+            "held_out_loss_stderr": losses["loss_stderr"],
+        }
+        if teacher is not None:
+            wanted = held_out.predict(teacher.to(objects.device))
+            row["teacher_distance"] = held_out.distance(out, wanted)
+    return row
+
+
+def start_tracking(objects: Objects, folder: Path) -> Tracking:
+    """The command's tracker, started; further ranks train along but log nothing."""
+    tracking = objects.make_tracking() if is_first_rank() else Tracking()
+    tracking.start(folder, objects.name or folder.name, objects.config)
+    return tracking
+
+
+def runner_of(objects: Objects, tracking: Tracking | None) -> PhaseRunner:
+    """What executes the command's phases.
+
+    Args:
+        objects: the command's.
+        tracking: where phases log.
+    """
+    assert objects.training is not None and objects.optimizer is not None
+    return PhaseRunner(
+        objects.process,
+        objects.source,
+        objects.training,
+        objects.trainer,
+        objects.optimizer,
+        objects.seed,
+        objects.devices,
+        tracking,
+        lambda: list(objects.make_callbacks().values()),
+    )
+
+
+def ranks_of(objects: Objects) -> Group:
+    """The ranks that share the command, this process among them."""
+    return joined_ranks(objects.trainer, objects.devices) or ALONE
+
+
+def flat(models: dict[str, Any]) -> dict[str, Any]:
+    """Figures of several models for a tracker: ``model/figure`` to number."""
+    return {f"{name}/{key}": value for name, row in models.items() for key, value in row.items()}

@@ -1,0 +1,239 @@
+"""Training a pruned network back to quality: what is checked, and which phases it takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.presets import build as build_backbone
+from tinyfusion.backbones.presets import family_of
+from tinyfusion.decision import Decision
+from tinyfusion.errors import InputError
+from tinyfusion.pipeline.runner import PhaseRunner
+from tinyfusion.processes.contract import Process
+from tinyfusion.pruners.contract import calibration_batch
+from tinyfusion.recovery.features import mean_squares, one_scale
+from tinyfusion.recovery.objective import Objective
+from tinyfusion.recovery.origins import aligned_pairs, seams_of
+from tinyfusion.recovery.teacher import FrozenTeacher
+from tinyfusion.seeding import seed_of
+from tinyfusion.training.module import DenoiserTraining
+from tinyfusion.training.phases import Phase
+from tinyfusion.training.recovery import Recovery
+
+log = logging.getLogger(__name__)
+
+RECOVERY = "recovery"
+STARTS = ("kept", "fresh")
+
+StateSizes = Callable[[Backbone, Sequence[int], int], list[float]]
+"""``sizes(net, blocks, samples)``: mean square of the states after some blocks."""
+
+
+@dataclass(frozen=True)
+class RecoveryContext:
+    """What a recovery may use to state its phases.
+
+    Attributes:
+        student: the pruned network; trained in place.
+        teacher: the network to distil from; ``None`` for none.
+        decision: how the student was cut, if known.
+        runner: process, data and settings of phases.
+        state_sizes: measures hidden states of the teacher.
+        at: the student's blocks next to a removal; ``None`` finds them by `seams_of`.
+    """
+
+    student: Backbone
+    teacher: Backbone | None
+    decision: Decision | None
+    runner: PhaseRunner
+    state_sizes: StateSizes
+    at: Sequence[int] | None = None
+
+
+def check_recovery(
+    objective: Objective,
+    net: Backbone,
+    teacher: Backbone | None,
+    process: Process,
+    steps: int,
+    start: str = "kept",
+    cuts_width: bool = False,
+) -> None:
+    """Refuse a recovery that can't be, before any work.
+
+    Args:
+        objective: what is minimised.
+        net: the student, or the model that it is to be cut from.
+        teacher: the network to distil from.
+        process: the process.
+        steps: optimiser steps of the recovery.
+        start: what the student starts from: ``kept`` weights or ``fresh`` ones.
+        cuts_width: whether channels go instead of blocks.
+
+    Raises:
+        InputError: networks that can't be compared, an unknown start, or stages that can't be.
+    """
+    if start not in STARTS:
+        raise InputError(f"start={start!r} is not known; valid: {', '.join(STARTS)}")
+    if objective.uses_features and cuts_width:
+        raise InputError(
+            "this recovery compares hidden states, whose width the student won't share with its "
+            "teacher: widths are cut here, not blocks; give recovery=kd or recovery=finetune"
+        )
+    objective.check(net, teacher, process)
+    if objective.stages is None:
+        return
+    if start == "fresh":
+        raise InputError(
+            "start=fresh: all weights are new, so there is nothing that stages= could "
+            "train first; give stages=none, or start=kept"
+        )
+    if cuts_width:
+        raise InputError(
+            "stages=seams_first trains the blocks next to a removal first, but a pruner of "
+            "widths removes none; give stages=none"
+        )
+    objective.stages.check(net, steps)
+
+
+def recovery_phases(recovery: Any, context: RecoveryContext) -> Sequence[Phase]:
+    """What a recovery trains.
+
+    Args:
+        recovery: an `Objective`, which is minimised in one phase; or an object with a method
+            ``phases(context) -> Sequence[Phase]``, the last of which leaves the student.
+        context: what it may use.
+    """
+    phases = getattr(recovery, "phases", None)
+    if phases is not None:
+        return phases(context)
+    return [Phase(RECOVERY, lambda: _module(recovery, context))]
+
+
+def _module(objective: Objective, context: RecoveryContext) -> Recovery:
+    """The training of the student, not begun.
+
+    Raises:
+        InputError: it is not known which blocks of student and teacher correspond.
+    """
+    student, teacher, decision = context.student, context.teacher, context.decision
+    settings = context.runner.settings(RECOVERY)
+    pairs, weights, first = [], None, None
+    if objective.uses_features:
+        assert teacher is not None  # the objective has been checked
+        pairs = aligned_pairs(student, teacher, decision)
+        if objective.feature_scale == "teacher" and pairs:
+            blocks = [block for _, block in pairs]
+            sizes = context.state_sizes(teacher, blocks, objective.calibration_samples)
+            weights = one_scale(sizes, blocks)
+    if objective.stages is not None:
+        at = seams_of(student, teacher, decision) if context.at is None else context.at
+        first = objective.stages.first_stage(student, at, settings.steps)
+    return Recovery(
+        student,
+        None if teacher is None else FrozenTeacher(teacher),
+        objective,
+        pairs,
+        settings.ema_decay,
+        weights,
+        first,
+        **context.runner.shared(RECOVERY, student),
+    )
+
+
+def state_sizes_of(runner: PhaseRunner, device: torch.device | str) -> StateSizes:
+    """Measures hidden states on noised training images, on a device."""
+
+    def sizes(net: Backbone, blocks: Sequence[int], samples: int) -> list[float]:
+        calibration = calibration_batch(runner.process, runner.source, samples, runner.seed)
+        return mean_squares(net.to(device), blocks, calibration)
+
+    return sizes
+
+
+def fresh_student(student: Backbone, expected: dict[str, Any] | None, seed: int) -> Backbone:
+    """A network of the student's form with the start values of its class, by a seed.
+
+    What a model's file does not record because it matters only for start values (such as
+    ``gate_bias_init`` of a DiT) has its default, unless ``backbone=`` says otherwise: for the
+    digits ``backbone=dit_digits`` gives the start that their teacher had.
+
+    Args:
+        student: the pruned network; left as it is.
+        expected: family and arguments that ``backbone=`` says.
+        seed: the run's seed.
+
+    Returns:
+        A network that still knows which blocks it stands for, so that it can be aligned.
+    """
+    arguments = {**(expected or {}), "backbone": family_of(student), **student.config()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "fresh_student"))
+        fresh = build_backbone(arguments)
+    fresh.kept_from, fresh.source_borders = student.kept_from, student.source_borders
+    log.info(
+        "recover: start=fresh: %s blocks with new start values, nothing of the source's",
+        fresh.depth,
+    )
+    return fresh
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The outcome of a recovery.
+
+    Attributes:
+        module: the last phase's module, trained.
+    """
+
+    module: DenoiserTraining
+
+    @property
+    def net(self) -> Backbone:
+        """The student with its live weights; not the object given if that was sharded."""
+        return self.module.trained_net
+
+    @contextmanager
+    def averaged(self) -> Iterator[Backbone]:
+        """Within this context the student holds the averaged weights."""
+        ((ema, trained),) = self.module.averages.values()
+        with ema.averaged(trained):
+            yield self.net
+
+
+def recover(
+    recovery: Any,
+    student: Backbone,
+    teacher: Backbone | None,
+    decision: Decision | None,
+    runner: PhaseRunner,
+    *,
+    folder: Path,
+    device: torch.device | str = "cpu",
+) -> Recovered:
+    """Train a pruned network.
+
+    Args:
+        recovery: see `recovery_phases`.
+        student: the pruned network; trained in place.
+        teacher: the network to distil from; ``None`` for none.
+        decision: how the student was cut, if known.
+        runner: process, data and settings of phases.
+        folder: where phases write.
+        device: where hidden states are measured, if they are.
+
+    Raises:
+        InputError: student and teacher can't be compared.
+    """
+    sizes = state_sizes_of(runner, device)
+    context = RecoveryContext(student, teacher, decision, runner, sizes)
+    trained = runner.run(recovery_phases(recovery, context), folder)
+    return Recovered(list(trained.values())[-1])

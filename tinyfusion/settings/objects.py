@@ -1,0 +1,212 @@
+"""What a command works with: objects built once from its checked configuration."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from tinyfusion.autoencoder import Autoencoder
+from tinyfusion.backbones.by_name import as_backbone_class
+from tinyfusion.backbones.presets import family_of
+from tinyfusion.data.source import ImageSource
+from tinyfusion.metrics.evaluation import Evaluation
+from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.pipeline.machine import check_machine, count_devices, scoring_device
+from tinyfusion.pipeline.rounds import Rounds
+from tinyfusion.pipeline.runner import MakeOptimizer
+from tinyfusion.processes.contract import Process
+from tinyfusion.pruners.contract import Pruner
+from tinyfusion.recovery.objective import Objective
+from tinyfusion.samplers.contract import Sampler
+from tinyfusion.samplers.generate import AUTOCAST
+from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
+from tinyfusion.settings.compose import build, locate
+from tinyfusion.tracking import Tracking
+from tinyfusion.training.settings import StageTraining, TrainerSettings
+
+SOURCE = "source"
+"""``teacher.path`` of the unpruned model."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Objects and plain values of one command; what a command does not have is ``None``.
+
+    Attributes:
+        command: name of the command.
+        name: name of the run in the logger.
+        seed: seed of every random draw.
+        config: the resolved configuration as plain data, for records only.
+        output_root: where run folders and caches are.
+        checkpoint: the model to begin with.
+        num_heads: attention heads, for a bare state dict of unusual width.
+        expected: family and arguments that ``backbone=`` says, its class imported.
+        teacher_path: the network to distil from or compare with; `SOURCE` for the unpruned one.
+        decision_path: a decision to apply instead of choosing.
+        trainer: device, precision, strategy, intervals.
+        devices: devices over all nodes.
+        device: where this process scores and samples.
+        process: the process.
+        make_source: builds the data.
+        held_out: held-out images as configured; ``None`` if the data itself says how many.
+        autoencoder: decoder of latents; ``None`` for a model of pixels.
+        sampler: how single samples are drawn.
+        guidance: guidance of these samples.
+        evaluation: sampling and scoring protocol; ``None`` for no scores.
+        training: settings of phases.
+        optimizer: makes an optimiser.
+        pruner: how units are chosen.
+        scheme: the N:M scheme as the user wrote it.
+        keep: number of blocks that stay.
+        recovery: what recovery minimises.
+        start: weights that recovery starts from.
+        rounds: pruning in several rounds.
+        make_tracking: builds the tracker.
+        make_callbacks: builds fresh callbacks by name.
+    """
+
+    command: str
+    name: str | None
+    seed: int
+    config: dict[str, Any]
+    output_root: Path
+    checkpoint: str | None
+    num_heads: int | None
+    expected: dict[str, Any] | None
+    teacher_path: str | None
+    decision_path: str | None
+    trainer: TrainerSettings
+    devices: int
+    device: torch.device
+    process: Process
+    make_source: Callable[[], ImageSource]
+    held_out: int | None
+    autoencoder: Autoencoder | None
+    sampler: Sampler | None
+    guidance: Guidance
+    evaluation: Evaluation | None
+    training: StageTraining | None
+    optimizer: MakeOptimizer | None
+    pruner: Pruner | None
+    scheme: Any
+    keep: int | None
+    recovery: Objective | None
+    start: str
+    rounds: Rounds | None
+    make_tracking: Callable[[], Tracking]
+    make_callbacks: Callable[[], dict[str, Callback]]
+
+    @cached_property
+    def source(self) -> ImageSource:
+        """The images or latents, built at first use.
+
+        Raises:
+            InputError: what the data refuses.
+        """
+        return self.make_source()
+
+    @cached_property
+    def held_out_loss(self) -> HeldOutLoss | None:
+        """Loss on the fixed held-out batch; ``None`` if no image is held out."""
+        images, conditioning = self.source.held_out()
+        return HeldOutLoss(self.process, images, conditioning) if len(images) else None
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What samples are computed in, by autocast; ``None`` for float32."""
+        return AUTOCAST.get(self.trainer.precision)
+
+    @property
+    def bars(self) -> bool:
+        """Whether to draw moving bars: asked for, and written to a terminal."""
+        return self.trainer.progress and sys.stdout.isatty()
+
+
+def objects_of(cfg: DictConfig, present: bool = True) -> Objects:
+    """Build what a configuration describes.
+
+    Args:
+        cfg: checked configuration of any command that loads or makes a model.
+        present: the devices have to be there; a dry run only counts them.
+
+    Raises:
+        InputError: whatever the constructors refuse, or devices that are not there.
+    """
+    trainer: TrainerSettings = build(cfg.trainer)
+    device = scoring_device(trainer)
+    optimizer = _built(cfg, "optimizer")
+    devices = check_machine(trainer, optimizer, device) if present else count_devices(trainer)
+    guidance = _built(cfg, "guidance")
+    return Objects(
+        command=cfg.command,
+        name=cfg.name,
+        seed=cfg.seed,
+        config=OmegaConf.to_container(cfg, resolve=True),
+        output_root=Path(cfg.output_root),
+        checkpoint=cfg.checkpoint,
+        num_heads=cfg.num_heads,
+        expected=expected_backbone(cfg.backbone),
+        teacher_path=cfg.teacher.path if "teacher" in cfg else None,
+        decision_path=cfg.get("decision"),
+        trainer=trainer,
+        devices=devices,
+        device=device,
+        process=build(cfg.process),
+        make_source=lambda: build(cfg.data),
+        held_out=cfg.data.get("held_out") if cfg.get("data") is not None else None,
+        autoencoder=_built(cfg, "autoencoder"),
+        sampler=_built(cfg, "sampler"),
+        guidance=NO_GUIDANCE if guidance is None else guidance,
+        evaluation=_built(cfg, "evaluation"),
+        training=_built(cfg, "training"),
+        optimizer=optimizer,
+        pruner=_built(cfg, "pruner"),
+        scheme=cfg.get("scheme"),
+        keep=cfg.get("keep"),
+        recovery=_built(cfg, "recovery"),
+        start=cfg.get("start", "kept"),
+        rounds=_rounds(cfg),
+        make_tracking=lambda: build(cfg.logger),
+        make_callbacks=lambda: {
+            str(name): build(node)
+            for name, node in (cfg.get("callbacks") or {}).items()
+            if node is not None
+        },
+    )
+
+
+def expected_backbone(node: DictConfig | None) -> dict[str, Any] | None:
+    """Family and arguments of the configured backbone, whose class is imported.
+
+    Args:
+        node: the group's node; ``None`` takes what the checkpoint says.
+
+    Raises:
+        InputError: its class is no backbone, or one that could not be found again by name.
+    """
+    if node is None:
+        return None
+    arguments = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(arguments, dict)
+    target = arguments.pop("_target_")
+    kind = as_backbone_class(locate(target, "backbone"), f"backbone._target_={target!r}")
+    return {"backbone": family_of(kind), **arguments}
+
+
+def _built(cfg: DictConfig, key: str) -> Any:
+    return None if cfg.get(key) is None else build(cfg[key])
+
+
+def _rounds(cfg: DictConfig) -> Rounds | None:
+    if cfg.get("iterative") is None:
+        return None
+    node = cfg.iterative
+    return Rounds(list(node.depths), node.weights, node.teacher, node.previous)

@@ -1,0 +1,33 @@
+"""What a pruner or a recovery is going to train, said before it trains.
+
+One runner executes, resumes and logs phases (`tinyfusion.pipeline.runner`); a dry run reads the
+same list and counts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tinyfusion.decision import Decision
+from tinyfusion.training.module import DenoiserTraining
+from tinyfusion.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training, from its first to its last optimiser step.
+
+    Attributes:
+        name: what settings, random draws and logs call it, such as ``mask_learning``.
+        module: makes what is trained; called when the phase begins, after all earlier ones. In a
+            dry run the networks in it have shapes without values.
+        settings: length, batch and rates; ``None`` takes the section ``training.<name>``.
+        leaves: decision whose structure the network has afterwards, as far as it is known
+            beforehand (how many units stay, not which); ``None`` if it stays as it is.
+    """
+
+    name: str
+    module: Callable[[], DenoiserTraining]
+    settings: TrainingSettings | None = None
+    leaves: Decision | None = None
