@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tinyfusion.decision import Decision
     from tinyfusion.errors import InputError
     from tinyfusion.metrics.held_out import HeldOutLoss
+    from tinyfusion.pipeline.api import choose, learn_mask, recover, sample, score
     from tinyfusion.processes.contract import Process
     from tinyfusion.processes.gaussian import GaussianDiffusion
     from tinyfusion.processes.interpolant import Interpolant
@@ -61,15 +62,20 @@ _HOMES = {
     "SiT": "tinyfusion.backbones.sit",
     "Unit": "tinyfusion.units",
     "check_backbone": "tinyfusion.conformance",
+    "choose": "tinyfusion.pipeline.api",
     "generate": "tinyfusion.samplers.generate",
+    "learn_mask": "tinyfusion.pipeline.api",
     "load": "tinyfusion.checkpoints",
     "parse_scheme": "tinyfusion.scheme",
     "prune": "tinyfusion.surgery",
     "push_to_hub": "tinyfusion.checkpoints",
+    "recover": "tinyfusion.pipeline.api",
     "remap_lora": "tinyfusion.checkpoints",
+    "sample": "tinyfusion.pipeline.api",
     "save_diffusers": "tinyfusion.checkpoints",
     "save_model": "tinyfusion.checkpoints",
     "save_public": "tinyfusion.checkpoints",
+    "score": "tinyfusion.pipeline.api",
     "set_convention": "tinyfusion.checkpoints",
     "use_published_convention": "tinyfusion.checkpoints",
 }
@@ -95,15 +101,20 @@ __all__ = [
     "Unit",
     "__version__",
     "check_backbone",
+    "choose",
     "generate",
+    "learn_mask",
     "load",
     "parse_scheme",
     "prune",
     "push_to_hub",
+    "recover",
     "remap_lora",
+    "sample",
     "save_diffusers",
     "save_model",
     "save_public",
+    "score",
     "set_convention",
     "use_published_convention",
 ]
