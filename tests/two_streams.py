@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyfusion.backbones.branches import Branch, BranchedBlock
 from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.data.source import ImageSource
@@ -32,19 +33,17 @@ class Caption(Conditioning):
         return Caption(net.null_text.expand_as(text), first_only.expand_as(mask))
 
 
-class JointBlock(nn.Module):
-    """Attention among the tokens of both streams, then an MLP for each."""
+class JointAttention(nn.Module):
+    """Attention among the tokens of both streams."""
 
-    def __init__(self, width: int, text_width: int) -> None:
+    def __init__(self, widths: tuple[int, int]) -> None:
         super().__init__()
-        self.widths = width, text_width
-        self.qkv = nn.ModuleList(nn.Linear(w, 3 * width) for w in self.widths)
-        self.out = nn.ModuleList(nn.Linear(width, w) for w in self.widths)
-        self.mlp = nn.ModuleList(nn.Linear(w, w) for w in self.widths)
-        self.shift = nn.Linear(width, text_width)
+        inner, text_width = widths
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * inner) for width in widths)
+        self.out = nn.ModuleList(nn.Linear(inner, width) for width in widths)
+        self.shift = nn.Linear(inner, text_width)
 
     def forward(self, states: Streams, condition: Streams) -> Streams:
-        """Map both streams; the condition is the time's embedding (B, D) and the mask (B, L)."""
         time_BD, mask_BL = condition
         image, text = states
         inputs = (image + time_BD[:, None], text + self.shift(time_BD)[:, None])
@@ -54,9 +53,39 @@ class JointBlock(nn.Module):
         keys = F.pad(mask_BL, (image.shape[1], 0), value=True)[:, None, None]
         mixed = F.scaled_dot_product_attention(q, k, v, keys).transpose(1, 2).flatten(2)
         parts = mixed.split([image.shape[1], text.shape[1]], 1)
-        after = [x + out(part) for x, out, part in zip(states, self.out, parts, strict=True)]
-        image, text = (x + mlp(F.gelu(x)) for x, mlp in zip(after, self.mlp, strict=True))
+        image, text = (x + out(y) for x, out, y in zip(states, self.out, parts, strict=True))
         return image, text
+
+
+class TwoMLPs(nn.Module):
+    """An MLP for each stream."""
+
+    def __init__(self, widths: tuple[int, int]) -> None:
+        super().__init__()
+        self.linear = nn.ModuleList(nn.Linear(width, width) for width in widths)
+
+    def forward(self, states: Streams, condition: Streams) -> Streams:
+        image, text = (x + f(F.gelu(x)) for f, x in zip(self.linear, states, strict=True))
+        return image, text
+
+
+class JointBlock(BranchedBlock):
+    """Joint attention, then the MLPs; the condition is the time (B, D) and the mask (B, L)."""
+
+    branch_names = ("attn", "mlp")
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        widths = width, TEXT_WIDTH
+        self.attn, self.mlp = JointAttention(widths), TwoMLPs(widths)
+        self.left = list(self.branch_names)
+
+    def branches(self) -> dict[str, Branch]:
+        return {name: getattr(self, name) for name in self.left}
+
+    def remove_branch(self, name: str) -> None:
+        delattr(self, name)
+        self.left.remove(name)
 
 
 class TwoStreams(Backbone):
@@ -64,19 +93,23 @@ class TwoStreams(Backbone):
 
     in_channels, input_size, num_classes = 1, 4, 0
 
-    def __init__(self, depth: int = 4, width: int = 8) -> None:
+    def __init__(
+        self, depth: int = 4, width: int = 8, removed_branches: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         self.width = width
         self.embed = nn.Conv2d(1, width, 2, 2)
         self.positions = nn.Parameter(torch.randn(4, width))
         self.time = nn.Linear(1, width)
-        self.blocks = nn.ModuleList(JointBlock(width, TEXT_WIDTH) for _ in range(depth))
+        self.blocks = nn.ModuleList(JointBlock(width) for _ in range(depth))
         self.pooled = nn.Linear(TEXT_WIDTH, width)
         self.head = nn.ConvTranspose2d(width, 1, 2, 2)
         self.register_buffer("null_text", torch.linspace(-1, 1, TEXT_WIDTH))
+        self.remove_branches(removed_branches)
 
     def config(self) -> dict[str, Any]:
-        return {"depth": self.depth, "width": self.width}
+        removed = list(self.removed_branches)
+        return {"depth": self.depth, "width": self.width, "removed_branches": removed}
 
     def example_conditioning(
         self, count: int = 1, device: torch.device | str | None = None
