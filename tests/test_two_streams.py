@@ -14,11 +14,13 @@ import tinyfusion as tf
 from tinyfusion.backbones.contract import forward_with_states, predict, recompute_blocks, run_plain
 from tinyfusion.conformance.forwards import check_order
 from tinyfusion.conformance.subject import Subject
+from tinyfusion.gating.deltas import Frozen
 from tinyfusion.gating.gated_backbone import GatedBackbone
 from tinyfusion.gating.gates import Gates
 from tinyfusion.metrics.activations import collect, noised_batches
 from tinyfusion.metrics.candidates import CandidateScores
 from tinyfusion.metrics.speed import macs, sampling_run
+from tinyfusion.pipeline import api
 from tinyfusion.pruners.contract import PruningContext, calibration_batch
 from tinyfusion.pruners.diff_pruning import DiffPruning
 from tinyfusion.pruners.flux_lite import FluxLite, input_output_error
@@ -367,3 +369,14 @@ def test_class_labels_are_refused(net) -> None:
 def test_it_can_be_measured_with_its_own_examples(net) -> None:
     assert macs(net) > macs(tf.prune(net, [0, 1])) > 0
     assert sampling_run(net, PROCESS, DDIMSampler(2), Guidance(2.0), images=3)() == 3
+
+
+def test_the_calls_of_the_library_take_texts(net, two_streams) -> None:
+    images, texts = torch.rand(8, 1, 4, 4) * 2 - 1, two_streams.captions(torch.arange(8))
+    batches = [(images, texts)]
+    decision = api.learn_mask(net, batches, scheme="1:2", steps=2, delta=Frozen())
+    student = api.recover(tf.prune(net, decision), batches, teacher=net, steps=2)
+    assert student.depth == 2 and all(p.isfinite().all() for p in student.parameters())
+    drawn = api.sample(student, texts[:3], guidance=2.0)
+    assert drawn.shape == (3, 1, 4, 4)
+    assert torch.equal(drawn, api.sample(student, 3, guidance=2.0)), "its own examples"
