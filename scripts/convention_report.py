@@ -14,6 +14,7 @@ from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.presets import build
 from tinyfusion.checkpoints import load, save_diffusers, set_convention
 from tinyfusion.checkpoints.convention import PUBLISHED, STOCK
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.samplers.ddim import DDIMSampler
 from tinyfusion.samplers.generate import balanced_labels, generate
@@ -80,7 +81,7 @@ def pipeline_images(kept: list[int] | None, folder: Path) -> None:
     labels = [0, 417, 999]
     noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     latents = DDIMSampler("ddim10")(
-        net, GaussianDiffusion(), lambda: noise, torch.tensor(labels), Guidance(4.0)
+        net, GaussianDiffusion(), lambda: noise, ClassLabels(torch.tensor(labels)), Guidance(4.0)
     )
     exact = Autoencoder(str(folder / "vae")).decode(latents) / 2 + 0.5
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -53,6 +56,17 @@ def on_ranks(tmp_path: Path) -> Callable[[int, Callable[[], Any]], list[Any]]:
         return [torch.load(file, weights_only=False) for file in files]
 
     return run_all
+
+
+@pytest.fixture(scope="session")
+def two_streams() -> ModuleType:
+    """The module ``tests/two_streams.py``, imported by that name, as model files name its class."""
+    name = "two_streams"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 @pytest.fixture(scope="session")

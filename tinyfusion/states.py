@@ -8,7 +8,7 @@ Shape suffixes: B batch, T tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -54,9 +54,27 @@ def rows_of(states: States, rows: slice | Tensor) -> States:
     return map_streams(lambda stream: stream[rows], states)
 
 
-def cat_states(parts: list[States]) -> States:
+def split_states(states: States, size: int) -> list[States]:
+    """Hidden states in batches of ``size`` samples, the last one perhaps smaller."""
+    count = batch_of(states)
+    return [rows_of(states, slice(first, first + size)) for first in range(0, count, size)]
+
+
+def cat_states(parts: Sequence[States]) -> States:
     """Hidden states of several batches, one behind the other."""
     return map_streams(lambda *same: torch.cat(same), *parts)
+
+
+def mean_over_entries(values: States) -> Tensor:
+    """Mean over all entries of all streams, sample by sample, shape (B,).
+
+    Args:
+        values: numbers of each stream, shape (B, ...): a stream counts by how many it has.
+    """
+    parts = streams(values)
+    total = sum(part.numel() for part in parts)
+    means = (part.mean(tuple(range(1, part.ndim))) * (part.numel() / total) for part in parts)
+    return torch.stack(list(means)).sum(0)
 
 
 def blend(keep_B: Tensor, out: States, states: States) -> States:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tinyfusion import Backbone, HeldOutLoss, Scored
-from tinyfusion.backbones.contract import evaluating, run_plain
+from tinyfusion.backbones.contract import evaluating, predict, run_plain
 
 
 class Taylor(Scored):
@@ -24,11 +24,11 @@ class Taylor(Scored):
         device = next(net.parameters()).device
         with evaluating(net):
             for rows, corrupted in calibration.parts:
-                inputs = (*corrupted.inputs, calibration.labels[rows])
-                out = net(*(value.to(device) for value in inputs), run_block=runner).cpu()
+                inputs = [value.to(device) for value in corrupted.inputs]
+                out = predict(net, inputs, calibration.conditioning[rows].to(device), runner).cpu()
                 calibration.process.loss(out, corrupted)["loss"].sum().backward()
         sums = [
             sum((p * p.grad).double().abs().sum() for p in net.blocks[i].parameters()) for i in kept
         ]
         net.zero_grad(set_to_none=True)
-        return torch.stack(sums).detach().cpu() / len(calibration.labels)
+        return torch.stack(sums).detach().cpu() / len(calibration.conditioning)

@@ -23,6 +23,7 @@ from tinyfusion.backbones.layers import Attention
 from tinyfusion.changes import Replacement
 from tinyfusion.checkpoints import load, read_checkpoint, save_model
 from tinyfusion.checkpoints.lineage import lineage
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.conformance import check_backbone
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
@@ -199,7 +200,7 @@ def test_gates_over_branches_have_the_gradients_of_what_they_blend(
     gates = Gates(parse_scheme("1:2", 6))
     gumbel_BK = torch.randn(5, gates.num_choices)
     model = GatedBackbone(net, gates, BRANCHES)
-    out = model(*inputs, gumbel_BK=gumbel_BK)
+    out = model(inputs[:2], ClassLabels(inputs[2]), gumbel_BK)
     mask_BL = gates(gumbel_BK).round().bool()
     for row, keep_L in enumerate(mask_BL):
         units = net.units(BRANCHES)

@@ -9,6 +9,7 @@ from torch import Tensor
 from tinyfusion.backbones import contract
 from tinyfusion.backbones.contract import forward_with_states, recompute_blocks
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.gating.gated_backbone import GatedBackbone
 from tinyfusion.gating.gates import Gates
 from tinyfusion.pruners.shortgpt import block_influence
@@ -27,6 +28,11 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(3, 1, 4, 4), torch.arange(3), torch.arange(3)
 
 
+def split(inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], ClassLabels]:
+    *data, y = inputs
+    return tuple(data), ClassLabels(y)
+
+
 def runners(net: DiT, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     gates = Gates(parse_scheme("1:2", 4, ()))
     gumbel_BK = torch.zeros(3, gates.num_choices)
@@ -37,8 +43,8 @@ def runners(net: DiT, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
 
     return {
         "plain": net(*inputs),
-        "states": forward_with_states(net, inputs, [1, 3])[0],
-        "gated": GatedBackbone(net, gates)(*inputs, gumbel_BK=gumbel_BK),
+        "states": forward_with_states(net, *split(inputs), [1, 3])[0],
+        "gated": GatedBackbone(net, gates)(*split(inputs), gumbel_BK),
         "influence": block_influence(net, Inputs()),
     }
 
@@ -73,7 +79,7 @@ def test_states_after_recomputed_blocks_carry_gradients(net, inputs) -> None:
     grads = []
     for recompute in (False, True):
         recompute_blocks(net, recompute)
-        _, states = forward_with_states(net, inputs, [2])
+        _, states = forward_with_states(net, *split(inputs), [2])
         (grad,) = torch.autograd.grad(states[2].square().sum(), [net.blocks[0].mlp.fc1.weight])
         grads.append(grad)
     assert grads[0].any()

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from tinyfusion.backbones.contract import forward_with_states
 from tinyfusion.backbones.dit import DiT, sincos_positions
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 
 TINY = {
@@ -53,8 +54,8 @@ def test_output_matches_golden(numbers, golden_net):
 
 def test_hidden_states_match_golden(numbers, golden_net):
     with torch.no_grad():
-        inputs = numbers["x"], numbers["t"], numbers["y"]
-        out, states = forward_with_states(golden_net, inputs, range(4))
+        seen = (numbers["x"], numbers["t"]), ClassLabels(numbers["y"])
+        out, states = forward_with_states(golden_net, *seen, range(4))
     assert sorted(states) == [0, 1, 2, 3]
     for index, states_BTD in states.items():
         assert_close(states_BTD, numbers[f"h.{index}"], **CLOSE)

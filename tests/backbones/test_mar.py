@@ -15,6 +15,7 @@ from tinyfusion.backbones.contract import (
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.backbones.presets import build
 from tinyfusion.backbones.tokens import patchify, unpatchify
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.scheme import parse_scheme
@@ -201,8 +202,8 @@ def test_repeats_are_independent_of_each_other():
 
 def test_states_have_the_documented_shapes():
     net = randomised()
-    inputs = inputs_of(net)
-    out, states = forward_with_states(net, inputs, range(5))
+    *inputs, y = inputs_of(net)
+    out, states = forward_with_states(net, inputs, ClassLabels(y), range(5))
     assert out.shape == (3, 2, 16, 2 * 8)
     assert [tuple(states[i].shape) for i in range(5)] == [(3, 8 + 11, 16)] * 3 + [(3, 24, 16)] * 2
 

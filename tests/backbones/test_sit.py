@@ -8,6 +8,7 @@ from tinyfusion.backbones.contract import forward_with_states
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.presets import build
 from tinyfusion.backbones.sit import SiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.surgery import prune
 
@@ -44,7 +45,8 @@ def test_names_and_shapes_are_the_official_ones_and_those_of_dit(numbers):
 def test_output_and_hidden_states_match_golden(numbers, golden_net):
     inputs = numbers["x"], numbers["t"], numbers["y"]
     with torch.no_grad():
-        out, states = forward_with_states(golden_net, inputs, range(4))
+        seen = inputs[:2], ClassLabels(numbers["y"])
+        out, states = forward_with_states(golden_net, *seen, range(4))
         full = DiT.forward(golden_net, *inputs)
         condition = golden_net.t_embedder(numbers["t"]) + golden_net.y_embedder(numbers["y"])
     assert out.shape == numbers["x"].shape

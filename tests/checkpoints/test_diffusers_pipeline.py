@@ -16,6 +16,7 @@ import tinyfusion
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.checkpoints import load, save_diffusers, set_convention, use_published_convention
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.samplers.ddim import DDIMSampler
@@ -75,7 +76,7 @@ def our_images(net, vae, labels, scale, steps=10):
     size = (len(labels), net.in_channels, net.input_size, net.input_size)
     noise = torch.randn(size, generator=torch.Generator().manual_seed(7))
     latents = DDIMSampler(f"ddim{steps}")(
-        net, GaussianDiffusion(), lambda: noise, torch.tensor(labels), Guidance(scale)
+        net, GaussianDiffusion(), lambda: noise, ClassLabels(torch.tensor(labels)), Guidance(scale)
     )
     return Autoencoder(str(vae)).decode(latents) / 2 + 0.5
 

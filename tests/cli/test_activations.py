@@ -83,10 +83,10 @@ def test_figures_are_those_of_the_states_themselves(tf, only_run, model, pruned)
     student, teacher = load(str(pruned)), load(str(model))
     assert tf("activations", f"checkpoint={pruned}", f"teacher.path={model}").status == 0
     found = json.loads((only_run("activations") / "activations.json").read_text())
-    (inputs,) = noised_batches(GaussianDiffusion(clip=True), Digits(), 16, 16, 0)
+    (seen,) = noised_batches(GaussianDiffusion(clip=True), Digits(), 16, 16, 0)
     with torch.no_grad():
-        _, mine = forward_with_states(student, inputs, range(2))
-        _, theirs = forward_with_states(teacher, inputs, range(4))
+        _, mine = forward_with_states(student, *seen, range(2))
+        _, theirs = forward_with_states(teacher, *seen, range(4))
     block = found["models"]["teacher"]["blocks"][2]
     assert block["max"] == pytest.approx(float(theirs[2].max()), rel=1e-4)
     assert block["std"] == pytest.approx(float(theirs[2].std()), rel=1e-4)

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from tinyfusion import Decision, HeldOutLoss, load, prune, save_model
-from tinyfusion.backbones.contract import Backbone, forward_with_states
+from tinyfusion.backbones.contract import Backbone, forward_with_states, predict
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.processes.gaussian import GaussianDiffusion
@@ -86,8 +86,8 @@ def test_window_measures_angles_between_the_ends_of_each_run(tf, only_run, tmp_p
     batch = calibration_batch(process, Digits(), 16, 0)
     ((_, corrupted),) = batch.parts
     with torch.no_grad():
-        inputs = (*corrupted.inputs, batch.labels)
-        _, states = forward_with_states(net.eval(), inputs, range(6))
+        seen = corrupted.inputs, batch.conditioning
+        _, states = forward_with_states(net.eval(), *seen, range(6))
     for start in range(1, 5):
         cosine = F.cosine_similarity(states[start - 1], states[start + 1], dim=-1)
         wanted = float(torch.arccos(cosine).mean()) / math.pi
@@ -130,7 +130,7 @@ def test_taylor_sums_weights_times_gradients(calibration) -> None:
     assert all(parameter.grad is None for parameter in net.parameters())
     ((_, corrupted),) = calibration.parts
     loss = calibration.process.loss(
-        net.eval()(*corrupted.inputs, calibration.labels), corrupted
+        predict(net.eval(), corrupted.inputs, calibration.conditioning), corrupted
     )["loss"].mean()  # fmt: skip
     for i, block in enumerate(net.blocks):
         weights = list(block.parameters())

@@ -103,7 +103,7 @@ def assert_same(seen: list[tuple[int, Batch]], expected: list[tuple[int, Batch]]
         assert step == expected_step == batch.step
         assert batch.rows == other.rows
         assert torch.equal(batch.images, other.images)
-        assert torch.equal(batch.labels, other.labels)
+        assert torch.equal(batch.conditioning.labels, other.conditioning.labels)
 
 
 def keys(steps: int = 9, start: int = 0, **arguments: int) -> list[list[tuple[int, int, int]]]:
@@ -159,7 +159,8 @@ def test_parts_of_a_batch_are_augmented_like_the_whole() -> None:
             Rows(step, first, 2, 12) for first in range(0, 12, 2)
         ]
         assert torch.equal(torch.cat([part.images for part in parts]), whole[step].images)
-        assert torch.equal(torch.cat([part.labels for part in parts]), whole[step].labels)
+        labels = torch.cat([part.conditioning.labels for part in parts])
+        assert torch.equal(labels, whole[step].conditioning.labels)
 
 
 @pytest.mark.parametrize(

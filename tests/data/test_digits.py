@@ -41,7 +41,7 @@ def test_shift_uses_every_offset_and_only_on_request() -> None:
     rows = Rows(step=3, first=0, count=400, global_size=400)
     plain, labels = source.fetch(indices, None, rows)
     assert torch.equal(plain, digit_split()[0][indices])
-    assert labels.tolist() == [int(digit_split()[1][0])] * 400
+    assert labels.labels.tolist() == [int(digit_split()[1][0])] * 400
     moved, _ = source.fetch(indices, StepNoise(0, "test"), rows)
     offsets = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2))
     nine = move(plain[:9], offsets, limit=1)

@@ -78,7 +78,7 @@ def test_posterior_of_images_and_mirrors(root, tmp_path, autoencoder) -> None:
         assert stored.shape == (COUNT, 8, 4, 4) and stored.dtype == np.float16
         wanted = autoencoder.moments(seen[back])
         torch.testing.assert_close(torch.from_numpy(stored).float(), wanted, rtol=1e-3, atol=1e-3)
-    assert store.labels.tolist() == labels[back].tolist() == sorted(store.labels.tolist())
+    assert store.labels.tolist() == labels[back].labels.tolist() == sorted(store.labels.tolist())
     names = json.loads((tmp_path / "store" / "shard-00001.json").read_text())["files"]
     assert names == ["b/01.png", "b/04.png", "b/07.png", "b/10.png"]
     assert Latents(tmp_path / "store", verify=True).scale == autoencoder.scale
@@ -135,7 +135,7 @@ def test_undecodable_images_are_named_or_skipped(root, tmp_path, autoencoder) ->
     source = Latents(store, flip=False)
     assert (
         len(source) == COUNT - 2
-        and sorted(source.plain(torch.arange(9))[1].tolist()) == [0] * 3 + [1] * 3 + [2] * 3
+        and sorted(source.plain(torch.arange(9))[1].labels.tolist()) == [0] * 3 + [1] * 3 + [2] * 3
     )
 
 

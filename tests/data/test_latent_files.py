@@ -39,11 +39,12 @@ def test_every_latent_once_as_it_is_with_its_label(root: Path) -> None:
     assert (len(source), source.channels, source.size, source.pixels) == (8, 4, 6, False)
     train, labels = source.plain(torch.arange(8))
     held_out, held_out_labels = source.held_out()
-    assert train.dtype == torch.float32 and labels.dtype == torch.int64
+    assert train.dtype == torch.float32 and labels.labels.dtype == torch.int64
     numbers = numbers_of(train) + numbers_of(held_out)
     # No scale: the values are those of the files.
     assert sorted(numbers) == list(range(1, COUNT + 1))
-    assert torch.cat([labels, held_out_labels]).tolist() == [(n - 1) % CLASSES for n in numbers]
+    together = labels.cat([labels, held_out_labels]).labels
+    assert together.tolist() == [(n - 1) % CLASSES for n in numbers]
     with pytest.raises(InputError, match="no images to compare"):
         source.reference()
 
@@ -54,7 +55,7 @@ def test_mirrors_follow_step_and_position(root: Path) -> None:
     stored, labels = source.fetch(indices, noise, rows)
     found = source.finish(stored, noise, rows)
     plain, plain_labels = source.plain(indices)
-    assert torch.equal(found.abs(), plain) and torch.equal(labels, plain_labels)
+    assert torch.equal(found.abs(), plain) and torch.equal(labels.labels, plain_labels.labels)
     assert 90 < (found[:, 0, 0, 0] < 0).sum() < 150
     part = Rows(0, 100, 30, 240)
     assert torch.equal(source.fetch(indices[100:130], noise, part)[0], found[100:130])
@@ -73,9 +74,8 @@ def test_without_mirrors(root: Path) -> None:
 def test_labels_may_be_scalars(root: Path) -> None:
     for file in (root / LABELS).iterdir():
         np.save(file, np.load(file)[0])
-    assert LatentFiles(root, num_classes=CLASSES, verify=True).plain(torch.arange(3))[1].shape == (
-        3,
-    )
+    source = LatentFiles(root, num_classes=CLASSES, verify=True)
+    assert source.plain(torch.arange(3))[1].labels.shape == (3,)
 
 
 def remove_folder(folder: Path) -> None:

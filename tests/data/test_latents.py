@@ -81,8 +81,8 @@ def test_every_image_once_with_its_label_in_any_order(store: Path) -> None:
     held_out, held_out_labels = source.held_out()
     numbers = numbers_of(train) + numbers_of(held_out)
     assert sorted(numbers) == list(range(10))
-    assert torch.cat([labels, held_out_labels]).tolist() == [n % CLASSES for n in numbers]
-    assert train.dtype == torch.float32 and labels.dtype == torch.int64
+    assert labels.cat([labels, held_out_labels]).labels.tolist() == [n % CLASSES for n in numbers]
+    assert train.dtype == torch.float32 and labels.labels.dtype == torch.int64
     # Plain latents are the scaled means.
     expected = torch.tensor([[n, n + 0.1] for n in numbers]) * SCALE
     found = torch.cat([train, held_out])[:, :, 2, 3]
@@ -181,7 +181,7 @@ def test_training_gets_finished_latents(store: Path, num_workers: int) -> None:
     # Ten images in batches of eight: the first epoch ends in the second batch.
     order = torch.randperm(10, generator=generator(0, "order", 0))
     stored, labels = source.fetch(order[:8], noise, seen[0].rows)
-    assert torch.equal(seen[0].labels, labels)
+    assert torch.equal(seen[0].conditioning.labels, labels.labels)
     assert torch.equal(seen[0].images, source.finish(stored, noise, seen[0].rows))
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.conditioning import ClassLabels
 
 
 @pytest.fixture
@@ -18,7 +19,8 @@ def net() -> DiT:
 
 
 @pytest.fixture
-def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x, t and y of eight samples."""
+def inputs() -> tuple[tuple[torch.Tensor, torch.Tensor], ClassLabels]:
+    """x and t of eight samples, and their labels."""
     torch.manual_seed(4)
-    return torch.randn(8, 2, 4, 4), torch.randint(0, 1000, (8,)), torch.randint(0, 4, (8,))
+    x, t = torch.randn(8, 2, 4, 4), torch.randint(0, 1000, (8,))
+    return (x, t), ClassLabels(torch.randint(0, 4, (8,)))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import count_parameters
+from tinyfusion.backbones.contract import count_parameters, predict
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 from tinyfusion.gating.deltas import Frozen, Full, Lora
 
@@ -35,12 +36,12 @@ def test_lora_adapts_every_linear_and_nothing_else(net: DiT) -> None:
 
 
 def test_lora_starts_at_the_source_and_scales_by_alpha_over_rank(
-    net: DiT, inputs: tuple[Tensor, ...]
+    net: DiT, inputs: tuple[tuple[Tensor, ...], ClassLabels]
 ) -> None:
     before = copy.deepcopy(net)
     Lora(rank=8, alpha=16.0).attach(net)
     with torch.no_grad():
-        assert torch.equal(net(*inputs), before(*inputs))
+        assert torch.equal(predict(net, *inputs), predict(before, *inputs))
         layer = net.get_submodule("blocks.0.attn.proj")
         down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         up.normal_()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tinyfusion.backbones.contract import predict
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.gating.gated_backbone import GatedBackbone
 from tinyfusion.gating.gates import Gates
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.seeding import Rows, StepNoise
 from tinyfusion.surgery import prune
 
-Inputs = tuple[Tensor, Tensor, Tensor]
+Inputs = tuple[tuple[Tensor, Tensor], ClassLabels]
 
 
 def gated(net: DiT, scheme: object) -> tuple[GatedBackbone, Tensor]:
@@ -26,20 +28,19 @@ def test_equals_the_sliced_model_of_every_sample(net: DiT, inputs: Inputs) -> No
     for scheme in ("1:2", "2:3", [[1, 2], [3, 4]]):
         model, noise = gated(net, scheme)
         with torch.no_grad():
-            out = model(*inputs, gumbel_BK=noise)
+            out = model(*inputs, noise)
             kept_BL = model.gates(noise) > 0.5
             assert len({tuple(row.tolist()) for row in kept_BL}) > 2
             for sample, kept in enumerate(kept_BL):
-                one = [value[sample : sample + 1] for value in inputs]
+                (x, t), labels, one = *inputs, slice(sample, sample + 1)
                 sliced = prune(net, kept.nonzero().flatten().tolist())
-                torch.testing.assert_close(
-                    out[sample : sample + 1], sliced(*one), rtol=1e-5, atol=1e-5
-                )
+                wanted = predict(sliced, (x[one], t[one]), labels[one])
+                torch.testing.assert_close(out[one], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_every_logit_gets_gradient(net: DiT, inputs: Inputs) -> None:
     model, noise = gated(net, "2:3")
-    model(*inputs, gumbel_BK=noise).square().mean().backward()
+    model(*inputs, noise).square().mean().backward()
     for gate in model.gates.groups:
         assert (gate.logits_C.grad != 0).all()
 
@@ -48,7 +49,7 @@ def test_block_kept_by_no_sample_gets_exactly_no_weight_gradient(net: DiT, input
     model, _ = gated(net, "1:2")
     # Noise that makes every sample keep the first block of groups 0 and 1, the second of group 2.
     noise = torch.tensor([9.0, 0.0, 9.0, 0.0, 0.0, 9.0]).repeat(8, 1)
-    model(*inputs, gumbel_BK=noise).square().mean().backward()
+    model(*inputs, noise).square().mean().backward()
     for index, block in enumerate(net.blocks):
         largest = max(float(p.grad.abs().max()) for p in block.parameters())
         assert (largest > 0) == (index in (0, 2, 5)), index
@@ -57,18 +58,18 @@ def test_block_kept_by_no_sample_gets_exactly_no_weight_gradient(net: DiT, input
 
 
 def test_masks_have_the_type_of_the_states_whatever_comes_first(net: DiT, inputs: Inputs) -> None:
-    class LabelsFirst(torch.nn.Module):
+    class TimesFirst(torch.nn.Module):
         units, run_units = net.units, net.run_units
 
-        def forward(self, y: Tensor, x: Tensor, t: Tensor, run_block: object) -> Tensor:
+        def forward(self, t: Tensor, x: Tensor, y: Tensor, run_block: object) -> Tensor:
             return net(x, t, y, run_block=run_block)
 
     model, noise = gated(net, "2:3")
-    wanted = model(*inputs, gumbel_BK=noise)
-    x, t, y = inputs
-    out = GatedBackbone(LabelsFirst(), model.gates)(y, x, t, gumbel_BK=noise)
+    wanted = model(*inputs, noise)
+    (x, t), labels = inputs
+    out = GatedBackbone(TimesFirst(), model.gates)((t, x), labels, noise)
     assert torch.equal(out, wanted)
     out.square().mean().backward()
     assert all((gate.logits_C.grad != 0).all() for gate in model.gates.groups)
     half = GatedBackbone(net.bfloat16(), model.gates)
-    assert half(x.bfloat16(), t, y, gumbel_BK=noise).dtype == torch.bfloat16
+    assert half((x.bfloat16(), t), labels, noise).dtype == torch.bfloat16

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.gating.gated_backbone import GatedBackbone
 from tinyfusion.gating.gates import Gates
 from tinyfusion.scheme import parse_scheme
@@ -44,7 +45,8 @@ def test_forward_and_gradients_match_golden(golden, name: str, scenario: str) ->
             lambda _, args, index=index: entering.__setitem__(index, args[0].detach())
         )
     x = data["x"].clone().requires_grad_()
-    out = GatedBackbone(net, gates)(x, data["t"], data["y"], gumbel_BK=torch.cat(noise, 1))
+    inputs, labels = (x, data["t"]), ClassLabels(data["y"])
+    out = GatedBackbone(net, gates)(inputs, labels, torch.cat(noise, 1))
     loss = (out - data["target"]).square().mean()
     loss.backward()
 

@@ -13,6 +13,7 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.backbones.sit import SiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.activations import check_request, collect, whole
@@ -38,7 +39,7 @@ class Images(ImageSource):
 
     def fetch(self, indices, augment, rows):
         assert augment is None and rows is None
-        return self.images[indices], indices % 3
+        return self.images[indices], ClassLabels(indices % 3)
 
     def held_out(self):
         raise AssertionError("the pass is over training images")

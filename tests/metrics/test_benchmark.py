@@ -137,10 +137,10 @@ class AsManyStepsAsSamples:
     def num_steps(self, process: GaussianDiffusion) -> int:
         return 1
 
-    def __call__(self, net, process, noise, labels, guidance, on_step=None) -> torch.Tensor:
+    def __call__(self, net, process, noise, conditioning, guidance, on_step=None) -> torch.Tensor:
         x = noise()
-        for _ in labels:
-            guidance.predict(net, x, torch.zeros_like(labels), labels)
+        for _ in range(len(conditioning)):
+            guidance.predict(net, x, torch.zeros(len(x)), conditioning)
         return x
 
 

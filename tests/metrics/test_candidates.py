@@ -179,7 +179,7 @@ def test_blocks_run_as_often_as_is_counted():
     halves = [kept for kept in SETS if len(kept) == 3]
     list(scores.losses(halves))
     plain = 3 * 5  # the first candidate's blocks on the first of four pieces, to compare
-    assert samples == scores.block_evaluations * len(calibration.labels) + plain
+    assert samples == scores.block_evaluations * len(calibration.conditioning) + plain
 
 
 @pytest.mark.parametrize(("rows", "most"), [(20, 20), (59, 40), (200, 100)])

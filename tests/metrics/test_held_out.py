@@ -43,7 +43,7 @@ def test_same_batch_every_time_and_modes_restored(net, held_out):
 def test_batch_size_does_not_matter(net, held_out):
     ((_, batch),) = held_out.parts
     whole = HeldOutLoss(
-        held_out.process, batch.clean[:20], held_out.labels[:20], repeats=2, batch_size=99
+        held_out.process, batch.clean[:20], held_out.conditioning[:20], repeats=2, batch_size=99
     )
     assert held_out(net)["loss"] == pytest.approx(whole(net)["loss"], rel=1e-5)
 
@@ -51,7 +51,7 @@ def test_batch_size_does_not_matter(net, held_out):
 def test_loss_is_that_of_the_process(net, held_out):
     ((_, batch),) = held_out.parts
     with torch.no_grad():
-        out = net(batch.noisy, batch.t, held_out.labels)
+        out = net(batch.noisy, batch.t, held_out.conditioning.labels)
     terms = held_out.process.loss(out, batch)
     scores = held_out(net)
     assert scores["loss"] == pytest.approx(float(terms["loss"].mean()), rel=1e-5)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError, RanksFailedError
 from tinyfusion.group import ALONE, Group, joined
@@ -27,7 +28,7 @@ N, BATCH = 26, 4
 def parts(folder: Path, count: int = N, form: str = "png") -> tuple[SampleStore, Drawing]:
     torch.manual_seed(0)
     net = DiT(8, 2, 1, hidden_size=16, depth=1, num_heads=2, num_classes=10).eval()
-    labels = torch.arange(count) % 10
+    labels = ClassLabels(torch.arange(count) % 10)
     drawing = Drawing(net, GaussianDiffusion(), DDIMSampler(4), labels, seed=0, batch_size=BATCH)
     return SampleStore(folder, count, drawing.shape, BATCH, 2 * BATCH, form), drawing
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.source import ImageSource
 from tinyfusion.processes.contract import Process
 from tinyfusion.processes.gaussian import GaussianDiffusion
@@ -25,11 +26,11 @@ class Gaussians(ImageSource):
     def __len__(self) -> int:
         return 12
 
-    def fetch(self, indices: Tensor, augment: object, rows: object) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Tensor, augment: object, rows: object) -> tuple[Tensor, ClassLabels]:
         images = torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(5))
-        return images[indices], indices % 3
+        return images[indices], ClassLabels(indices % 3)
 
-    def held_out(self) -> tuple[Tensor, Tensor]:
+    def held_out(self) -> tuple[Tensor, ClassLabels]:
         return self.fetch(torch.arange(2), None, None)
 
     def reference(self) -> Tensor:

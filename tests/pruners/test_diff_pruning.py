@@ -14,6 +14,7 @@ from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.backbones.presets import build_empty
 from tinyfusion.backbones.sit import SiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.interpolant import Interpolant
@@ -25,9 +26,9 @@ from tinyfusion.seeding import FixedDraws
 from tinyfusion.surgery import prune
 
 
-def batch(count: int = 6) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(count, 1, 4, 4, generator=generator), torch.arange(count) % 3
+def batch(count: int = 6) -> tuple[Tensor, ClassLabels]:
+    images = torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+    return images, ClassLabels(torch.arange(count) % 3)
 
 
 def summed(net: DiT, threshold: float = 0.0, stride: int = 250, **options):
@@ -50,7 +51,7 @@ def test_gradients_are_summed_over_the_times_from_the_clean_end(net: DiT) -> Non
     net.zero_grad()
     for index, t in enumerate((0, 250, 500, 750)):
         noised = process.add_noise(images, torch.full((6,), t), noise)
-        loss = process.loss(net(*noised.inputs, labels), noised)["mse"].mean()
+        loss = process.loss(net(*noised.inputs, labels.labels), noised)["mse"].mean()
         assert trajectory.losses[index] == pytest.approx(loss.item(), rel=1e-5)
         loss.backward()
     for name, parameter in net.named_parameters():
@@ -120,7 +121,7 @@ def test_stops_at_the_first_time_below_the_threshold_and_leaves_it_out(net: DiT)
     process = GaussianDiffusion()
     for t in range(0, 250 * stops, 250):
         noised = process.add_noise(images, torch.full((6,), t), noise)
-        process.loss(net(*noised.inputs, labels), noised)["mse"].mean().backward()
+        process.loss(net(*noised.inputs, labels.labels), noised)["mse"].mean().backward()
     after = [p.grad for p in net.parameters() if p.requires_grad]
     assert all(
         torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(before, after, strict=True)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from tinyfusion.backbones.contract import Backbone, forward_with_states
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.sit import SiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.interpolant import Interpolant
 from tinyfusion.pruners.scored import measured
 from tinyfusion.pruners.selectors import Greedy, TopK
-from tinyfusion.pruners.shortgpt import ShortGPT, block_influence
+from tinyfusion.pruners.shortgpt import CleanInputs, ShortGPT, block_influence
 
 
 def turn(angle: float, factor: float = 1.0) -> Callable[[Tensor], Tensor]:
@@ -80,7 +81,8 @@ def test_golden_scores_and_choice(golden_scores, batches, context, monkeypatch) 
     for b, batch in enumerate(inputs):
         alone = 1 - block_influence(net, batches(batch)).float()
         torch.testing.assert_close(alone, data["cos_per_batch"][b], rtol=1e-4, atol=1e-6)
-        _, states = forward_with_states(net, batch, range(8))
+        *noised, y = batch
+        _, states = forward_with_states(net, noised, ClassLabels(y), range(8))
         for index, ours in states.items():
             torch.testing.assert_close(ours, data[f"b{b}.h.{index}"], rtol=1e-4, atol=1e-5)
     pruner = ShortGPT(TopK(), bins=0)
@@ -127,13 +129,23 @@ def test_clean_mode_feeds_images_without_noise_and_early_times(net: DiT, context
     ((images, times, labels),) = seen
     assert choice.scores["clean"] is True and "bins" not in choice.scores
     assert len(images) == 128, "the reference's number"
-    wanted, wanted_labels = context(2, seed=3).calibration_images(128)
-    assert torch.equal(images, wanted) and torch.equal(labels, wanted_labels)
+    wanted, told = context(2, seed=3).calibration_images(128)
+    assert torch.equal(images, wanted) and torch.equal(labels, told.labels)
     assert times.dtype == torch.long and times.min() < 30 and 220 < times.max() < 250
     again = ShortGPT(TopK(), clean=True).choose(context(2, seed=3))
     assert again == choice and torch.equal(seen[1][1], times)
     ShortGPT(TopK(), clean=True, num_samples=5).choose(context(2, seed=4))
     assert len(seen[2][0]) == 5
+
+
+def test_clean_images_keep_their_times_and_labels_in_every_batch(net: DiT) -> None:
+    images, times = torch.randn(7, 1, 4, 4), torch.arange(7) * 30
+    labels = ClassLabels(torch.arange(7) % 3)
+    found = [
+        block_influence(net, CleanInputs(images, times, labels, batch_size=size)).tolist()
+        for size in (7, 3)
+    ]
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
 
 
 def test_clean_mode_needs_whole_steps_as_times(context) -> None:
@@ -169,7 +181,7 @@ def test_what_a_process_says_of_its_times_decides_and_not_its_kind(context) -> N
 
 def test_calibration_is_the_same_for_every_candidate(net: DiT, context) -> None:
     first, again = context(2).calibration(30), context(2).calibration(30)
-    assert len(first.labels) == 30
+    assert len(first.conditioning) == 30
     assert torch.equal(first.parts[0][1].noisy, again.parts[0][1].noisy)
     assert first(net) == again(net)
     other = context(2, seed=1).calibration(30)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tinyfusion.backbones.contract import forward_with_states
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.processes.gaussian import GaussianDiffusion, NoisyBatch
 from tinyfusion.recovery.features import feature_distance, ordinary
 from tinyfusion.recovery.objective import Objective
@@ -37,9 +38,9 @@ def case(golden):
     process = GaussianDiffusion()
     batch = process.add_noise(data["x_start"], data["t"], data["noise"])
     close(batch.noisy, data["x_t"], 1e-4, 1e-5)
-    inputs = (batch.noisy, process.network_time(batch.t), data["y_used"])
-    out, states = forward_with_states(student, inputs, [a for a, _ in PAIRS])
-    teacher_out, teacher_states = teacher(inputs, [b for _, b in PAIRS])
+    seen = (batch.noisy, process.network_time(batch.t)), ClassLabels(data["y_used"])
+    out, states = forward_with_states(student, *seen, [a for a, _ in PAIRS])
+    teacher_out, teacher_states = teacher(*seen, [b for _, b in PAIRS])
     pairs = [(states[a], teacher_states[b]) for a, b in PAIRS]
     return data, student, process, batch, out, teacher_out, pairs
 

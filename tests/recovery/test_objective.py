@@ -11,6 +11,7 @@ from torch import nn
 
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.mar import MAR
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.interpolant import Interpolant
@@ -104,6 +105,7 @@ def test_teacher_is_invisible_frozen_and_never_copied() -> None:
     assert list(owner.parameters()) == []
     assert copy.deepcopy(teacher) is teacher
     x = torch.randn(2, 4, 4, 4, requires_grad=True)
-    out, states = teacher((x, torch.tensor([1, 2]), torch.tensor([0, 3])), [1])
+    labels = ClassLabels(torch.tensor([0, 3]))
+    out, states = teacher((x, torch.tensor([1, 2])), labels, [1])
     assert not out.requires_grad
     assert list(states) == [1]

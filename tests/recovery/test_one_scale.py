@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tinyfusion.backbones.contract import forward_with_states
+from tinyfusion.backbones.contract import forward_with_states, predict
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.recovery.features import mean_squares, one_scale
@@ -18,19 +19,20 @@ class Once:
 
     def __init__(self) -> None:
         self.batches = [
-            (torch.randn(n, 4, 4, 4), torch.full((n,), 7), torch.arange(n)) for n in (2, 3)
+            ((torch.randn(n, 4, 4, 4), torch.full((n,), 7)), ClassLabels(torch.arange(n)))
+            for n in (2, 3)
         ]
 
     def predict(self, net, run_block) -> None:
         for batch in self.batches:
-            net(*batch, run_block=run_block)
+            predict(net, *batch, run_block)
 
 
 def test_mean_squares_are_those_of_the_states() -> None:
     net = DiT(4, 2, 4, hidden_size=16, depth=3, num_heads=2, num_classes=3)
     data = Once()
     found = mean_squares(net, [2, 0, 2], data)
-    states = [forward_with_states(net, batch, [0, 2])[1] for batch in data.batches]
+    states = [forward_with_states(net, *batch, [0, 2])[1] for batch in data.batches]
     wanted = [torch.cat([s[i].flatten() for s in states]).square().mean() for i in (2, 0, 2)]
     assert found == pytest.approx([value.item() for value in wanted], rel=1e-5)
 

@@ -86,9 +86,9 @@ def test_compared_states_of_two_stacks_have_the_same_shapes(decided):
     student = prune(teacher, decision)
     pairs = aligned_pairs(student, teacher, decision if decided else None)
     assert pairs == [(0, 1), (1, 3), (2, 6)]
-    inputs = teacher.example_inputs(2)
-    mine = forward_with_states(student, inputs, range(3))[1]
-    theirs = forward_with_states(teacher, inputs, range(7))[1]
+    seen = teacher.example_inputs(2)[:-1], teacher.example_conditioning(2)
+    mine = forward_with_states(student, *seen, range(3))[1]
+    theirs = forward_with_states(teacher, *seen, range(7))[1]
     assert all(mine[a].shape == theirs[b].shape for a, b in pairs)
 
 

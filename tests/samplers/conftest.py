@@ -68,7 +68,7 @@ class GaussianNet(torch.nn.Module):
         path = self.process.at(t, x)
         return path.alpha * MEAN, (path.alpha**2 * STD**2 + path.sigma**2).sqrt()
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, run_block=None) -> Tensor:
         self.times.append(t[0].item())
         path, (mean, std) = self.process.at(t, x), self.marginal(t, x)
         score = (mean - x) / std**2

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.backbones.tokens import patchify, unpatchify
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.masked import MaskedDiffusion
@@ -47,7 +48,7 @@ def tiny() -> MAR:
 
 
 PROCESS = MaskedDiffusion(patch_size=2, clip=True)
-LABELS = torch.tensor([0, 1, 2])
+LABELS = ClassLabels(torch.tensor([0, 1, 2]))
 
 
 def noise(count: int = 3, seed: int = 0) -> SampleNoise:
@@ -167,7 +168,7 @@ def test_each_token_is_drawn_once_and_then_known(tiny, monkeypatch):
     # The first draw decides the order, of which the last tokens come first.
     ranks = patchify(noise()(), 2)[..., 0].argsort(1).argsort(1)
     for (x, mask, y), (_, after), count in zip(recorder.seen, states, hidden, strict=False):
-        assert torch.equal(y, LABELS)
+        assert torch.equal(y, LABELS.labels)
         assert torch.equal(mask, ranks < count)
         tokens = patchify(x, 2)
         assert torch.equal(tokens == 0, mask[..., None].expand_as(tokens))
@@ -199,10 +200,10 @@ def test_guided_channels_are_those_of_the_data(tiny):
     process = MaskedDiffusion(patch_size=2, num_steps=1)
     sampler = AutoregressiveSampler(1, 1, temperature=0.0, guidance_schedule="constant")
 
-    def sample(guidance: Guidance, labels: Tensor = LABELS) -> Tensor:
+    def sample(guidance: Guidance, labels: ClassLabels = LABELS) -> Tensor:
         return sampler(tiny, process, noise(), labels, guidance)
 
-    plain, null = sample(Guidance()), sample(Guidance(), torch.full((3,), 3))
+    plain, null = sample(Guidance()), sample(Guidance(), ClassLabels(torch.full((3,), 3)))
     assert (plain - null).abs().amax((0, 2, 3)).min() > 0.1
     first = sample(Guidance(0.0, channels=1))
     torch.testing.assert_close(first[:, :1], null[:, :1], rtol=1e-4, atol=1e-4)
@@ -244,7 +245,7 @@ def test_number_of_draws_depends_on_the_head_steps_alone(tiny):
 
 def test_each_sample_has_an_order_of_its_own(tiny, monkeypatch):
     recorder = Recorder(tiny, monkeypatch)
-    labels = torch.zeros(400, dtype=torch.long)
+    labels = ClassLabels(torch.zeros(400, dtype=torch.long))
     AutoregressiveSampler(2, head_steps=1)(tiny, PROCESS, noise(400), labels)
     mask = recorder.seen[1][1]
     share = mask.float().mean(0)
@@ -333,7 +334,7 @@ def test_tokens_follow_those_that_are_known():
         Copies(process),
         process,
         SampleNoise(0, [0], (1, 4, 4)),
-        labels[:1],
+        ClassLabels(labels[:1]),
         on_step=lambda _, state: states.append(state),
     )
     assert [int((state != 0).sum()) for state in states] == list(range(1, 17))

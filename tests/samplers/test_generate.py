@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import tinyfusion.samplers.generate as generate_module
+from tinyfusion.backbones.dit import DiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 from tinyfusion.pixels import to_uint8
 from tinyfusion.processes.gaussian import GaussianDiffusion
@@ -74,6 +76,24 @@ def test_no_labels_give_no_images(tiny):
 def test_unknown_label_is_refused(tiny, label):
     with pytest.raises(InputError, match=f"label {label} does not exist.*0..2"):
         generate(tiny, PROCESS, SAMPLER, torch.tensor([0, label]), seed=0)
+    with pytest.raises(InputError, match=f"label {label} does not exist.*0..2"):
+        generate(tiny, PROCESS, SAMPLER, ClassLabels(torch.tensor([0, label])), seed=0)
+
+
+def test_the_label_of_no_class_needs_a_null_class(tiny):
+    no_class = torch.tensor([0, 3])
+    assert generate(tiny, PROCESS, SAMPLER, no_class, seed=0).isfinite().all()
+    net = DiT(4, 2, 1, 16, 1, 2, num_classes=3, class_dropout_prob=0.0)
+    with pytest.raises(InputError, match=r"label 3 .* classes 0\.\.2 \(it has no null class\)"):
+        generate(net, PROCESS, SAMPLER, no_class, seed=0)
+
+
+def test_what_is_no_conditioning_is_refused(tiny):
+    with pytest.raises(InputError, match="type list; valid: a tensor of class labels"):
+        generate(tiny, PROCESS, SAMPLER, [0, 1], seed=0)
+    for value in (torch.tensor([0.0]), torch.tensor(3)):
+        with pytest.raises(InputError, match=r"valid: integers of shape \(N,\)"):
+            generate(tiny, PROCESS, SAMPLER, value, seed=0)
 
 
 def test_bad_batch_size_and_steps_are_refused(tiny):
@@ -102,7 +122,7 @@ class Unchecked:
     def num_steps(self, process) -> int:
         return 1
 
-    def __call__(self, net, process, noise, labels, guidance=None, on_step=None):
+    def __call__(self, net, process, noise, conditioning, guidance=None, on_step=None):
         return noise()
 
 

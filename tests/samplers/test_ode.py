@@ -7,12 +7,15 @@ import torch
 from torch.testing import assert_close
 
 from tinyfusion.backbones.sit import SiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.interpolant import Interpolant
 from tinyfusion.samplers.generate import generate
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.samplers.ode import ADAPTIVE, FIXED, ODESampler
+
+ONE, TWO = ClassLabels(torch.tensor([0])), ClassLabels(torch.tensor([0, 1]))
 
 ITEMS = [
     *(
@@ -43,7 +46,7 @@ def test_states_match_golden(golden, golden_sit, replay, item):
     tight = {"atol": 1e-7, "rtol": 1e-6} if method == "dopri5_tight" else {}
     sampler = ODESampler(method.removesuffix("_tight"), steps=9, **tight)
     guidance = Guidance(4.0, channels=3) if mode == "cfg4" else Guidance()
-    start, labels = tensors["sample.z"], tensors["sample.y"]
+    start, labels = tensors["sample.z"], ClassLabels(tensors["sample.y"])
     states = [start]
     out = sampler(
         golden_sit, process, replay([start]), labels, guidance, lambda _, x: states.append(x)
@@ -64,7 +67,9 @@ def test_guided_velocity_matches_golden(golden, golden_sit, scale):
     half = len(tensors["cfg.x"]) // 2
     with torch.no_grad():
         out = Guidance(scale, channels=3).predict(
-            golden_sit, *(tensors[f"cfg.{name}"][:half] for name in "xty")
+            golden_sit,
+            *(tensors[f"cfg.{name}"][:half] for name in "xt"),
+            ClassLabels(tensors["cfg.y"][:half]),
         )
     assert_close(out, tensors[f"cfg.out_{scale}"][:half], rtol=1e-4, atol=1e-5)
 
@@ -81,7 +86,7 @@ def test_every_method_follows_the_flow_of_normal_data(gaussian_net, replay, meth
     process, start = Interpolant(), torch.randn(2, 1, 4, 4)
     net = gaussian_net(process)
     sampler = ODESampler(method, steps=100, rtol=1e-4)
-    out = sampler(net, process, replay([start]), torch.tensor([0, 1]))
+    out = sampler(net, process, replay([start]), TWO)
     loose = 0.02 if method == "euler" else 5e-3
     assert_close(out, flow(net, start, (0.0, 1.0)), rtol=0, atol=loose)
     # A path may not exist beyond its ends.
@@ -94,7 +99,7 @@ def test_every_method_follows_the_flow_of_normal_data(gaussian_net, replay, meth
 def test_every_parametrisation_follows_the_flow(gaussian_net, replay, path, prediction, method):
     process, start = Interpolant(path, prediction, sample_eps=0.01), torch.randn(1, 1, 4, 4)
     net = gaussian_net(process)
-    out = ODESampler(method, steps=200)(net, process, replay([start]), torch.tensor([0]))
+    out = ODESampler(method, steps=200)(net, process, replay([start]), ONE)
     assert_close(out, flow(net, start, process.ode_interval), rtol=0, atol=0.01)
     first, last = process.ode_interval
     assert min(net.times) >= first - 1e-6 and max(net.times) <= last + 1e-6
@@ -104,7 +109,13 @@ def test_steps_are_counted_as_intervals(gaussian_net, replay):
     process, seen = Interpolant(), []
     net, start = gaussian_net(process), torch.randn(1, 1, 2, 2)
     sampler = ODESampler("euler", steps=4)
-    sampler(net, process, replay([start]), torch.tensor([0]), on_step=lambda i, _: seen.append(i))
+    sampler(
+        net,
+        process,
+        replay([start]),
+        ONE,
+        on_step=lambda i, _: seen.append(i),
+    )
     assert seen == [0, 1, 2, 3] and net.times == [0.0, 0.25, 0.5, 0.75]
     assert sampler.num_steps(process) == 4
     assert ODESampler("dopri5", steps=4).num_steps(process) == 1
@@ -136,14 +147,14 @@ def test_state_keeps_full_precision_and_no_gradient(tiny_sit, replay, method):
     seen = []
     tiny_sit.bfloat16().register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
     sampler = ODESampler(method, 3, atol=0.1, rtol=0.1)
-    out = sampler(tiny_sit, Interpolant(), replay([torch.randn(1, 1, 4, 4)]), torch.tensor([0]))
+    out = sampler(tiny_sit, Interpolant(), replay([torch.randn(1, 1, 4, 4)]), ONE)
     assert set(seen) == {torch.bfloat16}
     assert out.dtype == torch.float32 and not out.requires_grad
 
 
 def test_model_that_is_not_finite_is_named(tiny_sit, replay):
     torch.nn.init.constant_(tiny_sit.final_layer.linear.bias, float("nan"))
-    arguments = Interpolant(), replay([torch.randn(1, 1, 4, 4)] * 2), torch.tensor([0])
+    arguments = Interpolant(), replay([torch.randn(1, 1, 4, 4)] * 2), ONE
     with pytest.raises(InputError, match=r"not finite at t=0;"):
         ODESampler("dopri5")(tiny_sit, *arguments)
     # Equal steps go on, as those of other samplers do.
@@ -152,7 +163,7 @@ def test_model_that_is_not_finite_is_named(tiny_sit, replay):
 
 def test_other_processes_are_refused(tiny_sit, replay):
     with pytest.raises(InputError, match=r"ODESampler samples .*'interpolant'.*'diffusion'"):
-        ODESampler("euler")(tiny_sit, GaussianDiffusion(), replay([]), torch.tensor([0]))
+        ODESampler("euler")(tiny_sit, GaussianDiffusion(), replay([]), ONE)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.interpolant import Interpolant
 from tinyfusion.samplers.ancestral import AncestralSampler
 from tinyfusion.samplers.ddim import DDIMSampler
 from tinyfusion.samplers.guidance import Guidance
+
+ONE, TWO = ClassLabels(torch.tensor([0])), ClassLabels(torch.tensor([0, 1]))
 
 LOOPS = [
     f"{kind}.{steps}.clip{clip}.{mode}"
@@ -26,7 +29,7 @@ def test_every_state_matches_golden(golden, golden_dit, replay, item):
     eta = 1.0 if mode == "eta1" else 0.0
     sampler = AncestralSampler(steps) if kind == "ddpm" else DDIMSampler(steps, eta)
     process = GaussianDiffusion(clip=clip == "clip1")
-    labels, start = tensors["sample.y"], tensors["sample.z"]
+    labels, start = ClassLabels(tensors["sample.y"]), tensors["sample.z"]
     noise = replay([start] + [tensors[f"noise.{i}"][: len(start)] for i in range(10)])
     guidance = Guidance(4.0, channels=3) if mode == "cfg4" else Guidance()
     states = []
@@ -55,7 +58,7 @@ class CountingNoise:
 )
 def test_number_of_draws(tiny, sampler, draws):
     noise = CountingNoise((2, 1, 4, 4))
-    sampler(tiny, GaussianDiffusion(clip=True), noise, torch.tensor([0, 1]))
+    sampler(tiny, GaussianDiffusion(clip=True), noise, TWO)
     assert noise.calls == draws
 
 
@@ -63,7 +66,7 @@ def test_number_of_draws(tiny, sampler, draws):
 def test_works_without_learned_variance(sampler):
     net = DiT(input_size=4, in_channels=1, hidden_size=16, depth=1, num_heads=2, learn_sigma=False)
     process = GaussianDiffusion(clip=True)
-    out = sampler(net, process, CountingNoise((2, 1, 4, 4)), torch.tensor([0, 1]))
+    out = sampler(net, process, CountingNoise((2, 1, 4, 4)), TWO)
     assert out.shape == (2, 1, 4, 4)
     # The last step returns the clamped prediction itself.
     assert out.abs().max() <= 1
@@ -79,15 +82,15 @@ def test_perfect_denoiser_is_recovered_by_ddim():
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
-        def forward(self, x, t, y):
+        def forward(self, x, t, y, run_block=None):
             return process.noise_from_clean(x, t, image)
 
-    out = DDIMSampler(7)(Knows(), process, CountingNoise((2, 1, 4, 4)), torch.tensor([0, 1]))
+    out = DDIMSampler(7)(Knows(), process, CountingNoise((2, 1, 4, 4)), TWO)
     torch.testing.assert_close(out, image, rtol=0, atol=1e-3)
 
 
 def test_no_gradients_are_recorded_and_result_can_enter_training(tiny):
-    out = DDIMSampler(2)(tiny, GaussianDiffusion(), CountingNoise((1, 1, 4, 4)), torch.tensor([0]))
+    out = DDIMSampler(2)(tiny, GaussianDiffusion(), CountingNoise((1, 1, 4, 4)), ONE)
     assert not out.requires_grad
     tiny(out, torch.tensor([3]), torch.tensor([0])).sum().backward()
 
@@ -95,14 +98,17 @@ def test_no_gradients_are_recorded_and_result_can_enter_training(tiny):
 @pytest.mark.parametrize("sampler", [AncestralSampler(5), DDIMSampler(5)])
 def test_process_of_another_kind_is_refused(sampler, tiny):
     with pytest.raises(InputError, match=r"kind 'diffusion'.*kind 'interpolant'"):
-        sampler(tiny, Interpolant(), CountingNoise((1, 1, 4, 4)), torch.tensor([0]))
+        sampler(tiny, Interpolant(), CountingNoise((1, 1, 4, 4)), ONE)
 
 
 def test_state_keeps_full_precision_when_the_network_is_half(tiny):
     seen = []
     tiny.bfloat16().register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
     out = DDIMSampler(2)(
-        tiny, GaussianDiffusion(clip=True), CountingNoise((1, 1, 4, 4)), torch.tensor([0])
+        tiny,
+        GaussianDiffusion(clip=True),
+        CountingNoise((1, 1, 4, 4)),
+        ONE,
     )
     assert seen == [torch.bfloat16] * 2
     assert out.dtype == torch.float32

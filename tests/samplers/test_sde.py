@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from tinyfusion.backbones.sit import SiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.interpolant import Interpolant
@@ -17,7 +18,7 @@ from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.samplers.ode import ODESampler
 from tinyfusion.samplers.sde import FORMS, SDESampler
 
-LABELS = torch.tensor([0, 1])
+LABELS = ClassLabels(torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize("mode", ["plain", "cfg4"])
@@ -31,7 +32,7 @@ def test_states_match_golden(golden, golden_sit, replay, mode):
         golden_sit,
         process,
         noise,
-        tensors["sample.y"],
+        ClassLabels(tensors["sample.y"]),
         guidance,
         lambda i, x: states.append((i, x)),
     )
@@ -121,7 +122,7 @@ def test_last_steps_are_those_of_their_formulas(gaussian_net, replay):
         sampler = SDESampler(steps=3, last_step=last_step, last_step_size=size)
         *_, before, outs[last_step] = states_of(sampler, net, process, replay(draws))
     t = torch.full((2,), 1 - size)
-    velocity = net(before, t, LABELS)
+    velocity = net(before, t, LABELS.labels)
     # On the linear path data = x + (1 - t) * velocity, and the score is -noise / (1 - t).
     score = -(before - (1 - size) * velocity) / size
     assert_close(outs["euler"], before + size * velocity)
@@ -149,7 +150,7 @@ def test_heun_adds_its_noise_first(replay):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(()))
 
-        def forward(self, x, t, y):
+        def forward(self, x, t, y, run_block=None):
             return x
 
     start, kick = torch.randn(2, 1, 2, 2), torch.randn(2, 1, 2, 2)

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.source import ImageSource
 from tinyfusion.pipeline.fit import fit
 from tinyfusion.processes.gaussian import GaussianDiffusion
@@ -29,14 +30,15 @@ class Checkers(ImageSource):
     def __len__(self) -> int:
         return 64
 
-    def fetch(self, indices: Tensor, augment: object, rows: object) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Tensor, augment: object, rows: object) -> tuple[Tensor, ClassLabels]:
         labels = indices % 2
         place = torch.arange(4) // 2
         board = ((place[:, None] + place[None]) % 2) * 2.0 - 1.0
         jitter = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(9))
-        return board * (2.0 * labels - 1.0)[:, None, None, None] + 0.1 * jitter[indices], labels
+        images = board * (2.0 * labels - 1.0)[:, None, None, None] + 0.1 * jitter[indices]
+        return images, ClassLabels(labels)
 
-    def held_out(self) -> tuple[Tensor, Tensor]:
+    def held_out(self) -> tuple[Tensor, ClassLabels]:
         return self.fetch(torch.arange(16), None, None)
 
     def reference(self) -> Tensor:

@@ -4,7 +4,7 @@ A prunable backbone is an ``nn.Module`` that keeps its residual blocks in one or
 runs each of them through a *block runner*. Gating, block scores, hidden states for distillation
 and pruned forwards are all block runners; none of them knows what is inside a block.
 
-Shape suffixes: B batch, T tokens, D width, C channels, H height, W width of the image.
+Shape suffixes: B batch, C channels, H height, W width of the image.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ from tinyfusion.backbones.unit_lists import (
     routes,
 )
 from tinyfusion.backbones.width_plan import WidthPlan
+from tinyfusion.conditioning import Conditioning, as_conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.states import States
 from tinyfusion.units import BLOCKS, BRANCHES, CHANNELS, INTERVALS, Place, Unit, intervals_of
 
-BlockRunner = Callable[[int, nn.Module, Tensor, Any], Tensor]
-"""``runner(index, block, states_BTD, condition) -> states_BTD``."""
+BlockRunner = Callable[[int, nn.Module, States, Any], States]
+"""``runner(index, block, states, condition) -> states``; see `tinyfusion.states`."""
 
 
-def run_plain(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
+def run_plain(index: int, block: nn.Module, states: States, condition: Any) -> States:
     """Run one block as it is; every other runner runs its blocks through this one.
 
     In a block that :func:`recompute_blocks` marked, autograd keeps the input alone and computes
     the block again in the backward pass.
     """
     if getattr(block, _RECOMPUTED, False) and torch.is_grad_enabled():
-        return checkpoint(block, states_BTD, condition, use_reentrant=False)
-    return block(states_BTD, condition)
+        return checkpoint(block, states, condition, use_reentrant=False)
+    return block(states, condition)
 
 
 _RECOMPUTED = "_tinyfusion_recomputed"
@@ -87,8 +88,9 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         blocks: the residual blocks in the order in which they run, each called as ``block(states,
-            condition)`` and giving states of the same shape and type. Removing one means leaving
-            the states unchanged, so what a block does must not depend on its place.
+            condition)`` and giving states of the same shape and type: one tensor, or a tuple of
+            one per stream (image and text). Removing a block means leaving the states unchanged,
+            so what it does must not depend on its place.
         kept_from: for each block, its index in the model this one was pruned from, or ``None``
             for a model that was not pruned.
         process_kind: kind of process whose inputs and targets the backbone was made for, such as
@@ -96,7 +98,8 @@ class Backbone(nn.Module, ABC):
             (hidden tokens).
         in_channels: channels C of the data.
         input_size: height H and width W of the data.
-        num_classes: number of classes without the null class.
+        num_classes: number of classes without the null class; 0 for a network that is told
+            something else than a class label.
         source_borders: the `borders` of the model that ``kept_from`` counts in.
         depth_arguments: constructor arguments that count blocks, one for each stack. A stack may
             be empty if there are others.
@@ -152,9 +155,10 @@ class Backbone(nn.Module, ABC):
 
         Args:
             inputs: what the process made of clean data (`tinyfusion.processes.contract`), then
-                the labels (B,). All have the batch in front. Processes of kinds ``"diffusion"``
-                and ``"interpolant"`` make a noisy input (B, C, H, W) and times (B,), so that
-                the signature is ``forward(x, t, y, run_block=run_plain)``.
+                the arguments of the conditioning: of a class-conditional network the labels (B,).
+                All have the batch in front. Processes of kinds ``"diffusion"`` and
+                ``"interpolant"`` make a noisy input (B, C, H, W) and times (B,), so that the
+                signature is ``forward(x, t, y, run_block=run_plain)``.
             run_block: how to run each block.
 
         Returns:
@@ -164,7 +168,7 @@ class Backbone(nn.Module, ABC):
     def example_inputs(
         self, count: int = 1, device: torch.device | str | None = None
     ) -> tuple[Tensor, ...]:
-        """Inputs of one forward, labels included, to measure and check the network with.
+        """Inputs of one forward, conditioning last, to measure and check the network with.
 
         These are what processes of kinds ``"diffusion"`` and ``"interpolant"`` make; a backbone of
         another kind says what its own takes.
@@ -181,8 +185,25 @@ class Backbone(nn.Module, ABC):
             dtype=dtype_of(self),
             device=device,
         )
-        index = torch.zeros(count, dtype=torch.long, device=device)
-        return x, index, index
+        t = torch.zeros(count, dtype=torch.long, device=device)
+        return x, t, *self.example_conditioning(count, device).arguments()
+
+    def example_conditioning(
+        self, count: int = 1, device: torch.device | str | None = None
+    ) -> Conditioning:
+        """What samples may be told, different ones where there are: the classes in turn.
+
+        A backbone that is not class-conditional says what its own is told.
+
+        Args:
+            count: number of samples.
+            device: where to; default: the current default device.
+        """
+        if self.num_classes < 1:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no classes: give it a method example_conditioning"
+            )
+        return as_conditioning(torch.arange(count, device=device) % self.num_classes)
 
     @property
     def depth(self) -> int:
@@ -206,7 +227,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def null_label(self) -> int:
-        """Label that stands for "no class" (guidance and label dropout)."""
+        """Label that stands for "no class" in a class-conditional network (see `ClassLabels`)."""
         raise NotImplementedError(f"{type(self).__name__} has no null label")
 
     def width_plan(self) -> WidthPlan:
@@ -349,6 +370,26 @@ class Backbone(nn.Module, ABC):
         self.blocks = nn.ModuleList([self.blocks[i] for i in kept])
 
 
+def predict(
+    net: Backbone,
+    inputs: Sequence[Tensor],
+    conditioning: Conditioning,
+    run_block: BlockRunner = run_plain,
+) -> Tensor:
+    """Run ``net``: the one place where a network is given its conditioning.
+
+    Args:
+        net: the backbone.
+        inputs: what the process made of clean data, each of shape (B, ...).
+        conditioning: of the same samples, on the same device.
+        run_block: how to run each block.
+
+    Returns:
+        The prediction, shape (B, ...).
+    """
+    return net(*inputs, *conditioning.arguments(), run_block=run_block)
+
+
 def _run_all(
     indices: Iterable[int], blocks: nn.ModuleList, states: States, condition: Any
 ) -> States:
@@ -365,28 +406,29 @@ class Calibration(Protocol):
 
 
 def forward_with_states(
-    net: Backbone, inputs: Sequence[Tensor], wanted: Iterable[int]
-) -> tuple[Tensor, dict[int, Tensor]]:
+    net: Backbone, inputs: Sequence[Tensor], conditioning: Conditioning, wanted: Iterable[int]
+) -> tuple[Tensor, dict[int, States]]:
     """Run ``net`` and also return the hidden states after the ``wanted`` blocks.
 
     Args:
         net: the backbone.
-        inputs: what its forward takes, labels last.
+        inputs: see `predict`.
+        conditioning: see `predict`.
         wanted: block indices.
 
     Returns:
-        The prediction and a dict from block index to states of shape (B, T, D).
+        The prediction and a dict from block index to states.
     """
     wanted = frozenset(wanted)
-    states: dict[int, Tensor] = {}
+    collected: dict[int, States] = {}
 
-    def runner(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
-        out_BTD = run_plain(index, block, states_BTD, condition)
+    def runner(index: int, block: nn.Module, states: States, condition: Any) -> States:
+        out = run_plain(index, block, states, condition)
         if index in wanted:
-            states[index] = out_BTD
-        return out_BTD
+            collected[index] = out
+        return out
 
-    return net(*inputs, run_block=runner), states
+    return predict(net, inputs, conditioning, runner), collected
 
 
 @contextmanager

@@ -218,7 +218,8 @@ class MAR(Backbone):
         x = zeros(B, C, self.input_size, self.input_size, dtype=dtype_of(self))
         hidden = torch.arange(T // 2, T, device=device).expand(B, -1)
         noisy = zeros(B, 1, T, self.token_channels, dtype=dtype_of(self))
-        return x, hidden, noisy, zeros(B, 1, T, dtype=torch.long), zeros(B, dtype=torch.long)
+        t = zeros(B, 1, T, dtype=torch.long)
+        return x, hidden, noisy, t, *self.example_conditioning(count, device).arguments()
 
     def conditions(
         self, x: Tensor, hidden: Tensor, y: Tensor, run_block: BlockRunner = run_plain

@@ -56,14 +56,13 @@ def check_sizes(net: Backbone) -> None:
     """Refuse a backbone that does not say what data it takes.
 
     Raises:
-        InputError: an attribute is absent or no positive integer.
+        InputError: an attribute is absent or no positive integer; ``num_classes`` may be 0.
     """
-    for name in ("in_channels", "input_size", "num_classes"):
+    for name, least in (("in_channels", 1), ("input_size", 1), ("num_classes", 0)):
         value = getattr(net, name, None)
-        if type(value) is not int or value < 1:
-            raise InputError(
-                f"{_name(net)}: self.{name} must be a positive integer, found {value!r}"
-            )
+        if type(value) is not int or value < least:
+            valid = "a positive integer" if least else "a positive integer, or 0 without classes"
+            raise InputError(f"{_name(net)}: self.{name} must be {valid}, found {value!r}")
 
 
 def rebuilt(net: Backbone) -> Backbone:

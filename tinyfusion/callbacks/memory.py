@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from tinyfusion.data.datamodule import Batch
 from tinyfusion.metrics.memory import Activations, peak_gpu_memory
 from tinyfusion.text import readable_bytes
 
@@ -37,12 +38,12 @@ class MemoryReport(Callback):
             torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Start to count, once."""
         if not self.count or self.activations is not None:
             return
-        inputs = [value for value in batch if isinstance(value, Tensor)]
+        inputs = [batch.images, *batch.conditioning.arguments()]
         self._images = len(inputs[0])
         self._counting = Activations([*pl_module.parameters(), *pl_module.buffers(), *inputs])
         self._counting.__enter__()

@@ -13,7 +13,7 @@ from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.samplers.contract import Sampler
-from tinyfusion.samplers.generate import AUTOCAST, balanced_labels, generate_images
+from tinyfusion.samplers.generate import AUTOCAST, generate_images
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.tracking import log_picture
 from tinyfusion.training.mask_learning import MaskLearning
@@ -23,6 +23,8 @@ from tinyfusion.training.module import DenoiserTraining
 class SampleGrid(Callback):
     """Draws one row of samples per recorded step, one column per class, with averaged weights.
 
+    Of a network without classes a column per example of its conditioning.
+
     The picture is written and logged anew at every record, so an interrupted run has one too.
 
     Args:
@@ -30,7 +32,7 @@ class SampleGrid(Callback):
         sampler: how to sample.
         guidance: guidance of the samples.
         seed: seed of the noise, the same for all rows.
-        columns: at most this many classes.
+        columns: at most this many classes or examples.
         autoencoder: decoder of a model of latents; ``None`` for one of pixels.
 
     Raises:
@@ -77,13 +79,12 @@ class SampleGrid(Callback):
             if net is None:  # a further rank, which only has to know that the step is recorded
                 self.rows[step] = torch.empty(0)
                 return
-            num_classes = net.num_classes
-            labels = balanced_labels(min(self.columns, num_classes), num_classes)
+            columns = min(self.columns, net.num_classes or self.columns)
             self.rows[step] = generate_images(
                 net,
                 module.process,
                 self.sampler,
-                labels,
+                net.example_conditioning(columns),
                 self.seed,
                 self.guidance,
                 self.autoencoder,

@@ -77,7 +77,8 @@ def check_sampling(
 
     Raises:
         InputError: a sampler of another kind of process, steps that don't fit the process,
-            guidance of a model without a null class, or more guided channels than the data has.
+            guidance of a model without null conditioning, or more guided channels than the data
+            has.
     """
 
     def valid() -> str:
@@ -87,7 +88,7 @@ def check_sampling(
     try:
         check_sampler(sampler, process, net, key, valid)
         if guidance.scale != 1:
-            _ = net.null_label
+            net.example_conditioning().null(net)
     except (InputError, NotImplementedError) as error:
         # What is wrong may be named in full already.
         led = str(error).startswith((f"{key}.", f"{key}:"))

@@ -28,6 +28,7 @@ from tinyfusion.commands.recover import (
     load_teacher,
     recover_into,
 )
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.figures.grid import comparison_grid
@@ -199,7 +200,7 @@ def _grid(
     """One row of samples per model, one column per class, from the same noise."""
     shown = [name for name in nets if not name.startswith(f"{AVERAGED} (")]
     classes = min(10, objects.source.num_classes)
-    labels = balanced_labels(classes, classes)
+    labels = ClassLabels(balanced_labels(classes, classes))
     rows = first_samples(
         evaluation,
         {name: nets[name] for name in shown},

@@ -14,6 +14,7 @@ from torch import Tensor
 from tinyfusion.backbones.contract import Backbone, compile_blocks
 from tinyfusion.commands.checks import check_decoder, check_sampling
 from tinyfusion.commands.loading import load_alone, source_hash
+from tinyfusion.conditioning import ClassLabels, Conditioning
 from tinyfusion.data.open_images import SAMPLES
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
@@ -61,7 +62,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     with Progress("sample", cfg.n, there, bar=objects.bars and group.first) as progress:
         draw_missing(store, drawing, missing, group, progress.reach)
     if group.first:
-        _conclude(cfg, folder, store, drawing.labels)
+        _conclude(cfg, folder, store, drawing.conditioning)
 
 
 def _begin(cfg: DictConfig, folder: Path, store: SampleStore, weights: str) -> list[int]:
@@ -125,7 +126,7 @@ def _drawing(objects: Objects, cfg: DictConfig) -> Drawing:
         net.eval(),
         objects.process,
         sampler,
-        _labels(cfg, net),
+        ClassLabels(_labels(cfg, net)),
         objects.seed,
         guidance,
         objects.autoencoder,
@@ -145,11 +146,14 @@ def _labels(cfg: DictConfig, net: Backbone) -> Tensor:
     return torch.tensor(list(cfg.labels)).repeat(-(-cfg.n // len(cfg.labels)))[: cfg.n]
 
 
-def _conclude(cfg: DictConfig, folder: Path, store: SampleStore, labels: Tensor) -> None:
+def _conclude(
+    cfg: DictConfig, folder: Path, store: SampleStore, conditioning: Conditioning
+) -> None:
     """Write what stands beside the images."""
     if cfg.pack:
-        pack(folder, store, labels, cfg.batch_size)
+        pack(folder, store, conditioning, cfg.batch_size)
     else:
+        labels = conditioning.record()["labels"]
         write_atomic(folder / LABELS_FILE, lambda path: np.save(path, labels.numpy()))
     shown = min(cfg.n, 10 * GRID_COLUMNS)
     first = torch.cat(list(islice(store.images().batches(shown), 1)))

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import run_plain
+from tinyfusion.backbones.contract import predict, run_plain
 from tinyfusion.conformance.subject import Subject, same
 from tinyfusion.errors import InputError
 from tinyfusion.seeding import generator
+from tinyfusion.states import States, map_streams, streams
 from tinyfusion.surgery import prune
 
 _RUN = "in forward, 'for index, block in enumerate(self.blocks): states = run_block(index, block, "
@@ -28,6 +29,13 @@ def check_examples(subject: Subject) -> None:
                 f"example_inputs({count}) has {tuple(inputs[odd[0]].shape)} for the shape of input "
                 f"{odd[0]}: the batch comes first"
             )
+        told = subject.net.example_conditioning(count, "cpu").arguments()
+        shapes = [tuple(x.shape) for x in told]
+        if [tuple(x.shape) for x in inputs[-len(told) :]] != shapes:
+            raise InputError(
+                f"example_inputs({count}) must end with what example_conditioning({count}) gives, "
+                f"of shapes {shapes}"
+            )
         with torch.no_grad():
             out = subject.net(*inputs)
         _check_batch(out, count)
@@ -36,7 +44,7 @@ def check_examples(subject: Subject) -> None:
 def check_repeats(subject: Subject) -> None:
     """In eval mode nothing is random, and no forward leaves a trace for the next."""
     first = subject.forward()
-    _check_batch(first, len(subject.inputs[0]))
+    _check_batch(first, subject.count)
     if not torch.isfinite(first).all():
         raise InputError("the output holds values that are not finite")
     if not same(subject.forward(), first):
@@ -50,19 +58,20 @@ def check_order(subject: Subject) -> None:
     """Every block goes through ``run_block`` exactly once, with its index, in order."""
     net, seen = subject.net, []
 
-    def recording(index: int, block: nn.Module, states: Tensor, condition: Any) -> Tensor:
+    def recording(index: int, block: nn.Module, states: States, condition: Any) -> States:
         seen.append(index)
         if not 0 <= index < net.depth or block is not net.blocks[index]:
             raise InputError(
                 f"run_block was given index {index} with a module that is not self.blocks[{index}]"
             )
         out = run_plain(index, block, states, condition)
-        if (out.shape, out.dtype) != (states.shape, states.dtype):
+        before, after = _described(states), _described(out)
+        if after != before:
             raise InputError(
-                f"block {index} maps states of shape {tuple(states.shape)} and {states.dtype} to "
-                f"{tuple(out.shape)} and {out.dtype}; a block that can be removed keeps both"
+                f"block {index} maps states of shape {before} to {after}; a block that can be "
+                "removed keeps both"
             )
-        if len(out) != len(subject.inputs[0]):
+        if any(len(stream) != subject.count for stream in streams(out)):
             raise InputError(f"the states of block {index} don't have the batch in front")
         return out
 
@@ -81,13 +90,13 @@ def check_passes_on(subject: Subject) -> None:
     for changed in range(subject.net.depth):
 
         def changing(
-            index: int, block: nn.Module, states: Tensor, condition: Any, changed: int = changed
-        ) -> Tensor:
+            index: int, block: nn.Module, states: States, condition: Any, changed: int = changed
+        ) -> States:
             out = run_plain(index, block, states, condition)
             if index != changed:
                 return out
             draws = generator("conformance", "changed", index)
-            return out + out.std() * torch.randn(out.shape, generator=draws)
+            return map_streams(lambda x: x + x.std() * torch.randn(x.shape, generator=draws), out)
 
         if torch.equal(subject.forward(run_block=changing), plain):
             raise InputError(
@@ -100,8 +109,11 @@ def check_rows(subject: Subject) -> None:
     """A sample's output is the same alone and in a batch."""
     together = subject.forward()
     for row in range(len(together)):
+        rows = slice(row, row + 1)
         with torch.no_grad():
-            alone = subject.net(*(x[row : row + 1] for x in subject.inputs))
+            alone = predict(
+                subject.net, [x[rows] for x in subject.data], subject.conditioning[rows]
+            )
         if not same(alone, together[row : row + 1]):
             raise InputError(
                 f"sample {row} of a batch has another output than alone: no operation may mix "
@@ -110,15 +122,21 @@ def check_rows(subject: Subject) -> None:
 
 
 def check_no_class(subject: Subject) -> None:
-    """The null label is taken, and means something else than a class."""
-    if not subject.net.config().get("class_dropout_prob"):
+    """The null conditioning, if there is one, is taken, and means something else than a class."""
+    net, conditioning = subject.net, subject.conditioning
+    # A class-conditional network of class_dropout_prob=0 need not know its null label.
+    if not net.config().get("class_dropout_prob", True):
         return
-    *inputs, labels = subject.inputs
-    null = torch.full_like(labels, subject.net.null_label)
+    try:
+        null = conditioning.null(net)
+    except NotImplementedError:
+        return
     with torch.no_grad():
-        out = subject.net(*inputs, null)
+        out = predict(net, subject.data, null)
     if torch.equal(out, subject.forward()):
-        raise InputError("labels have no effect: the output with null_label is that with a class")
+        raise InputError(
+            "the conditioning has no effect: the output without it (null_label) is that with it"
+        )
 
 
 def check_pruned(subject: Subject) -> None:
@@ -136,8 +154,8 @@ def check_pruned(subject: Subject) -> None:
             _check_tensors(pruned.blocks[new], net.blocks[old], old)
 
         def skipping(
-            index: int, block: nn.Module, states: Tensor, condition: Any, kept=kept
-        ) -> Tensor:
+            index: int, block: nn.Module, states: States, condition: Any, kept=kept
+        ) -> States:
             return run_plain(index, block, states, condition) if index in kept else states
 
         with torch.no_grad():
@@ -165,6 +183,11 @@ def _check_tensors(new: nn.Module, old: nn.Module, index: int) -> None:
     changed = [name for name in before if not torch.equal(before[name], kept.get(name))]
     if changed or len(kept) != len(before):
         raise InputError(f"keep_blocks changed tensors of block {index}, such as {changed[:1]}")
+
+
+def _described(states: States) -> str:
+    """Shape and type of every stream."""
+    return ", ".join(f"{tuple(x.shape)} and {x.dtype}" for x in streams(states))
 
 
 def _check_batch(out: Any, count: int) -> None:

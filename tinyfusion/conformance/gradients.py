@@ -6,22 +6,21 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tinyfusion.backbones.contract import recompute_blocks, run_plain
 from tinyfusion.conformance.subject import Subject, same
 from tinyfusion.errors import InputError
+from tinyfusion.states import States, blend
 
 
 def check_gradients(subject: Subject) -> None:
     """Under a mask per sample and block, the mask and every block's weights get gradients."""
     net = copy.deepcopy(subject.net)
-    mask_BL = torch.full((len(subject.inputs[0]), net.depth), 0.5, requires_grad=True)
+    mask_BL = torch.full((subject.count, net.depth), 0.5, requires_grad=True)
 
-    def masking(index: int, block: nn.Module, states: Tensor, condition: Any) -> Tensor:
-        keep = mask_BL[:, index].view(-1, *[1] * (states.ndim - 1))
-        out = run_plain(index, block, states, condition)
-        return keep * out + (1 - keep) * states
+    def masking(index: int, block: nn.Module, states: States, condition: Any) -> States:
+        return blend(mask_BL[:, index], run_plain(index, block, states, condition), states)
 
     net(*subject.inputs, run_block=masking).square().mean().backward()
     for index, block in enumerate(net.blocks):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.processes.contract import Process
 from tinyfusion.seeding import FixedDraws, generator
 
@@ -23,13 +24,15 @@ class Subject:
 
     Attributes:
         net: copy in eval mode, float32, on the CPU.
-        inputs: of one forward, labels last; samples differ.
+        data: inputs of one forward that the process makes; samples differ.
+        conditioning: of the same samples.
         process: that made the inputs, if one did.
         batch: what it made of random data, if so.
     """
 
     net: Backbone
-    inputs: tuple[Tensor, ...]
+    data: tuple[Tensor, ...]
+    conditioning: Conditioning
     process: Process | None
     batch: Any
 
@@ -47,15 +50,26 @@ class Subject:
                 if parameter.requires_grad:
                     parameter += _STRAY * torch.randn(parameter.shape, generator=draws)
         draws = generator("conformance", "inputs")
-        labels = torch.randint(net.num_classes, (count,), generator=draws)
+        conditioning = twin.example_conditioning(count, "cpu")
         if process is None:
-            *examples, _ = twin.example_inputs(count, "cpu")
-            return cls(twin, (*(_varied(x, draws) for x in examples), labels), None, None)
+            examples = twin.example_inputs(count, "cpu")[: -len(conditioning.arguments())]
+            data = tuple(_varied(x, draws) for x in examples)
+            return cls(twin, data, conditioning, None, None)
         process.check(net)
         size = net.input_size
         clean = torch.randn(count, net.in_channels, size, size, generator=draws)
         batch = process.corrupt(clean, FixedDraws(count, 0, "conformance").part(slice(0, count)))
-        return cls(twin, (*batch.inputs, labels), process, batch)
+        return cls(twin, batch.inputs, conditioning, process, batch)
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return len(self.conditioning)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """All inputs of one forward."""
+        return *self.data, *self.conditioning.arguments()
 
     def forward(self, **options: Any) -> Tensor:
         """Output for the inputs, without gradients."""

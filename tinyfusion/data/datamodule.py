@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.seeding import Rows, StepNoise, permutation
@@ -31,14 +32,14 @@ class Batch(NamedTuple):
     Attributes:
         images: what `ImageSource.fetch` gave; on the training device what `ImageSource.finish`
             made of it: float32, shape (B, C, H, W).
-        labels: shape (B,), int64.
+        conditioning: of the same B samples.
         step: optimiser step.
         first: position of the first row in the global batch.
         global_size: rows of the global batch.
     """
 
     images: Tensor
-    labels: Tensor
+    conditioning: Conditioning
     step: int
     first: int
     global_size: int
@@ -147,10 +148,10 @@ class _TrainingImages(Dataset[Batch | InputError]):
         indices = torch.tensor([image for _, _, image in keys])
         rows = Rows(step, first, len(keys), self._global_batch)
         try:
-            images, labels = self._source.fetch(indices, self._augment, rows)
+            images, conditioning = self._source.fetch(indices, self._augment, rows)
         except InputError as error:
             return error
-        return Batch(images, labels, step, first, self._global_batch)
+        return Batch(images, conditioning, step, first, self._global_batch)
 
 
 class _StatelessLoader(DataLoader[Batch | InputError]):
@@ -207,6 +208,16 @@ class TrainingData(LightningDataModule):
         if isinstance(batch, InputError):
             raise batch
         return batch
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Move the batch; to a GPU without waiting, as Lightning does for plain tensors only."""
+        asynchronous = device.type == "cuda"  # from page-locked memory, see `train_dataloader`
+        return batch._replace(
+            images=batch.images.to(device, non_blocking=asynchronous),
+            conditioning=batch.conditioning.to(device, non_blocking=asynchronous),
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Finish the batch where it is trained on: latents are drawn and scaled here."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.source import ImageSource, split_order
 from tinyfusion.errors import InputError
 from tinyfusion.pixels import to_uint8
@@ -65,7 +66,7 @@ class Digits(ImageSource):
 
     def fetch(
         self, indices: Tensor, augment: StepNoise | None, rows: Rows | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ClassLabels]:
         """See ``ImageSource.fetch``; augmentation moves each image by whole pixels."""
         images = self._train[indices]
         if augment is not None and self._shift:
@@ -74,11 +75,11 @@ class Digits(ImageSource):
             moved_B1 = uniform_B3[:, 2:] < self._shift_probability
             offsets_B2 = torch.where(moved_B1, offsets_B2, 0)
             images = move(images, offsets_B2, self._shift)
-        return images, self._labels[indices]
+        return images, ClassLabels(self._labels[indices])
 
-    def held_out(self) -> tuple[Tensor, Tensor]:
+    def held_out(self) -> tuple[Tensor, ClassLabels]:
         """The 297 held-out images and their labels."""
-        return self._held_out, self._held_out_labels
+        return self._held_out, ClassLabels(self._held_out_labels)
 
     def reference(self) -> Tensor:
         """All 1,797 images, uint8 0..255, shape (1797, 1, 8, 8)."""

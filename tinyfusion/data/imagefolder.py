@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.source import ImageSource, split_order
 from tinyfusion.errors import InputError
 from tinyfusion.seeding import Rows, StepNoise
@@ -79,7 +80,7 @@ class ImageFolder(ImageSource):
 
     def fetch(
         self, indices: Tensor, augment: StepNoise | None, rows: Rows | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ClassLabels]:
         """See ``ImageSource.fetch``; augmentation mirrors images left to right."""
         images, labels = self._pick(self._train[indices])
         if augment is not None and self._flip:
@@ -87,7 +88,7 @@ class ImageFolder(ImageSource):
             images = torch.where(mirrored_B111, images.flip(3), images)
         return images, labels
 
-    def held_out(self) -> tuple[Tensor, Tensor]:
+    def held_out(self) -> tuple[Tensor, ClassLabels]:
         """All held-out images (N, C, H, W) in [-1, 1] and their labels (N,)."""
         return self._pick(self._held_out)
 
@@ -95,8 +96,9 @@ class ImageFolder(ImageSource):
         """All images, training then held-out, uint8 0..255, shape (N, C, H, W), in memory."""
         return self._read(torch.cat([self._train, self._held_out]).tolist())
 
-    def _pick(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        return self._read(numbers.tolist()).float() / 127.5 - 1, self.labels[numbers]
+    def _pick(self, numbers: Tensor) -> tuple[Tensor, ClassLabels]:
+        images = self._read(numbers.tolist()).float() / 127.5 - 1
+        return images, ClassLabels(self.labels[numbers])
 
     def _read(self, numbers: Iterable[int]) -> Tensor:
         """Cropped images by number of file, uint8 0..255, shape (B, C, H, W)."""

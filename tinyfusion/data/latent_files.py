@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.latent_store import check_labels
 from tinyfusion.data.source import ImageSource, split_order
 from tinyfusion.errors import InputError
@@ -82,14 +83,14 @@ class LatentFiles(ImageSource):
 
     def fetch(
         self, indices: Tensor, augment: StepNoise | None, rows: Rows | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ClassLabels]:
         """See ``ImageSource.fetch``; augmentation takes mirrors."""
         mirrored_B = torch.zeros(len(indices), dtype=torch.bool)
         if augment is not None and self._flip:
             mirrored_B = augment.uniform("augment", rows) < 0.5
         return self._read(self._train[indices], mirrored_B)
 
-    def held_out(self) -> tuple[Tensor, Tensor]:
+    def held_out(self) -> tuple[Tensor, ClassLabels]:
         """Latents of the held-out images (N, C, h, w), scaled, and their labels (N,)."""
         return self._read(self._held_out, torch.zeros(len(self._held_out), dtype=torch.bool))
 
@@ -104,13 +105,13 @@ class LatentFiles(ImageSource):
             "reference images, or evaluation=none"
         )
 
-    def _read(self, numbers_B: Tensor, mirrored_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, numbers_B: Tensor, mirrored_B: Tensor) -> tuple[Tensor, ClassLabels]:
         names = [self._names[number] for number in numbers_B.tolist()]
         latents = np.empty((len(names), self.channels, self.size, self.size), np.float32)
         for row, (name, mirrored) in enumerate(zip(names, mirrored_B.tolist(), strict=True)):
             latents[row] = self._latent(name)[int(mirrored)]
         labels = torch.tensor([self._label(name) for name in names], dtype=torch.int64)
-        return torch.from_numpy(latents), labels
+        return torch.from_numpy(latents), ClassLabels(labels)
 
     def _latent(self, name: str, mmap_mode: str | None = None) -> np.ndarray:
         """Latents of an image and, if there is one, of its mirror."""

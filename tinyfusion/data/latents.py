@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.latent_plan import DTYPE, VIEWS
 from tinyfusion.data.latent_store import LatentStore
 from tinyfusion.data.source import ImageSource, split_order
@@ -81,7 +82,7 @@ class Latents(ImageSource):
 
     def fetch(
         self, indices: Tensor, augment: StepNoise | None, rows: Rows | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ClassLabels]:
         """See ``ImageSource.fetch``; augmentation takes mirrors and, if wanted, moments.
 
         Returns:
@@ -94,7 +95,9 @@ class Latents(ImageSource):
         moments = augment is not None and self._draw
         return self._read(self._train[indices], mirrored_B, moments)
 
-    def _read(self, numbers_B: Tensor, mirrored_B: Tensor, moments: bool) -> tuple[Tensor, Tensor]:
+    def _read(
+        self, numbers_B: Tensor, mirrored_B: Tensor, moments: bool
+    ) -> tuple[Tensor, ClassLabels]:
         channels = self.channels * (2 if moments else 1)
         numbers = numbers_B.numpy()
         shards = np.searchsorted(self._ends, numbers, side="right")
@@ -103,7 +106,7 @@ class Latents(ImageSource):
         taken = zip(shards.tolist(), places.tolist(), mirrored_B.tolist(), strict=True)
         for row, (shard, place, mirrored) in enumerate(taken):
             stored[row] = self._store.rows(shard, VIEWS[mirrored])[place, :channels]
-        return torch.from_numpy(stored), self._store.labels[numbers_B]
+        return torch.from_numpy(stored), ClassLabels(self._store.labels[numbers_B])
 
     def finish(self, stored: Tensor, augment: StepNoise | None, rows: Rows | None) -> Tensor:
         """Latents for the diffusion model: a draw from the posterior, or its mean, times scale."""
@@ -114,7 +117,7 @@ class Latents(ImageSource):
         noise = augment.normal("posterior", rows, *mean.shape[1:]).to(mean.device)
         return (mean + deviation * noise) * self.scale
 
-    def held_out(self) -> tuple[Tensor, Tensor]:
+    def held_out(self) -> tuple[Tensor, ClassLabels]:
         """Scaled posterior means of the held-out images (N, C, h, w) and their labels (N,)."""
         nothing = torch.zeros(len(self._held_out), dtype=torch.bool)
         stored, labels = self._read(self._held_out, nothing, moments=False)

@@ -1,4 +1,4 @@
-"""What a data config builds: labelled real images, some of them held out."""
+"""What a data config builds: real images with their conditioning, some of them held out."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.seeding import Rows, StepNoise
 
 
 class ImageSource(ABC):
-    """Labelled images, or latents of images, of one size; training ones and held-out ones.
+    """Images, or latents of images, of one size, and what belongs to each: a class or a text.
 
-    ``len(source)`` is the number of training images.
+    Some are for training, some held out. ``len(source)`` is the number of training images.
 
     Attributes:
-        num_classes: number of classes; labels are 0..num_classes-1.
+        num_classes: number of classes; labels are 0..num_classes-1. 0 for a source whose
+            conditioning is something else than a class label.
         channels: channels of what the diffusion model is trained on.
         size: its height and width.
         pixels: whether that is pixels; if not, it is latents and there is no `reference`.
@@ -34,7 +36,7 @@ class ImageSource(ABC):
     @abstractmethod
     def fetch(
         self, indices: Tensor, augment: StepNoise | None, rows: Rows | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Conditioning]:
         """Training images by number, as they are stored; runs where batches are loaded.
 
         Args:
@@ -43,8 +45,8 @@ class ImageSource(ABC):
             rows: which rows of the global batch these are (B = rows.count); used by ``augment``.
 
         Returns:
-            what `finish` takes, first axis B, and labels, int64, shape (B,). Unless `finish` is
-            overridden: images in [-1, 1], float32, shape (B, C, H, W).
+            what `finish` takes, first axis B, and the conditioning of B samples. Unless `finish`
+            is overridden: images in [-1, 1], float32, shape (B, C, H, W).
         """
 
     def finish(self, stored: Tensor, augment: StepNoise | None, rows: Rows | None) -> Tensor:
@@ -61,18 +63,18 @@ class ImageSource(ABC):
         """
         return stored
 
-    def plain(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Training inputs (B, C, H, W) and labels (B,) without any draw, as in `held_out`.
+    def plain(self, indices: Tensor) -> tuple[Tensor, Conditioning]:
+        """Training inputs (B, C, H, W) and their conditioning without any draw, as in `held_out`.
 
         Args:
             indices: numbers of training images, 0..len(self)-1, shape (B,).
         """
-        stored, labels = self.fetch(indices, None, None)
-        return self.finish(stored, None, None), labels
+        stored, conditioning = self.fetch(indices, None, None)
+        return self.finish(stored, None, None), conditioning
 
     @abstractmethod
-    def held_out(self) -> tuple[Tensor, Tensor]:
-        """All held-out training inputs (N, C, H, W) and labels (N,), without any draw."""
+    def held_out(self) -> tuple[Tensor, Conditioning]:
+        """All held-out inputs (N, C, H, W) and their conditioning, without any draw."""
 
     @abstractmethod
     def reference(self) -> Tensor:

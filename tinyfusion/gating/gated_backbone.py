@@ -5,12 +5,14 @@ Shape suffixes: B batch, K choices, L units.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from tinyfusion.backbones.branches import Branch
-from tinyfusion.backbones.contract import Backbone, run_plain
+from tinyfusion.backbones.contract import Backbone, predict, run_plain
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.gating.gates import Gates
 from tinyfusion.states import States, blend
 from tinyfusion.units import BLOCKS
@@ -39,12 +41,21 @@ class GatedBackbone(nn.Module):
         self.net = net
         self.gates = gates
 
-    def forward(self, *inputs: Tensor, gumbel_BK: Tensor) -> Tensor:
-        """Predict with a mask drawn per sample from the gates; inputs as the backbone's."""
+    def forward(
+        self, inputs: Sequence[Tensor], conditioning: Conditioning, gumbel_BK: Tensor
+    ) -> Tensor:
+        """Predict with a mask drawn per sample from the gates.
+
+        Args:
+            inputs: see `predict`.
+            conditioning: see `predict`.
+            gumbel_BK: see `Gates`.
+        """
         keep_BL = self.gates(gumbel_BK)
 
         def run_gated(number: int, unit: Branch, states: States, condition: Any) -> States:
             out = run_plain(number, unit, states, condition)
             return blend(keep_BL[:, number], out, states)
 
-        return self.net(*inputs, run_block=self.net.run_units(self.units, run_gated))
+        run_block = self.net.run_units(self.units, run_gated)
+        return predict(self.net, inputs, conditioning, run_block)

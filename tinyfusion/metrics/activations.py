@@ -15,12 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import Backbone, BlockRunner, evaluating, run_plain
+from tinyfusion.backbones.contract import (
+    Backbone,
+    BlockRunner,
+    evaluating,
+    predict,
+    run_plain,
+)
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.state_summary import PairSummary, StateSummary, merged, summarise
 from tinyfusion.processes.contract import Process
 from tinyfusion.seeding import FixedDraws, permutation
+from tinyfusion.states import States
 
 PART = 128
 """Most images that are noised together; their times are spread evenly over the schedule."""
@@ -88,7 +96,7 @@ def collect(
     Args:
         student: the network, or the one that is compared with a teacher.
         process: makes the inputs, at times that cover its range.
-        source: training images; labels are kept as they are, never dropped.
+        source: training images; their conditioning is kept as it is, never dropped.
         samples: noised images, each another one, 1..len(source).
         num_sigmas: thresholds of masked distillation, in standard deviations.
         teacher: a second network, on the student's device.
@@ -106,16 +114,16 @@ def collect(
     teachers = _Summaries(0 if teacher is None else teacher.depth, thresholds)
     found = [PairSummary(a, b, thresholds) for a, b in pairs]
     wanted = {b for _, b in pairs}
-    held: dict[int, Tensor] = {}
+    held: dict[int, States] = {}
 
-    def hold(block: int, states_BTD: Tensor) -> None:
+    def hold(block: int, states: States) -> None:
         if block in wanted:
-            held[block] = states_BTD
+            held[block] = states
 
-    def compare(block: int, states_BTD: Tensor) -> None:
+    def compare(block: int, states: States) -> None:
         for pair in found:
             if pair.student == block:
-                pair.add(states_BTD, held[pair.teacher])
+                pair.add(states, held[pair.teacher])
 
     device = next(student.parameters()).device
     with (
@@ -123,14 +131,14 @@ def collect(
         evaluating(student),
         evaluating(student if teacher is None else teacher),
     ):
-        for inputs in noised_batches(process, source, samples, batch_size, seed):
-            on_device = [value.to(device) for value in inputs]
+        for inputs, conditioning in noised_batches(process, source, samples, batch_size, seed):
+            seen = [value.to(device) for value in inputs], conditioning.to(device)
             if teacher is not None:
-                teacher(*on_device, run_block=teachers.runner(hold))
-            student(*on_device, run_block=students.runner(compare))
+                predict(teacher, *seen, teachers.runner(hold))
+            predict(student, *seen, students.runner(compare))
             held.clear()
             if on_images is not None:
-                on_images(len(inputs[-1]))
+                on_images(len(conditioning))
     return Collected(students.all(), teachers.all(), found)
 
 
@@ -141,8 +149,8 @@ def whole(summaries: Sequence[StateSummary]) -> StateSummary:
 
 def noised_batches(
     process: Process, source: ImageSource, samples: int, batch_size: int, seed: int
-) -> Iterator[tuple[Tensor, ...]]:
-    """What a network takes, labels last, on the CPU; no more than a part of it at a time.
+) -> Iterator[tuple[list[Tensor], Conditioning]]:
+    """What a network takes, inputs and conditioning, on the CPU; no more than a part at a time.
 
     Args:
         process: makes the inputs.
@@ -155,13 +163,15 @@ def noised_batches(
     # As many parts as the process needs for draws that the samples of a part share.
     size = min(PART, -(-samples // process.strata))
     for first in range(0, samples, size):
-        images, labels = source.plain(order[first : first + size])
+        images, conditioning = source.plain(order[first : first + size])
         middle = (first + len(images) / 2) / samples
         # Parts together cover evenly what the samples of one part share.
         whole = FixedDraws(len(images), seed, "activations", first)
         draws = whole.part(slice(0, len(images)), middle)
-        inputs = (*process.corrupt(images, draws).inputs, labels)
-        yield from zip(*(value.split(batch_size) for value in inputs), strict=True)
+        inputs = process.corrupt(images, draws).inputs
+        for row in range(0, len(conditioning), batch_size):
+            rows = slice(row, row + batch_size)
+            yield [value[rows] for value in inputs], conditioning[rows]
 
 
 class _Summaries:
@@ -171,15 +181,15 @@ class _Summaries:
         self._num_sigmas = num_sigmas
         self._found: list[StateSummary | None] = [None] * depth
 
-    def runner(self, then: Callable[[int, Tensor], None]) -> BlockRunner:
+    def runner(self, then: Callable[[int, States], None]) -> BlockRunner:
         """Runs blocks, adds their states and hands them on to ``then(block, states)``."""
 
-        def run(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
-            out_BTD = run_plain(index, block, states_BTD, condition)
-            new, before = summarise(out_BTD, self._num_sigmas), self._found[index]
+        def run(index: int, block: nn.Module, states: States, condition: Any) -> States:
+            out = run_plain(index, block, states, condition)
+            new, before = summarise(out, self._num_sigmas), self._found[index]
             self._found[index] = new if before is None else merged(before, new)
-            then(index, out_BTD)
-            return out_BTD
+            then(index, out)
+            return out
 
         return run
 

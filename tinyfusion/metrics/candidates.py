@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import Backbone, dtype_of, evaluating, run_plain
+from tinyfusion.backbones.contract import Backbone, dtype_of, evaluating, predict, run_plain
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.held_out import HeldOutLoss, standard_error
 from tinyfusion.metrics.prefix_tree import Kept, Plan, Walk, common_start
 from tinyfusion.metrics.rows import copies_of, first_rows, map_rows
+from tinyfusion.states import States, streams
 
 CALL = {"cuda": (1024, 1 << 24), "cpu": (256, 1 << 20)}
 """By device: samples per call of a block, and numbers in their hidden states, at most."""
@@ -47,6 +49,9 @@ class CandidateScores:
     Attributes:
         block_evaluations: blocks run so far, each on the whole batch; scoring candidates one by
             one takes as many as they keep.
+
+    Raises:
+        InputError: ``branches`` is below 1, or the network can't be told the conditioning.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class CandidateScores:
     ) -> None:
         if branches < 1:
             raise InputError(f"branches={branches} must be at least 1")
+        calibration.conditioning.check(net)
         self.net = net
         self.calibration = calibration
         self.branches = branches
@@ -68,29 +74,33 @@ class CandidateScores:
         rows, numbers = CALL.get(self._device.type, CALL["cpu"])
         ((_, corrupted), *_), sizes = self.calibration.parts, [1]
 
-        def look(index: int, block: nn.Module, states: Tensor, condition: Any) -> Tensor:
-            sizes.append(states.numel())
+        def look(index: int, block: nn.Module, states: States, condition: Any) -> States:
+            sizes.append(sum(stream.numel() for stream in streams(states)))
             return states
 
-        inputs = (*corrupted.inputs, self.calibration.labels)
+        one = slice(0, 1)
+        inputs = [value[one].to(self._device) for value in corrupted.inputs]
+        conditioning = self.calibration.conditioning[one].to(self._device)
         with torch.no_grad(), evaluating(self.net):
-            self.net(*(value[:1].to(self._device) for value in inputs), run_block=look)
+            predict(self.net, inputs, conditioning, look)
         return max(1, min(rows, numbers // max(sizes)))
 
     def _cut(self, rows: slice, corrupted: Any) -> Iterator[_Piece]:
         """A part of the fixed batch in about equal pieces of at most ``rows`` samples."""
-        count, labels = rows.stop - rows.start, self.calibration.labels[rows]
+        count, conditioning = rows.stop - rows.start, self.calibration.conditioning[rows]
         size = -(-count // -(-count // self._rows))
         for first in range(0, count, size):
             some = slice(first, min(first + size, count))
-            batch = map_rows((corrupted, labels), count, lambda value, some=some: value[some])
+            batch = map_rows(corrupted, count, lambda value, some=some: value[some])
+            told = conditioning[some].to(self._device)
             yield _Piece(
                 slice(rows.start + some.start, rows.start + some.stop),
-                *map_rows(
+                map_rows(
                     batch,
                     some.stop - some.start,
                     lambda value: copies_of(value.to(self._device), self.branches),
                 ),
+                told.cat([told] * self.branches),
             )
 
     def losses(self, kept_sets: Sequence[Sequence[int]]) -> Iterator[tuple[float, float]]:
@@ -143,7 +153,7 @@ class CandidateScores:
         # Of several pieces, one goes through all steps before the next does: only its states are
         # kept from step to step.
         groups = ([plan] for plan in plans) if len(self._pieces) == 1 else iter([list(plans)])
-        carried: list[dict[Kept, Tensor]] = [{} for _ in self._pieces]
+        carried: list[dict[Kept, States]] = [{} for _ in self._pieces]
         for group in filter(None, groups):
             with torch.no_grad(), evaluating(self.net):
                 pieces = [
@@ -169,14 +179,14 @@ class CandidateScores:
         self,
         plan: Plan,
         piece: _Piece,
-        carried: dict[Kept, Tensor],
+        carried: dict[Kept, States],
         score: Callable[[Tensor, _Piece, Any], Tensor],
     ) -> Tensor:
         """Scores of one step on one piece, shape (K, B); alters what is ``carried``."""
         count, size = len(plan.kept_sets), piece.size
-        batch, labels = piece.copies(count, self.branches)
-        out = self.net(*batch.inputs, labels, run_block=Walk(plan, size, self._rows, carried))
-        out = out.float()
+        batch, conditioning = piece.copies(count, self.branches)
+        walk = Walk(plan, size, self._rows, carried)
+        out = predict(self.net, batch.inputs, conditioning, walk).float()
         if not self._compared:
             self._compare(plan.kept_sets[0], piece, out[:size])
         return score(out, piece, batch).view(count, size)
@@ -184,11 +194,11 @@ class CandidateScores:
     def _compare(self, kept: Kept, piece: _Piece, out: Tensor) -> None:
         """Refuse a network that gives something else when its blocks run one by one."""
 
-        def run_kept(index: int, block: nn.Module, states: Tensor, condition: Any) -> Tensor:
+        def run_kept(index: int, block: nn.Module, states: States, condition: Any) -> States:
             return run_plain(index, block, states, condition) if index in kept else states
 
-        batch, labels = piece.copies(1, self.branches)
-        plain = self.net(*batch.inputs, labels, run_block=run_kept).float()
+        batch, conditioning = piece.copies(1, self.branches)
+        plain = predict(self.net, batch.inputs, conditioning, run_kept).float()
         if not plain.isfinite().all():
             return  # It says nothing: the next step is looked at.
         self._compared = True
@@ -209,20 +219,19 @@ class _Piece:
     Attributes:
         rows: which samples of the fixed batch.
         corrupted: what the process made of them.
-        labels: their labels.
+        conditioning: theirs.
     """
 
     rows: slice
     corrupted: Any
-    labels: Tensor
+    conditioning: Conditioning
 
     @property
     def size(self) -> int:
         """Number of samples."""
         return self.rows.stop - self.rows.start
 
-    def copies(self, count: int, held: int) -> tuple[Any, Tensor]:
-        """The first ``count`` of the ``held`` copies: batch and labels."""
-        if count == held:
-            return self.corrupted, self.labels
-        return first_rows((self.corrupted, self.labels), held * self.size, count * self.size)
+    def copies(self, count: int, held: int) -> tuple[Any, Conditioning]:
+        """The first ``count`` of the ``held`` copies: batch and conditioning."""
+        batch = first_rows(self.corrupted, held * self.size, count * self.size)
+        return batch, self.conditioning[: count * self.size]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.conditioning import ClassLabels, Conditioning
 from tinyfusion.data.drawn_images import DecodedImages, DrawnImages
 from tinyfusion.data.image_sets import ImageSet, TensorImages
 from tinyfusion.data.source import ImageSource
@@ -270,7 +270,7 @@ class Evaluation:
         process: Process,
         seed: int,
         dtype: torch.dtype | None = None,
-        labels: Tensor | None = None,
+        conditioning: Conditioning | None = None,
     ) -> Drawing:
         """The samples of one seed.
 
@@ -279,15 +279,16 @@ class Evaluation:
             process: its process.
             seed: sampling seed.
             dtype: see `samplers.generate.generate`.
-            labels: shape (N,), for other samples than those that are scored.
+            conditioning: of other samples than those that are scored.
         """
-        if labels is None:
+        if conditioning is None:
             labels = class_labels(self.num_samples, net.num_classes, self.class_balance, seed)
+            conditioning = ClassLabels(labels)
         return Drawing(
             net,
             process,
             self.sampler,
-            labels,
+            conditioning,
             seed,
             self.guidance,
             self.autoencoder,

@@ -1,11 +1,18 @@
-"""Loss on a fixed corrupted batch: the same draws and labels for every model compared."""
+"""Loss on a fixed corrupted batch: same draws and conditioning for every model compared."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tinyfusion.backbones.contract import Backbone, BlockRunner, evaluating, run_plain
+from tinyfusion.backbones.contract import (
+    Backbone,
+    BlockRunner,
+    evaluating,
+    predict,
+    run_plain,
+)
+from tinyfusion.conditioning import Conditioning, as_conditioning
 from tinyfusion.processes.contract import Process, batch_means
 from tinyfusion.seeding import FixedDraws
 
@@ -16,14 +23,15 @@ class HeldOutLoss:
     Args:
         process: the process.
         images: clean data, shape (N, C, H, W).
-        labels: labels, kept as they are (never dropped), shape (N,).
+        conditioning: of the same N samples, kept as it is (never dropped); a tensor of integers,
+            shape (N,), is taken for class labels.
         repeats: how many times each image is corrupted; times are spread evenly over the schedule
             so that few samples cover it.
         seed: seed of the draws.
         batch_size: images per forward pass.
 
     Attributes:
-        labels: labels of all samples, shape (repeats * N,).
+        conditioning: of all repeats * N samples.
         parts: rows of the samples and what the process made of them; one part, or as many as the
             process needs for draws that samples share (`Process.strata`).
     """
@@ -32,7 +40,7 @@ class HeldOutLoss:
         self,
         process: Process,
         images: Tensor,
-        labels: Tensor,
+        conditioning: Tensor | Conditioning,
         repeats: int = 4,
         seed: int = 0,
         batch_size: int = 512,
@@ -40,7 +48,8 @@ class HeldOutLoss:
         self.process = process
         self.batch_size = batch_size
         clean = images.repeat(repeats, 1, 1, 1)
-        self.labels = labels.repeat(repeats)
+        conditioning = as_conditioning(conditioning)
+        self.conditioning = conditioning.cat([conditioning] * repeats)
         count = len(clean)
         draws = FixedDraws(count, seed, "held_out")
         size = max(1, -(-count // process.strata))
@@ -49,14 +58,22 @@ class HeldOutLoss:
 
     @torch.no_grad()
     def predict(self, net: Backbone, run_block: BlockRunner = run_plain) -> Tensor:
-        """Raw predictions for the fixed batch, in evaluation mode, on the CPU."""
+        """Raw predictions for the fixed batch, in evaluation mode, on the CPU.
+
+        Raises:
+            InputError: the network can't be told the conditioning, such as a label that it does
+                not have.
+        """
+        self.conditioning.check(net)
         device = next(net.parameters()).device
         outs = []
         with evaluating(net):
             for rows, corrupted in self.parts:
-                inputs = (*corrupted.inputs, self.labels[rows])
-                for batch in zip(*(value.split(self.batch_size) for value in inputs), strict=True):
-                    out = net(*(value.to(device) for value in batch), run_block=run_block)
+                conditioning = self.conditioning[rows]
+                for first in range(0, len(conditioning), self.batch_size):
+                    some = slice(first, first + self.batch_size)
+                    inputs = [value[some].to(device) for value in corrupted.inputs]
+                    out = predict(net, inputs, conditioning[some].to(device), run_block)
                     outs.append(out.float().cpu())
         return torch.cat(outs)
 

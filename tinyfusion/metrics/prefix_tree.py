@@ -10,10 +10,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tinyfusion.backbones.contract import Backbone, run_plain
 from tinyfusion.metrics.rows import first_rows
+from tinyfusion.states import States, batch_of, cat_states, map_streams, split_states
 
 Kept = tuple[int, ...]
 """Blocks that a choice keeps, ascending."""
@@ -77,21 +78,21 @@ class Walk:
         carried: states of known nodes; replaced by those that the next step needs.
     """
 
-    def __init__(self, plan: Plan, size: int, rows: int, carried: dict[Kept, Tensor]) -> None:
+    def __init__(self, plan: Plan, size: int, rows: int, carried: dict[Kept, States]) -> None:
         self.plan, self.size = plan, size
         self.per_call = max(1, rows // size)
         self.carried = carried
         # Hidden states of every candidate so far; those that none needs any more are freed.
-        self.current: list[Tensor] = []
+        self.current: list[States] = []
 
-    def __call__(self, index: int, block: nn.Module, states: Tensor, condition: Any) -> Tensor:
+    def __call__(self, index: int, block: nn.Module, states: States, condition: Any) -> States:
         """Run the block on its new nodes; see `BlockRunner`.
 
         What comes in and what is returned matters only where the forward has a part in it: at
         the ends of stacks.
         """
         if index in self.plan.entries:
-            self.current = list(states.split(self.size))
+            self.current = split_states(states, self.size)
         nodes = self.plan.nodes[index]
         new = [prefix for prefix in nodes if prefix not in self.carried]
         done = {prefix: self.carried[prefix] for prefix in nodes if prefix in self.carried}
@@ -102,10 +103,10 @@ class Walk:
             out = run_plain(
                 index,
                 block,
-                parents[0] if len(some) == 1 else torch.cat(parents),
-                first_rows(condition, len(states), rows),
+                parents[0] if len(some) == 1 else cat_states(parents),
+                first_rows(condition, batch_of(states), rows),
             )
-            done |= zip(some, out.split(self.size), strict=True)
+            done |= zip(some, split_states(out, self.size), strict=True)
         for prefix, numbers in nodes.items():
             for number in numbers:
                 self.current[number] = done[prefix]
@@ -113,5 +114,5 @@ class Walk:
                 self.carried.pop(prefix, None)
             elif prefix not in self.carried:
                 # A copy, so that the other nodes of the call need not stay.
-                self.carried[prefix] = done[prefix].clone()
-        return torch.cat(self.current) if index in self.plan.exits else states
+                self.carried[prefix] = map_streams(torch.clone, done[prefix])
+        return cat_states(self.current) if index in self.plan.exits else states

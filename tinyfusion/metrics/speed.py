@@ -14,7 +14,7 @@ from tinyfusion.backbones.meta import counting_macs, run_on_meta
 from tinyfusion.errors import InputError
 from tinyfusion.processes.contract import Process
 from tinyfusion.samplers.contract import Sampler
-from tinyfusion.samplers.generate import balanced_labels, generate
+from tinyfusion.samplers.generate import generate
 from tinyfusion.samplers.guidance import Guidance
 
 
@@ -68,7 +68,7 @@ def sampling_run(
         process: the process that it was made for.
         sampler: how to sample.
         guidance: a scale other than 1 doubles the batch that the network sees.
-        images: samples per run, over all classes in turn.
+        images: samples per run, of the network's own `example_conditioning`: all classes in turn.
         batch_size: samples at a time; ``None``: all.
         seed: sampling seed; every run draws the same.
         dtype: what matrix products are computed in, by autocast; ``None`` for float32.
@@ -76,11 +76,11 @@ def sampling_run(
     Returns:
         A function that gives the number of images made.
     """
-    labels = balanced_labels(images, net.num_classes)
+    told = net.example_conditioning(images)
     size = batch_size or images
 
     def run() -> int:
-        made = generate(net, process, sampler, labels, seed, guidance, batch_size=size, dtype=dtype)
+        made = generate(net, process, sampler, told, seed, guidance, batch_size=size, dtype=dtype)
         return len(made)
 
     return run

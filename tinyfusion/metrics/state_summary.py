@@ -6,8 +6,8 @@ Shape suffixes: B batch, T tokens, D width, E edges, K thresholds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, reduce
 from math import inf, sqrt
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tinyfusion.errors import InputError
 from tinyfusion.recovery.features import feature_distance, masked_distance, ordinary
+from tinyfusion.states import States, batch_of, map_streams, streams
 
 LEAST, LARGEST, PER_DECADE = -3, 5, 40
 """Bins are equally wide up to ``10**LEAST`` and grow by equal factors from there to
@@ -39,6 +40,9 @@ def symlog_edges() -> Tensor:
 @dataclass(frozen=True)
 class StateSummary:
     """Running figures of the states at one place, over all samples, tokens and channels.
+
+    Of several streams together: their channels and their tokens are numbered one stream after the
+    other.
 
     Attributes:
         count: finite entries.
@@ -120,14 +124,25 @@ def by_threshold(num_sigmas: Sequence[float], values: Sequence[float]) -> dict[s
 
 
 @torch.no_grad()
-def summarise(states_BTD: Tensor, num_sigmas: Sequence[float]) -> StateSummary:
+def summarise(states: States, num_sigmas: Sequence[float]) -> StateSummary:
     """Figures of one batch of states.
 
     Args:
-        states_BTD: states with the batch in front and the channels last; axes in between are taken
+        states: states with the batch in front and the channels last; axes in between are taken
             for one.
         num_sigmas: thresholds of `tinyfusion.recovery.features.ordinary`.
     """
+    return reduce(_side_by_side, (_of_stream(stream, num_sigmas) for stream in streams(states)))
+
+
+def _side_by_side(one: StateSummary, other: StateSummary) -> StateSummary:
+    """Figures of two streams of the same samples."""
+    places = ("channel_low", "channel_high", "token_low", "token_high")
+    ends = {name: torch.cat([getattr(one, name), getattr(other, name)]) for name in places}
+    return replace(merged(one, other), **ends)
+
+
+def _of_stream(states_BTD: Tensor, num_sigmas: Sequence[float]) -> StateSummary:
     dropped = tuple(int((~ordinary(states_BTD, k)).sum()) for k in num_sigmas)
     states_BTD = states_BTD.float().reshape(len(states_BTD), -1, states_BTD.shape[-1])
     lower_BTD = upper_BTD = states_BTD
@@ -231,28 +246,30 @@ class PairSummary:
         }
 
     @torch.no_grad()
-    def add(self, student_BTD: Tensor, teacher_BTD: Tensor) -> None:
+    def add(self, student: States, teacher: States) -> None:
         """Take in the states that both networks have for the same inputs.
 
         Raises:
             InputError: states of different shapes, which distillation could not compare either.
         """
-        if student_BTD.shape != teacher_BTD.shape:
+        mine, theirs = _shapes(student), _shapes(teacher)
+        if mine != theirs:
             raise InputError(
-                f"states after the student's block {self.student} have shape "
-                f"{tuple(student_BTD.shape)}, after the teacher's block {self.teacher} "
-                f"{tuple(teacher_BTD.shape)}; they can't be compared: give teacher=none"
+                f"states after the student's block {self.student} have shape {mine}, after the "
+                f"teacher's block {self.teacher} {theirs}; they can't be compared: give "
+                "teacher=none"
             )
-        self.samples += len(student_BTD)
-        self.entries += student_BTD.numel()
+        self.samples += batch_of(student)
+        self.entries += sum(stream.numel() for stream in streams(student))
         self.distances["none"][0] += float(
-            feature_distance(student_BTD, teacher_BTD, "none").double().sum()
+            feature_distance(student, teacher, "none").double().sum()
         )
         for place, k in enumerate(self.num_sigmas):
-            student_ok, teacher_ok = ordinary(student_BTD, k), ordinary(teacher_BTD, k)
-            self.dropped[place] += int((~(student_ok & teacher_ok)).sum())
+            student_ok, teacher_ok = ordinary(student, k), ordinary(teacher, k)
+            both = map_streams(torch.logical_and, student_ok, teacher_ok)
+            self.dropped[place] += sum(int((~stream).sum()) for stream in streams(both))
             for mask in ("separate", "intersection"):
-                distance_B = masked_distance(student_BTD, teacher_BTD, student_ok, teacher_ok, mask)
+                distance_B = masked_distance(student, teacher, student_ok, teacher_ok, mask)
                 self.distances[mask][place] += float(distance_B.double().sum())
 
     def as_dict(self) -> dict[str, Any]:
@@ -271,3 +288,8 @@ class PairSummary:
                 "intersection": by_threshold(self.num_sigmas, means["intersection"]),
             },
         }
+
+
+def _shapes(states: States) -> str:
+    """The shape of each stream, for messages."""
+    return " and ".join(str(tuple(stream.shape)) for stream in streams(states))

@@ -41,7 +41,7 @@ from tinyfusion.pruners.contract import Pruner
 from tinyfusion.pruners.learned import MASK_LEARNING, Delta, Learned
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.samplers.contract import Sampler
-from tinyfusion.samplers.generate import balanced_labels, generate_images
+from tinyfusion.samplers.generate import generate_images
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.training.recipes import Recipe
 from tinyfusion.training.schedules import Linear
@@ -219,7 +219,7 @@ def sample(
     Args:
         net: the network.
         conditioning: one row for each picture: labels, or another conditioning; a number draws so
-            many pictures over all classes in turn.
+            many pictures of the network's own examples: of all classes in turn.
         process: see `learn_mask`.
         sampler: how to sample; ``None`` for a quick one of the process's kind.
         guidance: classifier-free guidance, or its scale.
@@ -233,7 +233,7 @@ def sample(
         InputError: labels that the network does not have, or parts that don't fit each other.
     """
     if isinstance(conditioning, int):
-        conditioning = balanced_labels(conditioning, net.num_classes)
+        conditioning = net.example_conditioning(conditioning)
     if not isinstance(guidance, Guidance):
         guidance = Guidance(guidance)
     process = process or process_for(net)

@@ -161,15 +161,15 @@ def _activations(
 ) -> int:
     """Bytes that one micro-batch keeps for its backward pass."""
     images = torch.empty(split.images, *shape)
-    labels = torch.zeros(split.images, dtype=torch.long)
-    batch = Batch(images, labels, 0, 0, split.images)
-    owned = [*module.parameters(), *module.buffers(), images, labels]
+    told = module.trained_net.example_conditioning(split.images)
+    batch = Batch(images, told, 0, 0, split.images)
+    owned = [*module.parameters(), *module.buffers(), images, *told.arguments()]
     owned += [] if teacher is None else list(teacher.parameters())
     module.train()
     mixed = precision != "32-true"
     # CPU kernels stand in for those of other devices; a type of the same size for float16.
     with Activations(owned) as counted, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        loss = batch_means(module.step_losses(module.prepare(batch, module.null_label)))["total"]
+        loss = batch_means(module.step_losses(module.prepare(batch)))["total"]
         assert loss.requires_grad
         return counted.bytes
 

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, evaluating
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.memory import peak_gpu_memory
@@ -52,13 +53,13 @@ class NoiseImages(ImageSource):
 
     def fetch(
         self, indices: Tensor, augment: StepNoise | None, rows: Rows | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ClassLabels]:
         """Noise, float32 of shape (B, C, H, W), and labels in turn."""
         draws = generator(0, "probe")
         shape = (len(indices), self.channels, self.size, self.size)
-        return torch.randn(shape, generator=draws), indices % self.num_classes
+        return torch.randn(shape, generator=draws), ClassLabels(indices % self.num_classes)
 
-    def held_out(self) -> tuple[Tensor, Tensor]:
+    def held_out(self) -> tuple[Tensor, ClassLabels]:
         """A few of the images."""
         return self.fetch(torch.arange(8), None, None)
 
@@ -180,7 +181,7 @@ def probe_sampling(
     """
     device = next(net.parameters()).device
     shape = (batch_size, net.in_channels, net.input_size, net.input_size)
-    labels = torch.arange(batch_size, device=device) % net.num_classes
+    conditioning = net.example_conditioning(batch_size, device)
     seconds: list[float] = []
     began = _now()
 
@@ -192,7 +193,7 @@ def probe_sampling(
         began = _now()
 
     with evaluating(net), suppress(_Enough):
-        sampler(net, process, lambda: torch.randn(shape), labels, guidance, clock)
+        sampler(net, process, lambda: torch.randn(shape), conditioning, guidance, clock)
     return median(seconds[1:] or seconds)
 
 

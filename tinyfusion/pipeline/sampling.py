@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.data.adm_batch import write_batch
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
@@ -87,16 +88,17 @@ def _refusing(store: SampleStore, drawing: Drawing) -> Iterator[None]:
         ) from None
 
 
-def pack(folder: Path, store: SampleStore, labels: Tensor, batch_size: int) -> Path:
+def pack(folder: Path, store: SampleStore, conditioning: Conditioning, batch_size: int) -> Path:
     """Write all images of a store into one file, in the layout of ADM's evaluator.
 
     Args:
-        folder: where ``samples.npz`` is written: ``arr_0``, uint8 (N, H, W, C), and ``labels``.
+        folder: where ``samples.npz`` is written: ``arr_0``, uint8 (N, H, W, C), and what
+            `Conditioning.record` gives, such as ``labels``.
         store: the images, none of which is missing.
-        labels: shape (N,).
+        conditioning: of the N images.
         batch_size: images held at a time.
     """
     images = store.images()
-    arrays = {"labels": labels.numpy()}
+    arrays = {name: value.numpy() for name, value in conditioning.record().items()}
     batches = images.batches(batch_size)
     return write_batch(folder / PACKED_FILE, len(images), images.shape, batches, arrays)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.data.image_sets import ImageSet
 from tinyfusion.data.open_images import SAMPLES
 from tinyfusion.data.sample_store import SampleStore
@@ -57,7 +58,7 @@ def kept_samples(
 
     draw_missing(store, drawing, group.from_first(begin), group, show)
     if group.first:
-        pack(folder, store, drawing.labels, drawing.batch_size)
+        pack(folder, store, drawing.conditioning, drawing.batch_size)
     return store.images()
 
 
@@ -65,7 +66,7 @@ def first_samples(
     evaluation: Evaluation,
     nets: Mapping[str, Backbone],
     process: Process,
-    labels: Tensor,
+    conditioning: Conditioning,
     seed: int,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
@@ -75,20 +76,19 @@ def first_samples(
         evaluation: the protocol.
         nets: models by name.
         process: their process.
-        labels: one for each picture, shape (N,).
+        conditioning: of N pictures.
         seed: sampling seed.
         dtype: what sampling is computed in, see `samplers.generate.generate`.
 
     Returns:
         By model uint8 0..255, shape (N, C, H, W), on the CPU: equal to the first N samples that
-        are scored, if these have the same seed, labels and batches.
+        are scored, if these have the same seed, conditioning and batches.
     """
-    return {
-        name: torch.cat(
-            list(evaluation.drawing(net, process, seed, dtype, labels=labels).draw_all())
-        )
+    drawings = {
+        name: evaluation.drawing(net, process, seed, dtype, conditioning)
         for name, net in nets.items()
     }
+    return {name: torch.cat(list(drawing.draw_all())) for name, drawing in drawings.items()}
 
 
 def remembered(

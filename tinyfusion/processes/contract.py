@@ -41,8 +41,8 @@ class Corrupted(Protocol):
 
     Attributes:
         clean: the data, shape (B, C, H, W).
-        inputs: what the network is given before the labels, each of shape (B, ...): a forward is
-            ``net(*inputs, labels)``.
+        inputs: what the network is given before its conditioning, each of shape (B, ...); see
+            `tinyfusion.backbones.contract.predict`.
     """
 
     clean: Tensor

@@ -44,7 +44,7 @@ class NoisyBatch:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """What the network is given before the labels."""
+        """What the network is given before its conditioning."""
         return self.noisy, self.network_t
 
 

@@ -42,7 +42,7 @@ class InterpolatedBatch:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """What the network is given before the labels."""
+        """What the network is given before its conditioning."""
         return self.noisy, self.t
 
 

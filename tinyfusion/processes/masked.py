@@ -47,7 +47,7 @@ class MaskedBatch:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """What the network is given before the labels."""
+        """What the network is given before its conditioning."""
         return self.clean, self.hidden, self.noisy, self.t
 
     def at_hidden(self, values: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.changes import Replacement, Resizing
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.data.source import ImageSource
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
@@ -122,8 +123,8 @@ class PruningContext:
         """
         return calibration_batch(self.process, self.source, num_samples, self.seed)
 
-    def calibration_images(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """The images (N, C, H, W) and labels (N,) of `calibration`, without noise.
+    def calibration_images(self, num_samples: int) -> tuple[Tensor, Conditioning]:
+        """The images (N, C, H, W) of `calibration`, without noise, and their conditioning.
 
         Raises:
             InputError: no samples.
@@ -135,11 +136,13 @@ def calibration_batch(
     process: Process, source: ImageSource, num_samples: int, seed: int
 ) -> HeldOutLoss:
     """A fixed noised batch of training images; see `PruningContext.calibration`."""
-    images, labels = calibration_images(source, num_samples, seed)
-    return HeldOutLoss(process, images, labels, repeats=1, seed=seed)
+    images, conditioning = calibration_images(source, num_samples, seed)
+    return HeldOutLoss(process, images, conditioning, repeats=1, seed=seed)
 
 
-def calibration_images(source: ImageSource, num_samples: int, seed: int) -> tuple[Tensor, Tensor]:
+def calibration_images(
+    source: ImageSource, num_samples: int, seed: int
+) -> tuple[Tensor, Conditioning]:
     """Images in a seeded order; see `PruningContext.calibration_images`."""
     import torch
 

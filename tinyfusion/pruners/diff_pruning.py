@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import Backbone, evaluating
+from tinyfusion.backbones.contract import Backbone, evaluating, predict
 from tinyfusion.backbones.coupling import coupled_groups, coupling, cut_tensors
 from tinyfusion.changes import Resizing
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.processes.contract import Process
 from tinyfusion.pruners.contract import Choice, PruningContext
@@ -110,12 +111,12 @@ class DiffPruning:
         """Accumulate gradients over the times, score all groups, keep the best of each."""
         net = context.net
         planned = self.resizing(net)
-        images, labels = context.calibration_images(self.num_samples)
+        images, conditioning = context.calibration_images(self.num_samples)
         trajectory = accumulate_gradients(
             net,
             context.process,
             images,
-            labels,
+            conditioning,
             FixedDraws(len(images), context.seed, self.name),
             self.threshold,
             self.stride,
@@ -159,7 +160,7 @@ def accumulate_gradients(
     net: Backbone,
     process: Process,
     images: Tensor,
-    labels: Tensor,
+    conditioning: Conditioning,
     draws: FixedDraws,
     threshold: float,
     stride: int = 1,
@@ -174,7 +175,7 @@ def accumulate_gradients(
         net: the network, in evaluation mode while this runs; gradients it had are dropped.
         process: gives the noised inputs and the loss, whose term ``mse`` is used.
         images: one batch, shape (N, C, H, W).
-        labels: shape (N,).
+        conditioning: of the N images.
         draws: everything random but the time; the same at every time and however the batch is cut.
         threshold: share of the largest loss.
         stride: steps from one time to the next.
@@ -204,7 +205,7 @@ def accumulate_gradients(
                 clean = images[rows].to(device)
                 at = _AtTime(draws, rows, draw, device)
                 corrupted = process.corrupt(clean, at)
-                out = net(*corrupted.inputs, labels[rows].to(device))
+                out = predict(net, corrupted.inputs, conditioning[rows].to(device))
                 term = process.loss(out, corrupted)["mse"].sum() / len(images)
                 term.backward()
                 loss += float(term.detach())

@@ -1,6 +1,6 @@
 """Flux.1-Lite: drop the blocks whose output differs least from their input.
 
-Shape suffixes: B batch, T tokens, D width, K blocks that run.
+Shape suffixes: B batch, K blocks that run.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from torch import Tensor
 from tinyfusion.backbones.contract import Backbone, Calibration
 from tinyfusion.pruners.scored import Scored, measured
 from tinyfusion.pruners.selectors import Selector
+from tinyfusion.states import States, map_streams, mean_over_entries
 
 
 def input_output_error(
     net: Backbone, calibration: Calibration, kept: Sequence[int], normalised: bool = False
 ) -> Tensor:
     """``E mean((h_{i+1} - h_i)^2)`` per block, the mean over tokens and channels.
+
+    Of several streams the mean over all their entries: of streams of equal width, a stream counts
+    by its number of tokens.
 
     Args:
         net: the model.
@@ -31,9 +35,10 @@ def input_output_error(
         Shape (K,), float64; 0 for a block that changes nothing.
     """
 
-    def energies_B2(states_BTD: Tensor, out_BTD: Tensor) -> Tensor:
-        change_B = (out_BTD - states_BTD).square().mean((1, 2))
-        return torch.stack([change_B, states_BTD.square().mean((1, 2))], 1)
+    def energies_B2(states: States, out: States) -> Tensor:
+        changes = map_streams(lambda after, before: (after - before).square(), out, states)
+        squares = map_streams(torch.square, states)
+        return torch.stack([mean_over_entries(changes), mean_over_entries(squares)], 1)
 
     change_K, before_K = measured(net, calibration, kept, energies_B2).mean(0).unbind(1)
     # Where nothing comes in, all that comes out is change.

@@ -1,6 +1,6 @@
 """Pruners that give each block a score; a selector goes from scores to the blocks that stay.
 
-Shape suffixes: B batch, T tokens, D width, N samples, K blocks that run.
+Shape suffixes: B batch, N samples, K blocks that run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tinyfusion.backbones.contract import Backbone, Calibration, run_plain
 from tinyfusion.errors import InputError
 from tinyfusion.pruners.contract import Choice, PruningContext
 from tinyfusion.pruners.selectors import Budget, Selection, Selector
+from tinyfusion.states import States
 
 
 class Scored(ABC):
@@ -115,7 +116,7 @@ def measured(
     net: Backbone,
     calibration: Calibration,
     kept: Sequence[int],
-    measure: Callable[[Tensor, Tensor], Tensor],
+    measure: Callable[[States, States], Tensor],
 ) -> Tensor:
     """Compare input and output of every block that runs, sample by sample.
 
@@ -123,20 +124,19 @@ def measured(
         net: the whole model.
         calibration: inputs.
         kept: the blocks that run, ascending.
-        measure: from states before and after a block, each of shape (B, T, D), to numbers of
-            shape (B, ...).
+        measure: from states before and after a block to numbers of shape (B, ...).
 
     Returns:
         Shape (N, K, ...), float64, samples in the order of the calibration.
     """
     rows: dict[int, list[Tensor]] = {block: [] for block in kept}
 
-    def runner(index: int, block: nn.Module, states_BTD: Tensor, condition: Any) -> Tensor:
+    def runner(index: int, block: nn.Module, states: States, condition: Any) -> States:
         if index not in rows:
-            return states_BTD
-        out_BTD = run_plain(index, block, states_BTD, condition)
-        rows[index].append(measure(states_BTD, out_BTD).double().cpu())
-        return out_BTD
+            return states
+        out = run_plain(index, block, states, condition)
+        rows[index].append(measure(states, out).double().cpu())
+        return out
 
     with torch.no_grad():
         calibration.predict(net, runner)

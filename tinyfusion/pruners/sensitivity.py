@@ -16,7 +16,7 @@ from tinyfusion.pruners.scored import Scored
 class Sensitivity(Scored):
     """Removal of the blocks without which the training loss rises least.
 
-    All losses are of the same samples with the same times, noise and labels (none of which is
+    All losses are of the same samples with the same times, noise and conditioning (none of it
     dropped). With ``selector=greedy``, scores are taken again after each removal.
     """
 

@@ -6,18 +6,27 @@ Shape suffixes: B batch, T tokens, D width, N samples, K blocks that run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyfusion.backbones.contract import Backbone, BlockRunner, Calibration, evaluating
+from tinyfusion.backbones.contract import (
+    Backbone,
+    BlockRunner,
+    Calibration,
+    evaluating,
+    predict,
+)
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.pruners.contract import PruningContext
 from tinyfusion.pruners.scored import Scored, measured
 from tinyfusion.pruners.selectors import Selection, Selector
 from tinyfusion.seeding import generator
+from tinyfusion.states import States, map_streams, mean_over_entries
 
 CLEAN_TIMES = 250
 """The reference draws times of a chain of 250 steps and does not map them to those of the model."""
@@ -27,6 +36,8 @@ def block_influence(
     net: Backbone, calibration: Calibration, kept: Sequence[int] | None = None
 ) -> Tensor:
     """``1 - E cos(h_i, h_{i+1})`` per block: cosine per token over channels, then the mean.
+
+    Of several streams the mean over the tokens of all: a stream counts by its number of tokens.
 
     Args:
         net: the model.
@@ -42,8 +53,9 @@ def block_influence(
 
 
 def _influence_by_sample(net: Backbone, calibration: Calibration, kept: Sequence[int]) -> Tensor:
-    def cosine_B(states_BTD: Tensor, out_BTD: Tensor) -> Tensor:
-        return F.cosine_similarity(out_BTD, states_BTD, dim=-1, eps=1e-8).mean(1)
+    def cosine_B(states: States, out: States) -> Tensor:
+        cosines_BT = map_streams(partial(F.cosine_similarity, dim=-1, eps=1e-8), out, states)
+        return mean_over_entries(cosines_BT)
 
     return 1.0 - measured(net, calibration, kept, cosine_B)
 
@@ -103,11 +115,11 @@ class ShortGPT(Scored):
                 f"pruner.clean=true draws times from 0..{CLEAN_TIMES - 1} but the process has "
                 f"{steps} steps; valid: pruner.clean=false"
             )
-        images, labels = context.calibration_images(self.num_samples)
+        images, conditioning = context.calibration_images(self.num_samples)
         times = torch.randint(
             CLEAN_TIMES, (self.num_samples,), generator=generator(context.seed, "clean_times")
         )
-        return CleanInputs(images, times, labels)
+        return CleanInputs(images, times, conditioning)
 
     def scores(self, net: Backbone, calibration: Any, kept: Sequence[int]) -> Tensor:
         """Block influence."""
@@ -144,20 +156,21 @@ class CleanInputs:
     Args:
         images: clean data, shape (N, C, H, W).
         times: times as the network is given them, shape (N,).
-        labels: labels, shape (N,).
+        conditioning: of the N images.
         batch_size: images per forward pass.
     """
 
     def __init__(
-        self, images: Tensor, times: Tensor, labels: Tensor, batch_size: int = 512
+        self, images: Tensor, times: Tensor, conditioning: Conditioning, batch_size: int = 512
     ) -> None:
-        self.inputs = (images, times, labels)
+        self.inputs, self.conditioning = (images, times), conditioning
         self.batch_size = batch_size
 
     def predict(self, net: Backbone, run_block: BlockRunner) -> None:
         """Run ``net`` on all images in evaluation mode."""
         device = next(net.parameters()).device
         with evaluating(net):
-            batches = (value.split(self.batch_size) for value in self.inputs)
-            for batch in zip(*batches, strict=True):
-                net(*(value.to(device) for value in batch), run_block=run_block)
+            for first in range(0, len(self.conditioning), self.batch_size):
+                rows = slice(first, first + self.batch_size)
+                inputs = [value[rows].to(device) for value in self.inputs]
+                predict(net, inputs, self.conditioning[rows].to(device), run_block)

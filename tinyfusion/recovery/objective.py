@@ -11,6 +11,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.processes.contract import Corrupted, Process
 from tinyfusion.recovery.features import MASKS, SCALES, feature_distance
 from tinyfusion.recovery.stages import SeamsFirst
+from tinyfusion.states import States
 
 STATE_KEYS = ("hidden_size", "patch_size", "buffer_size")
 """Constructor arguments that give hidden states their shape."""
@@ -120,7 +121,7 @@ class Objective:
         corrupted: Corrupted,
         student_out: Tensor,
         teacher_out: Tensor | None,
-        state_pairs: list[tuple[Tensor, Tensor]],
+        state_pairs: list[tuple[States, States]],
         share: float,
         pair_weights: Sequence[float] | None = None,
     ) -> dict[str, Tensor]:

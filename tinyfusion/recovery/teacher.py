@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, forward_with_states
+from tinyfusion.conditioning import Conditioning
+from tinyfusion.states import States
 
 
 class FrozenTeacher:
@@ -31,7 +33,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(
-        self, inputs: Sequence[Tensor], wanted: Iterable[int]
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self, inputs: Sequence[Tensor], conditioning: Conditioning, wanted: Iterable[int]
+    ) -> tuple[Tensor, dict[int, States]]:
         """Prediction and hidden states after the ``wanted`` blocks."""
-        return forward_with_states(self.net, inputs, wanted)
+        return forward_with_states(self.net, inputs, conditioning, wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.samplers.contract import NoiseSource, OnStep, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
@@ -32,14 +33,14 @@ class AncestralSampler:
         net: Backbone,
         process: GaussianDiffusion,
         noise: NoiseSource,
-        labels: Tensor,
+        conditioning: Conditioning,
         guidance: Guidance = NO_GUIDANCE,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """See `Sampler`; ``noise`` is called once for the start and once per step."""
         check_sampler(self, process, net)
         chain = process.respaced(self.steps)
-        return walk_back(ancestral_step, chain, net, noise, labels, guidance, on_step)
+        return walk_back(ancestral_step, chain, net, noise, conditioning, guidance, on_step)
 
 
 def ancestral_step(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, dtype_of
 from tinyfusion.backbones.tokens import patchify, unpatchify
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.masked import MaskedDiffusion
@@ -117,7 +118,7 @@ class AutoregressiveSampler:
         net: Backbone,
         process: MaskedDiffusion,
         noise: NoiseSource,
-        labels: Tensor,
+        conditioning: Conditioning,
         guidance: Guidance = NO_GUIDANCE,
         on_step: OnStep | None = None,
     ) -> Tensor:
@@ -135,13 +136,13 @@ class AutoregressiveSampler:
         device, dtype = next(net.parameters()).device, state_dtype(net)
         tokens_BTCt = torch.zeros(draws[0].shape, device=device, dtype=dtype)
         state = unpatchify(tokens_BTCt, size)
-        labels = labels.to(device)
+        conditioning = conditioning.to(device)
         hidden = count = orders_BT.shape[1]
         for index, still in enumerate(hidden_after(count, self.iterations)):
             now = self._guidance(guidance, count, still)
             new_BM = orders_BT[:, still:hidden]
             hidden_BM = orders_BT[:, :hidden].to(device)
-            conditions = _conditions(net, state, hidden_BM, labels, new_BM, now)
+            conditions = _conditions(net, state, hidden_BM, conditioning, new_BM, now)
             own = (_take(draw, new_BM).to(device, dtype) for draw in draws)
             drawn = draw_tokens(net, chain, conditions, own, state.shape[1], now, self.temperature)
             position = new_BM.to(device)[..., None].expand(-1, -1, drawn.shape[1])
@@ -205,14 +206,20 @@ def draw_tokens(
 
 
 def _conditions(
-    net: Backbone, x: Tensor, hidden_BM: Tensor, labels: Tensor, new_BM: Tensor, guidance: Guidance
+    net: Backbone,
+    x: Tensor,
+    hidden_BM: Tensor,
+    conditioning: Conditioning,
+    new_BM: Tensor,
+    guidance: Guidance,
 ) -> Tensor:
     """Conditions of the tokens ``new_BM``: shape (N, D), or (2N, D) if they are guided."""
     x = x.to(dtype_of(net))
     if guidance.scale != 1:
         x, hidden_BM, new_BM = (torch.cat([each, each]) for each in (x, hidden_BM, new_BM))
-        labels = torch.cat([labels, torch.full_like(labels, net.null_label)])
-    return _take(net.conditions(x, hidden_BM, labels), new_BM.to(x.device))
+        conditioning = conditioning.cat([conditioning, conditioning.null(net)])
+    conditions = net.conditions(x, hidden_BM, *conditioning.arguments())
+    return _take(conditions, new_BM.to(x.device))
 
 
 def _take(values_BTX: Tensor, index_BM: Tensor) -> Tensor:

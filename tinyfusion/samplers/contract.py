@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.processes.contract import Process
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
@@ -46,7 +47,7 @@ class Sampler(Protocol):
         net: Backbone,
         process: Any,
         noise: NoiseSource,
-        labels: Tensor,
+        conditioning: Conditioning,
         guidance: Guidance = NO_GUIDANCE,
         on_step: OnStep | None = None,
     ) -> Tensor:
@@ -56,7 +57,7 @@ class Sampler(Protocol):
             net: the denoiser, in eval mode.
             process: the full process that ``net`` was trained on.
             noise: gives the draws, one after the other.
-            labels: shape (B,).
+            conditioning: of the B samples, on any device.
             guidance: classifier-free guidance.
             on_step: receives every state.
 

@@ -7,6 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.tables import Tables
@@ -43,7 +44,7 @@ class DDIMSampler:
         net: Backbone,
         process: GaussianDiffusion,
         noise: NoiseSource,
-        labels: Tensor,
+        conditioning: Conditioning,
         guidance: Guidance = NO_GUIDANCE,
         on_step: OnStep | None = None,
     ) -> Tensor:
@@ -51,7 +52,7 @@ class DDIMSampler:
         check_sampler(self, process, net)
         chain = process.respaced(self.steps)
         step = partial(self._step, self._coefficients(chain))
-        return walk_back(step, chain, net, noise, labels, guidance, on_step)
+        return walk_back(step, chain, net, noise, conditioning, guidance, on_step)
 
     def _coefficients(self, chain: GaussianDiffusion) -> Tables:
         kept_S, kept_next_S = chain.alphas_cumprod_S, chain.alphas_cumprod_prev_S

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.contract import Backbone, evaluating
+from tinyfusion.conditioning import Conditioning, as_conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.pixels import to_uint8
 from tinyfusion.processes.contract import Process
@@ -39,9 +40,11 @@ def class_labels(count: int, num_classes: int, class_balance: str, seed: int) ->
         seed: sampling seed.
 
     Raises:
-        InputError: another ``class_balance``.
+        InputError: another ``class_balance``, or no class.
     """
     check_class_balance(class_balance)
+    if num_classes < 1:
+        raise InputError("the model is not class-conditional, so that it has no labels to draw")
     if class_balance == "balanced":
         return balanced_labels(count, num_classes)
     # A hash is as good as a draw: its remainder favours a class by less than 1 in 10^15.
@@ -57,7 +60,7 @@ def generate(
     net: Backbone,
     process: Process,
     sampler: Sampler,
-    labels: Tensor,
+    conditioning: Tensor | Conditioning,
     seed: int,
     guidance: Guidance = NO_GUIDANCE,
     shape: Sequence[int] | None = None,
@@ -67,16 +70,16 @@ def generate(
     dtype: torch.dtype | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Sample one image per label.
+    """Sample one image per row of the conditioning, such as one per label.
 
-    Sample i depends on (seed, first_index + i), its label and the settings alone: any batch
+    Sample i depends on (seed, first_index + i), its conditioning and the settings alone: any batch
     size gives the same images, up to the rounding of matrix products.
 
     Args:
         net: the denoiser; its training modes are left as they were found.
         process: the full process that ``net`` was trained on.
         sampler: how to sample.
-        labels: integers, shape (N,).
+        conditioning: of N samples; a tensor of integers, shape (N,), is taken for class labels.
         seed: sampling seed.
         guidance: classifier-free guidance.
         shape: shape of one sample, (C, H, W); default: the input of ``net``.
@@ -91,14 +94,15 @@ def generate(
         ([-1, 1] for pixels).
 
     Raises:
-        InputError: a batch size below 1, labels that the model does not have, or a process or
-            sampler that does not fit the model.
+        InputError: a batch size below 1, labels that the model does not have, or a process,
+            sampler or guidance that does not fit the model.
     """
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: must be at least 1")
     if shape is None:
         shape = (net.in_channels, net.input_size, net.input_size)
-    _check_labels(net, labels)
+    conditioning = as_conditioning(conditioning)
+    conditioning.check(net)
     process.check(net)
     check_sampler(sampler, process, net)
     num_steps = sampler.num_steps(process)
@@ -107,10 +111,10 @@ def generate(
     with (
         evaluating(net),
         torch.autocast(device.type, dtype, enabled=dtype is not None),
-        Progress("sampling", len(labels), bar=progress, seconds=None) as shown,
+        Progress("sampling", len(conditioning), bar=progress, seconds=None) as shown,
     ):
-        for start in range(0, len(labels), batch_size):
-            chosen = labels[start : start + batch_size]
+        for start in range(0, len(conditioning), batch_size):
+            chosen = conditioning[start : start + batch_size]
             first = first_index + start
             noise = SampleNoise(seed, range(first, first + len(chosen)), shape)
 
@@ -144,16 +148,16 @@ def check_class_balance(class_balance: str, key: str = "class_balance") -> None:
 class Drawing:
     """Many pictures of one model, drawn batch by batch and in any order.
 
-    Picture i depends on (seed, i), its label and the settings alone. With equal ``batch_size``
-    it is the same to the bit, wherever and whenever its batch is drawn; with another one matrix
-    products are rounded otherwise, and now and then a pixel is off by one of 255. Only adaptive
-    samplers, whose steps suit the whole batch, differ more, within their tolerance.
+    Picture i depends on (seed, i), its conditioning and the settings alone. With equal
+    ``batch_size`` it is the same to the bit, wherever and whenever its batch is drawn; with another
+    one matrix products are rounded otherwise, and now and then a pixel is off by one of 255. Only
+    adaptive samplers, whose steps suit the whole batch, differ more, within their tolerance.
 
     Attributes:
         net: the denoiser.
         process: the full process that ``net`` was trained on.
         sampler: how to sample.
-        labels: integers, one per picture, shape (N,).
+        conditioning: of N pictures.
         seed: sampling seed.
         guidance: classifier-free guidance.
         autoencoder: decoder of the latents; ``None`` for a model of pixels.
@@ -164,7 +168,7 @@ class Drawing:
     net: Backbone
     process: Process
     sampler: Sampler
-    labels: Tensor
+    conditioning: Conditioning
     seed: int
     guidance: Guidance = NO_GUIDANCE
     autoencoder: Autoencoder | None = None
@@ -172,7 +176,7 @@ class Drawing:
     dtype: torch.dtype | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.conditioning)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -212,7 +216,7 @@ class Drawing:
             self.net,
             self.process,
             self.sampler,
-            self.labels[rows.start : rows.stop],
+            self.conditioning[rows.start : rows.stop],
             self.seed,
             self.guidance,
             batch_size=self.batch_size,
@@ -245,7 +249,7 @@ def generate_images(
     net: Backbone,
     process: Process,
     sampler: Sampler,
-    labels: Tensor,
+    conditioning: Tensor | Conditioning,
     seed: int,
     guidance: Guidance = NO_GUIDANCE,
     autoencoder: Autoencoder | None = None,
@@ -254,10 +258,22 @@ def generate_images(
 ) -> Tensor:
     """The pictures of a :class:`Drawing` in memory, for the few that a figure shows.
 
+    Arguments are the attributes of `Drawing`; ``conditioning`` may be a tensor of class labels.
+
     Returns:
         Images, uint8 0..255, shape (N, C, H, W), on the CPU.
     """
-    drawing = Drawing(net, process, sampler, labels, seed, guidance, autoencoder, batch_size, dtype)
+    drawing = Drawing(
+        net,
+        process,
+        sampler,
+        as_conditioning(conditioning),
+        seed,
+        guidance,
+        autoencoder,
+        batch_size,
+        dtype,
+    )
     return torch.cat(list(drawing.draw_all()))
 
 
@@ -280,16 +296,3 @@ def decode_images(latents: Tensor, autoencoder: Autoencoder, device: torch.devic
             for batch in latents.split(autoencoder.batch_size)
         ]
     )
-
-
-def _check_labels(net: Backbone, labels: Tensor) -> None:
-    # An index beyond the class table aborts the whole process on a GPU.
-    rows = getattr(net, "num_classes", None)
-    if rows is None or not len(labels):
-        return
-    wrong = labels[(labels < 0) | (labels > rows)]
-    if len(wrong):
-        raise InputError(
-            f"label {int(wrong[0])} does not exist; the model has classes 0..{rows - 1} "
-            f"(and {rows}, the null class)"
-        )

@@ -11,16 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.contract import Backbone, predict
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly samples are pushed away from the prediction without a class.
+    """How strongly samples are pushed away from the prediction without conditioning.
 
     Attributes:
-        scale: 1 samples from the model as it is, larger values sharpen the class, 0 ignores it.
+        scale: 1 samples from the model as it is, larger values strengthen the conditioning (a
+            class, a text), 0 ignores it.
         channels: how many of the data channels are guided; ``None`` guides all of them. The
             published DiT samples guide the first 3 of 4 latent channels.
 
@@ -39,49 +41,48 @@ class Guidance:
                 f"guidance channels={self.channels}: must be at least 1, or null for all channels"
             )
 
-    def predict(self, net: Backbone, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def predict(self, net: Backbone, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Run ``net`` with guidance.
 
         Args:
-            net: the denoiser; for scales other than 1 it needs a null class.
+            net: the denoiser; for scales other than 1 it needs a null conditioning.
             x: noisy input, shape (B, C, H, W).
             t: times of the network, shape (B,).
-            labels: shape (B,).
+            conditioning: of B samples, on the device of ``x``.
 
         Returns:
             The network output, shape (B, C or 2C, H, W). Channels that are not guided and the
             variance values are those of the conditional prediction.
 
         Raises:
-            InputError: ``net`` has no null class, or more channels are to be guided than
+            InputError: ``net`` has no null conditioning, or more channels are to be guided than
                 the data has.
         """
         if self.scale == 1:
-            return net(x, t, labels)
+            return predict(net, (x, t), conditioning)
         self._guided(x.shape[1])
-        null_labels = torch.full_like(labels, net.null_label)
-        both = net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, null_labels]))
+        twice = conditioning.cat([conditioning, conditioning.null(net)])
+        both = predict(net, (torch.cat([x, x]), torch.cat([t, t])), twice)
         return self.combine(*both.chunk(2), channels=x.shape[1])
 
-    def combine(self, with_class: Tensor, without: Tensor, channels: int) -> Tensor:
-        """Push predictions with a class away from those without.
+    def combine(self, conditional: Tensor, null: Tensor, channels: int) -> Tensor:
+        """Push predictions with conditioning away from those without.
 
         Args:
-            with_class: conditional predictions, shape (B, C or more, ...), the prediction of the
-                data's channels first.
-            without: predictions of the null class, same shape.
+            conditional: shape (B, C or more, ...), the prediction of the data's channels first.
+            null: predictions with the null conditioning, same shape.
             channels: data channels C.
 
         Returns:
-            Same shape; what is not guided is that of ``with_class``.
+            Same shape; what is not guided is that of ``conditional``.
 
         Raises:
             InputError: more channels are to be guided than the data has.
         """
         guided = self._guided(channels)
         # Classifier-free guidance, equation 6, with scale = 1 + w.
-        noise = torch.lerp(without[:, :guided], with_class[:, :guided], self.scale)
-        return torch.cat([noise, with_class[:, guided:]], dim=1)
+        noise = torch.lerp(null[:, :guided], conditional[:, :guided], self.scale)
+        return torch.cat([noise, conditional[:, guided:]], dim=1)
 
     def _guided(self, available: int) -> int:
         """How many of ``available`` data channels are guided."""

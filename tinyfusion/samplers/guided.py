@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, dtype_of
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.samplers.contract import NoiseSource
 from tinyfusion.samplers.guidance import Guidance
 
@@ -23,24 +24,24 @@ def state_dtype(net: Backbone) -> torch.dtype:
 
 
 class GuidedNet:
-    """A network bound to the labels, guidance and noise of one batch.
+    """A network bound to the conditioning, guidance and noise of one batch.
 
     Args:
         net: the denoiser.
         noise: gives the draws, one after the other.
-        labels: shape (B,).
+        conditioning: of the batch, on any device.
         guidance: classifier-free guidance.
     """
 
     def __init__(
-        self, net: Backbone, noise: NoiseSource, labels: Tensor, guidance: Guidance
+        self, net: Backbone, noise: NoiseSource, conditioning: Conditioning, guidance: Guidance
     ) -> None:
         self.net = net
         self.guidance = guidance
         self.net_dtype = dtype_of(net)
         self.dtype = state_dtype(net)
         self.device = next(net.parameters()).device
-        self.labels = labels.to(self.device)
+        self.conditioning = conditioning.to(self.device)
         self._noise = noise
 
     def draw(self) -> Tensor:
@@ -49,5 +50,5 @@ class GuidedNet:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Guided output for states of shape (B, C, H, W) and network times of shape (B,)."""
-        out = self.guidance.predict(self.net, x.to(self.net_dtype), t, self.labels)
+        out = self.guidance.predict(self.net, x.to(self.net_dtype), t, self.conditioning)
         return out.to(self.dtype)

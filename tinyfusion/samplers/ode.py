@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.processes.interpolant import Interpolant
 from tinyfusion.samplers.contract import NoiseSource, OnStep, check_sampler
@@ -71,7 +72,7 @@ class ODESampler:
         net: Backbone,
         process: Interpolant,
         noise: NoiseSource,
-        labels: Tensor,
+        conditioning: Conditioning,
         guidance: Guidance = NO_GUIDANCE,
         on_step: OnStep | None = None,
     ) -> Tensor:
@@ -83,7 +84,7 @@ class ODESampler:
         from torchdiffeq import odeint  # imports scipy
 
         check_sampler(self, process, net)
-        predict = GuidedNet(net, noise, labels, guidance)
+        predict = GuidedNet(net, noise, conditioning, guidance)
         adaptive = self.method in ADAPTIVE
 
         def slope(time: Tensor, x: Tensor) -> Tensor:

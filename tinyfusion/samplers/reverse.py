@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.respacing import respaced_times
 from tinyfusion.samplers.contract import NoiseSource, OnStep
@@ -36,7 +37,7 @@ def walk_back(
     chain: GaussianDiffusion,
     net: Backbone,
     noise: NoiseSource,
-    labels: Tensor,
+    conditioning: Conditioning,
     guidance: Guidance,
     on_step: OnStep | None,
 ) -> Tensor:
@@ -47,14 +48,14 @@ def walk_back(
         chain: a respaced process.
         net: the denoiser.
         noise: see `Sampler`.
-        labels: shape (B,).
+        conditioning: of the batch.
         guidance: classifier-free guidance.
         on_step: receives every state.
 
     Returns:
         The last state, shape (B, C, H, W).
     """
-    predict = GuidedNet(net, noise, labels, guidance)
+    predict = GuidedNet(net, noise, conditioning, guidance)
     x = predict.draw()
     for index, time in enumerate(reversed(range(chain.num_steps))):
         t = torch.full((len(x),), time, device=x.device)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.processes.interpolant import Interpolant
 from tinyfusion.samplers.contract import NoiseSource, OnStep, check_sampler
@@ -113,13 +114,13 @@ class SDESampler:
         net: Backbone,
         process: Interpolant,
         noise: NoiseSource,
-        labels: Tensor,
+        conditioning: Conditioning,
         guidance: Guidance = NO_GUIDANCE,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """See `Sampler`; ``noise`` is called for the start and once for every step but the last."""
         check_sampler(self, process, net)
-        predict = GuidedNet(net, noise, labels, guidance)
+        predict = GuidedNet(net, noise, conditioning, guidance)
         noisy_steps = self.steps if self.last_step is None else self.steps - 1
         start, end = self._interval(process)
         grid = torch.linspace(start, end, noisy_steps + 1, dtype=torch.float64).tolist()

@@ -116,8 +116,8 @@ class Objects:
     @cached_property
     def held_out_loss(self) -> HeldOutLoss | None:
         """Loss on the fixed held-out batch; ``None`` if no image is held out."""
-        images, labels = self.source.held_out()
-        return HeldOutLoss(self.process, images, labels) if len(images) else None
+        images, conditioning = self.source.held_out()
+        return HeldOutLoss(self.process, images, conditioning) if len(images) else None
 
     @property
     def dtype(self) -> torch.dtype | None:

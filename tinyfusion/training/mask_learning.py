@@ -120,7 +120,8 @@ class MaskLearning(DenoiserTraining):
         """Terms of the process's own loss under masks drawn per sample."""
         corrupted = prepared.corrupted
         gumbel_BK = self.noise.gumbel("gumbel", prepared.rows, self.gated.gates.num_choices)
-        out = self.gated(*prepared.inputs, gumbel_BK=gumbel_BK.to(corrupted.clean.device))
+        gumbel_BK = gumbel_BK.to(corrupted.clean.device)
+        out = self.gated(corrupted.inputs, prepared.conditioning, gumbel_BK)
         # Under autocast the prediction is bfloat16, too coarse for the arithmetic of the loss.
         terms = self.process.loss(out.to(corrupted.clean.dtype), corrupted)
         return {"total": terms.pop("loss"), **terms}

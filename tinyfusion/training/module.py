@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from tinyfusion.conditioning import Conditioning
 from tinyfusion.data.datamodule import Batch
 from tinyfusion.errors import TrainingDivergedError
 from tinyfusion.processes.contract import Corrupted, Process, batch_means
@@ -32,18 +33,13 @@ class Prepared(NamedTuple):
 
     Attributes:
         corrupted: what the process made of clean data.
-        labels: labels after dropping, shape (B,); teacher and student get the same ones.
+        conditioning: what is left after dropping; teacher and student get the same.
         rows: which rows of the global batch these are.
     """
 
     corrupted: Corrupted
-    labels: Tensor
+    conditioning: Conditioning
     rows: Rows
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What a forward takes."""
-        return (*self.corrupted.inputs, self.labels)
 
 
 class DenoiserTraining(TrainedNetworks):
@@ -61,7 +57,8 @@ class DenoiserTraining(TrainedNetworks):
         optimizer: makes the optimiser from parameter groups.
         learning_rate: base rate over the run.
         clip_norm: largest global gradient norm; larger gradients are scaled down.
-        label_drop: probability with which a label is replaced by the null class.
+        label_drop: probability with which a sample's conditioning (its label) is replaced by the
+            network's null.
     """
 
     def __init__(
@@ -111,20 +108,20 @@ class DenoiserTraining(TrainedNetworks):
 
     # -- one step ----------------------------------------------------------------------------
 
-    def prepare(self, batch: Batch, null_label: int | None) -> Prepared:
-        """Draw label drops and all that the process asks for, and corrupt a batch."""
+    def prepare(self, batch: Batch) -> Prepared:
+        """Draw what is dropped and all that the process asks for, and corrupt a batch."""
         rows = batch.rows
         draws = StepDraws(self.noise, rows, batch.images.device)
-        labels = batch.labels
-        if self.label_drop > 0 and null_label is not None:
+        conditioning = batch.conditioning
+        if self.label_drop > 0:
             drop_B = draws.uniform("label_drop") < self.label_drop
-            labels = torch.where(drop_B, null_label, labels)
-        return Prepared(self.process.corrupt(batch.images, draws), labels, rows)
+            conditioning = conditioning.drop(drop_B, self.trained_net)
+        return Prepared(self.process.corrupt(batch.images, draws), conditioning, rows)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a micro-batch."""
         self.noise.seed_layers(batch.rows)
-        terms = batch_means(self.step_losses(self.prepare(batch, self.null_label)))
+        terms = batch_means(self.step_losses(self.prepare(batch)))
         loss = terms["total"]
         # Stays on the device: only the end of the step asks for it.
         self._loss_is_finite = torch.isfinite(loss.detach()) & self._loss_is_finite
@@ -148,11 +145,6 @@ class DenoiserTraining(TrainedNetworks):
         terms = dict(zip(names, values, strict=True))
         self.log_dict({"train/loss": terms.pop("total")})
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
-
-    @property
-    def null_label(self) -> int | None:
-        """Label that stands for a dropped one, if labels are dropped."""
-        return None if self.label_drop == 0 else self.trained_net.null_label
 
     def configure_gradient_clipping(
         self,

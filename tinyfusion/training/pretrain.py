@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.contract import Backbone, predict
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.training.ema import Ema
 from tinyfusion.training.module import DenoiserTraining, Prepared
@@ -47,7 +47,7 @@ class Pretraining(DenoiserTraining):
 
     def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
         """Terms of the process's own loss."""
-        out = self.net(*prepared.inputs)
+        out = predict(self.net, prepared.corrupted.inputs, prepared.conditioning)
         terms = self.process.loss(out.to(prepared.corrupted.clean.dtype), prepared.corrupted)
         return {"total": terms.pop("loss"), **terms}
 

@@ -13,6 +13,7 @@ from tinyfusion.backbones.contract import Backbone, forward_with_states
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.stages import FirstStage
 from tinyfusion.recovery.teacher import FrozenTeacher
+from tinyfusion.states import States
 from tinyfusion.training.ema import Ema
 from tinyfusion.training.module import DenoiserTraining, Prepared
 from tinyfusion.training.schedules import progress
@@ -85,12 +86,13 @@ class Recovery(DenoiserTraining):
             self.teacher.to(self.device)
 
     def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
-        """Terms of the objective; both networks see the same input, times and labels."""
-        inputs = prepared.inputs
-        out, states = forward_with_states(self.student, inputs, (a for a, _ in self.pairs))
-        teacher_out, teacher_states = None, {}
+        """Terms of the objective; both networks see the same input, times and conditioning."""
+        seen = prepared.corrupted.inputs, prepared.conditioning
+        out, states = forward_with_states(self.student, *seen, (a for a, _ in self.pairs))
+        teacher_out: Tensor | None = None
+        teacher_states: dict[int, States] = {}
         if self.teacher is not None and self.objective.uses_teacher:
-            teacher_out, teacher_states = self.teacher(inputs, (b for _, b in self.pairs))
+            teacher_out, teacher_states = self.teacher(*seen, (b for _, b in self.pairs))
         return self.objective(
             self.process,
             prepared.corrupted,

@@ -18,7 +18,7 @@ class TrainingSettings:
         learning_rate_end: rate at the last step (cosine); ``None`` keeps it constant.
         warm_up: steps of linear warm-up.
         clip_norm: largest global gradient norm.
-        label_drop: probability of the null class; ``None`` takes the backbone's
+        label_drop: probability with which conditioning is dropped; ``None`` takes the backbone's
             ``class_dropout_prob``.
         ema_decay: decay per step of the averaged weights (warmed up; unused by mask learning,
             whose gates have their own).
