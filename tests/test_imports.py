@@ -30,6 +30,7 @@ ORDER = [
     "units",
     "scheme",
     "changes",
+    "decision_files",
     "decision",
     "backbones",
     "checkpoints",
