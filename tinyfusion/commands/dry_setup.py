@@ -172,14 +172,13 @@ class DrySetup(Setup):
         if decision is None:
             return self.arguments
         net = self.on_meta(self.arguments)
-        resized = {}
+        widths = {}
         if decision.resized is not None:
-            resized = {**net.width_plan().fixed, **decision.resized.widths}
-        if decision.removed or decision.is_about_blocks:
-            net.remove_branches(decision.removed)
-            net.keep_blocks(decision.origins if decision.is_about_blocks else range(net.depth))
-            return {**self.arguments, **net.config(), **resized}
-        return {**self.arguments, **resized}
+            widths = {**net.width_plan().fixed, **decision.resized.widths}
+        net.remove_branches(decision.removed)
+        if decision.is_about_blocks:
+            net.keep_blocks(decision.origins)
+        return {**self.arguments, **net.config(), **widths}
 
     def decision(self) -> Decision | None:
         """The given decision, or one that keeps as many blocks or channels as the command would.
