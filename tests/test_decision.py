@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tinyfusion.changes import Replacement, Resizing
-from tinyfusion.decision import FORMAT, Decision, find_decision
+from tinyfusion.decision import Decision, find_decision
+from tinyfusion.decision_files import FORMAT
 from tinyfusion.errors import InputError
 from tinyfusion.version import __version__
 

@@ -37,6 +37,7 @@ ORDER = [
     "units",
     "scheme",
     "changes",
+    "decision_files",
     "decision",
     "backbones",
     "checkpoints",

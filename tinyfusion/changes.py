@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from tinyfusion.errors import InputError
+from tinyfusion.units import Place
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,27 @@ class Resizing:
             "source_parameters": self.source_parameters,
             "reached": self.reached,
         }
+
+
+def check_removed(removed: Iterable[Any]) -> tuple[str, ...]:
+    """Names of branches, in the order given.
+
+    Raises:
+        InputError: no list of names, a name that is no branch's, or one that stands twice.
+    """
+    if isinstance(removed, str):
+        raise InputError(f"removed={removed!r} must be a list of names of branches")
+    removed = tuple(removed)
+    for name in removed:
+        place = Place.parse(name)
+        if not place.stack or not place.part or place.stop != place.start + 1:
+            raise InputError(
+                f"removed: {name!r} is the name of no branch; valid: names such as 'blocks.3.attn'"
+            )
+    doubled = [name for name in removed if removed.count(name) > 1]
+    if doubled:
+        raise InputError(f"removed: {doubled[0]!r} is listed more than once")
+    return removed
 
 
 def _check_numbers(key: str, found: Any) -> None:

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-from tinyfusion.changes import Replacement, Resizing
+from tinyfusion.changes import Replacement, Resizing, check_removed
+from tinyfusion.decision_files import (
+    DECISION_FILE,
+    FORMAT,
+    WIDTHS_FILE,
+    decision_values,
+    record_of,
+)
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
 from tinyfusion.scheme import Scheme, parse_scheme
-from tinyfusion.units import Place
 from tinyfusion.version import __version__
-
-FORMAT = "tinyfusion-decision"
-
-# Until version 0.1.0 decisions about channels had a record and a file of their own.
-_WIDTHS_FORMAT, _WIDTHS_FILE = "tinyfusion-widths", "widths.json"
-_WIDTHS_KEYS = {
-    "kept": "kept",
-    "source_units": "source_sizes",
-    "widths": "widths",
-    "source_widths": "source_widths",
-    "parameters": "parameters",
-    "source_parameters": "source_parameters",
-}
-
-Record = TypeVar("Record")
 
 
 def check_kept(kept: Iterable[Any], depth: int, key: str = "kept") -> tuple[int, ...]:
@@ -105,13 +96,13 @@ class Decision:
     resized: Resizing | None = None
     budget: dict[str, Any] = field(default_factory=dict)
 
-    file_name: ClassVar[str] = "decision.json"
+    file_name: ClassVar[str] = DECISION_FILE
 
     def __post_init__(self) -> None:
         changes = (self.removed, self.replaced, self.resized)
         if self.kept is None and not any(changes):
             raise InputError("nothing is decided: give kept, removed, replaced or resized")
-        object.__setattr__(self, "removed", _check_removed(self.removed))
+        object.__setattr__(self, "removed", check_removed(self.removed))
         replaced = sorted(self.replaced, key=lambda interval: interval.start)
         object.__setattr__(self, "replaced", tuple(replaced))
         depth = self.source_depth
@@ -222,23 +213,20 @@ class Decision:
             InputError: not a decision, unknown or missing keys, invalid indices, or lists of kept
                 and dropped blocks that contradict each other.
         """
-        if not is_decision(values):
-            raise InputError(f"{where} is not a decision: it lacks 'format': '{FORMAT}'")
-        if values["format"] == _WIDTHS_FORMAT:
-            values = _of_widths_file(values, where)
+        values = decision_values(values, where)
         known = {name: values[name] for name in values if name not in ("format", "dropped")}
         if known.get("kept") is not None and "source_depth" not in known:
             raise InputError(f"{where} is not a valid decision: it lacks 'source_depth'")
         if known.get("resized") is not None:
-            known["resized"] = _record(Resizing, known["resized"], where, "resizing")
+            known["resized"] = record_of(Resizing, known["resized"], where, "resizing")
         if "replaced" in known:
             if not isinstance(known["replaced"], list | tuple):
                 raise InputError(f"{where}: replaced={known['replaced']!r} must be a list")
             known["replaced"] = tuple(
-                _record(Replacement, interval, where, "replacement")
+                record_of(Replacement, interval, where, "replacement")
                 for interval in known["replaced"]
             )
-        decision = _record(cls, known, where, "decision")
+        decision = record_of(cls, known, where, "decision")
         dropped = values.get("dropped", list(decision.dropped))
         if dropped != list(decision.dropped):
             raise InputError(
@@ -262,88 +250,10 @@ class Decision:
         return cls.from_dict(read_json(path, "decision"), where=f"decision file {str(path)!r}")
 
 
-def is_decision(content: Any) -> bool:
-    """Whether the content of a JSON file says that it is a decision, of this version or 0.1.0."""
-    return isinstance(content, Mapping) and content.get("format") in (FORMAT, _WIDTHS_FORMAT)
-
-
 def find_decision(folder: Path) -> Path | None:
     """The file of a run's folder that holds its decision, if there is any."""
-    files = (folder / name for name in (Decision.file_name, _WIDTHS_FILE))
+    files = (folder / name for name in (DECISION_FILE, WIDTHS_FILE))
     return next((file for file in files if file.is_file()), None)
-
-
-def _record(kind: type[Record], values: Any, where: str, what: str) -> Record:
-    """Make a record of plain data.
-
-    Args:
-        kind: its dataclass, which checks values itself.
-        values: fields by name.
-        where: what holds the values, for messages.
-        what: what they are to be, for messages.
-
-    Raises:
-        InputError: unknown or missing fields, or invalid values.
-    """
-    if not isinstance(values, Mapping):
-        raise InputError(f"{where} is not valid: a {what} must be a dictionary, not {values!r}")
-    known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind)}
-    unknown = [repr(name) for name in values if name not in known]
-    missing = [repr(name) for name, required in known.items() if required and name not in values]
-    for fault, names in (("has the unknown", unknown), ("lacks", missing)):
-        if names:
-            raise InputError(f"{where} is not a valid {what}: it {fault} {', '.join(names)}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(f"{where} is not a valid {what}: {error}") from None
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-
-
-def _of_widths_file(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The content of a ``widths.json`` of version 0.1.0 as that of a ``decision.json``.
-
-    Raises:
-        InputError: another version of that format, unknown or missing keys, or invalid values.
-    """
-    if values.get("format_version") != 1:
-        raise InputError(
-            f"{where} has format_version={values.get('format_version')!r}; this version of "
-            "tinyfusion reads 1"
-        )
-    wanted = (*_WIDTHS_KEYS, "ratio")
-    known = (*wanted, "method", "scores", "seed", "source_sha256", "config", "version")
-    given = {k: v for k, v in values.items() if k not in ("format", "format_version")}
-    unknown = [repr(key) for key in given if key not in known]
-    missing = [repr(key) for key in wanted if key not in given]
-    for fault, names in (("has the unknown", unknown), ("lacks", missing)):
-        if names:
-            raise InputError(f"{where} is not a valid decision: it {fault} {', '.join(names)}")
-    resized = {_WIDTHS_KEYS[key]: given.pop(key) for key in _WIDTHS_KEYS}
-    budget = {"ratio": given.pop("ratio")}
-    return {"format": FORMAT, **given, "resized": resized, "budget": budget}
-
-
-def _check_removed(removed: Iterable[Any]) -> tuple[str, ...]:
-    """Names of branches, in the order given.
-
-    Raises:
-        InputError: no list of names, a name that is no branch's, or one that stands twice.
-    """
-    if isinstance(removed, str):
-        raise InputError(f"removed={removed!r} must be a list of names of branches")
-    removed = tuple(removed)
-    for name in removed:
-        place = Place.parse(name)
-        if not place.stack or not place.part or place.stop != place.start + 1:
-            raise InputError(
-                f"removed: {name!r} is the name of no branch; valid: names such as 'blocks.3.attn'"
-            )
-    doubled = [name for name in removed if removed.count(name) > 1]
-    if doubled:
-        raise InputError(f"removed: {doubled[0]!r} is listed more than once")
-    return removed
 
 
 def _check_blocks(

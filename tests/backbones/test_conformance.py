@@ -244,6 +244,12 @@ class ScalesByPlace(Whole):
         return self.leave(states).unsqueeze(1)
 
 
+class WritesWhilePruned(Whole):
+    def keep_blocks(self, kept):
+        super().keep_blocks(kept)
+        self.leave.weight.data *= 0.5
+
+
 class DetachesStates(Whole):
     def forward(self, x, t, y, run_block=run_plain):
         def detaching(index, block, states, condition):
@@ -358,6 +364,7 @@ def test_a_network_that_was_pruned_or_has_one_block_passes() -> None:
         (MixesSamples, "sample 0 of a batch has another output than alone"),
         (IgnoresLabels, "the conditioning has no effect"),
         (ScalesByPlace, "what a block does must not depend on its place"),
+        (WritesWhilePruned, "keep_blocks wrote into 'leave.weight' of the network that is pruned"),
         (DetachesStates, "parameter 'up.weight' of block 0 gets no gradient"),
         (OwnDefault, "block 0 was run 1 times instead of 2 .* must be run_plain"),
         (StartValuesMatter, "saved and loaded computes something else"),

@@ -189,8 +189,8 @@ def test_an_own_selector_goes_with_every_criterion(tf, own_conf, only_run) -> No
         "class Ends:\n"
         "    name, uses_scheme = 'ends', False\n"
         "    def select(self, score, budget):\n"
-        "        kept = (*range(budget.keep - 1), budget.depth - 1)\n"
-        "        return Selection(kept, score(range(budget.depth)), {'why': 'both ends'})\n"
+        "        kept = (*range(budget.keep - 1), budget.count - 1)\n"
+        "        return Selection(kept, score(range(budget.count)), {'why': 'both ends'})\n"
     )
     (own_conf / "selector/ends.yaml").write_text("_target_: my_selector.Ends\n")
     own = ("--config-dir", str(own_conf), "selector=ends", "pruner=flux_lite", "keep=3")

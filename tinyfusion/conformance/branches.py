@@ -9,7 +9,7 @@ import torch
 from tinyfusion.backbones.branches import Branch, BranchedBlock
 from tinyfusion.backbones.contract import Backbone, run_plain
 from tinyfusion.backbones.rebuild import check_rebuilds
-from tinyfusion.conformance.subject import Subject, same
+from tinyfusion.conformance.subject import Subject, same, written_to
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.states import States
@@ -53,9 +53,9 @@ def check_branches(subject: Subject) -> None:
                 f"the network without {unit.name} computes something else than the whole one that "
                 "skips it: what a branch does must not depend on the others"
             )
-    changed = [n for n, value in net.state_dict().items() if not torch.equal(value, before[n])]
-    if changed:
+    changed = written_to(net, before)
+    if changed is not None:
         raise InputError(
-            f"remove_branch wrote into {changed[0]!r} of the network that is pruned: give the "
+            f"remove_branch wrote into {changed!r} of the network that is pruned: give the "
             "block new parameters instead"
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import predict, run_plain
-from tinyfusion.conformance.subject import Subject, same
+from tinyfusion.conformance.subject import Subject, same, written_to
 from tinyfusion.errors import InputError
 from tinyfusion.seeding import generator
 from tinyfusion.states import States, map_streams, streams
@@ -166,10 +166,10 @@ def check_pruned(subject: Subject) -> None:
                 "one in which run_block skips the others: what a block does must not depend on "
                 "its place, and nothing may be done between blocks that depends on the depth"
             )
-    changed = [n for n, value in net.state_dict().items() if not torch.equal(value, before[n])]
-    if changed:
+    changed = written_to(net, before)
+    if changed is not None:
         raise InputError(
-            f"keep_blocks wrote into {changed[0]!r} of the network that is pruned: give the "
+            f"keep_blocks wrote into {changed!r} of the network that is pruned: give the "
             "network new parameters instead"
         )
     twin = copy.deepcopy(pruned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,17 @@ class Subject:
         """Output for the inputs, without gradients."""
         with torch.no_grad():
             return self.net(*self.inputs, **options)
+
+
+def written_to(net: Backbone, before: Mapping[str, Tensor]) -> str | None:
+    """Name of a tensor of ``net`` that is not what it was; ``None`` if all are.
+
+    Args:
+        net: the network.
+        before: its tensors by name, copied.
+    """
+    state = net.state_dict().items()
+    return next((name for name, value in state if not torch.equal(value, before[name])), None)
 
 
 def _varied(example: Tensor, draws: torch.Generator) -> Tensor:

@@ -84,7 +84,8 @@ def examine(name: Path | str) -> dict[str, Any]:
 
 def _decision(path: Path) -> dict[str, Any] | None:
     """Facts about a decision; ``None`` for other JSON files."""
-    from tinyfusion.decision import Decision, is_decision
+    from tinyfusion.decision import Decision
+    from tinyfusion.decision_files import is_decision
     from tinyfusion.files import read_json
 
     content = read_json(path, "JSON")
