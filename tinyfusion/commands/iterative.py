@@ -22,7 +22,6 @@ from tinyfusion.commands.prune import budget, decide
 from tinyfusion.commands.recover import RECOVERED, recover
 from tinyfusion.commands.setup import Setup
 from tinyfusion.errors import InputError
-from tinyfusion.group import current
 from tinyfusion.pruners.contract import Pruner
 from tinyfusion.scheme import Scheme
 from tinyfusion.settings.compose import build
@@ -253,7 +252,8 @@ def _made(setup: Setup, net: Backbone, distils: bool) -> Backbone:
     with _left_trainable(net):
         recover(setup, prune(net, decision), net if distils else None, decision)
     setup.tracking.finish()
-    current().barrier()  # the first rank is writing what all will read
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the first rank is writing what all will read
     return load(str(setup.folder / RECOVERED))
 
 
