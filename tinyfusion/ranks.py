@@ -15,7 +15,7 @@ _INTERACTIVE = ("bash", "interactive")
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the one that writes, scores and logs; the only one, or rank 0."""
+    """Whether this process is the one that writes and logs; the only one, or rank 0."""
     rank = _number("RANK")
     if rank is not None:
         return rank == 0

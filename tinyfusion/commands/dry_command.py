@@ -100,8 +100,6 @@ class DryCommand:
         resized: dict[str, Any] = {}
         if decision.resized is not None:
             resized = {**net.width_plan().fixed, **decision.resized.widths}
-        if not (decision.removed or decision.is_about_blocks):
-            return {**self.arguments, **resized}
         net.remove_branches(decision.removed)
         if decision.is_about_blocks:
             net.keep_blocks(decision.origins)
