@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from tinyfusion.errors import InputError
 
@@ -77,7 +77,8 @@ def record_of(kind: type[Record], values: Any, where: str, what: str) -> Record:
     """
     if not isinstance(values, Mapping):
         raise InputError(f"{where} is not valid: a {what} must be a dictionary, not {values!r}")
-    known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind)}
+    of_kind = fields(cast(Any, kind))
+    known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in of_kind}
     required = [name for name, is_required in known.items() if is_required]
     _check_names(values, known, required, where, what)
     try:

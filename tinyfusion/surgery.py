@@ -40,7 +40,9 @@ def prune(net: Backbone, decision: Decision | Iterable[int]) -> Backbone:
         decision = Decision(check_kept(decision, net.depth), net.depth)
     _check_fits(net, decision)
     # The same tensors in modules of their own, of which whatever goes can be dropped.
-    tensors = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in net.parameters()}
+    tensors: dict[int, Tensor] = {
+        id(p): nn.Parameter(p.detach(), p.requires_grad) for p in net.parameters()
+    }
     tensors |= {id(b): b.detach() for b in net.buffers()}
     left = copy.deepcopy(net, tensors)
     left.remove_branches(decision.removed)

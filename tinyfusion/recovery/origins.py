@@ -75,7 +75,7 @@ def _pairs_by_origin(
     depth = max(kept[-1], origin[-1]) + 1
     groups = None
     if decision is not None and decision.origins == kept:  # made about the first model itself
-        depth, groups = max(depth, decision.source_depth), decision.groups
+        depth, groups = max(depth, decision.source_depth or 0), decision.groups
         if depth != decision.source_depth:
             return None
     if teacher.kept_from is None and depth != teacher.depth:
