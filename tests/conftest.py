@@ -27,6 +27,15 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _autograd_survives_forks() -> None:
+    """Let autograd count its devices before fake tensors pretend that there is a GPU.
+
+    For one it would start a thread, and processes that are forked later could not train.
+    """
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
 @pytest.fixture
 def on_ranks(tmp_path: Path) -> Callable[[int, Callable[[], Any]], list[Any]]:
     """``on_ranks(2, work)``: what ``work`` returns, called in so many processes that are ranks."""

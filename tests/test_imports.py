@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -124,7 +125,9 @@ def test_starts_without_the_heavy_libraries(module: str) -> None:
 
 def test_every_public_name_can_be_loaded() -> None:
     for name in tinyfusion.__all__:
-        assert getattr(tinyfusion, name) is not None
+        value = getattr(tinyfusion, name)
+        assert value is not None
+        assert isinstance(value, ModuleType) == (name == "recipes"), name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = tinyfusion.nothing
 

@@ -71,7 +71,6 @@ _HOMES = {
     "prune": "tinyfusion.surgery",
     "push_to_hub": "tinyfusion.checkpoints",
     "recover": "tinyfusion.pipeline.api",
-    "recipes": "tinyfusion.training.recipes",
     "remap_lora": "tinyfusion.checkpoints",
     "sample": "tinyfusion.pipeline.api",
     "save_diffusers": "tinyfusion.checkpoints",
@@ -81,6 +80,9 @@ _HOMES = {
     "set_convention": "tinyfusion.checkpoints",
     "use_published_convention": "tinyfusion.checkpoints",
 }
+
+_MODULES = {"recipes": "tinyfusion.training.recipes"}
+"""Modules that are public as a whole."""
 
 __all__ = [
     "MAR",
@@ -125,9 +127,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        home = import_module(_HOMES[name])
-        # A module is a public name, too.
-        return home if _HOMES[name].endswith(f".{name}") else getattr(home, name)
+        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name == "WidthDecision":
         raise AttributeError(
             "tinyfusion.WidthDecision is part of tinyfusion.Decision now: see its field 'resized'"

@@ -397,7 +397,7 @@ def test_a_published_experiment_in_miniature_interrupted_and_resumed(
         patched.setattr(Recovery, "after_step", interrupted)
         assert tf(*line, f"hydra.run.dir={broken}", exact=True).status == 130
     result = tf("run", f"resume={broken}", exact=True)
-    assert result.status == 0 and "going on from" in result.out
+    assert result.status == 0 and "resumed from" in result.out
     for name in (
         "decision.json",
         "recovered/model.safetensors",

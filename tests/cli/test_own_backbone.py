@@ -102,7 +102,7 @@ def test_an_interrupted_run_goes_on(tf, own_model, only_run, monkeypatch) -> Non
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tinyfusion.commands.run.recover", interrupt)
+        patch.setattr("tinyfusion.commands.run.recover_into", interrupt)
         arguments = ("delta=full", "recovery=finetune")
         result = tf("run", *OWN, f"checkpoint={own_model}", *arguments, *FEW, small=False)
     assert result.status == 130

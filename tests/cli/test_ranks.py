@@ -32,7 +32,7 @@ def test_a_rank_that_was_not_asked_for_neither_scores_nor_logs(tf, root, monkeyp
     monkeypatch.setenv("LOCAL_RANK", "1")
     # A pruner and a decision that need no other rank to wait for.
     folder = root / "shared"
-    monkeypatch.setattr(run, "recover", lambda *_: None)
+    monkeypatch.setattr(run, "recover_into", lambda *_: None)
     result = tf("run", "pruner=random", "logger=wandb", f"hydra.run.dir={folder}")
     assert result.status == 0, result.err
     assert result.out == ""

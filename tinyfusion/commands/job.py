@@ -6,6 +6,7 @@ import os
 import shlex
 import threading
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from tinyfusion.commands import dry_run
 from tinyfusion.commands.execute import execute
@@ -50,7 +52,9 @@ class Folders(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Note it for a single run."""
         if session is not None:
-            session.existing = existing_part(Path(config.hydra.run.dir))
+            # Ranks that can't know the folder are refused when Hydra asks for it itself.
+            with suppress(InterpolationResolutionError):
+                session.existing = existing_part(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Note it, and the folder, for a sweep."""
