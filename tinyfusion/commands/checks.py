@@ -13,7 +13,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.processes.contract import Process
 from tinyfusion.samplers.contract import Sampler, check_sampler
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.settings.compose import locate
+from tinyfusion.settings.compose import locate, plain
 from tinyfusion.settings.overview import choices, conf_folder
 
 
@@ -105,7 +105,7 @@ def _choices_for(group: str, kind: str, **values: Any) -> list[str]:
     """Shipped choices of a group that are made for a kind of process and have these values."""
     found = []
     for name in choices(group):
-        node = OmegaConf.load(conf_folder() / group / f"{name}.yaml")
+        node = plain(OmegaConf.load(conf_folder() / group / f"{name}.yaml"))
         target = locate(node["_target_"], group)
         made_for = getattr(target, "process_kind", None) or getattr(target, "kind", None)
         if made_for == kind and all(node.get(key) == value for key, value in values.items()):

@@ -314,6 +314,7 @@ def _equal_sizes(net: Backbone, blocks: Sequence[int], samples: int) -> list[flo
 
 def _pretend_origin(student: Backbone, teacher: Backbone, decision: Decision) -> None:
     """Record for both the places that cuts of one model could have left: any will do to count."""
+    assert decision.source_depth is not None  # it is about blocks
     whole = max(teacher.depth, decision.source_depth)
     student.kept_from = tuple(block * whole // decision.source_depth for block in decision.origins)
     teacher.kept_from = tuple(i * whole // teacher.depth for i in range(teacher.depth))

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.data.encoding import plan_store
@@ -21,7 +21,7 @@ from tinyfusion.group import joined
 from tinyfusion.pipeline.encoding import fill_store
 from tinyfusion.progress import Progress
 from tinyfusion.ranks import local_rank, rank, world_size
-from tinyfusion.settings.compose import build, locate
+from tinyfusion.settings.compose import build, locate, plain
 from tinyfusion.text import readable_bytes
 from tinyfusion.training.settings import TrainerSettings
 
@@ -141,7 +141,7 @@ def _images(cfg: DictConfig) -> ImageFolder:
         raise InputError("data: images are encoded from a folder; give data=imagefolder")
     # How images are held out and mirrored is for the reader of the latents to say.
     own = {"held_out": 0, "flip": False, "probe": not cfg.skip_undecodable}
-    return build({**OmegaConf.to_container(cfg.data), **own})
+    return build({**plain(cfg.data), **own})
 
 
 def _announce(plan: Plan, root: Path, source: str) -> None:

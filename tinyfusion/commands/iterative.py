@@ -50,13 +50,19 @@ def round_objects(objects: Objects, checkpoint: str, depth: int, number: int | N
         depth: blocks that it leaves.
         number: of the round, from 1; ``None`` for the last one, which keeps the run's name.
     """
-    values = {"checkpoint": checkpoint, "keep": depth}
-    config = objects.config | values
+    config = objects.config | {"checkpoint": checkpoint, "keep": depth}
     name = objects.name
     if number is not None:
         name = None if name is None else f"{name}_round_{number}"
         config |= {"iterative": None, "name": name}
-    return replace(objects, **values, name=name, config=config, make_source=lambda: objects.source)
+    return replace(
+        objects,
+        checkpoint=checkpoint,
+        keep=depth,
+        name=name,
+        config=config,
+        make_source=lambda: objects.source,
+    )
 
 
 def check_rounds(objects: Objects, source: Backbone) -> Backbone | None:

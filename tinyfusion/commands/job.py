@@ -68,7 +68,7 @@ def attempt(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
     name = Path(hydra.runtime.output_dir).name if sweep else ""
-    resuming = bool(OmegaConf.select(hydra, "callbacks.tinyfusion.resuming", default=False))
+    resuming = bool(hydra.callbacks.get("tinyfusion", {}).get("resuming", False))
     if session is None:
         # Elsewhere, so that its outcome is left where the command line finds it.
         assert sweep is not None

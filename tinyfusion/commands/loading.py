@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -119,6 +119,7 @@ def new_backbone(objects: Objects) -> Backbone:
 
 def source_hash(objects: Objects) -> str:
     """SHA-256 of the checkpoint's weights; read once, as it may be gigabytes."""
+    assert objects.checkpoint is not None  # it has been loaded
     known = objects.__dict__.setdefault("_source_hash", {})
     if objects.checkpoint not in known:
         known[objects.checkpoint] = weights_sha256(objects.checkpoint)
@@ -140,7 +141,7 @@ def check_plan(objects: Objects, net: Backbone) -> None:
         check_sampling(net, process, "evaluation", evaluation.sampler, evaluation.guidance)
         check_decoder(net, process, evaluation.autoencoder, source)
     for name, callback in objects.make_callbacks().items():
-        key, drawn = f"callbacks.{name}", callback
+        key, drawn = f"callbacks.{name}", cast(Any, callback)
         protocol = getattr(callback, "evaluation", None)
         if isinstance(protocol, Evaluation):
             key, drawn = f"{key}.evaluation", protocol

@@ -142,6 +142,7 @@ def check(
         teacher: the network to distil from.
         decision: how the student is cut, if that is known.
     """
+    assert objects.recovery is not None
     check_recovery(
         objects.recovery,
         net,

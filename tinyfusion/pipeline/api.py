@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -102,13 +102,17 @@ def learn_mask(
     if recipe is None:
         pruner = Learned(delta, Linear(4.0, 0.1), Linear(100.0, 100.0))
     else:
-        gates = asdict(recipe.gates)
-        ramps = {name: Linear(**gates.pop(name)) for name in ("temperature", "scale")}
-        pruner = Learned(delta, **ramps, **gates)
+        gates = recipe.gates
+        pruner = Learned(
+            delta,
+            Linear(gates.temperature.start, gates.temperature.end),
+            Linear(gates.scale.start, gates.scale.end),
+            gates.gate_rate_factor,
+            gates.gate_ema_decay,
+        )
         if scheme is None and keep is None:
             scheme = recipe.scheme
-    options = dict(process=process, trainer=trainer, callbacks=callbacks, seed=seed, recipe=recipe)
-    runner = _runner(net, data, MASK_LEARNING, settings, **options)
+    runner = _runner(net, data, MASK_LEARNING, settings, process, trainer, callbacks, seed, recipe)
     return _chosen(pruner, net, runner, scheme, keep, folder)
 
 
@@ -140,8 +144,7 @@ def choose(
     Raises:
         InputError: see `learn_mask`.
     """
-    options = dict(process=process, trainer=trainer, callbacks=(), seed=seed, recipe=None)
-    runner = _runner(net, data, MASK_LEARNING, {}, **options)
+    runner = _runner(net, data, MASK_LEARNING, {}, process, trainer, (), seed, None)
     return _chosen(pruner, net, runner, scheme, keep, folder)
 
 
@@ -191,8 +194,9 @@ def recover(
             objective = Objective(**asdict(recipe.objective))
         else:
             objective = Objective(0.1, 0.9, 1e-2, 0.0, feature_mask="intersection")
-    options = dict(process=process, trainer=trainer, callbacks=callbacks, seed=seed, recipe=recipe)
-    runner = _runner(student, data, recovering.RECOVERY, settings, **options)
+    runner = _runner(
+        student, data, recovering.RECOVERY, settings, process, trainer, callbacks, seed, recipe
+    )
     steps = runner.settings(recovering.RECOVERY).steps
     recovering.check_recovery(objective, student, teacher, runner.process, steps)
     own = copy.deepcopy(student)
@@ -295,7 +299,6 @@ def _runner(
     data: Data,
     phase: str,
     given: Mapping[str, Any],
-    *,
     process: Process | None,
     trainer: Trainer | TrainerSettings | None,
     callbacks: Sequence[Callback],
@@ -324,7 +327,7 @@ def _runner(
     return PhaseRunner(
         process,
         source,
-        StageTraining(**{phase: settings}),
+        StageTraining(**cast(Any, {phase: settings})),
         trainer or TrainerSettings(progress=False),
         optimizer,
         seed,

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
@@ -188,8 +188,10 @@ def fit_within(
             f"batch_size={settings.batch_size} can't be shared evenly by {trainer.world_size} "
             f"device(s) x accumulate_grad_batches={accumulate}; valid: a multiple of {parts}"
         )
-    before = (list(trainer.callbacks), trainer.fit_loop.max_epochs, trainer.max_steps)
-    trainer.callbacks = [*trainer.callbacks, MicroBatchCount(), *callbacks]
+    # Set by Lightning's connector, which the class does not tell type checkers.
+    own_callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    before = (list(own_callbacks), trainer.fit_loop.max_epochs, trainer.max_steps)
+    own_callbacks += [MicroBatchCount(), *callbacks]
     trainer.fit_loop.max_epochs = -1
     epoch = trainer.fit_loop.epoch_loop
     epoch.max_steps = settings.steps
@@ -201,7 +203,7 @@ def fit_within(
             data = training_data(source, seed, stage, settings, accumulate)
             trainer.fit(module, datamodule=data)
     finally:
-        trainer.callbacks, trainer.fit_loop.max_epochs, epoch.max_steps = before
+        own_callbacks[:], trainer.fit_loop.max_epochs, epoch.max_steps = before
         # The next phase begins at step 0.
         trainer.fit_loop.epoch_progress.reset()
         epoch.batch_progress.reset()
@@ -256,7 +258,7 @@ def new_trainer(settings: TrainerSettings, **options: Any) -> Trainer:
             devices=devices_per_node(settings),
             num_nodes=settings.num_nodes,
             strategy=strategy_of(settings),
-            precision=settings.precision,
+            precision=cast(Any, settings.precision),  # one of PRECISIONS, by its own check
             plugins=plugins,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -265,7 +267,7 @@ def new_trainer(settings: TrainerSettings, **options: Any) -> Trainer:
 
 
 def _train(
-    trainer: Trainer, module: DenoiserTraining, data: TrainingData, resume: Path | None
+    trainer: Trainer, module: DenoiserTraining, data: LightningDataModule, resume: Path | None
 ) -> None:
     """``trainer.fit``, with an interrupt from the keyboard passed on as one."""
     try:

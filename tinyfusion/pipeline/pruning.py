@@ -41,7 +41,8 @@ def budget(
     uses_scheme = getattr(pruner, "uses_scheme", False)
     if scheme is not None and (uses_scheme or keep is None):
         laid = parse_scheme(scheme, net.depth, net.borders)
-    keep = keep if keep is not None else laid and laid.keep
+    if keep is None and laid is not None:
+        keep = laid.keep
     if keep is None:
         raise InputError("give scheme= (such as 1:2) or keep= (a number of blocks)")
     if not 0 < keep < net.depth:
@@ -173,5 +174,6 @@ def planned(
 
 def placeholders(depth: int, keep: int, scheme: Scheme | None) -> tuple[int, ...]:
     """As many blocks as stay, where it does not matter which."""
-    fits = scheme is not None and scheme.keep == keep
-    return scheme.first_of_each if fits else evenly_spaced(depth, keep)
+    if scheme is not None and scheme.keep == keep:
+        return scheme.first_of_each
+    return evenly_spaced(depth, keep)

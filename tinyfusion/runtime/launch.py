@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 from tinyfusion.errors import InputError, RanksFailedError, TrainingDivergedError
 
@@ -48,7 +48,9 @@ class _Rank:
     """
 
     number: int
-    process: subprocess.Popen
+    process: subprocess.Popen[str]
+    task: IO[str]
+    """Its standard input; the rank ends when it closes."""
     report: TextIO
     failed_at: float | None = None
 
@@ -141,10 +143,11 @@ def _start(
         text=True,
     )
     os.close(writing)
-    rank = _Rank(number, process, os.fdopen(reading))
+    assert process.stdin is not None  # a pipe, as asked for
+    rank = _Rank(number, process, process.stdin, os.fdopen(reading))
     with suppress(BrokenPipeError):  # it has died already, which is noticed below
-        process.stdin.write(task + "\n")
-        process.stdin.flush()
+        rank.task.write(task + "\n")
+        rank.task.flush()
     return rank
 
 
@@ -180,7 +183,7 @@ def _end(ranks: Sequence[_Rank], how: signal.Signals) -> None:
             rank.process.wait()
     for rank in ranks:
         with suppress(BrokenPipeError):
-            rank.process.stdin.close()
+            rank.task.close()
 
 
 def _raise_report(ranks: Sequence[_Rank], world: int, folder: Path) -> None:

@@ -6,16 +6,16 @@ import inspect
 import logging
 import re
 import types
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyfusion.errors import InputError, one_line
 from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS
-from tinyfusion.settings.compose import locate
+from tinyfusion.settings.compose import keys_of, locate
 from tinyfusion.settings.overview import choices
 from tinyfusion.settings.renamed import update_targets
 
@@ -66,15 +66,15 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     schema = OmegaConf.structured(COMMANDS[command])
     typed = {re.split(r"[=.@]", text.lstrip("+~"))[0] for text in overrides}
     foreign = {key for other in COMMANDS.values() for key in other.__dataclass_fields__} - typed
-    unknown = [key for key in cfg if key not in schema and key not in foreign]
+    unknown = [key for key in keys_of(cfg) if key not in schema and key not in foreign]
     if unknown:
         raise InputError(
-            f"unknown key {str(unknown[0])!r} for 'tinyfusion {command}'; "
-            f"valid: {', '.join(sorted(key for key in schema if key != 'command'))}"
+            f"unknown key {unknown[0]!r} for 'tinyfusion {command}'; "
+            f"valid: {', '.join(sorted(key for key in keys_of(schema) if key != 'command'))}"
         )
-    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key in schema])
+    cfg = OmegaConf.masked_copy(cfg, [key for key in keys_of(cfg) if key in schema])
     _warn_of_idle(cfg, typed)
-    missing = [key for key in cfg if OmegaConf.is_missing(cfg, key)]
+    missing = [key for key in keys_of(cfg) if OmegaConf.is_missing(cfg, key)]
     if missing:
         raise InputError(f"{missing[0]}= must be given for this configuration")
     # Groups that are left out and paths come before interpolations, which are to see the result.
@@ -94,13 +94,14 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         merged = OmegaConf.merge(schema, cfg)
     except OmegaConfBaseException as error:
         raise InputError(one_line(error)) from None
+    assert isinstance(merged, DictConfig)  # as both parts are
     _check_groups(merged)
     for path, node in _targets(merged, ""):
         _check_target(path, node)
     return merged
 
 
-def _warn_of_idle(cfg: DictConfig, typed: Collection[str]) -> None:
+def _warn_of_idle(cfg: DictConfig, typed: Set[str]) -> None:
     """Say which choices nobody has a use for; a sweep may cross them with all pruners."""
     if cfg.get("images") is not None:
         for key in sorted(typed & {"checkpoint", "sampler", "teacher", "keep_samples"}):
@@ -145,7 +146,7 @@ def _make_others_absolute(node: DictConfig | ListConfig) -> None:
             if not (value._is_none() or value._is_missing() or value._is_interpolation()):
                 _make_others_absolute(value)
             continue
-        text = value._value() if value is not None else None
+        text = value._value() if isinstance(value, Node) else None
         if not isinstance(text, str) or "${" in text or str(key).startswith("_"):
             continue
         path = Path(text).expanduser()
@@ -166,7 +167,7 @@ def _check_groups(cfg: DictConfig) -> None:
         # Callbacks are a dictionary of nodes by name.
         nodes = {group: node}
         if group == "callbacks" and isinstance(node, DictConfig):
-            nodes = {f"{group}.{key}": value for key, value in node.items() if value is not None}
+            nodes = {f"{group}.{key}": node[key] for key in keys_of(node) if node[key] is not None}
         for path, value in nodes.items():
             if not isinstance(value, DictConfig) or "_target_" not in value:
                 raise InputError(
@@ -179,9 +180,9 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
     if isinstance(node, DictConfig):
         if "_target_" in node:
             yield path, node
-        for key in node:
+        for key in keys_of(node):
             if not OmegaConf.is_missing(node, key):
-                yield from _targets(node[key], f"{path}.{key}" if path else str(key))
+                yield from _targets(node[key], f"{path}.{key}" if path else key)
     elif isinstance(node, ListConfig):
         for index, item in enumerate(node):
             yield from _targets(item, f"{path}[{index}]")

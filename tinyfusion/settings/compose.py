@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.errors import InputError, first_line
 from tinyfusion.quiet import at_least
@@ -108,3 +108,15 @@ def build(node: Any) -> Any:
                 raise cause from None
             cause = cause.__cause__
         raise
+
+
+def plain(node: Any) -> dict[str, Any]:
+    """A configuration node with keys as plain data, its interpolations resolved."""
+    content = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def keys_of(node: DictConfig) -> list[str]:
+    """Keys of a configuration node, which are text."""
+    return [str(key) for key in node]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.by_name import as_backbone_class
@@ -28,7 +28,7 @@ from tinyfusion.recovery.objective import Objective
 from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.settings.compose import build, locate
+from tinyfusion.settings.compose import build, locate, plain
 from tinyfusion.tracking import Tracking
 from tinyfusion.training.settings import StageTraining, TrainerSettings
 
@@ -149,7 +149,7 @@ def objects_of(cfg: DictConfig, present: bool = True) -> Objects:
         command=cfg.command,
         name=cfg.name,
         seed=cfg.seed,
-        config=OmegaConf.to_container(cfg, resolve=True),
+        config=plain(cfg),
         output_root=Path(cfg.output_root),
         checkpoint=cfg.checkpoint,
         num_heads=cfg.num_heads,
@@ -194,8 +194,7 @@ def expected_backbone(node: DictConfig | None) -> dict[str, Any] | None:
     """
     if node is None:
         return None
-    arguments = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(arguments, dict)
+    arguments = plain(node)
     target = arguments.pop("_target_")
     kind = as_backbone_class(locate(target, "backbone"), f"backbone._target_={target!r}")
     return {"backbone": family_of(kind), **arguments}

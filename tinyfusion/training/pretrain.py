@@ -19,7 +19,7 @@ class Pretraining(DenoiserTraining):
     Args:
         net: the network to train.
         ema_decay: decay per step of the averaged weights.
-        held_out: fixed held-out batch on which averaged weights are scored.
+        held_out: fixed held-out batch on which averaged weights are scored; ``None`` for none.
         held_out_every: steps between two scores.
         shared: arguments of `DenoiserTraining`.
     """
@@ -30,7 +30,7 @@ class Pretraining(DenoiserTraining):
         self,
         net: Backbone,
         ema_decay: float,
-        held_out: HeldOutLoss,
+        held_out: HeldOutLoss | None,
         held_out_every: int,
         **shared: Any,
     ) -> None:
@@ -54,7 +54,8 @@ class Pretraining(DenoiserTraining):
     def after_step(self) -> None:
         """Score the averaged weights from time to time."""
         step = self.global_step
-        if step % self.held_out_every == 0 or step == self.total_steps:
+        due = step % self.held_out_every == 0 or step == self.total_steps
+        if due and self.held_out is not None:
             scores = self.held_out_scores()
             self.log_dict(scores, logger=False)
             # Straight to the loggers: `log` keeps only what falls on a multiple of log_every.
@@ -68,5 +69,6 @@ class Pretraining(DenoiserTraining):
         for name, averaged in (("loss_live", False), ("loss", True)):
             with self.scored_net(averaged) as net:
                 if net is not None:
+                    assert self.held_out is not None
                     scores[f"held_out/{name}"] = self.held_out(net)["loss"]
         return scores
