@@ -57,7 +57,7 @@ def test_wheel_holds_configuration_and_assets(tmp_path: Path) -> None:
         for p in (ROOT / "conf").rglob("*.yaml")
     }
     assert assets and configuration
-    assert modules | assets | configuration <= inside
+    assert modules | assets | configuration | {"tinyfusion/py.typed"} <= inside
     assert not [name for name in inside if name.startswith(("conf/", "tests/"))]
     # The unpacked wheel finds its own configuration.
     site = tmp_path / "site"
