@@ -5,7 +5,11 @@ BIN    := $(VENV)/bin
 # Repository configuration of the environment, not ours, decides where packages come from.
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow lint setup clean
+# Test processes, one torch thread each; `make test WORKERS=0` runs all tests in one process.
+WORKERS ?= auto
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: demo test test-slow check setup clean
 
 setup: $(VENV)/.ready
 
@@ -22,13 +26,15 @@ demo: setup
 	$(BIN)/python scripts/demo.py
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
-lint: setup
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -57,7 +57,8 @@ def test_wheel_holds_configuration_and_assets(tmp_path: Path) -> None:
         for p in (ROOT / "conf").rglob("*.yaml")
     }
     assert assets and configuration
-    assert modules | assets | configuration | {"tinyfusion/checkpoints/card.md"} <= inside
+    files = {"tinyfusion/checkpoints/card.md", "tinyfusion/py.typed"}
+    assert modules | assets | configuration | files <= inside
     assert not [name for name in inside if name.startswith(("conf/", "tests/"))]
     # The unpacked wheel finds its own configuration.
     site = tmp_path / "site"

@@ -56,7 +56,7 @@ class Progress:
                 TextColumn("{task.fields[text]}"),
             )
             self._bar = Bars(*columns, transient=not stays)
-            self._task = self._bar.add_task(what, total=total, completed=done, text="")
+            self._task = self._bar.add_task(what, total=total, completed=int(done), text="")
 
     def start(self) -> None:
         """Draw the bar."""

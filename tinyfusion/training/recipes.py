@@ -287,7 +287,7 @@ def published(name: str) -> Any:
 _NOTHING = object()
 
 
-def differences(recipe: str, stage: str, found: Mapping[str, float | None]) -> list[str]:
+def differences(recipe: str, stage: str, found: Mapping[str, Any]) -> list[str]:
     """What a stage does otherwise than a recipe, one line each.
 
     Args:
