@@ -261,5 +261,6 @@ class TrainingData(LightningDataModule):
         )
 
 
-def _already_a_batch(batch: Batch | InputError) -> Batch | InputError:
+def _already_a_batch(batch: Any) -> Any:
+    # A list of samples to torch's types, but `__getitems__` gave what is passed on as it is.
     return batch

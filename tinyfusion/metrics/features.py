@@ -203,7 +203,7 @@ def extract(
     check_input(images.shape, extractor)
     net = load_extractor(extractor, weights).to(device)
     channels = _input_shape(extractor)[0]
-    found = CollectedFeatures(dict.fromkeys(layers(extractor).values()), group)
+    found = CollectedFeatures(list(dict.fromkeys(layers(extractor).values())), group)
     total = -(-len(images) // group.size)
     with (
         torch.no_grad(),

@@ -200,7 +200,8 @@ def draw_tokens(
         out = net.head(noisy, chain.network_time(t).repeat(copies), conditions)
         out = out.to(x.dtype).view(len(noisy), -1, *x.shape[2:])
         if copies == 2:
-            out = guidance.combine(*out.chunk(2), channels=channels)
+            conditional, null = out.chunk(2)
+            out = guidance.combine(conditional, null, channels=channels)
         x = ancestral_step(chain, out, x, t, lambda: temperature * draw())
     return x.flatten(1)
 
