@@ -192,7 +192,13 @@ def _say_ticks(axes: Axes) -> None:
     """Plain numbers, so many that a narrow range has some and a wide one is not crowded."""
     low, high = axes.get_xlim()
     decades = np.log10(high / low)
-    subs = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 1 else tuple(map(float, range(1, 10)))
+    subs = (
+        (1.0,)
+        if decades > 3
+        else (1.0, 2.0, 5.0)
+        if decades > 1
+        else tuple(map(float, range(1, 10)))
+    )
     axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=30))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

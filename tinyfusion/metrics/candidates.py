@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class CandidateScores:
         size = -(-count // -(-count // self._rows))
         for first in range(0, count, size):
             some = slice(first, min(first + size, count))
-            batch = map_rows(corrupted, count, lambda value, some=some: value[some])
+            batch = map_rows(corrupted, count, itemgetter(some))
             told = conditioning[some].to(self._device)
             yield _Piece(
                 slice(rows.start + some.start, rows.start + some.stop),
