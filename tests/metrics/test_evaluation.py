@@ -205,7 +205,7 @@ def test_real_images_are_looked_at_once_and_let_go(monkeypatch, tmp_path):
     assert len(list((tmp_path / "features").iterdir())) == 1  # of equal content
 
 
-def test_images_are_held_against_the_real_ones(nets):
+def test_images_are_compared_with_the_real_ones(nets):
     evaluation, source = protocol(), Digits()
     wide = TensorImages(torch.zeros(8, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(InputError, match="samples are 3x8x8 and reference images 1x8x8"):

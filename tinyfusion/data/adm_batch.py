@@ -87,9 +87,9 @@ class AdmImages(ImageSet):
             raise self._unreadable(error) from None
 
     def digest(self) -> str:
-        """See `ImageSet.digest`; of the whole file, statistics included."""
-        whole = sha256_of(self.path)
-        return f"{whole}-{self._count}" if self._limited else whole
+        """See `ImageSet.digest`; of the entire file, statistics included."""
+        digest = sha256_of(self.path)
+        return f"{digest}-{self._count}" if self._limited else digest
 
     def _unreadable(self, error: Exception) -> InputError:
         return InputError(f"{self.key}={str(self.path)!r} is not a readable .npz file: {error}")
@@ -161,7 +161,7 @@ def write_batch(
     """Write images in the layout of ADM's evaluator, never holding more than a batch.
 
     Args:
-        path: the ``.npz`` file, renamed into place when it is whole.
+        path: the ``.npz`` file, renamed into place when it is complete.
         count: number of images, N.
         shape: shape of one, (C, H, W).
         batches: the images, uint8, each (B, C, H, W), N in all.

@@ -42,7 +42,7 @@ def loss_density(
         losses: of the candidates; those that are not finite or not positive are counted in the
             title of the axis and left out.
         path: PNG file to write.
-        marks: losses to mark, by name; those that can't be drawn are listed beside the axis's title.
+        marks: losses to mark, by name; those that can't be drawn are named in the axis's title.
         title: line above the figure.
 
     Returns:
@@ -81,7 +81,7 @@ def loss_density(
     axes.set_xlim(10**low, 10**high)
     _draw_density(axes, values)
     _draw_lines(axes, lines, rows)
-    _say_ticks(axes)
+    _format_ticks(axes)
     axes.set_ylim(bottom=0)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -188,7 +188,7 @@ def _rows(places: NDArray[np.float64], widths: NDArray[np.float64]) -> list[int]
     return rows
 
 
-def _say_ticks(axes: Axes) -> None:
+def _format_ticks(axes: Axes) -> None:
     """Plain numbers, so many that a narrow range has some and a wide one is not crowded."""
     low, high = axes.get_xlim()
     decades = np.log10(high / low)

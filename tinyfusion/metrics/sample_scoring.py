@@ -1,4 +1,4 @@
-"""Samples against real images: what is computed of the real ones once, and scores of any samples."""
+"""Scores of samples against real images, whose features are computed once."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class SampleScoring(ScoringProtocol):
         device: torch.device | None = None,
         group: Group = ALONE,
     ) -> dict[str, float]:
-        """FID between two random halves of the real data: what chance alone makes of their number.
+        """FID between two random halves of the real data: the FID of two samples of one set.
 
         A model scored with about as many samples as a half has can't be expected below it.
 

@@ -228,7 +228,7 @@ class PairSummary:
         num_sigmas: K thresholds.
         samples: samples seen.
         entries: entries seen on each side.
-        dropped: entries that are massive on either side, for each threshold.
+        dropped: entries that are outliers on either side, for each threshold.
         distances: sums over samples of the loss's distance: ``none`` unmasked, then, for each
             threshold, of both readings (`tinyfusion.recovery.features.feature_distance`).
     """
