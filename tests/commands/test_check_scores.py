@@ -87,5 +87,5 @@ def test_too_few_samples_for_the_protocol_are_refused_before_they_are_drawn() ->
 def test_an_unfinished_run_is_named(tmp_path) -> None:
     (tmp_path / "samples").mkdir()
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(InputError, match="is not finished; go on with"):
+    with pytest.raises(InputError, match="is not finished; resume it with"):
         open_images(tmp_path, None, "images")

@@ -99,7 +99,9 @@ def test_samples_of_a_run_are_found_in_its_folder(tmp_path, pictures):
     save(tmp_path / "samples", pictures, ["000000.png", "000001.png"])
     save(tmp_path, pictures[2:], ["grid.png"])
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(InputError, match=r"is not finished; go on with 'tinyfusion sample resume="):
+    with pytest.raises(
+        InputError, match=r"is not finished; resume it with 'tinyfusion sample resume="
+    ):
         opened(tmp_path)
     (tmp_path / "finished.json").write_text(json.dumps({}))
     assert (opened(tmp_path).tensor().permute(0, 2, 3, 1).numpy() == pictures[:2]).all()

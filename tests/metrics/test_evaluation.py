@@ -11,7 +11,7 @@ from tinyfusion.data.drawn_images import DrawnImages
 from tinyfusion.data.image_sets import TensorImages
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
-from tinyfusion.metrics import evaluation as evaluation_module
+from tinyfusion.metrics import sample_scoring
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.features import extractor_class
 from tinyfusion.metrics.fidelity import fidelity
@@ -191,9 +191,9 @@ def test_protocol_names_the_sampler_with_its_settings():
 
 def test_real_images_are_looked_at_once_and_let_go(monkeypatch, tmp_path):
     looked = []
-    found = evaluation_module.reference_of
+    found = sample_scoring.reference_of
     monkeypatch.setattr(
-        evaluation_module, "reference_of", lambda *a, **k: looked.append(a[0]) or found(*a, **k)
+        sample_scoring, "reference_of", lambda *a, **k: looked.append(a[0]) or found(*a, **k)
     )
     source, other = Digits(), Digits()
     evaluation = protocol(features_folder=str(tmp_path / "features"))
@@ -205,7 +205,7 @@ def test_real_images_are_looked_at_once_and_let_go(monkeypatch, tmp_path):
     assert len(list((tmp_path / "features").iterdir())) == 1  # of equal content
 
 
-def test_images_are_held_against_the_real_ones(nets):
+def test_images_are_compared_with_the_real_ones(nets):
     evaluation, source = protocol(), Digits()
     wide = TensorImages(torch.zeros(8, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(InputError, match="samples are 3x8x8 and reference images 1x8x8"):

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -86,9 +87,9 @@ class AdmImages(ImageSet):
             raise self._unreadable(error) from None
 
     def digest(self) -> str:
-        """See `ImageSet.digest`; of the whole file, statistics included."""
-        whole = sha256_of(self.path)
-        return f"{whole}-{self._count}" if self._limited else whole
+        """See `ImageSet.digest`; of the entire file, statistics included."""
+        digest = sha256_of(self.path)
+        return f"{digest}-{self._count}" if self._limited else digest
 
     def _unreadable(self, error: Exception) -> InputError:
         return InputError(f"{self.key}={str(self.path)!r} is not a readable .npz file: {error}")
@@ -160,7 +161,7 @@ def write_batch(
     """Write images in the layout of ADM's evaluator, never holding more than a batch.
 
     Args:
-        path: the ``.npz`` file, renamed into place when it is whole.
+        path: the ``.npz`` file, renamed into place when it is complete.
         count: number of images, N.
         shape: shape of one, (C, H, W).
         batches: the images, uint8, each (B, C, H, W), N in all.
@@ -198,7 +199,7 @@ def _entry(name: str) -> zipfile.ZipInfo:
     return zipfile.ZipInfo(f"{name}.npy")
 
 
-def _header(stream) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether columns come first, and type of the array that a stream begins with."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):

@@ -165,7 +165,7 @@ class _StatelessLoader(DataLoader[Batch | InputError]):
 
 
 class TrainingData(LightningDataModule):
-    """Training batches of one stage, starting at the trainer's global step.
+    """Training batches of one phase, starting at the trainer's global step.
 
     The trainer must be built with ``max_steps=total_steps``, ``max_epochs=-1``,
     ``accumulate_grad_batches=accumulate`` and ``use_distributed_sampler=False``. The whole run is
@@ -175,8 +175,8 @@ class TrainingData(LightningDataModule):
     Args:
         source: the images.
         seed: the run's seed.
-        stage: name of the stage, so that two stages of one run don't share draws.
-        total_steps: optimiser steps of the stage.
+        stage: name of the phase, so that two phases of one run don't share draws.
+        total_steps: optimiser steps of the phase.
         global_batch: images per optimiser step, over all devices and micro-batches.
         accumulate: micro-batches per optimiser step and device.
         num_workers: processes that fetch images; 0 fetches in the training process.
@@ -261,5 +261,6 @@ class TrainingData(LightningDataModule):
         )
 
 
-def _already_a_batch(batch: Batch | InputError) -> Batch | InputError:
+def _already_a_batch(batch: Any) -> Any:
+    # A list of samples to torch's types, but `__getitems__` gave what is passed on as it is.
     return batch

@@ -69,7 +69,7 @@ class Digits(ImageSource):
     ) -> tuple[Tensor, ClassLabels]:
         """See ``ImageSource.fetch``; augmentation moves each image by whole pixels."""
         images = self._train[indices]
-        if augment is not None and self._shift:
+        if augment is not None and rows is not None and self._shift:
             uniform_B3 = augment.uniform("augment", rows, 3)
             offsets_B2 = (uniform_B3[:, :2] * (2 * self._shift + 1)).long() - self._shift
             moved_B1 = uniform_B3[:, 2:] < self._shift_probability

@@ -33,7 +33,7 @@ class DrawnImages(ImageSet):
         return (images for _, images in self.share(size, 0, 1))
 
     def share(self, size: int, rank: int, ranks: int) -> Iterator[tuple[int, Tensor]]:
-        """See `ImageSet.share`; whole batches of the drawing are shared out, then divided."""
+        """See `ImageSet.share`; shares are made of the drawing's batches, then cut to ``size``."""
         chosen = range(rank, self.drawing.num_batches, ranks)
         drawn = self.drawing.draw_all(self.progress, chosen)
         for batch, images in zip(chosen, drawn, strict=True):

@@ -63,7 +63,7 @@ class ImageSet(ABC):
         """
         found = hashlib.sha256(repr((len(self), *self.shape)).encode())
         for batch in self.batches(1024):
-            found.update(batch.cpu().contiguous().numpy())
+            found.update(batch.cpu().contiguous().numpy().data)
         return found.hexdigest()
 
     def tensor(self) -> Tensor:
@@ -105,7 +105,8 @@ class TensorImages(IndexedImages):
         if images.ndim != 4:
             raise InputError(f"{name} must have shape (N, C, H, W), got {tuple(images.shape)}")
         self.images = images
-        self.shape = tuple(images.shape[1:])
+        _, channels, height, width = images.shape
+        self.shape = (channels, height, width)
 
     def __len__(self) -> int:
         return len(self.images)

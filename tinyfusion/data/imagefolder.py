@@ -83,7 +83,7 @@ class ImageFolder(ImageSource):
     ) -> tuple[Tensor, ClassLabels]:
         """See ``ImageSource.fetch``; augmentation mirrors images left to right."""
         images, labels = self._pick(self._train[indices])
-        if augment is not None and self._flip:
+        if augment is not None and rows is not None and self._flip:
             mirrored_B111 = augment.uniform("augment", rows, 1, 1, 1) < 0.5
             images = torch.where(mirrored_B111, images.flip(3), images)
         return images, labels

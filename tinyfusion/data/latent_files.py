@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ class LatentFiles(ImageSource):
     ) -> tuple[Tensor, ClassLabels]:
         """See ``ImageSource.fetch``; augmentation takes mirrors."""
         mirrored_B = torch.zeros(len(indices), dtype=torch.bool)
-        if augment is not None and self._flip:
+        if augment is not None and rows is not None and self._flip:
             mirrored_B = augment.uniform("augment", rows) < 0.5
         return self._read(self._train[indices], mirrored_B)
 
@@ -113,7 +114,7 @@ class LatentFiles(ImageSource):
         labels = torch.tensor([self._label(name) for name in names], dtype=torch.int64)
         return torch.from_numpy(latents), ClassLabels(labels)
 
-    def _latent(self, name: str, mmap_mode: str | None = None) -> np.ndarray:
+    def _latent(self, name: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
         """Latents of an image and, if there is one, of its mirror."""
         file = self._features / name
         found = _load(file, mmap_mode)
@@ -179,7 +180,7 @@ def _is_npy(name: str) -> bool:
     return name.endswith(".npy") and not name.startswith(".")
 
 
-def _load(file: Path, mmap_mode: str | None = None) -> np.ndarray:
+def _load(file: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     try:
         return np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

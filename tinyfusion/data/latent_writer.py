@@ -28,14 +28,14 @@ from tinyfusion.data.latent_plan import (
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, target_of, write_bytes, write_json
 
-_SHOWN = {
+_NAMES = {
     "num_files": "number of images",
     "image_size": "data.size",
     "scale": "autoencoder's scaling_factor",
     "weights": "SHA-256 of the autoencoder's weights",
     "kind": "stored values",
 }
-"""How messages call what a plan records."""
+"""Names of a plan's fields in messages."""
 
 
 def begin(root: Path, plan: Plan) -> None:
@@ -60,7 +60,7 @@ def begin(root: Path, plan: Plan) -> None:
         old, new = getattr(begun, field.name), getattr(plan, field.name)
         if field.name == "autoencoder" or old == new:
             continue
-        changed = f"with {_SHOWN.get(field.name, field.name)}={old}, now it is {new}"
+        changed = f"with {_NAMES.get(field.name, field.name)}={old}, now it is {new}"
         if field.name in ("listing", "classes"):
             changed = "from other files: names or classes of the images differ"
         raise InputError(

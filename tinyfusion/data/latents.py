@@ -90,7 +90,7 @@ class Latents(ImageSource):
             labels (B,).
         """
         mirrored_B = torch.zeros(len(indices), dtype=torch.bool)
-        if augment is not None and self._flip:
+        if augment is not None and rows is not None and self._flip:
             mirrored_B = augment.uniform("augment", rows) < 0.5
         moments = augment is not None and self._draw
         return self._read(self._train[indices], mirrored_B, moments)
@@ -111,7 +111,7 @@ class Latents(ImageSource):
     def finish(self, stored: Tensor, augment: StepNoise | None, rows: Rows | None) -> Tensor:
         """Latents for the diffusion model: a draw from the posterior, or its mean, times scale."""
         mean = stored[:, : self.channels].float()
-        if augment is None or stored.shape[1] == self.channels:
+        if augment is None or rows is None or stored.shape[1] == self.channels:
             return mean * self.scale
         deviation = (0.5 * stored[:, self.channels :].float()).exp()
         noise = augment.normal("posterior", rows, *mean.shape[1:]).to(mean.device)

@@ -62,7 +62,7 @@ def open_images(path: Path | str, limit: int | None, key: str) -> ImageSet:
 
     Args:
         path: an ``.npz`` batch in the layout of ADM's evaluator; a folder of pictures, also in
-            subfolders; or a folder that `tinyfusion sample` has filled, with pictures or with
+            subfolders; or a folder that `tinyfusion sample` wrote, of pictures or of
             batches.
         limit: take at most so many: the first ones of a batch, of a folder of pictures some that
             are evenly spread over the names.
@@ -77,13 +77,13 @@ def open_images(path: Path | str, limit: int | None, key: str) -> ImageSet:
     if not path.is_dir():
         raise InputError(
             f"{key}={str(path)!r} does not exist; valid: an .npz file with images in arr_0, a "
-            "folder of pictures, or a folder that 'tinyfusion sample' has filled"
+            "folder of pictures, or a folder that 'tinyfusion sample' wrote"
         )
     inner = path / SAMPLES
     if inner.is_dir() and (path / "config.yaml").is_file():
         if not (path / "finished.json").is_file():
             raise InputError(
-                f"{key}={str(path)!r} is not finished; go on with 'tinyfusion sample "
+                f"{key}={str(path)!r} is not finished; resume it with 'tinyfusion sample "
                 f"resume={path}', or give {key}={inner} for what there is"
             )
         path = inner

@@ -1,8 +1,8 @@
-"""A folder that samples are drawn into: by any number of processes, and gone on with after a kill.
+"""A folder of samples, written by any number of processes and resumed after an interruption.
 
 The unit of work is a batch of consecutive samples, which is always the same one: how batches are
-shared out, and which of them are there already, has no influence on the images. Files are whole or
-absent, so what is there is known from their names.
+assigned to devices, and which of them exist already, has no influence on the images. Files are
+complete or absent, so their names tell what exists.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class SampleStore:
         count: number of images.
         shape: shape of one image, (C, H, W).
         batch_size: images per batch, the last one may have fewer.
-        shard_size: images per file of batches, of which as many are taken as whole batches make,
-            at least one batch. Of pictures each batch is a shard: devices share them evenly.
+        shard_size: images per file of batches, rounded down to full batches but at
+            least one. Of pictures each batch is a shard, so that devices get equal shares.
         form: one of `FORMATS`.
 
     Raises:
@@ -130,7 +130,7 @@ class SampleStore:
             packed: whether all images are to be written once more, into one file.
 
         Raises:
-            InputError: so it is.
+            InputError: they may need more bytes than are free there.
         """
         image = int(torch.tensor(self.shape).prod())
         need = image * (self.images_in(missing) + (self.count if packed else 0))

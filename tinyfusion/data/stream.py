@@ -23,7 +23,7 @@ from tinyfusion.pixels import to_uint8
 from tinyfusion.seeding import Rows, StepNoise
 
 Pair = tuple[Tensor, Tensor | Conditioning]
-"""Data of shape (B, C, H, W), and labels (B,) or what else the network is told of it."""
+"""Data of shape (B, C, H, W), and labels of shape (B,) or another conditioning."""
 
 
 class BatchStream(ImageSource):
@@ -68,8 +68,8 @@ class BatchStream(ImageSource):
         self._held_out = None if held_out is None else checked_pair(held_out)
         _, self.channels, self.size, _ = self._images.shape
         if num_classes is None:
-            told = self._conditioning
-            num_classes = int(told.labels.max()) + 1 if isinstance(told, ClassLabels) else 0
+            kept = self._conditioning
+            num_classes = int(kept.labels.max()) + 1 if isinstance(kept, ClassLabels) else 0
         self.num_classes = num_classes
 
     def __len__(self) -> int:
@@ -126,17 +126,17 @@ def checked_pair(batch: Any) -> tuple[Tensor, Conditioning]:
     valid = "valid: (images of shape (B, C, H, H), labels of shape (B,) or a Conditioning)"
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise InputError(f"data: a batch is a {type(batch).__name__}; {valid}")
-    images, told = batch
+    images, conditioning = batch
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[2] != images.shape[3]:
-        shown = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(f"data: the images of a batch are {shown}; {valid}")
-    if not isinstance(told, Tensor | Conditioning) or len(told) != len(images):
-        raise InputError(f"data: {len(images)} images come with {told!r}; {valid}")
-    return images.float(), as_conditioning(told)
+        found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"data: the images of a batch are {found}; {valid}")
+    if not isinstance(conditioning, Tensor | Conditioning) or len(conditioning) != len(images):
+        raise InputError(f"data: {len(images)} images come with {conditioning!r}; {valid}")
+    return images.float(), as_conditioning(conditioning)
 
 
 class StreamData(LightningDataModule):
-    """Training batches of a stream: each batch is shared out among devices and micro-batches.
+    """Training batches of a stream, each sharded over devices and cut into micro-batches.
 
     Args:
         stream: the batches.

@@ -91,16 +91,16 @@ def massive_activations(
 def _draw_histogram(
     axes: Axes,
     name: str,
-    whole: Mapping[str, Any],
+    overall: Mapping[str, Any],
     counts: np.ndarray,
     edges: np.ndarray,
     colour: str,
 ) -> None:
     axes.stairs(counts, edges, fill=True, color=colour, alpha=0.25, linewidth=0)
     axes.stairs(counts, edges, color=colour, linewidth=1.0)
-    axes.set_title(f"{name}, all {whole['blocks']} blocks", loc="left", color=colour)
+    axes.set_title(f"{name}, all {overall['blocks']} blocks", loc="left", color=colour)
     axes.annotate(
-        f"Max: {whole['max']:.2f}    Min: {whole['min']:.2f}    Std: {whole['std']:.2f}",
+        f"Max: {overall['max']:.2f}    Min: {overall['min']:.2f}    Std: {overall['std']:.2f}",
         (0.5, 0.97),
         xycoords="axes fraction",
         ha="center",
@@ -153,8 +153,8 @@ def _label_ends(axes: Axes, curves: Mapping[str, Sequence[float]]) -> None:
     for text, values in curves.items():
         finite = [value for value in values if np.isfinite(value)]
         if finite:
-            shown = axes.transData.transform((0, finite[-1]))
-            ends[text] = float(axes.transAxes.inverted().transform(shown)[1])
+            pixels = axes.transData.transform((0, finite[-1]))
+            ends[text] = float(axes.transAxes.inverted().transform(pixels)[1])
     above = np.inf
     for text, height in sorted(ends.items(), key=lambda item: -item[1]):
         above = min(height, above - 0.055)

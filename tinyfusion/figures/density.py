@@ -42,7 +42,7 @@ def loss_density(
         losses: of the candidates; those that are not finite or not positive are counted in the
             title of the axis and left out.
         path: PNG file to write.
-        marks: losses to mark, by name; what can't be drawn is said beside the axis's title.
+        marks: losses to mark, by name; those that can't be drawn are named in the axis's title.
         title: line above the figure.
 
     Returns:
@@ -81,7 +81,7 @@ def loss_density(
     axes.set_xlim(10**low, 10**high)
     _draw_density(axes, values)
     _draw_lines(axes, lines, rows)
-    _say_ticks(axes)
+    _format_ticks(axes)
     axes.set_ylim(bottom=0)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -96,7 +96,7 @@ def loss_density(
 
 
 class Line(NamedTuple):
-    """A vertical line: where, what it says, and how it looks."""
+    """A vertical line: its place, label, colour and style."""
 
     place: float
     label: str
@@ -171,7 +171,7 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], rows: Sequence[int]) -> None:
         )
 
 
-def _rows(places: Sequence[float], widths: Sequence[float]) -> list[int]:
+def _rows(places: NDArray[np.float64], widths: NDArray[np.float64]) -> list[int]:
     """A row for the label of each line, so that nothing overlaps.
 
     Labels begin at their lines. One that would lie across the line of another mark goes above
@@ -188,11 +188,17 @@ def _rows(places: Sequence[float], widths: Sequence[float]) -> list[int]:
     return rows
 
 
-def _say_ticks(axes: Axes) -> None:
+def _format_ticks(axes: Axes) -> None:
     """Plain numbers, so many that a narrow range has some and a wide one is not crowded."""
     low, high = axes.get_xlim()
     decades = np.log10(high / low)
-    subs = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 1 else np.arange(1.0, 10.0)
+    subs = (
+        (1.0,)
+        if decades > 3
+        else (1.0, 2.0, 5.0)
+        if decades > 1
+        else tuple(map(float, range(1, 10)))
+    )
     axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=30))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -159,7 +160,7 @@ def _write(
     )
     figure.figimage(mosaic, xo=left, yo=MARGIN, origin="upper")
 
-    def write(x: float, y: float, text: str, **how: object) -> None:
+    def write(x: float, y: float, text: str, **how: Any) -> None:
         figure.text(x / page_width, 1 - y / page_height, text, **how)
 
     tile_width, tile_height = (width + gap) / columns, (height + gap) / num_rows
@@ -174,7 +175,7 @@ def _write(
     return save_figure(figure, path, DOTS_PER_INCH)
 
 
-def _extent(texts: Sequence[str] | None, **style: object) -> tuple[int, int]:
+def _extent(texts: Sequence[str] | None, **style: Any) -> tuple[int, int]:
     """Width of the widest and height of the highest text, in pixels."""
     if not texts:
         return 0, 0

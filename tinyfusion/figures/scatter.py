@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
@@ -62,18 +63,18 @@ def scatter(
     Raises:
         InputError: no point can be drawn.
     """
-    shown = {
+    drawn = {
         title: _merged(p for p in points if _drawable(p.x) and _drawable(p.y))
         for title, points in panels.items()
     }
-    shown = {title: points for title, points in shown.items() if points}
-    if not shown:
+    drawn = {title: points for title, points in drawn.items() if points}
+    if not drawn:
         raise InputError("scatter: there is no point to draw")
-    width, height = LARGE_PANEL if max(map(len, shown.values())) > MANY else PANEL
-    figure = Figure(figsize=(width * len(shown), height), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(1, len(shown), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, (title, points) in zip(grid, shown.items(), strict=True):
+    width, height = LARGE_PANEL if max(map(len, drawn.values())) > MANY else PANEL
+    figure = Figure(figsize=(width * len(drawn), height), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    grid = figure.subplots(1, len(drawn), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, points) in zip(grid, drawn.items(), strict=True):
         _draw_points(axes, points)
         axes.set_title(title, loc="left", color=INK)
         axes.set_xlabel(x_label)
@@ -83,8 +84,8 @@ def scatter(
     # Labels are placed in the picture as it will be: axes must not move any more.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    for axes, points in zip(grid, shown.values(), strict=True):
-        _label(axes, points)
+    for axes, points in zip(grid, drawn.values(), strict=True):
+        _label(axes, points, canvas.get_renderer())
     return save_figure(figure, path)
 
 
@@ -115,7 +116,7 @@ def _draw_points(axes: Axes, points: Sequence[Point]) -> None:
     axes.margins(0.16, 0.12)
 
 
-def _round_ticks(axis) -> None:
+def _round_ticks(axis: Axis) -> None:
     low, high = axis.get_view_interval()
     # Round numbers of a logarithmic axis may all lie outside a narrow range.
     narrow = high < 8 * low
@@ -124,11 +125,11 @@ def _round_ticks(axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _label(axes: Axes, points: Sequence[Point]) -> None:
+def _label(axes: Axes, points: Sequence[Point], renderer: RendererAgg) -> None:
     """Write each name where it covers no point and no other name, as near as there is room."""
-    places = [axes.transData.transform((p.x, p.y)) for p in points]
+    places = [tuple(axes.transData.transform((p.x, p.y))) for p in points]
     taken = [Bbox.from_extents(x - MARKER, y - MARKER, x + MARKER, y + MARKER) for x, y in places]
-    frame, renderer = axes.get_window_extent(), axes.figure.canvas.get_renderer()
+    frame = axes.get_window_extent()
     # Lone points have room anywhere; those in a crowd choose first.
     crowd = [sum(math.dist(a, b) < 60 for b in places) for a in places]
     for index in sorted(range(len(points)), key=lambda i: -crowd[i]):

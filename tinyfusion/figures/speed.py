@@ -23,7 +23,7 @@ def speed_by_ratio(
 
     Args:
         series: points by the name of their way of pruning. A point has ``ratio``, the share of
-            parameters removed in [0, 1), ``speed_up`` over the whole model, and, if known,
+            parameters removed in [0, 1), ``speed_up`` over the unpruned model, and, if known,
             ``label``, which is written beside it, and ``speed_up_q1`` and ``speed_up_q3``,
             between which a bar is drawn.
         path: PNG file to write.

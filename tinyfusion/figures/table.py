@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -86,7 +86,7 @@ def _rich(rows: Rows, columns: Mapping[str, Column], title: str | None) -> Table
     # Text objects, because rich would read "[3,4]" in plain strings as markup.
     table = Table(title=None if title is None else Text(title), title_justify="left")
     for key, column in columns.items():
-        justify = "right" if _is_numeric(rows, key) else "left"
+        justify: Literal["left", "right"] = "right" if _is_numeric(rows, key) else "left"
         table.add_column(Text(column.header), justify=justify, overflow="fold")
     for cells in _cells(rows, columns):
         table.add_row(*map(Text, cells))

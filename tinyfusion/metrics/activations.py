@@ -67,14 +67,14 @@ def check_request(
         )
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} must be at least 1")
-    shown = f"num_sigmas=[{','.join(f'{k:g}' for k in num_sigmas)}]"
+    given = f"num_sigmas=[{','.join(f'{k:g}' for k in num_sigmas)}]"
     if not num_sigmas:
-        raise InputError(f"{shown} names no threshold; give at least one, such as [2]")
+        raise InputError(f"{given} names no threshold; give at least one, such as [2]")
     for k in num_sigmas:
         if not 0 < k < float("inf"):
-            raise InputError(f"{shown}: {k:g} is no number of deviations; valid: above 0")
+            raise InputError(f"{given}: {k:g} is no number of deviations; valid: above 0")
     if len({f"{k:g}" for k in num_sigmas}) < len(num_sigmas):
-        raise InputError(f"{shown} names a threshold twice; give each once")
+        raise InputError(f"{given} names a threshold twice; give each once")
 
 
 def collect(
@@ -166,8 +166,8 @@ def noised_batches(
         images, conditioning = source.plain(order[first : first + size])
         middle = (first + len(images) / 2) / samples
         # Parts together cover evenly what the samples of one part share.
-        whole = FixedDraws(len(images), seed, "activations", first)
-        draws = whole.part(slice(0, len(images)), middle)
+        fixed = FixedDraws(len(images), seed, "activations", first)
+        draws = fixed.part(slice(0, len(images)), middle)
         inputs = process.corrupt(images, draws).inputs
         for row in range(0, len(conditioning), batch_size):
             rows = slice(row, row + batch_size)

@@ -202,7 +202,7 @@ def counted_evaluations(net: Backbone) -> Iterator[list[int]]:
 def peak_memory(net: Backbone, run: Callable[[], object]) -> int:
     """Bytes of a network's own weights and of the most that a run of it held besides.
 
-    On CUDA the allocator says how much there was at once. A CPU has no such counter: what is
+    On CUDA the allocator reports how much there was at once. A CPU has no such counter: what is
     counted there are the tensors that operations of the run make (`LiveBytes`), without what
     kernels take for themselves.
 
@@ -222,7 +222,7 @@ def peak_memory(net: Backbone, run: Callable[[], object]) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """What a device is called by its maker, as far as it says."""
+    """The maker's name of a device; of a CPU that does not report one, its architecture."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")  # Linux; elsewhere the architecture has to do

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -91,8 +92,8 @@ class CandidateScores:
         size = -(-count // -(-count // self._rows))
         for first in range(0, count, size):
             some = slice(first, min(first + size, count))
-            batch = map_rows(corrupted, count, lambda value, some=some: value[some])
-            told = conditioning[some].to(self._device)
+            batch = map_rows(corrupted, count, itemgetter(some))
+            own = conditioning[some].to(self._device)
             yield _Piece(
                 slice(rows.start + some.start, rows.start + some.stop),
                 map_rows(
@@ -100,7 +101,7 @@ class CandidateScores:
                     some.stop - some.start,
                     lambda value: copies_of(value.to(self._device), self.branches),
                 ),
-                told.cat([told] * self.branches),
+                own.cat([own] * self.branches),
             )
 
     def losses(self, kept_sets: Sequence[Sequence[int]]) -> Iterator[tuple[float, float]]:
@@ -200,7 +201,7 @@ class CandidateScores:
         batch, conditioning = piece.copies(1, self.branches)
         plain = predict(self.net, batch.inputs, conditioning, run_kept).float()
         if not plain.isfinite().all():
-            return  # It says nothing: the next step is looked at.
+            return  # Nothing to compare with: the next step is compared instead.
         self._compared = True
         # Batches of other sizes are summed in another order.
         exact = self._device.type != "cuda" or torch.get_float32_matmul_precision() == "highest"
@@ -218,8 +219,8 @@ class _Piece:
 
     Attributes:
         rows: which samples of the fixed batch.
-        corrupted: what the process made of them.
-        conditioning: theirs.
+        corrupted: the process's batch of them.
+        conditioning: their conditioning.
     """
 
     rows: slice

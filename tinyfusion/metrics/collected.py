@@ -21,6 +21,7 @@ class CollectedFeatures(Metric):
     """
 
     full_state_update = False
+    numbers: list[Tensor]
 
     def __init__(self, layers: Sequence[str], group: Group = ALONE) -> None:
         super().__init__(

@@ -203,13 +203,13 @@ def extract(
     check_input(images.shape, extractor)
     net = load_extractor(extractor, weights).to(device)
     channels = _input_shape(extractor)[0]
-    found = CollectedFeatures(dict.fromkeys(layers(extractor).values()), group)
+    found = CollectedFeatures(list(dict.fromkeys(layers(extractor).values())), group)
     total = -(-len(images) // group.size)
     with (
         torch.no_grad(),
         # TF32, which torch lets convolutions use on GPUs, changes features in the third digit.
         torch.backends.cudnn.flags(**(_CUDNN | {"allow_tf32": False})),
-        Progress(f"features of {name}", total, bar=progress, seconds=None) as shown,
+        Progress(f"features of {name}", total, bar=progress, seconds=None) as bar,
     ):
         for first, batch in images.share(batch_size, group.rank, group.size):
             # Of one channel or of as many as are wanted: an expansion copies nothing.
@@ -218,7 +218,7 @@ def extract(
             for layer, values in features.items():
                 _check_finite(values, layer, name, first)
             found.update(first, features)
-            shown(len(batch))
+            bar(len(batch))
     return found.compute()
 
 

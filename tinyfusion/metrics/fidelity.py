@@ -202,7 +202,8 @@ def check_counts(
         split_size: see :func:`inception_score`.
 
     Raises:
-        InputError: so it is.
+        InputError: ``neighbours`` below 1 or not fewer than the samples or the real images, or a
+            ``split_size`` below 1 or above the number of samples.
     """
     counts = {"samples": samples, "reference": reference}
     _check_neighbours(neighbours, {n: count for n, count in counts.items() if count is not None})
@@ -265,7 +266,7 @@ def check_same_shape(samples: tuple[int, ...], reference: tuple[int, ...]) -> No
 
 
 def real_halves_fid(features: Tensor, seed: int) -> float:
-    """FID between two random halves of real images: what their number alone makes of equal sets.
+    """FID between two random halves of real images: the FID of two samples of one set.
 
     Args:
         features: features of real images for FID, shape (N, D), N >= 4; of an odd number one is

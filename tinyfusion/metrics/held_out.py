@@ -32,7 +32,7 @@ class HeldOutLoss:
 
     Attributes:
         conditioning: of all repeats * N samples.
-        parts: rows of the samples and what the process made of them; one part, or as many as the
+        parts: rows of the samples and the process's batch of them; one part, or as many as the
             process needs for draws that samples share (`Process.strata`).
     """
 

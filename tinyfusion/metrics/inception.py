@@ -47,6 +47,8 @@ def inception_class() -> type[FeatureExtractorBase]:
         evaluator). Their order, (row, column, channel), is that of statistics in reference files.
         """
 
+        features_list: list[str]
+
         def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
             super().__init__(name, features_list, **kwargs)
             self.Mixed_6d.branch1x1.register_forward_hook(self._keep)

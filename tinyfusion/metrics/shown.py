@@ -39,8 +39,8 @@ def for_table(row: Mapping[str, Any]) -> dict[str, Any]:
         With ``fid_std`` in ``row``, ``fid`` is the pair (mean, spread), which tables show as
         "mean ± spread", and ``fid_std`` is gone.
     """
-    shown = dict(row)
-    spread = shown.pop("fid_std", None)
+    cells = dict(row)
+    spread = cells.pop("fid_std", None)
     if spread is not None:
-        shown["fid"] = (shown["fid"], spread)
-    return shown
+        cells["fid"] = (cells["fid"], spread)
+    return cells

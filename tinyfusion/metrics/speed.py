@@ -76,11 +76,13 @@ def sampling_run(
     Returns:
         A function that gives the number of images made.
     """
-    told = net.example_conditioning(images)
+    conditioning = net.example_conditioning(images)
     size = batch_size or images
 
     def run() -> int:
-        made = generate(net, process, sampler, told, seed, guidance, batch_size=size, dtype=dtype)
+        made = generate(
+            net, process, sampler, conditioning, seed, guidance, batch_size=size, dtype=dtype
+        )
         return len(made)
 
     return run

@@ -137,13 +137,17 @@ def summarise(states: States, num_sigmas: Sequence[float]) -> StateSummary:
 
 def _side_by_side(one: StateSummary, other: StateSummary) -> StateSummary:
     """Figures of two streams of the same samples."""
-    places = ("channel_low", "channel_high", "token_low", "token_high")
-    ends = {name: torch.cat([getattr(one, name), getattr(other, name)]) for name in places}
-    return replace(merged(one, other), **ends)
+    return replace(
+        merged(one, other),
+        channel_low=torch.cat([one.channel_low, other.channel_low]),
+        channel_high=torch.cat([one.channel_high, other.channel_high]),
+        token_low=torch.cat([one.token_low, other.token_low]),
+        token_high=torch.cat([one.token_high, other.token_high]),
+    )
 
 
 def _of_stream(states_BTD: Tensor, num_sigmas: Sequence[float]) -> StateSummary:
-    dropped = tuple(int((~ordinary(states_BTD, k)).sum()) for k in num_sigmas)
+    dropped = tuple(_dropped(ordinary(states_BTD, k)) for k in num_sigmas)
     states_BTD = states_BTD.float().reshape(len(states_BTD), -1, states_BTD.shape[-1])
     lower_BTD = upper_BTD = states_BTD
     values = states_BTD.flatten()
@@ -224,7 +228,7 @@ class PairSummary:
         num_sigmas: K thresholds.
         samples: samples seen.
         entries: entries seen on each side.
-        dropped: entries that are massive on either side, for each threshold.
+        dropped: entries that are outliers on either side, for each threshold.
         distances: sums over samples of the loss's distance: ``none`` unmasked, then, for each
             threshold, of both readings (`tinyfusion.recovery.features.feature_distance`).
     """
@@ -267,7 +271,7 @@ class PairSummary:
         for place, k in enumerate(self.num_sigmas):
             student_ok, teacher_ok = ordinary(student, k), ordinary(teacher, k)
             both = map_streams(torch.logical_and, student_ok, teacher_ok)
-            self.dropped[place] += sum(int((~stream).sum()) for stream in streams(both))
+            self.dropped[place] += _dropped(both)
             for mask in ("separate", "intersection"):
                 distance_B = masked_distance(student, teacher, student_ok, teacher_ok, mask)
                 self.distances[mask][place] += float(distance_B.double().sum())
@@ -288,6 +292,11 @@ class PairSummary:
                 "intersection": by_threshold(self.num_sigmas, means["intersection"]),
             },
         }
+
+
+def _dropped(kept: States) -> int:
+    """Number of entries that boolean masks, one a stream, leave out."""
+    return sum(int((~stream).sum()) for stream in streams(kept))
 
 
 def _shapes(states: States) -> str:

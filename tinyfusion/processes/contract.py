@@ -1,9 +1,9 @@
 """What a process has to offer so that backbones can be trained, distilled and scored with it.
 
-A process turns clean data into what a network sees (:meth:`Process.corrupt`) and judges what the
-network makes of it (:meth:`Process.loss`, :meth:`Process.distillation_loss`). Training, recovery
-and held-out scores know nothing else of it. How data is drawn is told by samplers, each made for
-one kind of process.
+A process turns clean data into inputs of a network (:meth:`Process.corrupt`) and computes the loss
+of its output (:meth:`Process.loss`, :meth:`Process.distillation_loss`). Training, recovery and
+held-out scores know nothing else of it. Data is drawn by samplers, each made for one kind of
+process.
 
 Shape suffixes: B batch, C channels, H height, W width.
 """
@@ -37,7 +37,7 @@ class Draws(Protocol):
 
 
 class Corrupted(Protocol):
-    """What came of clean data; a process may keep more in it for its losses.
+    """Corrupted data; a process may keep more in it for its losses.
 
     Attributes:
         clean: the data, shape (B, C, H, W).
@@ -60,9 +60,8 @@ class Process(ABC):
             draws which the samples of a batch share cover their range.
         clean_draw: the draw of ``times`` that stands for clean data: 0, or 1 where time runs from
             noise to data.
-        times: what a network is told of time, one number a sample and its second input: ``"whole"``
-            steps, counted from 0 to ``num_steps - 1``, or ``"real"`` numbers; ``None`` where it is
-            told something else.
+        times: the network's second input, one number per sample: ``"whole"`` steps from 0 to
+            ``num_steps - 1``, or ``"real"`` numbers; ``None`` if its second input is not a time.
     """
 
     kind: ClassVar[str]

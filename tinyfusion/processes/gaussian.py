@@ -263,10 +263,9 @@ class GaussianDiffusion(Process):
         self, out: Tensor, batch: NoisyBatch, target_out: Tensor | None
     ) -> Tensor:
         """KL of the reverse step to the posterior (or to another model's), bits per dimension."""
-        noise, values = self.split(out, batch.clean.shape[1])
-        step = self.reverse_step(
-            torch.cat([noise.detach(), values], 1), batch.noisy, batch.t, clip=False
-        )
+        channels = batch.clean.shape[1]
+        noise_detached = torch.cat([out[:, :channels].detach(), out[:, channels:]], 1)
+        step = self.reverse_step(noise_detached, batch.noisy, batch.t, clip=False)
         if target_out is None:
             mean, log_variance = self.posterior(batch.clean, batch.noisy, batch.t)
         else:

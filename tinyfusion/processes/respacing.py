@@ -38,11 +38,11 @@ def respaced_times(spec: int | str, num_steps: int, key: str = "sampler.steps") 
                 f"{key}={spec!r}: {count} steps asked of a section of {length}; "
                 f"valid: 1 to {length}"
             )
-        stride = 1.0 if count == 1 else (length - 1) / (count - 1)
+        step = 1.0 if count == 1 else (length - 1) / (count - 1)
         position = 0.0
         for _ in range(count):
             times.append(start + round(position))
-            position += stride
+            position += step
         start += length
     return times
 

@@ -12,8 +12,8 @@ from torch import Tensor
 class Tables:
     """Named tables with one value per time, computed in float64 on the CPU.
 
-    Each is copied once per device and type that it is read in: a copy at every read would hold
-    up an accelerator.
+    Each is copied once per device and type that it is read in: a copy at every read would
+    make an accelerator wait.
 
     Args:
         values_S: table by name, each of shape (S,).

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,11 +101,14 @@ class AutoregressiveSampler:
         count_steps(process.diffusion, self.head_steps, "sampler.head_steps")
         return self.iterations
 
-    def check(self, net: Backbone) -> None:
+    def check(self, net: Any) -> None:
         """Refuse a network with fewer tokens than there are iterations.
 
+        Args:
+            net: a backbone with ``num_tokens``, see `MAR`.
+
         Raises:
-            InputError: so it is.
+            InputError: ``iterations`` is more than the network's ``num_tokens``.
         """
         if self.iterations > net.num_tokens:
             raise InputError(
@@ -163,7 +167,7 @@ class AutoregressiveSampler:
 
 
 def draw_tokens(
-    net: Backbone,
+    net: Any,
     chain: GaussianDiffusion,
     conditions: Tensor,
     draws: Iterator[Tensor],
@@ -174,7 +178,7 @@ def draw_tokens(
     """Draw tokens from the distribution that the head gives for their conditions.
 
     Args:
-        net: the network whose head runs.
+        net: a backbone with ``head(noisy, t, conditions)``, see `MAR`.
         chain: the head's diffusion, respaced.
         conditions: shape (N, D); with guidance (2N, D), those of the null class behind.
         draws: standard normal draws of shape (N, Ct): the start, then one per step.
@@ -200,20 +204,24 @@ def draw_tokens(
         out = net.head(noisy, chain.network_time(t).repeat(copies), conditions)
         out = out.to(x.dtype).view(len(noisy), -1, *x.shape[2:])
         if copies == 2:
-            out = guidance.combine(*out.chunk(2), channels=channels)
+            conditional, null = out.chunk(2)
+            out = guidance.combine(conditional, null, channels=channels)
         x = ancestral_step(chain, out, x, t, lambda: temperature * draw())
     return x.flatten(1)
 
 
 def _conditions(
-    net: Backbone,
+    net: Any,
     x: Tensor,
     hidden_BM: Tensor,
     conditioning: Conditioning,
     new_BM: Tensor,
     guidance: Guidance,
 ) -> Tensor:
-    """Conditions of the tokens ``new_BM``: shape (N, D), or (2N, D) if they are guided."""
+    """Conditions of the tokens ``new_BM``: shape (N, D), or (2N, D) if they are guided.
+
+    ``net`` is a backbone with ``conditions(x, hidden, ...)``, see `MAR`.
+    """
     x = x.to(dtype_of(net))
     if guidance.scale != 1:
         x, hidden_BM, new_BM = (torch.cat([each, each]) for each in (x, hidden_BM, new_BM))

@@ -76,7 +76,7 @@ def check_sampler(
     """Refuse a sampler that was made for another process or network.
 
     Args:
-        sampler: the sampler; a user's own may say nothing of its ``process_kind``.
+        sampler: the sampler; a user's own may lack ``process_kind``.
         process: the process.
         net: the network.
         key: where it is configured, for the message.

@@ -111,7 +111,7 @@ def generate(
     with (
         evaluating(net),
         torch.autocast(device.type, dtype, enabled=dtype is not None),
-        Progress("sampling", len(conditioning), bar=progress, seconds=None) as shown,
+        Progress("sampling", len(conditioning), bar=progress, seconds=None) as bar,
     ):
         for start in range(0, len(conditioning), batch_size):
             chosen = conditioning[start : start + batch_size]
@@ -119,7 +119,7 @@ def generate(
             noise = SampleNoise(seed, range(first, first + len(chosen)), shape)
 
             def advance(index: int, state: Tensor) -> None:
-                shown(len(state) / num_steps)
+                bar(len(state) / num_steps)
                 if on_step is not None:
                     on_step(index, state)
 
@@ -136,7 +136,7 @@ def check_class_balance(class_balance: str, key: str = "class_balance") -> None:
         key: where it is configured, for the message.
 
     Raises:
-        InputError: so it is.
+        InputError: ``class_balance`` is not one of them.
     """
     if class_balance not in CLASS_BALANCES:
         raise InputError(
@@ -240,9 +240,9 @@ class Drawing:
         steps = self.sampler.num_steps(self.process)
         batches = range(self.num_batches) if batches is None else batches
         total = sum(len(self.rows(batch)) for batch in batches)
-        with Progress("sampling", total, bar=progress, seconds=None) as shown:
+        with Progress("sampling", total, bar=progress, seconds=None) as bar:
             for batch in batches:
-                yield self.draw(batch, lambda _, state: shown(len(state) / steps))
+                yield self.draw(batch, lambda _, state: bar(len(state) / steps))
 
 
 def generate_images(

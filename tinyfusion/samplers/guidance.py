@@ -63,7 +63,8 @@ class Guidance:
         self._guided(x.shape[1])
         twice = conditioning.cat([conditioning, conditioning.null(net)])
         both = predict(net, (torch.cat([x, x]), torch.cat([t, t])), twice)
-        return self.combine(*both.chunk(2), channels=x.shape[1])
+        conditional, null = both.chunk(2)
+        return self.combine(conditional, null, channels=x.shape[1])
 
     def combine(self, conditional: Tensor, null: Tensor, channels: int) -> Tensor:
         """Push predictions with conditioning away from those without.

@@ -94,7 +94,8 @@ class ODESampler:
                 # The solver would shorten its step until it fails.
                 raise InputError(
                     f"the model's drift is not finite at t={float(time):.4g}; a model that is "
-                    "not trained out or a lower precision may be why; sampler.method=euler goes on"
+                    "not fully trained or a lower precision may be why; sampler.method=euler "
+                    "continues regardless"
                 )
             return drift
 
