@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tinyfusion.autoencoder import Autoencoder
+from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.presets import build
 from tinyfusion.checkpoints import load, save_diffusers, set_convention
@@ -24,7 +25,7 @@ from tinyfusion.surgery import prune
 EPSILON = PUBLISHED | {"mlp_norm_eps": STOCK["mlp_norm_eps"]}
 
 
-def recomputed(net: DiT, convention: dict[str, float]) -> DiT:
+def recomputed(net: Backbone, convention: dict[str, float]) -> Backbone:
     """The same weights, computed by another convention."""
     other = build({"backbone": "dit", **net.config(), **convention})
     other.load_state_dict(net.state_dict())
@@ -61,14 +62,15 @@ def pipeline_images(kept: list[int] | None, folder: Path) -> None:
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    AutoencoderKL(
+    vae = AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=["DownEncoderBlock2D"] * 2,
         up_block_types=["UpDecoderBlock2D"] * 2,
         norm_num_groups=4,
         latent_channels=4,
-    ).save_pretrained(folder / "vae")
-    net = DiT(input_size=8, hidden_size=32, depth=5, num_heads=4, num_classes=1000)
+    )
+    vae.save_pretrained(folder / "vae")  # type: ignore[attr-defined]  # of a mixin without types
+    net: Backbone = DiT(input_size=8, hidden_size=32, depth=5, num_heads=4, num_classes=1000)
     draws = torch.Generator().manual_seed(1)
     for parameter in net.parameters():
         if parameter.requires_grad:

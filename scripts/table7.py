@@ -53,8 +53,8 @@ def plan(root: Path, seeds: Sequence[int]) -> list[Job]:
     jobs = []
     for seed in seeds:
         halved = root / f"14_seed{seed}"
-        overrides = ("experiment=digits_study", "scheme=1:2", f"seed={seed}")
-        jobs.append(Job(halved, "run", overrides, "14 blocks", "", seed))
+        first = ("experiment=digits_study", "scheme=1:2", f"seed={seed}")
+        jobs.append(Job(halved, "run", first, "14 blocks", "", seed))
         for teacher, weights in product(NAMES, NAMES):
             overrides = (
                 "experiment=[iterative,digits_study]",

@@ -75,7 +75,7 @@ class EvaluateDuringTraining(Callback):
         with pl_module.scored_net(all_ranks=True) as net:
             assert net is not None
             dtype = AUTOCAST.get(trainer.precision)
-            source = trainer.datamodule.source
+            source = trainer.datamodule.source  # type: ignore[attr-defined]  # set by `fit`
             row = self.evaluation.score(
                 net, pl_module.process, source, dtype=dtype, group=current()
             )

@@ -119,7 +119,8 @@ def _read(
         if start.startswith(content):
             return [], [0]  # Killed before its first candidate.
         _refuse_head(path, content, head)
-    losses, ends = [], [len(start)]
+    losses: list[float] = []
+    ends = [len(start)]
     # What stands behind the last line's end is not whole.
     for line in content[len(start) :].split(b"\n")[:-1]:
         number = len(losses)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 from torch import Tensor
 
@@ -156,10 +158,12 @@ class Objective:
                 for student, teacher in state_pairs
             ]
             if pair_weights is None:
-                terms["features"] = sum(distances) / len(distances)
+                terms["features"] = reduce(add, distances) / len(distances)
             else:
                 weighted = zip(pair_weights, distances, strict=True)
-                terms["features"] = sum(weight * distance for weight, distance in weighted)
+                terms["features"] = reduce(
+                    add, (weight * distance for weight, distance in weighted)
+                )
             weight = self.feature_weight + share * (self.feature_weight_end - self.feature_weight)
             terms["total"] = terms["total"] + weight * terms["features"]
         return terms

@@ -116,11 +116,11 @@ def foretold(
     kept = sorted(pairs)
     if among == "lower half":
         kept = kept[: (len(kept) + 1) // 2]
-    columns = list(zip(*kept, strict=True))
-    if len(kept) < LEAST_POINTS or any(len(set(column)) < 2 for column in columns):
+    x, y = [first for first, _ in kept], [second for _, second in kept]
+    if len(kept) < LEAST_POINTS or len(set(x)) < 2 or len(set(y)) < 2:
         return None
-    rho = float(spearmanr(*columns).statistic)
-    return {"rho": rho, "p": chance(*columns, rho), "choices": len(kept)}
+    rho = float(spearmanr(x, y).statistic)
+    return {"rho": rho, "p": chance(x, y, rho), "choices": len(kept)}
 
 
 def _same(one: Mapping[int, Any], other: Mapping[int, Any]) -> bool:
@@ -173,7 +173,7 @@ def said(found: Sequence[Mapping[str, Any]]) -> str:
         "p": Column("p", ".1g"),
         "choices": Column("choices"),
     }
-    rows = [row | {key: NAMES[row[key]] for key in ("before", "after")} for row in found]
+    rows = [{**row, **{key: NAMES[row[key]] for key in ("before", "after")}} for row in found]
     return (
         "Rank correlation over pruners of blocks (means over seeds; those that chose the same\n"
         "blocks count once) between a figure right after the cut and one of the recovered model.\n"

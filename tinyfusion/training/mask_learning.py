@@ -94,6 +94,7 @@ class MaskLearning(DenoiserTraining):
 
     def net_within(self, trained: nn.Module) -> Backbone:
         """The network under the gates."""
+        assert isinstance(trained, GatedBackbone)
         return trained.net
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -134,8 +135,8 @@ class DenoiserTraining(TrainedNetworks):
     @property
     def logs_now(self) -> bool:
         """Whether the step just taken is one of those that are logged."""
-        step = self.global_step
-        return step % self.trainer.log_every_n_steps == 0 or step == self.total_steps
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # of its loggers
+        return self.global_step % every == 0 or self.global_step == self.total_steps
 
     def _log_terms(self) -> None:
         """Log the mean loss terms of the global batch; all ranks call this at the same steps."""
@@ -208,7 +209,7 @@ class DenoiserTraining(TrainedNetworks):
         """Note where the run begins: only now is the step of a resumed run known."""
         self._last_step = self.global_step
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser and its per-step schedule."""
         optimizer = self._optimizer(self.parameter_groups())
         schedule = LambdaLR(

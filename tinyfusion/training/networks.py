@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -31,7 +31,7 @@ class TrainedNetworks(LightningModule):
         self._shapes: tuple[nn.Module, ...] = ()
 
     @property
-    def averages(self) -> dict[str, tuple[Ema, nn.Module]]:
+    def averages(self) -> Mapping[str, tuple[Ema, nn.Module]]:
         """Moving averages by name, with the module each one follows."""
         return {}
 
@@ -42,6 +42,7 @@ class TrainedNetworks(LightningModule):
 
     def net_within(self, trained: nn.Module) -> Backbone:
         """The network itself in the attribute called ``trained``, or in a copy of it."""
+        assert isinstance(trained, Backbone)
         return trained
 
     def configure_model(self) -> None:
