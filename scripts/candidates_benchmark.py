@@ -4,8 +4,8 @@
 
 Draws random choices of half of the blocks, sorts them, takes a run of neighbours from the middle
 and scores it both ways in turn, slice by slice: one candidate after the other, and by walking
-through the tree of what they share. Fewer block evaluations bound the gain, but
-for what larger batches spare besides.
+through the tree of what they share. The saved block evaluations bound the
+gain, apart from what larger batches save.
 """
 
 from __future__ import annotations

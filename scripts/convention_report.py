@@ -32,7 +32,7 @@ def recomputed(net: Backbone, convention: dict[str, float]) -> Backbone:
     return other.eval()
 
 
-def shown(name: str, stock: Tensor, epsilon: Tensor) -> None:
+def print_row(name: str, stock: Tensor, epsilon: Tensor) -> None:
     """One row: the largest difference and its mean."""
     cells = [f"{d.abs().max():.2g} ({d.abs().mean():.2g})" for d in (stock, epsilon)]
     print(f"| {name} | {cells[0]} | {cells[1]} |")
@@ -45,11 +45,11 @@ def digits_teacher() -> None:
     x = torch.randn(1000, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     inputs = x, torch.arange(1000), balanced_labels(1000, 10)
     exact = net(*inputs)[:, :1]
-    shown("noise prediction, all 1,000 times", *(n(*inputs)[:, :1] - exact for n in nets))
+    print_row("noise prediction, all 1,000 times", *(n(*inputs)[:, :1] - exact for n in nets))
     process, sampler = GaussianDiffusion(clip=True), DDIMSampler(50)
     labels = balanced_labels(100, 10)
     exact = generate(net, process, sampler, labels, seed=0)
-    shown(
+    print_row(
         "100 samples, DDIM 50 steps, pixels in [-1, 1]",
         *(generate(n, process, sampler, labels, seed=0) - exact for n in nets),
     )
@@ -99,7 +99,9 @@ def pipeline_images(kept: list[int] | None, folder: Path) -> None:
         return images - exact
 
     name = "full" if kept is None else f"pruned to blocks {kept}"
-    shown(f"pipeline images in [0, 1], tiny model, {name}", difference(STOCK), difference(EPSILON))
+    print_row(
+        f"pipeline images in [0, 1], tiny model, {name}", difference(STOCK), difference(EPSILON)
+    )
     print(f"(with the published convention: {difference(PUBLISHED).abs().max():.2g})")
 
 

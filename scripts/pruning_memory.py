@@ -36,7 +36,7 @@ COLUMNS = {
 
 
 def memory(key: str) -> int:
-    """A figure of this process in bytes: ``VmRSS`` now, ``VmHWM`` at most since `forget_peak`."""
+    """Memory of this process in bytes: ``VmRSS`` now, ``VmHWM`` the peak since `forget_peak`."""
     found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return 1024 * int(found[1])

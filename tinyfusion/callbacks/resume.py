@@ -37,7 +37,7 @@ class ResumeCheckpoint(Checkpoint):
 
     Args:
         folder: where ``resume.ckpt`` goes.
-        every: optimiser steps between two savings.
+        every: optimiser steps between two checkpoints.
         at_end: save the last step as well.
     """
 

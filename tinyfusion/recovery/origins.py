@@ -15,7 +15,7 @@ def seams_of(
     """Blocks of the student next to which blocks were removed.
 
     By the decision; without one by the places that the student's file records, in the teacher if
-    it was cut from that one. Of a removal behind the last block only decision and teacher know.
+    it was cut from that one. A removal after the last block is known by decision and teacher only.
     """
     if decision is not None:
         # Any other leaves all blocks where they were.

@@ -4,8 +4,8 @@ Every published hyper-parameter stands here and nowhere else: configuration file
 ``${tinyfusion.recipe:NAME.FIELD}``, Python as ``tinyfusion.recipes.NAME.FIELD``. Parts are named
 like the arguments that take them: ``Lora(**asdict(tinydit_d14.lora))``.
 
-Source: TinyFusion (arXiv 2412.01199), tables 2, 6 and 7, and its official code, which is of DiT.
-How the masks of SiT and MAR were learned was not published: it is taken to be as that of DiT.
+Source: TinyFusion (arXiv 2412.01199), tables 2, 6 and 7, and its official code, which is for DiT.
+How the masks of SiT and MAR were learned was not published: as for DiT is assumed.
 """
 
 from __future__ import annotations
@@ -336,7 +336,7 @@ def _rates(settings: TrainingSettings, stage: str, optimizer: AdamW) -> dict[str
 
 
 def _fewer(steps: int, batch_size: int, lengths: Sequence[int], published_batch: int) -> str:
-    """What fewer steps do, in words; empty if there are not fewer than in any published length."""
+    """Consequence of fewer steps than any published length, for a message; else empty."""
     if steps >= min(lengths):
         return ""
     images = steps * batch_size
