@@ -4,8 +4,8 @@
 
 Draws random choices of half of the blocks, sorts them, takes a run of neighbours from the middle
 and scores it both ways in turn, slice by slice: one candidate after the other, and by walking
-through the tree of what they share. Fewer block evaluations bound the gain, but
-for what larger batches spare besides.
+through the tree of what they share. The saved block evaluations bound the
+gain, apart from what larger batches save.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tinyfusion.backbones.contract import Backbone, run_plain
 from tinyfusion.checkpoints import load
@@ -28,12 +28,13 @@ from tinyfusion.metrics.prefix_tree import Kept, tree_nodes
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.pruners.contract import calibration_batch
 from tinyfusion.pruners.random import draw_sets
+from tinyfusion.states import States
 
 
 def one_by_one(net: Backbone, calibration: HeldOutLoss, kept: Kept) -> float:
     """Loss of one candidate: the blocks that it drops are not run."""
 
-    def run_kept(index: int, block: nn.Module, states: Tensor, condition: Any) -> Tensor:
+    def run_kept(index: int, block: nn.Module, states: States, condition: Any) -> States:
         return run_plain(index, block, states, condition) if index in kept else states
 
     return calibration(net, run_kept)["loss"]

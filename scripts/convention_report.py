@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tinyfusion.autoencoder import Autoencoder
+from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.presets import build
 from tinyfusion.checkpoints import load, save_diffusers, set_convention
@@ -24,14 +25,14 @@ from tinyfusion.surgery import prune
 EPSILON = PUBLISHED | {"mlp_norm_eps": STOCK["mlp_norm_eps"]}
 
 
-def recomputed(net: DiT, convention: dict[str, float]) -> DiT:
+def recomputed(net: Backbone, convention: dict[str, float]) -> Backbone:
     """The same weights, computed by another convention."""
     other = build({"backbone": "dit", **net.config(), **convention})
     other.load_state_dict(net.state_dict())
     return other.eval()
 
 
-def shown(name: str, stock: Tensor, epsilon: Tensor) -> None:
+def print_row(name: str, stock: Tensor, epsilon: Tensor) -> None:
     """One row: the largest difference and its mean."""
     cells = [f"{d.abs().max():.2g} ({d.abs().mean():.2g})" for d in (stock, epsilon)]
     print(f"| {name} | {cells[0]} | {cells[1]} |")
@@ -44,11 +45,11 @@ def digits_teacher() -> None:
     x = torch.randn(1000, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     inputs = x, torch.arange(1000), balanced_labels(1000, 10)
     exact = net(*inputs)[:, :1]
-    shown("noise prediction, all 1,000 times", *(n(*inputs)[:, :1] - exact for n in nets))
+    print_row("noise prediction, all 1,000 times", *(n(*inputs)[:, :1] - exact for n in nets))
     process, sampler = GaussianDiffusion(clip=True), DDIMSampler(50)
     labels = balanced_labels(100, 10)
     exact = generate(net, process, sampler, labels, seed=0)
-    shown(
+    print_row(
         "100 samples, DDIM 50 steps, pixels in [-1, 1]",
         *(generate(n, process, sampler, labels, seed=0) - exact for n in nets),
     )
@@ -61,14 +62,15 @@ def pipeline_images(kept: list[int] | None, folder: Path) -> None:
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    AutoencoderKL(
+    vae = AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=["DownEncoderBlock2D"] * 2,
         up_block_types=["UpDecoderBlock2D"] * 2,
         norm_num_groups=4,
         latent_channels=4,
-    ).save_pretrained(folder / "vae")
-    net = DiT(input_size=8, hidden_size=32, depth=5, num_heads=4, num_classes=1000)
+    )
+    vae.save_pretrained(folder / "vae")  # type: ignore[attr-defined]  # of a mixin without types
+    net: Backbone = DiT(input_size=8, hidden_size=32, depth=5, num_heads=4, num_classes=1000)
     draws = torch.Generator().manual_seed(1)
     for parameter in net.parameters():
         if parameter.requires_grad:
@@ -97,7 +99,9 @@ def pipeline_images(kept: list[int] | None, folder: Path) -> None:
         return images - exact
 
     name = "full" if kept is None else f"pruned to blocks {kept}"
-    shown(f"pipeline images in [0, 1], tiny model, {name}", difference(STOCK), difference(EPSILON))
+    print_row(
+        f"pipeline images in [0, 1], tiny model, {name}", difference(STOCK), difference(EPSILON)
+    )
     print(f"(with the published convention: {difference(PUBLISHED).abs().max():.2g})")
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from tinyfusion.cli import main as tinyfusion
 from tinyfusion.studies.digits import plan
 from tinyfusion.studies.jobs import (
-    conduct,
     options_and_overrides,
+    run_study,
     seed_list,
     share_of,
 )
@@ -44,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--finetune", action="store_true", help="fine-tune every pruner, too")
     parser.add_argument(
         "--add", type=named_file, action="append", default=[], metavar="NAME=PATH",
-        help="compare a decision that is there, such as one of scripts/random_study.py",
+        help="compare one more decision, such as one of scripts/random_study.py",
     )  # fmt: skip
     arguments, passed_on = options_and_overrides(parser, argv)
     root = arguments.root
-    return conduct(
+    return run_study(
         "digits_study",
         lambda: plan(root, arguments.seeds, dict(arguments.add), arguments.finetune),
         lambda jobs: report(root, jobs),

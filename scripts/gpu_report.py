@@ -83,6 +83,7 @@ def training_rows(dry: DryCommand) -> Iterator[Row]:
 def sampling_rows(dry: DryCommand, batch: int) -> Iterator[Row]:
     """Sampling with guidance from the whole and from the pruned network, timed in turn."""
     objects, evaluation = dry.objects, dry.objects.evaluation
+    assert evaluation is not None, "'run' has one"
     arguments = {"whole": dry.arguments, "pruned": dry.student}
     nets = {name: dry.on_device(own).eval() for name, own in arguments.items()}
     benchmark = Benchmark(

@@ -28,6 +28,7 @@ from tinyfusion.data.latent_plan import VIEWS, Plan
 from tinyfusion.data.latent_writer import begin, finish, write_shard
 from tinyfusion.data.latents import Latents
 from tinyfusion.data.source import split_order
+from tinyfusion.errors import InputError
 
 BATCH = 256
 WORKERS = (0, 2)
@@ -74,7 +75,9 @@ class InOrder:
             yield [(step, row, next(following)) for row in range(BATCH)]
 
 
-def loader(source: Latents, batches: int, workers: int, shuffled: bool) -> DataLoader[Batch]:
+def loader(
+    source: Latents, batches: int, workers: int, shuffled: bool
+) -> DataLoader[Batch | InputError]:
     """The loader of training, in its own order or in the stored one."""
     data = TrainingData(source, 0, "benchmark", batches, BATCH, num_workers=workers)
     data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
@@ -93,7 +96,7 @@ def speed(source: Latents, batches: int, workers: int, shuffled: bool) -> float:
     next(iterator)
     began, count = time.perf_counter(), 0
     for batch in iterator:
-        assert batch.images.shape[0] == BATCH
+        assert isinstance(batch, Batch) and len(batch.images) == BATCH
         count += len(batch.images)
     return count / (time.perf_counter() - began)
 

@@ -49,7 +49,7 @@ def write_models(folder: Path, megabytes: int) -> None:
 
 
 def status(key: str) -> int:
-    """A number of bytes that the kernel tells of this process, such as ``VmHWM``."""
+    """A number of bytes that the kernel reports for this process, such as ``VmHWM``."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 

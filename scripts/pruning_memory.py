@@ -36,7 +36,7 @@ COLUMNS = {
 
 
 def memory(key: str) -> int:
-    """A figure of this process in bytes: ``VmRSS`` now, ``VmHWM`` at most since `forget_peak`."""
+    """Memory of this process in bytes: ``VmRSS`` now, ``VmHWM`` the peak since `forget_peak`."""
     found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return 1024 * int(found[1])
@@ -51,7 +51,7 @@ def decisions(net: Backbone) -> dict[str, Decision]:
     half = range(0, net.depth, 2)
     return {
         f"{len(half)} of {net.depth} blocks": Decision(tuple(half), net.depth),
-        "channels, half of the parameters": Decision(resized=DiffPruning(ratio=0.5).plan(net)),
+        "channels, half of the parameters": Decision(resized=DiffPruning(ratio=0.5).resizing(net)),
     }
 
 
@@ -79,9 +79,9 @@ def main() -> int:
     net = build_empty(options.preset).to(getattr(torch, options.dtype))
     for parameter in net.parameters():
         parameter.data.fill_(1.0)  # memory is claimed when it is written to
-    rows = [{"cut": name, **measured(net, made)} for name, made in decisions(net).items()]
-    print(markdown_table(rows, COLUMNS))
-    return int(max(row["ratio"] for row in rows) > LIMIT)
+    sizes = {name: measured(net, decision) for name, decision in decisions(net).items()}
+    print(markdown_table([{"cut": name, **row} for name, row in sizes.items()], COLUMNS))
+    return int(max(row["ratio"] for row in sizes.values()) > LIMIT)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Random prunings against methods: losses of many random halves, and what some become when tuned.
+"""Random prunings against methods: losses of many random halves, and scores of some, fine-tuned.
 
 Evaluates the random halves (with 100,000: about half an hour on one CPU core), marks what methods
 chose in their density (decisions/random_median/prune/density.png), recovers the halves of largest,
@@ -15,8 +15,8 @@ from pathlib import Path
 from tinyfusion.cli import main as tinyfusion
 from tinyfusion.studies.digits import RECOVERIES
 from tinyfusion.studies.jobs import (
-    conduct,
     options_and_overrides,
+    run_study,
     seed_list,
     two_or_more,
 )
@@ -33,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--recovery", choices=RECOVERIES, default="finetune", metavar="NAME")
     parser.add_argument(
-        "--decisions", type=Path, help="decisions/ of scripts/digits_study.py, to take them there"
+        "--decisions", type=Path, help="decisions/ of scripts/digits_study.py, to reuse them"
     )
     parser.add_argument("--report", action="store_true", help="only collect what is there")
     arguments, passed_on = options_and_overrides(parser, argv)
     if arguments.decisions is not None and not arguments.decisions.is_dir():
         parser.error(f"--decisions: {str(arguments.decisions)!r} is no folder")
     root = arguments.root.absolute()
-    return conduct(
+    return run_study(
         "random_study",
         lambda: plan(
             root,

@@ -19,9 +19,9 @@ from tinyfusion.files import write_json, write_text
 from tinyfusion.studies.collect import read_run, summarise
 from tinyfusion.studies.jobs import (
     Job,
-    conduct,
     options_and_overrides,
     quoted,
+    run_study,
     seed_list,
 )
 
@@ -53,8 +53,8 @@ def plan(root: Path, seeds: Sequence[int]) -> list[Job]:
     jobs = []
     for seed in seeds:
         halved = root / f"14_seed{seed}"
-        overrides = ("experiment=digits_study", "scheme=1:2", f"seed={seed}")
-        jobs.append(Job(halved, "run", overrides, "14 blocks", "", seed))
+        first = ("experiment=digits_study", "scheme=1:2", f"seed={seed}")
+        jobs.append(Job(halved, "run", first, "14 blocks", "", seed))
         for teacher, weights in product(NAMES, NAMES):
             overrides = (
                 "experiment=[iterative,digits_study]",
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="only collect what is there")
     options, passed_on = options_and_overrides(parser, argv)
     root = options.root.absolute()
-    return conduct(
+    return run_study(
         "table7",
         lambda: plan(root, options.seeds),
         lambda jobs: report(root, jobs),

@@ -7,10 +7,10 @@ from PIL import Image
 
 from tinyfusion.errors import InputError
 from tinyfusion.figures.canvas import COLOURS
-from tinyfusion.figures.decision import DecisionTrace, decision_trace
+from tinyfusion.figures.decision import DecisionRecord, decision_trace
 
 GROUPS = [(0, 1), (2, 3)]
-TRACE = [DecisionTrace(0, (0, 3), (0.5, 0.5)), DecisionTrace(10, (0, 2), (1.0, 0.7))]
+TRACE = [DecisionRecord(0, (0, 3), (0.5, 0.5)), DecisionRecord(10, (0, 2), (1.0, 0.7))]
 
 
 def pixels(path) -> np.ndarray:
@@ -44,7 +44,7 @@ def test_final_decision_may_differ_from_the_last_record(tmp_path):
 def test_deep_models_get_taller_figures_and_single_records_work(tmp_path):
     small = pixels(decision_trace(TRACE[:1], GROUPS, tmp_path / "small.png"))
     deep = [tuple(range(4 * g, 4 * g + 4)) for g in range(7)]
-    record = DecisionTrace(0, tuple(range(0, 28, 2)), (0.2,) * 7)
+    record = DecisionRecord(0, tuple(range(0, 28, 2)), (0.2,) * 7)
     large = pixels(decision_trace([record], deep, tmp_path / "deep.png"))
     assert large.shape[0] > 1.5 * small.shape[0]
 
@@ -56,9 +56,9 @@ def test_deep_models_get_taller_figures_and_single_records_work(tmp_path):
         (TRACE, [(0, 1), (3, 2)], "cover blocks 0, 1"),
         (TRACE, [], "cover blocks 0, 1"),
         (TRACE[::-1], GROUPS, "strictly increasing"),
-        ([DecisionTrace(0, (0,), (0.5,))], GROUPS, "2 confidences"),
-        ([DecisionTrace(0, (0,), (0.5, 1.5))], GROUPS, "0..1"),
-        ([DecisionTrace(0, (0, 4), (0.5, 0.5))], GROUPS, "beyond 0..3"),
+        ([DecisionRecord(0, (0,), (0.5,))], GROUPS, "2 confidences"),
+        ([DecisionRecord(0, (0,), (0.5, 1.5))], GROUPS, "0..1"),
+        ([DecisionRecord(0, (0, 4), (0.5, 0.5))], GROUPS, "beyond 0..3"),
     ],
 )
 def test_records_that_do_not_fit_are_refused(trace, groups, said, tmp_path):

@@ -125,7 +125,7 @@ def test_shares_that_fall_apart_into_tiny_micro_batches() -> None:
 
 
 def test_recipes_cover_what_they_claim() -> None:
-    assert differences("tinyfusion", "pretrain", {"steps": 1, "batch_size": 1}) == []
+    assert differences("tinyfusion", "pretrain", 1, 1, {}) == []
     assert {RECIPES[name] for name in RECIPES} <= set(STUDENTS.values())
     with pytest.raises(InputError, match=r"training.recipe='mine'.*tinyfusion"):
         StageTraining(recipe="mine")

@@ -318,7 +318,7 @@ def test_lists_of_other_runs_are_refused(
         (lambda lines: [*lines[:6], lines[6] + "x", *lines[7:]], "line 7: found"),
         (lambda lines: [*lines[:6], lines[6].rpartition(",")[0], *lines[7:]], "line 7: found"),
         (lambda lines: [*lines, lines[-1]], "line 43: found .*expected the end of the file"),
-        (lambda lines: lines[:-1], "ends early, behind 39 of 40 candidates"),
+        (lambda lines: lines[:-1], "ends early, after 39 of 40 candidates"),
         (lambda lines: [*lines[:-1], lines[-1].split(",")[0] + ",0.001,0.1"], "has loss 0.001 th"),
     ],
 )
@@ -335,7 +335,7 @@ def test_a_list_with_something_behind_its_end_is_refused(context, deep, tmp_path
     Random(**MANY).choose(context(4, net=deep))
     path = (tmp_path / "candidates.csv").rename(tmp_path / "former.csv")
     path.write_bytes(path.read_bytes() + b"0 1")
-    with pytest.raises(InputError, match=r"former\.csv' goes on behind its 40 candidates"):
+    with pytest.raises(InputError, match=r"former\.csv' has more lines after its 40 candidates"):
         Random(**MANY, losses=str(path)).choose(context(4, net=deep))
 
 
@@ -378,8 +378,8 @@ def test_progress_is_told_now_and_then(context, deep, monkeypatch, caplog) -> No
         ({"num_samples": 1}, r"pruner\.num_samples=1 must be at least 2"),
         ({"choose": "mean"}, r"pruner\.choose='mean' is not known; valid: min, median, max"),
         ({"marks": 3}, r"pruner\.marks=3 must be a dictionary"),
-        ({"losses": "x.csv"}, r"pruner\.losses is of use with several candidates only"),
-        ({"marks": {"a": [0]}}, r"pruner\.marks is of use with several candidates only"),
+        ({"losses": "x.csv"}, r"pruner\.losses needs several candidates"),
+        ({"marks": {"a": [0]}}, r"pruner\.marks needs several candidates"),
     ],
 )
 def test_bad_options_are_refused(options, said: str) -> None:

@@ -37,16 +37,16 @@ def test_the_first_stage_holds_the_seams_and_what_is_named(net: DiT) -> None:
     wanted = {n for n in trained if n.startswith("blocks.1.") or "adaLN_modulation" in n}
     assert first.names == wanted
     sizes = {name: p.numel() for name, p in net.named_parameters()}
-    said = first.described(net)
+    said = first.summary(net)
     assert said.endswith("then all of them")
-    assert first.described(net, warm_up=20).endswith("the rate rising anew over 20 steps")
+    assert first.summary(net, warm_up=20).endswith("another warm-up of the rate over 20 steps")
     for text in (
         f"until step 10 {sum(sizes[n] for n in wanted):,} of {sum(sizes[n] for n in trained):,}",
         "the 1 of 4 blocks next to a removal, and adaLN_modulation",
     ):
         assert text in said
     everywhere = SeamsFirst().first_stage(net, range(4), 50)
-    assert "all 4 blocks, each of which is next to a removal" in everywhere.described(net)
+    assert "all 4 blocks, each of which is next to a removal" in everywhere.summary(net)
 
 
 def test_both_stages_have_a_step() -> None:

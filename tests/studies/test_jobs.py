@@ -14,10 +14,10 @@ from tinyfusion.studies.digits import OTHERS, PRUNERS, WIDTH, plan
 from tinyfusion.studies.jobs import (
     Job,
     carry_out,
-    conduct,
     decision_file,
     options_and_overrides,
     quoted,
+    run_study,
     seed_list,
     share_of,
     shares,
@@ -139,21 +139,21 @@ def test_a_study_says_how_it_ended(tmp_path, capsys) -> None:
         raise InputError("nothing is there")
 
     def end(report, command) -> tuple[int, str, str]:
-        status = conduct("mine", lambda: jobs, report, command)
+        status = run_study("mine", lambda: jobs, report, command)
         said = capsys.readouterr()
         return status, said.out, said.err
 
     assert end(lambda found: f"{len(found)} jobs", None) == (0, "3 jobs\n", "")
     status, out, err = end(lambda _: "report", Commands({"a": 130}))
-    assert (status, out) == (130, "") and err == "mine: interrupted; the same command goes on\n"
+    assert (status, out) == (130, "") and err == "mine: interrupted; the same command resumes it\n"
     failed = f"mine: {tmp_path / 'b'} failed\n"
     assert end(lambda _: "report", Commands({"b": 1})) == (1, "report\n", failed)
     # What failed is said even where nothing can be reported.
     assert end(refuse, Commands({"b": 1})) == (2, "", f"mine: nothing is there\n{failed}")
     first, other = Commands(), Commands()
     jobs = [job(tmp_path / f"new_{name}") for name in ("a", "b", "c")]
-    assert conduct("mine", lambda: jobs, lambda _: "", first, part=(0, 2)) == 0
-    assert conduct("mine", lambda: jobs, lambda _: "", other, part=(1, 2)) == 0
+    assert run_study("mine", lambda: jobs, lambda _: "", first, part=(0, 2)) == 0
+    assert run_study("mine", lambda: jobs, lambda _: "", other, part=(1, 2)) == 0
     assert sorted(first.seen + other.seen) == ["new_a", "new_b", "new_c"] and other.seen
 
 

@@ -16,7 +16,7 @@ from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.pruners.contract import calibration_batch
 from tinyfusion.studies import random_halves
 from tinyfusion.studies.collect import read_run
-from tinyfusion.studies.correlation import chance, points
+from tinyfusion.studies.correlation import p_value, points
 from tinyfusion.studies.digits import PRUNERS, plan
 from tinyfusion.studies.jobs import Job
 from tinyfusion.studies.pruners import CALIBRATION_SAMPLES, calibration_loss, finished, report
@@ -197,8 +197,8 @@ def test_chance_agrees_with_the_usual_formula_where_points_are_many() -> None:
     for strength in (0.0, 0.4):
         y = strength * x + draws.normal(size=40)
         found = spearmanr(x, y)
-        assert chance(x, y, found.statistic) == pytest.approx(found.pvalue, abs=0.02)
-    assert chance(x, x, 1.0) == pytest.approx(1 / 20_001), "the order itself is one of all"
+        assert p_value(x, y, found.statistic) == pytest.approx(found.pvalue, abs=0.02)
+    assert p_value(x, x, 1.0) == pytest.approx(1 / 20_001), "the order itself is one of all"
 
 
 def test_calibration_loss_is_that_of_one_batch_and_kept(tmp_path) -> None:

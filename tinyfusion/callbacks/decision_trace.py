@@ -9,8 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tinyfusion.errors import InputError
-from tinyfusion.figures.decision import DecisionTrace as Record
-from tinyfusion.figures.decision import decision_trace
+from tinyfusion.figures.decision import DecisionRecord, decision_trace
 from tinyfusion.files import write_text
 from tinyfusion.training.mask_learning import DecisionState, MaskLearning
 
@@ -71,7 +70,10 @@ class DecisionTrace(Callback):
         folder = Path(trainer.default_root_dir)
         lines = ",\n".join(json.dumps(record) for record in self.records)
         write_text(folder / self.data_file, f"[\n{lines}\n]\n")
-        trace = [Record(r["step"], tuple(r["kept"]), tuple(r["confidence"])) for r in self.records]
+        trace = [
+            DecisionRecord(record["step"], tuple(record["kept"]), tuple(record["confidence"]))
+            for record in self.records
+        ]
         groups = [tuple(group.blocks) for group in pl_module.gated.gates.scheme.groups]
         decision_trace(trace, groups, folder / self.file)
 

@@ -1,4 +1,4 @@
-"""Scores during training, of the averaged weights, and the model that scored best."""
+"""Scores of the averaged weights during training, and the model that scored best."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from tinyfusion.training.module import DenoiserTraining
 log = logging.getLogger(__name__)
 
 BEST = "best"
-"""In a stage's folder: the model whose averaged weights had the least FID."""
+"""In a stage's folder: the model whose averaged weights had the lowest FID."""
 
 
 class EvaluateDuringTraining(Callback):
     """Scores the stage's network every few optimiser steps and logs ``evaluate/fid`` and so on.
 
     All ranks share the sampling. Of few samples FID is higher than of many: compare it along a
-    run, not with final scores. The model of least FID is kept in ``best/``. Training is not
+    run, not with final scores. The model of lowest FID is kept in ``best/``. Training is not
     touched: scoring draws from generators of its own, and the live weights come back bit for bit.
     Mask learning is left alone: its network is thrown away.
 
     Args:
         every: optimiser steps between two scores; the last step always has one.
         evaluation: the sampling and scoring protocol.
-        keep_best: keep the model of least FID so far.
+        keep_best: keep the model of lowest FID so far.
 
     Attributes:
         history: scores by step.
@@ -53,7 +53,7 @@ class EvaluateDuringTraining(Callback):
 
     @property
     def best_step(self) -> int | None:
-        """Step of least FID so far; ``None`` before the first score, and where there is no FID."""
+        """Step of lowest FID so far; ``None`` before the first score, and where there is no FID."""
         fids = {step: row.get("fid", math.nan) for step, row in self.history.items()}
         known = {step: fid for step, fid in fids.items() if math.isfinite(fid)}
         return min(known, key=known.__getitem__) if known else None
@@ -75,7 +75,7 @@ class EvaluateDuringTraining(Callback):
         with pl_module.scored_net(all_ranks=True) as net:
             assert net is not None
             dtype = AUTOCAST.get(trainer.precision)
-            source = trainer.datamodule.source
+            source = trainer.datamodule.source  # type: ignore[attr-defined]  # set by `fit`
             row = self.evaluation.score(
                 net, pl_module.process, source, dtype=dtype, group=current()
             )
@@ -84,18 +84,18 @@ class EvaluateDuringTraining(Callback):
                 return
             if self.keep_best and self.best_step == step:
                 self._keep(net, step, Path(trainer.default_root_dir) / BEST)
-        shown = {f"evaluate/{name}": value for name, value in row.items()}
+        logged = {f"evaluate/{name}": value for name, value in row.items()}
         best = self.best_step
         if best is not None:
-            shown["evaluate/best_fid"] = self.history[best]["fid"]
+            logged["evaluate/best_fid"] = self.history[best]["fid"]
         for logger in trainer.loggers:
-            logger.log_metrics(shown, step)
+            logger.log_metrics(logged, step)
         log.info(
             "evaluate: step %d, FID-%d %.3f%s, held-out loss %.4f",
             step,
             self.evaluation.num_samples,
             row.get("fid", math.nan),
-            "" if best is None or best == step else f" (least {shown['evaluate/best_fid']:.3f})",
+            "" if best is None or best == step else f" (least {logged['evaluate/best_fid']:.3f})",
             row["held_out_loss"],
         )
 

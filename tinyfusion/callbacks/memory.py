@@ -1,4 +1,4 @@
-"""Says how much memory a training stage takes."""
+"""Logs how much memory a training stage takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MemoryReport(Callback):
 
     Args:
         stage: name of the stage.
-        count: whether to count activations; compiled blocks keep theirs out of sight.
+        count: whether to count activations; those of compiled blocks can't be seen.
 
     Attributes:
         activations: bytes counted; ``None`` before the first micro-batch.
@@ -33,7 +33,7 @@ class MemoryReport(Callback):
         self._counting: Activations | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new peak."""
+        """Reset the peak."""
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
 
@@ -63,7 +63,7 @@ class MemoryReport(Callback):
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what a GPU held at most."""
+        """Log what a GPU held at most."""
         self._stop()
         peak = peak_gpu_memory(trainer.strategy.root_device)
         if peak is not None:

@@ -20,13 +20,13 @@ class StageProgress(Callback):
 
     def __init__(self, stage: str, lines: int = 10) -> None:
         self.stage, self.lines = stage, lines
-        self._shown: Progress | None = None
+        self._progress: Progress | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin where the run begins, which a resumed one does in the middle."""
         self._last = trainer.global_step
         if trainer.is_global_zero:
-            self._shown = Progress(
+            self._progress = Progress(
                 self.stage,
                 trainer.max_steps,
                 done=trainer.global_step,
@@ -36,16 +36,16 @@ class StageProgress(Callback):
                 share=1 / self.lines,
                 stays=True,
             )
-            self._shown.start()
+            self._progress.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Show the step, once per optimiser step."""
         step = trainer.global_step
-        if self._shown is not None and step != self._last:
+        if self._progress is not None and step != self._last:
             self._last = step
-            self._shown.reach(step, lambda: _loss(trainer, outputs))
+            self._progress.reach(step, lambda: _loss(trainer, outputs))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the finished bar on the screen."""
@@ -56,9 +56,9 @@ class StageProgress(Callback):
         self._stop()
 
     def _stop(self) -> None:
-        if self._shown is not None:
-            self._shown.stop()
-            self._shown = None
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
 
 
 def _loss(trainer: Trainer, outputs: Any) -> str:

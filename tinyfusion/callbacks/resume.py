@@ -17,7 +17,9 @@ RESUME_FILE = "resume.ckpt"
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name and renames, so that a kill never leaves half a checkpoint."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None):
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         """Save ``checkpoint`` at ``path`` atomically."""
         write_atomic(
             Path(path),
@@ -35,7 +37,7 @@ class ResumeCheckpoint(Checkpoint):
 
     Args:
         folder: where ``resume.ckpt`` goes.
-        every: optimiser steps between two savings.
+        every: optimiser steps between two checkpoints.
         at_end: save the last step as well.
     """
 

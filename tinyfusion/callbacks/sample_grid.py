@@ -23,7 +23,7 @@ from tinyfusion.training.module import DenoiserTraining
 class SampleGrid(Callback):
     """Draws one row of samples per recorded step, one column per class, with averaged weights.
 
-    Of a network without classes a column per example of its conditioning.
+    A network without classes has one column per example of its conditioning.
 
     The picture is written and logged anew at every record, so an interrupted run has one too.
 

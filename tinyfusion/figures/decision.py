@@ -25,7 +25,7 @@ LEAST_OPACITY = 0.1
 """Opacity at confidence 0: with thousands of patterns the first decisions would be invisible."""
 
 
-class DecisionTrace(NamedTuple):
+class DecisionRecord(NamedTuple):
     """What would be decided at one moment of mask learning.
 
     Attributes:
@@ -41,7 +41,7 @@ class DecisionTrace(NamedTuple):
 
 @styled
 def decision_trace(
-    trace: Sequence[DecisionTrace],
+    trace: Sequence[DecisionRecord],
     groups: Sequence[Sequence[int]],
     path: Path | str,
     title: str | None = None,
@@ -108,7 +108,7 @@ def _shade(confidence: float) -> tuple[float, ...]:
 
 
 def _draw_bars(
-    axes: Axes, trace: Sequence[DecisionTrace], ends: Sequence[float], group_of: Sequence[int]
+    axes: Axes, trace: Sequence[DecisionRecord], ends: Sequence[float], group_of: Sequence[int]
 ) -> None:
     bars, shades = [], []
     for record, end in zip(trace, ends, strict=True):
@@ -135,7 +135,7 @@ def _draw_final(axes: Axes, edge: float, final: set[int], depth: int) -> None:
     )
 
 
-def _check(trace: Sequence[DecisionTrace], groups: Sequence[Sequence[int]]) -> list[int]:
+def _check(trace: Sequence[DecisionRecord], groups: Sequence[Sequence[int]]) -> list[int]:
     """Validate and return the group index of every block."""
     blocks = [block for group in groups for block in group]
     if not blocks or blocks != list(range(len(blocks))):

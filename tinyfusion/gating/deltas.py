@@ -53,7 +53,7 @@ class Lora:
         net.requires_grad_(False)
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # only ever divided by the rank
             lora_dropout=self.dropout,
             target_modules=linears,
         )

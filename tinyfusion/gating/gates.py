@@ -6,6 +6,9 @@ of all groups side by side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,7 +65,9 @@ class Gates(nn.Module):
     def __init__(self, scheme: Scheme) -> None:
         super().__init__()
         self.scheme = scheme
-        self.groups = nn.ModuleList(GroupGate(group) for group in scheme.groups)
+        # A ModuleList does not say what it holds.
+        gates = nn.ModuleList(GroupGate(group) for group in scheme.groups)
+        self.groups = cast("Sequence[GroupGate]", gates)
         self.temperature = 1.0
         self.scale = 1.0
 
@@ -92,7 +97,7 @@ class Gates(nn.Module):
     def logits(self) -> list[Tensor]:
         """Detached copies of the logits, one tensor (C,) per group.
 
-        Logits that are divided among devices are gathered: all ranks must ask together.
+        Sharded logits are gathered: all ranks must call this together.
         """
         logits = [gate.logits_C.detach() for gate in self.groups]
         return [v.full_tensor() if isinstance(v, DTensor) else v.clone() for v in logits]

@@ -80,9 +80,7 @@ def warned(
     """
     lines = []
     if recipe is not None:
-        found = {
-            "steps": settings.steps,
-            "batch_size": settings.batch_size,
+        rates = {
             "learning_rate": settings.learning_rate,
             "learning_rate_end": (
                 settings.learning_rate
@@ -95,7 +93,7 @@ def warned(
             "ema_decay": settings.ema_decay,
             **_weight_decay(module),
         }
-        differing = differences(recipe, stage, found)
+        differing = differences(recipe, stage, settings.steps, settings.batch_size, rates)
         if differing:
             lines.append(f"differs from the recipe {recipe!r}: {'; '.join(differing)}")
     for name, (ema, _) in module.averages.items():

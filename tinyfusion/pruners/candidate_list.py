@@ -1,4 +1,4 @@
-"""A list of candidates and their losses: a file that grows by lines and can be gone on with.
+"""A list of candidates and their losses: a file that grows line by line and can be resumed.
 
 The first line is ``# `` and a JSON object that says which list it is, the second names the columns.
 Each further line holds the blocks that a candidate keeps, its loss, and the loss's standard error
@@ -29,8 +29,8 @@ COLUMNS = "kept,loss,loss_stderr"
 SECONDS_PER_LINE = 60
 
 SEGMENT = 512
-"""So many candidates are walked through in one go. A killed run goes on at the start of a segment,
-so that the same blocks run in the same batches and give the same bytes."""
+"""Number of candidates that are evaluated together. A killed run is resumed at the start of a
+segment, so that the same blocks run in the same batches and give the same bytes."""
 
 
 def evaluate(
@@ -38,18 +38,17 @@ def evaluate(
 ) -> tuple[list[float], float | None]:
     """Losses of all candidates, streamed to ``candidates.csv.part``, which is renamed at the end.
 
-    What a killed run left there is not computed again. Further ranks compute along and write
-    nothing.
+    What a killed run left there is not computed again. All ranks compute; the first one writes.
 
     Args:
         kept_sets: the candidates.
         scores: what gives their losses.
-        head: which list it is, as plain data.
+        head: which list it is, as plain data; written into its first line.
         folder: where the file goes.
 
     Returns:
-        The losses, which may hold what is not finite, and the speed in candidates per second
-        (``None`` if all were there).
+        The losses, some of which may not be finite, and the speed in candidates per second
+        (``None`` if there was nothing left to compute).
 
     Raises:
         InputError: the folder holds another list, or one that was altered.
@@ -63,11 +62,11 @@ def evaluate(
     done = len(losses) // SEGMENT * SEGMENT
     del losses[done:]
     if done:
-        log.info("prune: going on behind %s candidates in %s", f"{done:,}", part)
+        log.info("prune: resuming after %s candidates in %s", f"{done:,}", part)
     began = time.monotonic()
     progress = Progress("prune", len(kept_sets), done, unit="candidates", seconds=SECONDS_PER_LINE)
     writes = is_first_rank()
-    with _opened(part, ends[done], head) if writes else nullcontext() as file:
+    with _open(part, ends[done], head) if writes else nullcontext() as file:
         for first in range(done, len(kept_sets), SEGMENT):
             segment = kept_sets[first : first + SEGMENT]
             for kept, (loss, stderr) in zip(segment, scores.losses(segment), strict=True):
@@ -90,22 +89,22 @@ def read_losses(path: Path, kept_sets: Sequence[Kept], head: Mapping[str, Any]) 
     Args:
         path: the file.
         kept_sets: the candidates that it must hold, in this order.
-        head: what it must say that it is.
+        head: what its first line must say.
 
     Raises:
-        InputError: the file is missing, another list, altered, or not finished.
+        InputError: the file is missing, unfinished or altered, or holds another list.
     """
     if not path.is_file():
         raise InputError(f"candidates file {str(path)!r} does not exist")
     losses, ends = _read(path, kept_sets, head)
     if len(losses) < len(kept_sets):
         raise InputError(
-            f"candidates file {str(path)!r} ends early, behind {len(losses):,} of "
-            f"{len(kept_sets):,} candidates; remove it, and they are evaluated anew"
+            f"candidates file {str(path)!r} ends early, after {len(losses):,} of "
+            f"{len(kept_sets):,} candidates; remove it, and all are evaluated again"
         )
     if ends[-1] != path.stat().st_size:
         raise InputError(
-            f"candidates file {str(path)!r} goes on behind its {len(losses):,} candidates"
+            f"candidates file {str(path)!r} has more lines after its {len(losses):,} candidates"
         )
     return losses
 
@@ -113,14 +112,15 @@ def read_losses(path: Path, kept_sets: Sequence[Kept], head: Mapping[str, Any]) 
 def _read(
     path: Path, kept_sets: Sequence[Kept], head: Mapping[str, Any]
 ) -> tuple[list[float], list[int]]:
-    """Losses in the whole lines of a file, and where such lines begin or end: one place more."""
-    content, start = path.read_bytes(), _start(head)
+    """Losses in the complete lines of a file, and where the first begins and each one ends."""
+    content, start = path.read_bytes(), _first_lines(head)
     if not content.startswith(start):
         if start.startswith(content):
             return [], [0]  # Killed before its first candidate.
         _refuse_head(path, content, head)
-    losses, ends = [], [len(start)]
-    # What stands behind the last line's end is not whole.
+    losses: list[float] = []
+    ends = [len(start)]
+    # What follows the last newline is not a complete line.
     for line in content[len(start) :].split(b"\n")[:-1]:
         number = len(losses)
         wanted = _blocks(kept_sets[number]) if number < len(kept_sets) else "the end of the file"
@@ -155,19 +155,19 @@ def _refuse_head(path: Path, content: bytes, head: Mapping[str, Any]) -> None:
     )
 
 
-def _opened(part: Path, end: int, head: Mapping[str, Any]) -> BinaryIO:
-    """The growing file, cut behind ``end``; with its start if there is nothing before that."""
+def _open(part: Path, end: int, head: Mapping[str, Any]) -> BinaryIO:
+    """The growing file, truncated at ``end``; with its first lines if that is 0."""
     part.parent.mkdir(parents=True, exist_ok=True)
     part.touch()
     file = open(part, "r+b")
     file.truncate(end)
     file.seek(end)
     if not end:
-        file.write(_start(head))
+        file.write(_first_lines(head))
     return file
 
 
-def _start(head: Mapping[str, Any]) -> bytes:
+def _first_lines(head: Mapping[str, Any]) -> bytes:
     return f"# {json.dumps(dict(head))}\n{COLUMNS}\n".encode()
 
 

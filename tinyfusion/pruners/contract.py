@@ -1,9 +1,9 @@
-"""What a way of choosing units (by default blocks) gets and gives.
+"""What a way of choosing units (by default blocks) is given and returns.
 
 A pruner is any object with one method, ``choose(context) -> Choice``, and a configuration file
-that names its class in ``_target_``. A user's own needs nothing else. One that trains says what in
-a second method, ``phases(context)``: they are executed, resumed and logged before it chooses, and
-counted in a dry run.
+that names its class in ``_target_``. A user's own needs nothing else. One that trains lists
+what in a second method, ``phases(context)``: phases are executed, resumed and logged before it
+chooses, and counted in a dry run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Choice(NamedTuple):
         removed: branches that go from blocks that stay, by name.
         replaced: intervals of blocks for each of which one block stands.
         resized: channels that stay, of a pruner that cuts widths.
-        budget: what was kept to, by name, where that is not the number of units.
+        budget: the budget by name, where that is not a number of units.
     """
 
     kept: tuple[int, ...] | None
@@ -118,8 +118,8 @@ class PruningContext:
         """A fixed noised batch of training images, the same for every candidate.
 
         Args:
-            num_samples: noised samples, at least 1; images are taken in a seeded order and come
-                again with other noise where there are fewer images than samples.
+            num_samples: noised samples, at least 1; images are taken in a seeded order and
+                repeated with other noise where there are fewer of them.
         """
         return calibration_batch(self.process, self.source, num_samples, self.seed)
 

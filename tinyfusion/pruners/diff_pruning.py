@@ -1,7 +1,7 @@
 """Diff-Pruning: cut widths by Taylor importance along the trajectory (arXiv 2305.10924).
 
 The library Torch-Pruning finds the coupled channels (`tinyfusion.backbones.coupling`) and scores
-them (its `GroupTaylorImportance`); what is summed over the times are gradients.
+them (its `GroupTaylorImportance`) by gradients that are summed over the times.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TIMES = 1000
 """Times between clean data and noise for a process that has no steps."""
 
 SECONDS_PER_LINE = 30
-"""How often it is said how far the times have been gone through."""
+"""Time between two log lines while gradients are summed."""
 
 
 class DiffPruning:
@@ -45,7 +45,7 @@ class DiffPruning:
         stride: steps from one time to the next, beginning at clean data.
         round_to: what channels and neurons are a multiple of; at least 4, which position tables
             need.
-        micro_batch: most images that the network takes at once; ``None``: all.
+        micro_batch: most images in one forward; ``None``: all.
 
     Raises:
         InputError: a value out of range.
@@ -92,7 +92,7 @@ class DiffPruning:
             A record that keeps the first channels of every group.
 
         Raises:
-            InputError: a class without width plan, or a ratio that can't be reached.
+            InputError: the network's class has no width plan, or no widths reach the ratio.
         """
         found = coupling(net)
         widths = widths_for(found, self.ratio, self.round_to)
@@ -176,13 +176,13 @@ def accumulate_gradients(
         process: gives the noised inputs and the loss, whose term ``mse`` is used.
         images: one batch, shape (N, C, H, W).
         conditioning: of the N images.
-        draws: everything random but the time; the same at every time and however the batch is cut.
+        draws: everything random but the time; the same at every time, however the batch is split.
         threshold: share of the largest loss.
         stride: steps from one time to the next.
         micro_batch: images at a time.
 
     Raises:
-        InputError: a stride that leaves one time, or a loss that is not finite.
+        InputError: a stride as long as the process, or a loss that is not finite.
     """
     device = next(net.parameters()).device
     steps = getattr(process, "num_steps", TIMES)
@@ -195,7 +195,7 @@ def accumulate_gradients(
     times: list[float] = []
     losses: list[float] = []
     stopped_at = None
-    shown = time.monotonic()
+    last_logged = time.monotonic()
     with torch.enable_grad(), evaluating(net):
         for step in range(0, steps, stride):
             draw = abs(process.clean_draw - (step + 0.5) / steps)
@@ -219,8 +219,8 @@ def accumulate_gradients(
             for total, parameter in zip(sums, trained, strict=True):
                 if parameter.grad is not None:
                     total += parameter.grad
-            if time.monotonic() - shown >= SECONDS_PER_LINE:
-                shown = time.monotonic()
+            if time.monotonic() - last_logged >= SECONDS_PER_LINE:
+                last_logged = time.monotonic()
                 share = loss / max(losses)
                 log.info(
                     "prune: %s of at most %s times, loss %.4f, %.3f of the largest (ends below %g)",
@@ -236,8 +236,8 @@ def group_importance(net: Backbone) -> dict[str, Tensor]:
     """Importance of every member of every group: ``|weight * gradient|`` summed over its places.
 
     Linear layers, convolutions and norms are scored by Torch-Pruning's `GroupTaylorImportance`.
-    It passes over embeddings and tables, which are added here; fixed tables have no gradient and
-    no say.
+    It leaves out embeddings and tables, which are added here; fixed tables have no gradient and
+    do not count.
 
     Args:
         net: the network with gradients in ``grad``.
@@ -259,7 +259,7 @@ def group_importance(net: Backbone) -> dict[str, Tensor]:
         channels = groups[group.name]
         scores = score(channels).double().cpu()
         for tensor, axis, indices, owners in cut_tensors(channels):
-            if tensor.grad is not None and _is_passed_over(channels, tensor):
+            if tensor.grad is not None and _is_left_out(channels, tensor):
                 others = [other for other in range(tensor.ndim) if other != axis]
                 product = (tensor.detach() * tensor.grad).abs().sum(others).double().cpu()
                 scores.index_add_(0, torch.tensor(owners), product[indices])
@@ -267,7 +267,7 @@ def group_importance(net: Backbone) -> dict[str, Tensor]:
     return found
 
 
-def _is_passed_over(group: Any, tensor: Tensor) -> bool:
+def _is_left_out(group: Any, tensor: Tensor) -> bool:
     """Whether the library leaves a tensor of a group out of its importance."""
     modules = [item.dep.target.module for item in group]
     return any(

@@ -26,7 +26,7 @@ class Indices:
         """The choice itself, which needs no weights.
 
         Raises:
-            InputError: an index out of range or doubled.
+            InputError: an index out of range or given twice.
         """
         return Choice(check_kept(self.kept, net.depth, key="pruner.kept"))
 
@@ -34,6 +34,6 @@ class Indices:
         """Check the list against the model.
 
         Raises:
-            InputError: an index out of range or doubled.
+            InputError: an index out of range or given twice.
         """
         return self.plan(context.net)

@@ -41,7 +41,7 @@ def input_output_error(
         return torch.stack([mean_over_entries(changes), mean_over_entries(squares)], 1)
 
     change_K, before_K = measured(net, calibration, kept, energies_B2).mean(0).unbind(1)
-    # Where nothing comes in, all that comes out is change.
+    # Infinite where the input is zero: all of the output is change.
     return change_K / before_K if normalised else change_K
 
 

@@ -27,8 +27,8 @@ from tinyfusion.seeding import generator
 PICKS = ("min", "median", "max")
 
 SAME_LOSS = 1e-2
-"""Relative difference within which a loss of a finished list must be found again; rounding that
-differs between machines grows in networks that were cut badly."""
+"""Largest relative difference between a loss of a finished list and the same one computed here.
+Rounding differs between machines, and networks that were cut badly amplify it."""
 
 
 class Random:
@@ -36,19 +36,19 @@ class Random:
 
     With several candidates, their losses right after removal, all on one calibration batch, are
     written to ``prune/candidates.csv`` and drawn in ``prune/density.png``. Losses that are not
-    finite stay in the list and are never chosen: places are counted among the finite ones.
+    finite stay in the list and are never chosen; the median is that of the finite ones.
 
     Args:
         draw_seed: seed of the draw; ``None`` takes the run's seed.
-        candidates: sets drawn, all different; all that there are if these are fewer.
+        candidates: sets drawn, all different; all that exist if there are fewer.
         choose: which of several is taken: that of least (``min``) or largest (``max``) loss, or
             number n // 2, counted from 0, of n in ascending order (``median``).
         num_samples: calibration samples.
-        branches: candidates that are walked through together.
+        branches: candidates that are evaluated in one batch.
         marks: sets that are evaluated on the same batch and marked in the figure: blocks or the
             path of a ``decision.json``, by name.
-        losses: path of the ``candidates.csv`` of a former run, from which is chosen without
-            evaluating its candidates again.
+        losses: path of the ``candidates.csv`` of an earlier run, to choose from without evaluating
+            its candidates again.
 
     Raises:
         InputError: numbers out of range, or an unknown word for ``choose``.
@@ -84,7 +84,7 @@ class Random:
         if candidates == 1 and (losses is not None or marks):
             key = "marks" if losses is None else "losses"
             raise InputError(
-                f"pruner.{key} is of use with several candidates only: give pruner.candidates=, "
+                f"pruner.{key} needs several candidates: give pruner.candidates=, "
                 "such as 1000 (with losses as many as the list has)"
             )
         self.draw_seed, self.candidates, self.pick = draw_seed, candidates, choose
@@ -104,7 +104,7 @@ class Random:
         if self.candidates == 1:
             order = torch.randperm(depth, generator=generator(seed, "random_pruner"))
             return Choice(tuple(sorted(order[:keep].tolist())), scores={"draw_seed": seed})
-        marks = {name: _marked(name, value, depth) for name, value in self.marks.items()}
+        marks = {name: _blocks_of_mark(name, value, depth) for name, value in self.marks.items()}
         kept_sets = draw_sets(depth, keep, self.candidates, seed)
         calibration = context.calibration(self.num_samples)
         scores = CandidateScores(context.net, calibration, self.branches)
@@ -125,7 +125,7 @@ class Random:
         picks = _picks(losses)
         if speed is None:
             path = self.losses or context.folder / LIST_FILE
-            _check_again(path, scores, kept_sets, losses, sorted(set(picks.values())))
+            _check_reproduced(path, scores, kept_sets, losses, sorted(set(picks.values())))
         chosen = picks[self.pick]
         finite = np.sort([loss for loss in losses if isfinite(loss)])
         marked = {
@@ -135,7 +135,7 @@ class Random:
             )
         }
         if is_first_rank():
-            _draw(losses, marked, context.folder / "density.png", keep, depth)
+            _draw_density(losses, marked, context.folder / "density.png", keep, depth)
         evidence = {
             "draw_seed": seed,
             "candidates": len(losses),
@@ -191,7 +191,7 @@ def _picks(losses: Sequence[float]) -> dict[str, int]:
     return dict(zip(PICKS, (order[0], order[len(order) // 2], order[-1]), strict=True))
 
 
-def _marked(name: str, value: Any, depth: int) -> Kept:
+def _blocks_of_mark(name: str, value: Any, depth: int) -> Kept:
     """Blocks that a mark keeps."""
     if not isinstance(value, str):
         if not isinstance(value, Sequence):
@@ -202,7 +202,7 @@ def _marked(name: str, value: Any, depth: int) -> Kept:
         return check_kept(value, depth, key=f"pruner.marks.{name}")
     decision = Decision.load(value)
     if decision.kept is None:
-        raise InputError(f"pruner.marks.{name}={value} says of no block whether it stays")
+        raise InputError(f"pruner.marks.{name}={value} does not choose among blocks")
     if decision.source_depth != depth:
         raise InputError(
             f"pruner.marks.{name}={value} chooses among {decision.source_depth} blocks, but the "
@@ -211,7 +211,7 @@ def _marked(name: str, value: Any, depth: int) -> Kept:
     return decision.kept
 
 
-def _check_again(
+def _check_reproduced(
     path: Path,
     scores: CandidateScores,
     kept_sets: Sequence[Kept],
@@ -235,7 +235,7 @@ def _percentile(ascending: NDArray[np.float64], loss: float) -> float | None:
     return 100 * int(np.searchsorted(ascending, loss)) / len(ascending)
 
 
-def _draw(
+def _draw_density(
     losses: Sequence[float], marked: Mapping[str, Any], path: Path, keep: int, depth: int
 ) -> None:
     from tinyfusion.figures.density import loss_density

@@ -1,6 +1,6 @@
-"""From scores of units to the units that stay; every scoring pruner goes with each of these.
+"""From scores of units to the units that stay; every scoring pruner works with each of these.
 
-Units of one kind are meant by their numbers (`Backbone.units`): blocks, unless said otherwise.
+Units are numbered within one kind (`Backbone.units`): blocks, unless stated otherwise.
 
 Shape suffixes: K units that were scored.
 """
@@ -49,7 +49,7 @@ class Budget:
         return self.count - self.keep
 
     def check(self) -> None:
-        """Called ahead of scoring, which may take long.
+        """Called before scoring, which may take long.
 
         Raises:
             InputError: more units are protected than may stay.

@@ -23,7 +23,7 @@ def widths_for(coupling: Coupling, ratio: float, round_to: int = 8) -> dict[str,
     widths around it are tried, counted exactly; of those that come close, the most even are taken.
 
     Args:
-        coupling: what the widths of the network run through.
+        coupling: which tensors each width of the network belongs to.
         ratio: share of the parameters that is to go, in [0, 1).
         round_to: what channels and neurons are a multiple of.
 
@@ -36,11 +36,11 @@ def widths_for(coupling: Coupling, ratio: float, round_to: int = 8) -> dict[str,
     source = coupling.widths
     if ratio == 0:
         return dict(source)
-    whole = coupling.count(source)
-    target = (1 - ratio) * whole
+    total = coupling.count(source)
+    target = (1 - ratio) * total
     scale = _even_scale(coupling, target)
-    whole_units = {group.argument for group in coupling.plan.groups if group.unit > 1}
-    steps = {key: 1 if key in whole_units else round_to for key in source}
+    indivisible = {group.argument for group in coupling.plan.groups if group.unit > 1}
+    steps = {key: 1 if key in indivisible else round_to for key in source}
     # The one with the most steps is set last, where it fits.
     finest = max(source, key=lambda key: source[key] / steps[key])
     others = [key for key in source if key != finest]
@@ -49,7 +49,7 @@ def widths_for(coupling: Coupling, ratio: float, round_to: int = 8) -> dict[str,
         widths = dict(zip(others, values, strict=True))
         for last in _fitting(coupling, widths, finest, source[finest], steps[finest], target):
             tried = {key: {**widths, finest: last}[key] for key in source}
-            error = abs(coupling.count(tried) - target) / whole
+            error = abs(coupling.count(tried) - target) / total
             skew = max(abs(math.log(tried[key] / (scale * source[key]))) for key in source)
             found.append((error > TOLERANCE, max(error, _CLOSE), skew, error, tried))
     is_off, _, _, error, best = min(found, key=lambda entry: _rank(entry[:4]))
@@ -72,7 +72,7 @@ def _even_scale(coupling: Coupling, target: float) -> float:
     """Factor on every width that leaves ``target`` parameters, fractions of channels allowed.
 
     Raises:
-        InputError: what no width runs through is more than that already.
+        InputError: the parameters that depend on no width are more than ``target``.
     """
     source = coupling.widths
     low, high = 0.0, 1.0

@@ -1,1 +1,1 @@
-"""What a recovery minimises."""
+"""What a recovery minimises, and which blocks of student and teacher it compares."""

@@ -20,7 +20,7 @@ def alignment(
     scheme: Scheme | None = None,
     borders: Sequence[int] = (),
 ) -> list[tuple[int, int]]:
-    """Pairs (student block, teacher block) whose outputs play the same part.
+    """Pairs (student block, teacher block) whose outputs correspond.
 
     With groups, the last kept block of a group is paired with the block that closes the group.
     Without, the depth is cut at the kept blocks: each student block is paired with the teacher
@@ -28,9 +28,9 @@ def alignment(
     border between stacks, whose states need not be alike: the last kept block of a stack is paired
     with the teacher's last of that stack.
 
-    A file of a pruned model says which blocks were kept, not in which groups: to recover one by
-    itself along its groups, give the decision too. Without it the pairs are those of a decision
-    without groups; of 1:2 groups there are as many, some ending one teacher block later.
+    The file of a pruned model says which blocks were kept, but not in which groups: to pair along
+    groups, give the decision too. Without it the pairs are those of a decision without groups; for
+    1:2 groups there are as many pairs, some of them with the next teacher block.
 
     Args:
         kept: the student's blocks as ascending indices into the teacher.
@@ -68,7 +68,7 @@ def alignment_by_origin(
 
     A student block stands for its own and the removed ones up to the next kept one, or to the end
     of its group. It is paired with the teacher block whose output is the teacher's state at that
-    place: the last one that is not behind it. Where the student was cut from the teacher, these
+    place: the last one at or before it. Where the student was cut from the teacher, these
     are the pairs of `alignment`.
 
     Args:
@@ -80,7 +80,7 @@ def alignment_by_origin(
             stack in front of that place are left out.
 
     Raises:
-        InputError: see `alignment`.
+        InputError: indices that don't exist in the first model, or groups of another depth.
     """
     teacher_kept = check_kept(teacher_kept, depth, "the teacher's kept")
     pairs = []

@@ -43,8 +43,8 @@ def feature_distance(
 ) -> Tensor:
     """Mean squared distance of hidden states, one per sample.
 
-    Of several streams the mean of their distances: each has the same say, however many tokens and
-    channels it has.
+    Of several streams the mean of their distances: each has the same weight, however many tokens
+    and channels it has.
 
     Args:
         student: states after the aligned student block.
@@ -53,7 +53,7 @@ def feature_distance(
             entries and averages over all entries (the reference code: an entry massive on one
             side only is compared with zero); ``intersection`` averages over the entries that are
             ordinary on both sides (the paper's text).
-        num_sigmas: where massive begins, in standard deviations, > 0.
+        num_sigmas: entries this many standard deviations from the mean are massive, > 0.
 
     Returns:
         Shape (B,), squared units of the states.
@@ -86,7 +86,7 @@ def feature_distance(
 def masked_distance(
     student: States, teacher: States, student_ok: States, teacher_ok: States, mask: str
 ) -> Tensor:
-    """The two readings of masked distillation, by masks that are known already.
+    """The two readings of masked distillation, with masks that were computed before.
 
     Args:
         student: see `feature_distance`.
@@ -153,7 +153,7 @@ def mean_squares(net: Backbone, blocks: Sequence[int], calibration: Calibration)
 
 
 def one_scale(norms: Sequence[float], blocks: Sequence[int]) -> list[float]:
-    """Weights ``max(n) / n_a`` that give every pair's relative distance the same say.
+    """Weights ``max(n) / n_a`` by which relative distances count the same in every pair.
 
     Laptop-Diff (arXiv 2404.11098) divides feature terms by the norm of the teacher's features; its
     exact expression was not published, this one is ours.
@@ -163,13 +163,13 @@ def one_scale(norms: Sequence[float], blocks: Sequence[int]) -> list[float]:
         blocks: the teacher's blocks that they belong to, for the message.
 
     Raises:
-        InputError: a norm that nothing can be divided by.
+        InputError: a norm that is not positive and finite.
     """
     for norm, block in zip(norms, blocks, strict=True):
         if not (isfinite(norm) and norm > 0):
             raise InputError(
                 f"recovery.feature_scale=teacher: the mean square of the teacher's states after "
-                f"block {block} is {norm:g}, by which nothing can be divided; give "
+                f"block {block} is {norm:g} but must be positive and finite; give "
                 "recovery.feature_scale=none, or another teacher"
             )
     return [max(norms) / norm for norm in norms]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 from torch import Tensor
 
@@ -26,7 +28,7 @@ class Objective:
         feature_weight: weight of the hidden-state distance at the first step (beta).
         feature_weight_end: the same at the last step; linear in between.
         feature_mask: ``none``, ``separate`` or ``intersection`` (see `feature_distance`).
-        num_sigmas: where massive activations begin.
+        num_sigmas: where massive activations begin, in standard deviations.
         variance_kl: add the KL of the learned variances to the output distillation.
         feature_scale: ``none`` takes the mean of the pairs' distances; ``teacher`` their sum, each
             weighted by the size of the teacher's states (Laptop-Diff; see `one_scale`).
@@ -156,10 +158,12 @@ class Objective:
                 for student, teacher in state_pairs
             ]
             if pair_weights is None:
-                terms["features"] = sum(distances) / len(distances)
+                terms["features"] = reduce(add, distances) / len(distances)
             else:
                 weighted = zip(pair_weights, distances, strict=True)
-                terms["features"] = sum(weight * distance for weight, distance in weighted)
+                terms["features"] = reduce(
+                    add, (weight * distance for weight, distance in weighted)
+                )
             weight = self.feature_weight + share * (self.feature_weight_end - self.feature_weight)
             terms["total"] = terms["total"] + weight * terms["features"]
         return terms
@@ -177,7 +181,7 @@ def check_alike(
         advice: what follows from a difference and what to do, for the message.
 
     Raises:
-        InputError: naming the first difference.
+        InputError: the networks differ in one of ``keys``.
     """
     mine, theirs = student.config(), teacher.config()
     for key in keys:

@@ -15,7 +15,7 @@ def seams_of(
     """Blocks of the student next to which blocks were removed.
 
     By the decision; without one by the places that the student's file records, in the teacher if
-    it was cut from that one. Of a removal behind the last block only decision and teacher know.
+    it was cut from that one. A removal after the last block is known by decision and teacher only.
     """
     if decision is not None:
         # Any other leaves all blocks where they were.
@@ -49,10 +49,11 @@ def aligned_pairs(
         decision = None
     kept, origin = student.kept_from, teacher.kept_from
     if decision is not None and decision.source_depth == teacher.depth:
+        chosen = None if origin is None else tuple(origin[block] for block in decision.origins)
         # Unless the records say that the teacher is another model of the same depth.
-        if None in (kept, origin) or kept == tuple(origin[block] for block in decision.origins):
+        if kept is None or chosen is None or kept == chosen:
             return alignment(decision.origins, teacher.depth, decision.groups, teacher.borders)
-    pairs = None if kept is None else _pairs_by_origin(student, teacher, decision)
+    pairs = None if kept is None else _pairs_by_origin(student, kept, teacher, decision)
     if not pairs:
         raise InputError(
             f"a student of {student.depth} blocks can't be aligned with this teacher of "
@@ -64,10 +65,9 @@ def aligned_pairs(
 
 
 def _pairs_by_origin(
-    student: Backbone, teacher: Backbone, decision: Decision | None
+    student: Backbone, kept: tuple[int, ...], teacher: Backbone, decision: Decision | None
 ) -> list[tuple[int, int]] | None:
-    """Pairs by what both networks record of the first model; ``None`` if that contradicts."""
-    kept = student.kept_from
+    """Pairs by what both networks record of the first model; ``None`` if the records disagree."""
     origin = teacher.kept_from or tuple(range(teacher.depth))
     borders = teacher.borders if teacher.kept_from is None else teacher.source_borders
     if student.source_borders != borders:

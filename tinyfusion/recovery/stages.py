@@ -1,7 +1,7 @@
 """Freeze, then unfreeze: at first only the blocks next to a removal are trained, then everything.
 
-A removal changes the input of the block behind it, and what the block before it is to give: these
-*seams* can adapt before the rest, which still does its work, is disturbed.
+A removal changes the input of the block after it, and what the block before it should output:
+these *seams* can adapt before the rest, which still works, is disturbed.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ class FirstStage:
     seams: int
     also: tuple[str, ...] = ()
 
-    def described(self, student: Backbone, warm_up: int = 0) -> str:
+    def summary(self, student: Backbone, warm_up: int = 0) -> str:
         """One line for the log: how many weights are trained until which step.
 
         Args:
             student: the pruned network.
-            warm_up: steps of the learning rate's warm-up, which begins anew with the second stage.
+            warm_up: steps of the learning rate's warm-up, which is repeated in the second stage.
         """
         sizes = {n: p.numel() for n, p in student.named_parameters() if p.requires_grad}
-        whole, trained = sum(sizes.values()), sum(sizes[name] for name in self.names)
+        total, trained = sum(sizes.values()), sum(sizes[name] for name in self.names)
         if self.seams == student.depth:
             what = (
-                f"all {self.seams} blocks, each of which is next to a removal, so that only what "
-                "belongs to no block waits"
+                f"all {self.seams} blocks, each of which is next to a removal, but nothing outside "
+                "the blocks"
             )
         else:
             what = f"the {self.seams} of {student.depth} blocks next to a removal"
         more = f", and {', '.join(self.also)}" if self.also else ""
-        again = f", the rate rising anew over {warm_up:,} steps" if warm_up else ""
+        again = f", with another warm-up of the rate over {warm_up:,} steps" if warm_up else ""
         return (
-            f"until step {self.steps:,} {trained:,} of {whole:,} weights are trained: {what}{more};"
+            f"until step {self.steps:,} {trained:,} of {total:,} weights are trained: {what}{more};"
             f" then all of them{again}"
         )
 
@@ -95,7 +95,7 @@ class SeamsFirst:
         """Steps of the first stage; each stage has at least one.
 
         Raises:
-            InputError: one step can't be divided.
+            InputError: fewer than two steps.
         """
         if total_steps < 2:
             raise InputError(
@@ -105,7 +105,7 @@ class SeamsFirst:
         return min(max(round(self.share * total_steps), 1), total_steps - 1)
 
     def check(self, net: Backbone, total_steps: int) -> None:
-        """Refuse what can't be meant, before the student is there.
+        """Validate the settings before there is a student.
 
         Args:
             net: the student, or the model that it is to be cut from.
@@ -132,7 +132,8 @@ class SeamsFirst:
             total_steps: steps of the recovery.
 
         Raises:
-            InputError: no block is next to a removal, or see `check`.
+            InputError: no block is next to a removal, there are too few steps, or a name is one
+                that no parameter has.
         """
         self.check(student, total_steps)
         if not at:

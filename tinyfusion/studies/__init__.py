@@ -1,1 +1,1 @@
-"""Tables and pictures from the folders of finished runs."""
+"""Studies made of many runs, and tables and pictures from the folders of finished ones."""

@@ -30,7 +30,7 @@ class FinishedRun:
             weights)``.
         protocol: how the samples were drawn.
         floor: FID between halves of the real data.
-        times: seconds by stage.
+        times: seconds by part of the run, such as ``prune``.
     """
 
     folder: Path
@@ -61,7 +61,9 @@ def read_run(folder: Path | str) -> FinishedRun:
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{folder} holds no run: {CONFIG_FILE} is missing")
     if not (folder / METRICS_FILE).is_file():
-        raise InputError(f"{folder} is not finished; go on with 'tinyfusion run resume={folder}'")
+        raise InputError(
+            f"{folder} is not finished; resume it with 'tinyfusion run resume={folder}'"
+        )
     metrics = read_json(folder / METRICS_FILE, "metrics")
     config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     times = folder / "times.json"

@@ -1,4 +1,4 @@
-"""Whether a figure before recovery foretells the recovered model: rank correlation over pruners."""
+"""Whether a figure before recovery predicts the recovered model: rank correlation over pruners."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Student:
     """One finished run of the study.
 
     Attributes:
-        job: what was asked for.
-        run: what came of it.
+        job: its command line.
+        run: its outcome.
         calibration_loss: loss right after the cut on the study's calibration batch.
     """
 
@@ -41,7 +41,7 @@ BEFORE: dict[str, Callable[[Student], float]] = {
     "calibration_loss": lambda student: student.calibration_loss,
     "pruned_fid": lambda student: student.run.models["pruned"]["fid"],
 }
-"""Figures right after the cut that may foretell the recovered model."""
+"""Figures right after the cut that may predict the recovered model."""
 
 AFTER = ("fid", "held_out_loss")
 """Figures of the recovered model."""
@@ -57,16 +57,11 @@ NAMES = {
 }
 
 
-def is_of(student: Student, recovery: str) -> bool:
-    """Whether a student belongs to the comparison of pruners under a recovery."""
-    return student.job.recovery == recovery
-
-
 def by_pruner(students: Sequence[Student], recovery: str) -> dict[str, list[Student]]:
     """Students of a recovery by the pruner that chose their blocks; cut widths are left out."""
     grouped: dict[str, list[Student]] = {}
     for student in students:
-        if is_of(student, recovery) and student.run.kept:
+        if student.job.recovery == recovery and student.run.kept:
             grouped.setdefault(student.job.pruner, []).append(student)
     return grouped
 
@@ -81,23 +76,23 @@ def points(students: Sequence[Student], recovery: str) -> list[Point]:
     return made
 
 
-def foretold(
+def rank_correlation(
     students: Sequence[Student], recovery: str, before: str, after: str, among: str = "all"
 ) -> dict[str, Any] | None:
     """Spearman's rank correlation of a figure right after the cut and one after recovery.
 
-    Pruners that chose the same blocks for every seed are one point: they say nothing twice.
+    Pruners that chose the same blocks for every seed are one point.
 
     Args:
         students: finished runs.
         recovery: how they were recovered.
-        before: of `BEFORE`.
-        after: of `AFTER`; both are averaged over seeds per pruner.
-        among: of `AMONG`; what is bad enough to be seen at once can make up a correlation that
-            does not hold among the rest.
+        before: one of `BEFORE`.
+        after: one of `AFTER`; both are averaged over seeds per pruner.
+        among: one of `AMONG`; choices that are plainly bad can make a correlation that does not
+            hold among the rest.
 
     Returns:
-        ``rho``, its two-sided ``p`` (see `chance`), ``choices`` (how many points); ``None`` if
+        ``rho``, its two-sided ``p`` (see `p_value`), ``choices`` (how many points); ``None`` if
         there are fewer than four, or if all values are equal.
     """
     from scipy.stats import spearmanr
@@ -116,11 +111,11 @@ def foretold(
     kept = sorted(pairs)
     if among == "lower half":
         kept = kept[: (len(kept) + 1) // 2]
-    columns = list(zip(*kept, strict=True))
-    if len(kept) < LEAST_POINTS or any(len(set(column)) < 2 for column in columns):
+    x, y = [first for first, _ in kept], [second for _, second in kept]
+    if len(kept) < LEAST_POINTS or len(set(x)) < 2 or len(set(y)) < 2:
         return None
-    rho = float(spearmanr(*columns).statistic)
-    return {"rho": rho, "p": chance(*columns, rho), "choices": len(kept)}
+    rho = float(spearmanr(x, y).statistic)
+    return {"rho": rho, "p": p_value(x, y, rho), "choices": len(kept)}
 
 
 def _same(one: Mapping[int, Any], other: Mapping[int, Any]) -> bool:
@@ -130,18 +125,18 @@ def _same(one: Mapping[int, Any], other: Mapping[int, Any]) -> bool:
 
 
 def correlations(students: Sequence[Student], recoveries: Sequence[str]) -> list[dict[str, Any]]:
-    """All rank correlations that can be given, see `foretold`."""
+    """All rank correlations that can be given, see `rank_correlation`."""
     return [
         {"recovery": recovery, "before": before, "after": after, "among": among, **found}
         for recovery in recoveries
         for before in BEFORE
         for after in AFTER
         for among in AMONG
-        if (found := foretold(students, recovery, before, after, among)) is not None
+        if (found := rank_correlation(students, recovery, before, after, among)) is not None
     ]
 
 
-def chance(x: Sequence[float], y: Sequence[float], rho: float) -> float:
+def p_value(x: Sequence[float], y: Sequence[float], rho: float) -> float:
     """Share of the orders of ``y`` whose rank correlation with ``x`` is as far from 0 as ``rho``.
 
     All orders of up to 8 values, 20,000 seeded draws of more; the usual formula holds for many
@@ -160,8 +155,8 @@ def chance(x: Sequence[float], y: Sequence[float], rho: float) -> float:
     return as_far / len(orders) if len(x) <= 8 else (as_far + 1) / (len(orders) + 1)
 
 
-def said(found: Sequence[Mapping[str, Any]]) -> str:
-    """The rank correlations in words."""
+def correlation_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """The rank correlations as a Markdown table, with what they mean above it."""
     if not found:
         return f"Not given: fewer than {LEAST_POINTS} different choices are finished.\n"
     columns = {
@@ -173,11 +168,11 @@ def said(found: Sequence[Mapping[str, Any]]) -> str:
         "p": Column("p", ".1g"),
         "choices": Column("choices"),
     }
-    rows = [row | {key: NAMES[row[key]] for key in ("before", "after")} for row in found]
+    rows = [{**row, **{key: NAMES[row[key]] for key in ("before", "after")}} for row in found]
     return (
         "Rank correlation over pruners of blocks (means over seeds; those that chose the same\n"
         "blocks count once) between a figure right after the cut and one of the recovered model.\n"
-        "1: the lower before, the better after; 0: nothing is foretold. Among all choices, and\n"
+        "1: the lower before, the better after; 0: it predicts nothing. Among all choices, and\n"
         "among the half of them that is lowest before.\n\n"
         f"{markdown_table(rows, columns)}"
     )

@@ -1,4 +1,4 @@
-"""The comparison of pruners and of recoveries on the digits teacher: which runs it is made of.
+"""The runs of the comparison of pruners and of recoveries on the digits teacher.
 
 Decisions are made once per pruner and seed (once for a pruner that no seed changes) and shared by
 the recoveries, so that recoveries are compared on the same students.
@@ -42,7 +42,7 @@ PRUNERS: dict[str, Pruning] = {
     "last": Pruning(("pruner=last", "scheme=1:2"), seeded=False),
     "random": Pruning(("pruner=random", "scheme=1:2")),
 }
-"""Pruners of half the blocks; the scheme says no more than that to most of them."""
+"""Pruners of half the blocks; to most of them the scheme only gives that number."""
 
 WIDTH: dict[str, Pruning] = {
     f"diff_pruning, {100 * ratio:.0f} %": Pruning(
@@ -77,7 +77,7 @@ OTHERS: tuple[tuple[str, str], ...] = (
     ("learned 1:2", "repkd"),
     ("learned 1:2", "masked_kd, separate"),
 )
-"""Pairs of pruner and recovery beside the comparison of pruners."""
+"""Pairs of pruner and recovery beyond the comparison of pruners."""
 
 
 def plan(
@@ -133,7 +133,7 @@ def plan(
 
 
 def _decision(root: Path, pruner: str, seed: int, first_seed: int) -> Job:
-    """The job that decides; `prune` scores nothing and so takes no experiment."""
+    """The job that decides; `prune` draws no samples and so takes no experiment."""
     choice = (PRUNERS | WIDTH)[pruner]
     seed = seed if choice.seeded else first_seed
     folder = root / "decisions" / (slug(pruner) + (f"_seed{seed}" if choice.seeded else ""))

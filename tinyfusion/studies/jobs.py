@@ -1,4 +1,4 @@
-"""Command lines that make up a study: finished ones are skipped, killed ones gone on with."""
+"""Command lines that make up a study: finished ones are skipped, killed ones resumed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Job:
         return (self.folder / METRICS_FILE).is_file()
 
     def arguments(self, passed_on: Sequence[str] = ()) -> list[str]:
-        """The command line, which goes on with what is there.
+        """The command line; it resumes a run that has begun.
 
         Args:
             passed_on: overrides for every job, which win over its own; those of settings that
@@ -72,14 +72,14 @@ class Job:
         return [self.command, *own, *decision, f"hydra.run.dir={quoted(self.folder)}", *passed_on]
 
     def settings(self, passed_on: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-        """Overrides of its own that ``passed_on`` leaves standing, and those passed on to it."""
+        """Its own overrides that ``passed_on`` does not replace, and those passed on to it."""
         if self.command == "prune":
             passed_on = [text for text in passed_on if _key(text).split(".")[0] not in NOT_OF_PRUNE]
         given = set(map(_key, passed_on))
         return [text for text in self.overrides if _key(text) not in given], list(passed_on)
 
     def check_same(self, passed_on: Sequence[str] = ()) -> None:
-        """Refuse a folder that holds something else, such as a shorter try of the same.
+        """Refuse a folder that holds another run, such as a shorter one.
 
         Args:
             passed_on: overrides for every job.
@@ -162,7 +162,7 @@ def carry_out(
     return failed
 
 
-def conduct(
+def run_study(
     name: str,
     plan: Callable[[], list[Job]],
     report: Callable[[list[Job]], str],
@@ -170,7 +170,7 @@ def conduct(
     passed_on: Sequence[str] = (),
     part: tuple[int, int] = (0, 1),
 ) -> int:
-    """What every study's script does: carry out its jobs, print the report and what failed.
+    """Carry out a study's jobs, print its report and what failed; what every study's script does.
 
     Args:
         name: of the script, for messages.
@@ -178,7 +178,7 @@ def conduct(
         report: collects what is finished.
         command: ``tinyfusion.cli.main``; ``None`` to run nothing.
         passed_on: overrides for every job.
-        part: which of how many shares to carry out, see `share_of`.
+        part: share to carry out and number of shares, see `share_of`.
 
     Returns:
         Exit status: 0, 1 if a job failed, 2 for bad input, 130 if interrupted by the user.
@@ -192,7 +192,7 @@ def conduct(
             failed = carry_out(shares(jobs, parts)[number], command, passed_on)
         print(report(jobs))
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command goes on", file=sys.stderr)
+        print(f"{name}: interrupted; the same command resumes it", file=sys.stderr)
         return INTERRUPTED
     except InputError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -225,7 +225,7 @@ def seed_list(text: str) -> list[int]:
     """Seeds as given on a command line: ``0,1,2``.
 
     Raises:
-        argparse.ArgumentTypeError: something else.
+        argparse.ArgumentTypeError: not whole numbers, or one is given twice.
     """
     try:
         seeds = [int(part) for part in text.split(",")]
@@ -237,10 +237,10 @@ def seed_list(text: str) -> list[int]:
 
 
 def share_of(text: str) -> tuple[int, int]:
-    """Which of how many shares, as given on a command line: ``0/2``.
+    """A share and the number of shares, as given on a command line: ``0/2``.
 
     Raises:
-        argparse.ArgumentTypeError: something else.
+        argparse.ArgumentTypeError: not of this form, or a share that does not exist.
     """
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if found is None or int(found[1]) >= int(found[2]):
@@ -252,7 +252,7 @@ def two_or_more(text: str) -> int:
     """A number as given on a command line.
 
     Raises:
-        argparse.ArgumentTypeError: it is less than 2, or none.
+        argparse.ArgumentTypeError: not a whole number, or less than 2.
     """
     if not text.isdecimal() or int(text) < 2:
         raise ArgumentTypeError(f"{text!r} must be a whole number, at least 2")

@@ -1,4 +1,4 @@
-"""Report on a comparison of pruners: scores, losses before recovery, and whether these foretell.
+"""Report on a comparison of pruners: scores, losses before recovery, and what these predict.
 
 Works with whatever part of the study is finished.
 """
@@ -19,7 +19,12 @@ from tinyfusion.metrics.shown import floor_line
 from tinyfusion.pruners.contract import calibration_batch
 from tinyfusion.settings.compose import build
 from tinyfusion.studies.collect import FinishedRun, read_run, summarise
-from tinyfusion.studies.correlation import Student, correlations, is_of, points, said
+from tinyfusion.studies.correlation import (
+    Student,
+    correlation_table,
+    correlations,
+    points,
+)
 from tinyfusion.studies.jobs import Job
 
 CALIBRATION_SAMPLES = 1024
@@ -61,7 +66,7 @@ def report(root: Path, jobs: Sequence[Job]) -> str:
     recoveries = [
         name
         for name in COMPARED
-        if any(is_of(s, name) for s in students)
+        if any(s.job.recovery == name for s in students)
         # Others are planned for one or two pruners only.
         and len({job.pruner for job in jobs if job.recovery == name}) > len(pruners) / 2
     ]
@@ -70,11 +75,11 @@ def report(root: Path, jobs: Sequence[Job]) -> str:
     found = correlations(students, recoveries)
     text = "\n".join(
         [
-            head(students, jobs),
+            summary(students, jobs),
             "## Pruners\n",
             markdown_table(overview, overview_columns(recoveries)),
-            "## Does what is seen right after the cut foretell the recovered model?\n",
-            said(found),
+            "## Does a figure right after the cut predict the recovered model?\n",
+            correlation_table(found),
             "## Blocks that stay\n",
             *blocks_that_stay(students),
             "",
@@ -155,7 +160,7 @@ def overview_row(
             [s.run.models["pruned"]["fid"] for s in before.values()]
         )
     for name in recoveries:
-        members = [s.run for s in own if is_of(s, name)]
+        members = [s.run for s in own if s.job.recovery == name]
         if members:
             scores = summarise(members, [], ["fid", "held_out_loss"])[0]
             row |= {f"{key} {name}": scores[key] for key in ("fid", "held_out_loss")}
@@ -209,7 +214,7 @@ def blocks_that_stay(students: Sequence[Student]) -> list[str]:
     ]
 
 
-def head(students: Sequence[Student], jobs: Sequence[Job]) -> str:
+def summary(students: Sequence[Student], jobs: Sequence[Job]) -> str:
     """Teacher, protocol, and what is missing."""
     run = students[0].run
     teacher, training = run.models["source"], run.config["training"]["recovery"]

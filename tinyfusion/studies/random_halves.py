@@ -69,18 +69,18 @@ def plan(
         candidates: random halves.
         num_samples: calibration samples of each.
         recovery: how students are recovered, by its name in `studies.digits.RECOVERIES`.
-        decisions: ``decisions/`` of a comparison of pruners, to take what is decided there.
+        decisions: ``decisions/`` of a comparison of pruners, to reuse the decisions there.
     """
     root, first = root.absolute(), seeds[0]
     jobs: list[Job] = []
     places: dict[str, Path] = {}
     for name in METHODS:
-        found = None if decisions is None else _found(decisions.absolute(), name, first)
+        found = None if decisions is None else _existing(decisions.absolute(), name, first)
         places[name] = found or root / "decisions" / slug(name)
         if found is None:
             overrides = (*PRUNERS[name].overrides, f"seed={first}")
             jobs.append(Job(places[name], "prune", overrides, name, "", first))
-    marks = ",".join(f"{_word(name)}:{quoted(places[name] / 'decision.json')}" for name in METHODS)
+    marks = ",".join(f"{_key(name)}:{quoted(places[name] / 'decision.json')}" for name in METHODS)
     for pick, name in PICKS.items():
         places[name] = root / "decisions" / f"random_{pick}"
         # The first one evaluates the candidates; the others choose from its list.
@@ -121,7 +121,7 @@ def report(root: Path, jobs: Sequence[Job]) -> str:
     for name in (*PICKS.values(), *METHODS):
         own = [job for job in jobs if job.command == "run" and job.pruner == name]
         runs = [read_run(job.folder) for job in own if job.done]
-        row: dict[str, Any] = {"strategy": name, "seeds": len(runs)} | _place(evidence, name)
+        row: dict[str, Any] = {"strategy": name, "seeds": len(runs)} | _loss_of(evidence, name)
         if runs:
             figures = ("fid", "inception_score", "precision", "recall")
             row |= {k: v for k, v in summarise(runs, [], figures)[0].items() if k != "runs"}
@@ -143,22 +143,22 @@ def report(root: Path, jobs: Sequence[Job]) -> str:
     return text
 
 
-def _place(evidence: dict[str, Any], name: str) -> dict[str, Any]:
-    """Calibration loss of a row and the share of the candidates with less."""
+def _loss_of(evidence: dict[str, Any], name: str) -> dict[str, Any]:
+    """Calibration loss of a row, and the share of candidates below it."""
     if name in METHODS:
-        mark = evidence["marks"][_word(name)]
+        mark = evidence["marks"][_key(name)]
         return {"loss": mark["loss"], "percentile": mark["percentile"]}
     (pick,) = (pick for pick, known in PICKS.items() if known == name)
     return {"loss": evidence[f"loss_{pick}"]}
 
 
-def _word(name: str) -> str:
+def _key(name: str) -> str:
     """A method's name as a key on the command line."""
     return slug(name).partition("_1of")[0]
 
 
-def _found(decisions: Path, name: str, seed: int) -> Path | None:
-    """Where a method's decision lies, if it does."""
+def _existing(decisions: Path, name: str, seed: int) -> Path | None:
+    """Folder that holds a method's decision, if there is one."""
     for folder in (decisions / f"{slug(name)}_seed{seed}", decisions / slug(name)):
         if decision_file(folder).is_file():
             return folder

@@ -1,1 +1,1 @@
-"""LightningModules of the training stages."""
+"""Training: LightningModules, averages, schedules, settings, and the published recipes."""

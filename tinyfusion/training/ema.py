@@ -1,4 +1,4 @@
-"""Exponential moving average of trained parameters, as a place one enters."""
+"""Exponential moving average of trained parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinyfusion.training.sharding import full, laid_out_as, local
 
 
 class Ema:
-    """Average of the trainable parameters of a module, divided among devices as they are.
+    """Average of the trainable parameters of a module, sharded as they are.
 
     The decay warms up as ``min(decay, (1 + n) / (10 + n))`` after ``n`` updates, so that a short
     run does not end with an average that is mostly its starting point.
@@ -36,7 +36,7 @@ class Ema:
         return min(self.decay, (1 + update) / (10 + update)) if self.warm_up else self.decay
 
     def start_share(self, updates: int) -> float:
-        """Share that the start still has in the average after so many updates."""
+        """Share of the starting values that is left in the average after so many updates."""
         return math.prod(self.decay_at(update) for update in range(updates))
 
     @torch.no_grad()
@@ -73,9 +73,9 @@ class Ema:
             live[name].copy_(value)
 
     def follow(self, module: nn.Module) -> None:
-        """Lay the average out as the parameters now are: on their device, whole or divided.
+        """Lay the average out as the parameters now are: on their device, whole or sharded.
 
-        Called on all ranks if either is divided.
+        Called on all ranks if either is sharded.
         """
         live = dict(_trained(module))
         self.shadow = {
@@ -84,7 +84,7 @@ class Ema:
         }
 
     def state_dict(self) -> dict[str, object]:
-        """Plain state for a resume checkpoint, whole; called on all ranks if it is divided."""
+        """Plain state for a resume checkpoint, whole; called on all ranks if it is sharded."""
         shadow = {name: full(value) for name, value in self.shadow.items()}
         return {"shadow": shadow, "num_updates": self.num_updates}
 

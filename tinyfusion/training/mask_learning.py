@@ -94,6 +94,7 @@ class MaskLearning(DenoiserTraining):
 
     def net_within(self, trained: nn.Module) -> Backbone:
         """The network under the gates."""
+        assert isinstance(trained, GatedBackbone)
         return trained.net
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -146,7 +147,7 @@ class MaskLearning(DenoiserTraining):
         self.log_dict({f"gates/{name}": value for name, value in values.items()})
 
     def decision_state(self) -> DecisionState:
-        """The choice as it stands; asked for by all ranks together, which may each hold a part."""
+        """The choice as it stands; called on all ranks together, as logits may be sharded."""
         gates = self.gated.gates
         shadow = self.gate_ema.shadow
         averaged = _on_cpu([full(shadow[f"groups.{i}.logits_C"]) for i in range(len(gates.groups))])
@@ -164,5 +165,5 @@ class MaskLearning(DenoiserTraining):
 
 
 def _on_cpu(logits: list[Tensor]) -> list[Tensor]:
-    """The logits of all groups, brought over in one piece."""
+    """The logits of all groups, copied in one transfer."""
     return list(torch.cat(logits).cpu().split([len(values) for values in logits]))

@@ -1,4 +1,6 @@
-"""What pre-training, mask learning and recovery share: draws, guard, averages, resume state.
+"""What pre-training, mask learning and recovery share.
+
+Random draws, skipping of steps that are not finite, averages, and the state for resuming.
 
 Shape suffixes: B batch.
 """
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -48,7 +51,7 @@ class DenoiserTraining(TrainedNetworks):
     Every random number is drawn from (seed, stage, step, position), and the learning rate and all
     schedules are functions of the step. A step whose loss or gradient is not finite is skipped, on
     all ranks together: weights, the optimiser's moments and the moving averages stay as they are;
-    the step still counts, so that schedules and draws go on as if it had been taken.
+    the step still counts, so that schedules and draws continue as if it had been taken.
 
     Args:
         process: the process.
@@ -100,7 +103,7 @@ class DenoiserTraining(TrainedNetworks):
         raise NotImplementedError
 
     def notes(self) -> list[str]:
-        """What else is to be said before the stage begins, one line each."""
+        """Further lines for the log before the stage begins."""
         return []
 
     def after_step(self) -> None:
@@ -134,8 +137,8 @@ class DenoiserTraining(TrainedNetworks):
     @property
     def logs_now(self) -> bool:
         """Whether the step just taken is one of those that are logged."""
-        step = self.global_step
-        return step % self.trainer.log_every_n_steps == 0 or step == self.total_steps
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # of its loggers
+        return self.global_step % every == 0 or self.global_step == self.total_steps
 
     def _log_terms(self) -> None:
         """Log the mean loss terms of the global batch; all ranks call this at the same steps."""
@@ -186,8 +189,8 @@ class DenoiserTraining(TrainedNetworks):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step and let the averages take it, unless it is skipped.
 
-        Not in ``on_train_batch_end``, which Lightning calls after the callbacks': they would save
-        and draw averages that lack the step.
+        Done here, as Lightning calls ``on_train_batch_end`` of callbacks before the module's: they
+        would save and draw averages that lack the step.
         """
         super().optimizer_step(*args, **kwargs)
         if self._skips_step:
@@ -208,7 +211,7 @@ class DenoiserTraining(TrainedNetworks):
         """Note where the run begins: only now is the step of a resumed run known."""
         self._last_step = self.global_step
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser and its per-step schedule."""
         optimizer = self._optimizer(self.parameter_groups())
         schedule = LambdaLR(

@@ -1,8 +1,8 @@
-"""What a training stage trains, with its averages: whole, or divided among the devices (FSDP2)."""
+"""What a training stage trains, with its averages: whole, or sharded (FSDP2)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -12,18 +12,17 @@ from torch import Tensor, nn
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.meta import shape_copy
 from tinyfusion.training.ema import Ema
-from tinyfusion.training.sharding import FullySharded, filled, full, shard
+from tinyfusion.training.sharding import FullySharded, full, shard, with_values
 
 
 class TrainedNetworks(LightningModule):
     """Base of the training stages, which say what they train; steps are in `DenoiserTraining`.
 
-    Networks that the strategy divides among the devices are whole again on every rank when
-    training has ended.
+    Networks that the strategy shards are whole again on every rank when training has ended.
     """
 
     trained: str
-    """Name of the attribute that holds all that is trained, and what it is trained within."""
+    """Name of the attribute that holds all that is trained: a network, or a module around it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,21 +30,22 @@ class TrainedNetworks(LightningModule):
         self._shapes: tuple[nn.Module, ...] = ()
 
     @property
-    def averages(self) -> dict[str, tuple[Ema, nn.Module]]:
+    def averages(self) -> Mapping[str, tuple[Ema, nn.Module]]:
         """Moving averages by name, with the module each one follows."""
         return {}
 
     @property
     def trained_net(self) -> Backbone:
-        """The network that this stage trains; another object after training in parts (FSDP2)."""
+        """The network that this stage trains; another object after sharded training (FSDP2)."""
         return self.net_within(getattr(self, self.trained))
 
     def net_within(self, trained: nn.Module) -> Backbone:
         """The network itself in the attribute called ``trained``, or in a copy of it."""
+        assert isinstance(trained, Backbone)
         return trained
 
     def configure_model(self) -> None:
-        """Divide networks and averages among the devices, if the strategy is to do so."""
+        """Shard networks and averages, if the strategy does so."""
         strategy = self.trainer.strategy
         if not isinstance(strategy, FullySharded) or self._shapes:
             return
@@ -62,12 +62,12 @@ class TrainedNetworks(LightningModule):
                 ema.follow(module)
 
     def on_fit_end(self) -> None:
-        """Make divided networks and averages whole again, on the CPU of every rank."""
+        """Make sharded networks and averages whole again, on the CPU of every rank."""
         if not self._shapes:
             return
         parameters = getattr(self, self.trained).named_parameters()
         values = {name: full(p.detach()).cpu() for name, p in parameters}
-        setattr(self, self.trained, filled(self._shapes[0], values))
+        setattr(self, self.trained, with_values(self._shapes[0], values))
         self._shapes = ()
         for ema, module in self.averages.values():
             ema.follow(module)
@@ -82,8 +82,7 @@ class TrainedNetworks(LightningModule):
 
         Args:
             averaged: with averaged instead of live weights.
-            all_ranks: give it to every rank; else further ranks, which spare its memory, get
-                ``None``.
+            all_ranks: give it to every rank; else the other ranks hold no copy and get ``None``.
         """
         wanted = all_ranks or self.trainer.is_global_zero
         if self._shapes:
@@ -97,16 +96,16 @@ class TrainedNetworks(LightningModule):
     @torch.no_grad()
     def _gathered(self, averaged: bool, wanted: bool) -> Backbone | None:
         """A whole copy of the trained network; ``None`` on ranks that only help to gather it."""
-        held: dict[int, Tensor] = {}
+        averages: dict[int, Tensor] = {}
         for ema, module in self.averages.values() if averaged else ():
             live = dict(module.named_parameters())
-            held |= {id(live[name]): value for name, value in ema.shadow.items()}
+            averages |= {id(live[name]): value for name, value in ema.shadow.items()}
         values: dict[str, Tensor] = {}
         for name, parameter in getattr(self, self.trained).named_parameters():
-            value = full(held.get(id(parameter), parameter.detach()))
+            value = full(averages.get(id(parameter), parameter.detach()))
             if wanted:
                 values[name] = value
         if not wanted:
             return None
-        copied = filled(self._shapes[0], values).to(self.device)
+        copied = with_values(self._shapes[0], values).to(self.device)
         return self.net_within(copied)

@@ -1,4 +1,4 @@
-"""What a pruner or a recovery is going to train, said before it trains.
+"""What a pruner or a recovery is going to train, stated before it trains.
 
 One runner executes, resumes and logs phases (`tinyfusion.pipeline.runner`); a dry run reads the
 same list and counts it.

@@ -4,8 +4,8 @@ Every published hyper-parameter stands here and nowhere else: configuration file
 ``${tinyfusion.recipe:NAME.FIELD}``, Python as ``tinyfusion.recipes.NAME.FIELD``. Parts are named
 like the arguments that take them: ``Lora(**asdict(tinydit_d14.lora))``.
 
-Source: TinyFusion (arXiv 2412.01199), tables 2, 6 and 7, and its official code, which is of DiT.
-How the masks of SiT and MAR were learned was not published: it is taken to be as that of DiT.
+Source: TinyFusion (arXiv 2412.01199), tables 2, 6 and 7, and its official code, which is for DiT.
+How the masks of SiT and MAR were learned was not published: as for DiT is assumed.
 """
 
 from __future__ import annotations
@@ -287,14 +287,18 @@ def published(name: str) -> Any:
 _NOTHING = object()
 
 
-def differences(recipe: str, stage: str, found: Mapping[str, Any]) -> list[str]:
-    """What a stage does otherwise than a recipe, one line each.
+def differences(
+    recipe: str, stage: str, steps: int, batch_size: int, rates: Mapping[str, float | None]
+) -> list[str]:
+    """Where a stage departs from a recipe, one line each.
 
     Args:
         recipe: one of `RECIPES`.
         stage: name of the stage; one that the recipe does not have differs in nothing.
-        found: the stage's ``steps``, ``batch_size`` and whatever of the recipe's other values
-            the stage has; ``learning_rate_end`` equals ``learning_rate`` where that is constant.
+        steps: the stage's optimiser steps.
+        batch_size: its global batch.
+        rates: whatever of the recipe's other values the stage has, by name;
+            ``learning_rate_end`` equals ``learning_rate`` where that is constant.
 
     Returns:
         Lines that name the value found, the published one and, for a schedule of fewer steps,
@@ -305,7 +309,6 @@ def differences(recipe: str, stage: str, found: Mapping[str, Any]) -> list[str]:
     published: TrainingSettings = getattr(RECIPES[recipe], stage)
     lengths = (published.steps, *(RECIPES[recipe].further_steps if stage == "recovery" else ()))
     lines = []
-    steps, batch_size = int(found["steps"]), int(found["batch_size"])
     if batch_size != published.batch_size:
         lines.append(f"batch_size={batch_size} instead of {published.batch_size}")
     if steps not in lengths:
@@ -313,8 +316,8 @@ def differences(recipe: str, stage: str, found: Mapping[str, Any]) -> list[str]:
         fewer = _fewer(steps, batch_size, lengths, published.batch_size)
         lines.append(f"steps={steps:,} instead of {wanted}{fewer}")
     for name, value in _rates(published, stage, RECIPES[recipe].optimizer).items():
-        if name in found and found[name] != value:
-            lines.append(f"{name}={_shown(found[name])} instead of {_shown(value)}")
+        if name in rates and rates[name] != value:
+            lines.append(f"{name}={_as_text(rates[name])} instead of {_as_text(value)}")
     return lines
 
 
@@ -333,7 +336,7 @@ def _rates(settings: TrainingSettings, stage: str, optimizer: AdamW) -> dict[str
 
 
 def _fewer(steps: int, batch_size: int, lengths: Sequence[int], published_batch: int) -> str:
-    """What fewer steps do, in words; empty if there are not fewer than in any published length."""
+    """Consequence of fewer steps than any published length, for a message; else empty."""
     if steps >= min(lengths):
         return ""
     images = steps * batch_size
@@ -351,5 +354,6 @@ def _fewer(steps: int, batch_size: int, lengths: Sequence[int], published_batch:
     )
 
 
-def _shown(value: float | None) -> str:
+def _as_text(value: float | None) -> str:
+    """A value as configurations write it."""
     return "null" if value is None else f"{value:g}"

@@ -20,7 +20,7 @@ from tinyfusion.training.schedules import progress
 
 
 class Recovery(DenoiserTraining):
-    """Train all weights of a shallow network, at first perhaps only some of them.
+    """Train a pruned network: all of its weights, or at first only some of them.
 
     Args:
         student: the pruned network.
@@ -77,7 +77,7 @@ class Recovery(DenoiserTraining):
         """What is trained at first."""
         if self.first is None:
             return []
-        return [self.first.described(self.student, self._learning_rate.warm_up)]
+        return [self.first.summary(self.student, self._learning_rate.warm_up)]
 
     def on_fit_start(self) -> None:
         """Bring the teacher, which Lightning does not know, to the device."""
@@ -112,8 +112,8 @@ class Recovery(DenoiserTraining):
         """Clip; in the first stage without the gradients of what is not trained yet.
 
         Without a gradient the optimiser leaves a tensor alone and allocates no state for it. All
-        tensors ask for gradients throughout, so that neither the strategies nor resume checkpoints
-        need to know of stages.
+        tensors keep ``requires_grad``, so that neither the strategies nor resume checkpoints need
+        to know of stages.
         """
         if self.first is not None and self.global_step < self.first.steps:
             for name, parameter in self.student.named_parameters():

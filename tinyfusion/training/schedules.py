@@ -1,4 +1,4 @@
-"""Values that change over a run, as functions of the step alone, so that resuming is free."""
+"""Values that change over a run, as functions of the step alone: a resumed run needs no state."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 def progress(step: int, total_steps: int) -> float:
-    """Share of the run behind ``step``, from 0 at the first to 1 at the last."""
+    """Share of the run that is over at ``step``, from 0 at the first to 1 at the last."""
     return min(1.0, step / max(total_steps - 1, 1))
 
 
@@ -31,7 +31,7 @@ class LearningRate:
         peak: highest rate.
         end: rate at the last step; equal to ``peak`` for a constant rate.
         warm_up: steps over which the rate rises linearly.
-        restart: step at which the warm-up begins anew while the cosine goes on; 0 for none.
+        restart: step at which the warm-up is repeated while the cosine continues; 0 for none.
     """
 
     peak: float

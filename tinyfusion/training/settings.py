@@ -1,4 +1,4 @@
-"""Devices of training, and what its stages are given. Nothing in this file imports torch."""
+"""Settings of devices and of training stages. Nothing in this file imports torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tinyfusion.training.recipes import RECIPES
 from tinyfusion.training.stage_settings import TrainingSettings
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-"""Lightning's names of what training can compute in.
+"""Lightning's names of the precisions that training accepts.
 
-Not those of weights in half precision, in which steps at the rates used here round to nothing.
+Weights in half precision are left out: at the rates used here their updates round to nothing.
 """
 
 
@@ -26,7 +26,7 @@ class TrainerSettings:
         precision: one of `PRECISIONS`, of training and of sampling by commands: weights are
             always float32; ``16-mixed``, with a gradient scaler, is how the reference code trains.
         strategy: Lightning's strategy name.
-        micro_batch: most images that a device takes at once; ``None``: its whole share of the
+        micro_batch: most images in one forward on a device; ``None``: its whole share of the
             global batch. How many micro-batches make a step follows from this.
         checkpoint_blocks: recompute each block's activations in the backward pass instead of
             keeping them.
@@ -37,6 +37,9 @@ class TrainerSettings:
         resume_every: optimiser steps between two resume checkpoints.
         log_every: optimiser steps between two log entries.
         progress: show progress bars.
+
+    Raises:
+        InputError: a number out of range, or an unknown precision.
     """
 
     accelerator: str = "auto"

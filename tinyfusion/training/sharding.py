@@ -1,9 +1,9 @@
-"""FSDP2: weights, gradients, optimiser state and averages divided among the devices.
+"""FSDP2: weights, gradients, optimiser state and averages sharded over the devices.
 
-A run on divided networks is, step for step, the run on whole ones, and so are its files: resume
-checkpoints hold whole tensors, so that a run may go on with another number of devices or
-another strategy. Gathering needs all ranks at once: whatever reads a divided tensor here must be
-called on every rank.
+A run on sharded networks equals, step for step, the run on whole ones, and its files are the same:
+resume checkpoints hold whole tensors, so that a run can be resumed with another number of devices
+or another strategy. Gathering needs all ranks at once: whatever reads a sharded tensor here must
+be called on every rank.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from tinyfusion.group import PATIENCE
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be divided among the ranks; called on all of them."""
+    """The whole of a tensor that may be sharded; called on all ranks."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, sharing its memory; all of it if it is not divided."""
+    """This rank's part of a tensor, sharing its memory; all of it if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def laid_out_as(value: Tensor, pattern: Tensor) -> Tensor:
-    """A whole tensor, the same on all ranks, on the device and divided as ``pattern`` is."""
+    """A whole tensor, the same on all ranks, on the device of ``pattern`` and sharded like it."""
     value = value.to(local(pattern).device)
     if not isinstance(pattern, DTensor):
         return value
@@ -42,7 +42,7 @@ def laid_out_as(value: Tensor, pattern: Tensor) -> Tensor:
 
 
 def shard(root: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
-    """Divide a network in place: each block is gathered alone, the rest together with the root.
+    """Shard a network in place: each block is gathered alone, the rest together with the root.
 
     Parameters stay float32, gathered as such: autocast rounds where it does on one device.
     """
@@ -51,8 +51,8 @@ def shard(root: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh) -> Non
     fully_shard(root, mesh=mesh)
 
 
-def filled(shapes: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
-    """A module of the form of ``shapes`` with parameters of its own.
+def with_values(shapes: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a module without values, with parameters that have them.
 
     Args:
         shapes: a module without values, see `tinyfusion.backbones.meta.shape_copy`.
@@ -89,18 +89,19 @@ class FullySharded(ModelParallelStrategy):
         """Whole trained tensors on the CPU; on further ranks, which write nothing, no values."""
         assert self.lightning_module is not None
         named = self.lightning_module.named_parameters()
-        return {name: self._kept(p.detach()) for name, p in named if p.requires_grad}
+        return {name: self._on_first_rank(p.detach()) for name, p in named if p.requires_grad}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimiser's own state dict with whole tensors."""
         state = optimizer.state_dict()
         whole = {
-            index: {key: self._kept(value) for key, value in values.items()}
+            index: {key: self._on_first_rank(value) for key, value in values.items()}
             for index, values in state["state"].items()
         }
         return {**state, "state": whole}
 
-    def _kept(self, value: Any) -> Any:
+    def _on_first_rank(self, value: Any) -> Any:
+        """A whole tensor on the CPU of the first rank, an empty one on the others."""
         if not isinstance(value, Tensor):
             return value
         whole = full(value)
@@ -109,7 +110,7 @@ class FullySharded(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read the file as on one device; what it holds is divided when it is put in place."""
+        """Read the file as on one device; what it holds is sharded when it is put in place."""
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
 
     @torch.no_grad()
@@ -121,10 +122,10 @@ class FullySharded(ModelParallelStrategy):
             local(live[name]).copy_(local(laid_out_as(value, live[name])))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Divide and take the optimisers' states of a checkpoint."""
+        """Shard the optimisers' states of a checkpoint and take them."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            divided = {
+            sharded = {
                 index: {
                     # Adam's count of steps is one number for the whole tensor.
                     key: laid_out_as(value, parameters[index])
@@ -134,4 +135,4 @@ class FullySharded(ModelParallelStrategy):
                 }
                 for index, values in state["state"].items()
             }
-            optimizer.load_state_dict({**state, "state": divided})
+            optimizer.load_state_dict({**state, "state": sharded})
