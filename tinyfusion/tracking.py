@@ -72,7 +72,7 @@ class TensorBoard(Tracking):
                 "pip install 'tinyfusion[tensorboard]'"
             ) from None
         self._writer = SummaryWriter(str(folder / "tensorboard"))
-        # Indented text is shown as it is.
+        # TensorBoard renders indented text verbatim.
         text = json.dumps(dict(config), indent=2)
         self._writer.add_text("config", textwrap.indent(text, "    "))
 
@@ -102,7 +102,7 @@ class _StageLogger(WandbLogger):
 
 
 class Wandb(Tracking):
-    """One Weights & Biases run per job, its curves named by stage; a resumed job goes on in it.
+    """One Weights & Biases run per job, its curves named by stage; a resumed job continues it.
 
     Args:
         project: W&B project.
