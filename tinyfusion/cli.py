@@ -31,7 +31,7 @@ tools:
 Keys choose and change parts of the configuration, for example
   tinyfusion run scheme=2:4 delta=full seed=1
   tinyfusion run -m scheme=1:2,2:4,7:14 delta=lora,full,frozen     (a sweep, one folder per run)
-  tinyfusion run resume=outputs/run/FOLDER                         (go on where it was killed)
+  tinyfusion run resume=outputs/run/FOLDER                         (resume a killed run)
   tinyfusion run --cfg job                                         (print the configuration)
 
 'tinyfusion COMMAND --help' lists a command's keys and choices; 'tinyfusion --version'.

@@ -1,4 +1,4 @@
-"""What of a model stays, chosen by whom and why: a record that applies to a fresh checkpoint."""
+"""A decision: what of a model stays, by which method and evidence; applies to a fresh checkpoint."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Decision:
 
     @property
     def is_about_blocks(self) -> bool:
-        """Whether it says which blocks stay; otherwise all do."""
+        """Whether it chooses among blocks; otherwise all of them stay."""
         return self.kept is not None
 
     @property
@@ -179,21 +179,21 @@ class Decision:
         return "; ".join(words)
 
     def summary(self) -> dict[str, Any]:
-        """What a model's provenance tells of the decision, as plain data."""
-        told: dict[str, Any] = {"method": self.method}
+        """The part of the decision that a model's provenance records, as plain data."""
+        facts: dict[str, Any] = {"method": self.method}
         if self.kept is not None:
-            told |= {
+            facts |= {
                 "scheme": self.scheme,
                 "kept": list(self.kept),
                 "source_depth": self.source_depth,
             }
         if self.replaced:
-            told["replaced"] = [asdict(interval) for interval in self.replaced]
+            facts["replaced"] = [asdict(interval) for interval in self.replaced]
         if self.removed:
-            told["removed"] = list(self.removed)
+            facts["removed"] = list(self.removed)
         if self.resized is not None:
-            told |= self.resized.summary() | {"ratio": self.budget.get("ratio")}
-        return told
+            facts |= self.resized.summary() | {"ratio": self.budget.get("ratio")}
+        return facts
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as written to ``decision.json``."""

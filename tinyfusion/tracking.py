@@ -1,7 +1,7 @@
 """Where a job's numbers, figures and samples are logged: CSV, TensorBoard or Weights & Biases.
 
-One object per job; each training stage gets a Lightning logger from it, and what stages find out
-(scores, figures, grids) is sent through it as well.
+One object per job; each training phase gets a Lightning logger from it, and the results of phases
+(scores, figures, grids) are logged through it as well.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Wandb(Tracking):
     Args:
         project: W&B project.
         entity: W&B user or team.
-        offline: ``None`` goes offline where no account is set up, and says so.
+        offline: ``None`` logs offline, with a message, where no account is set up.
     """
 
     def __init__(

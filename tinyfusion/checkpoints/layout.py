@@ -5,7 +5,7 @@ CONFIG_FILE = "config.json"
 FORMAT = "tinyfusion-model"
 FORMAT_VERSION = 1
 
-# What an export of ours says about itself beside the files of another layout.
+# The record of an export of ours, beside the files of another layout.
 EXPORT_FORMAT = "tinyfusion-export"
 EXPORT_FILE = "tinyfusion.json"
 """In a diffusers folder."""

@@ -29,9 +29,9 @@ def check_examples(subject: Subject) -> None:
                 f"example_inputs({count}) has {tuple(inputs[odd[0]].shape)} for the shape of input "
                 f"{odd[0]}: the batch comes first"
             )
-        told = subject.net.example_conditioning(count, "cpu").arguments()
-        shapes = [tuple(x.shape) for x in told]
-        if [tuple(x.shape) for x in inputs[-len(told) :]] != shapes:
+        expected = subject.net.example_conditioning(count, "cpu").arguments()
+        shapes = [tuple(x.shape) for x in expected]
+        if [tuple(x.shape) for x in inputs[-len(expected) :]] != shapes:
             raise InputError(
                 f"example_inputs({count}) must end with what example_conditioning({count}) gives, "
                 f"of shapes {shapes}"
