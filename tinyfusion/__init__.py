@@ -82,7 +82,7 @@ _HOMES = {
 }
 
 _MODULES = {"recipes": "tinyfusion.training.recipes"}
-"""Modules that are public as a whole."""
+"""Modules that are public with all their names."""
 
 __all__ = [
     "MAR",

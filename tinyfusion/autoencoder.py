@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinyfusion.errors import InputError, first_line
 from tinyfusion.files import read_json, sha256_of
@@ -40,8 +40,9 @@ class Autoencoder:
         batch_size: images or latents that go through the network at a time.
 
     Raises:
-        InputError: ``path`` can't be what it should be. What is wrong with its content, or with
-            fetching it, is raised where it is first used.
+        InputError: ``batch_size`` is below 1, ``path`` is neither a folder nor a hub id, or a
+            local folder has no valid configuration. Errors of fetching and of weights are raised
+            where these are first used.
     """
 
     def __init__(self, path: str, subfolder: str | None = None, batch_size: int = 16) -> None:
@@ -58,7 +59,7 @@ class Autoencoder:
                 f"{CONFIG_FILE} and {WEIGHTS}, or a hub id such as stabilityai/sd-vae-ft-ema"
             )
 
-    # -- what its configuration says -----------------------------------------------------------
+    # -- configuration -------------------------------------------------------------------------
 
     @property
     def scale(self) -> float:
@@ -80,8 +81,8 @@ class Autoencoder:
         """The content of its ``config.json``.
 
         Raises:
-            InputError: it is the configuration of something else, or of an autoencoder whose
-                latents are shifted as well as scaled.
+            InputError: the file is absent, describes another class, lacks ``block_out_channels``,
+                or is of an autoencoder whose latents are shifted as well as scaled.
         """
         file = self.folder / CONFIG_FILE
         if not file.is_file():
@@ -153,7 +154,7 @@ class Autoencoder:
             )
         return files
 
-    # -- what it does --------------------------------------------------------------------------
+    # -- encoding and decoding -----------------------------------------------------------------
 
     def to(self, device: torch.device | str) -> Autoencoder:
         """Use this device from now on; returns itself."""
@@ -164,7 +165,7 @@ class Autoencoder:
         """Read the weights now, not when they are first used; returns itself.
 
         Raises:
-            InputError: they can't be fetched or read, or are not those of its configuration.
+            InputError: the weights can't be fetched or read, or are not those of its configuration.
         """
         _ = self._loaded
         return self
@@ -205,11 +206,11 @@ class Autoencoder:
         return torch.cat(parts)
 
     @property
-    def _net(self) -> nn.Module:
+    def _net(self) -> Any:
         return self._loaded.to(self._device)
 
     @cached_property
-    def _loaded(self) -> nn.Module:
+    def _loaded(self) -> Any:  # an AutoencoderKL, whose methods may also return tuples
         _ = self.config, self._weight_files()
         # Imported late: diffusers takes seconds and only models of latents need it.
         from diffusers import AutoencoderKL

@@ -1,4 +1,4 @@
-"""What a decision does with units that neither stay as they are nor go."""
+"""Changes of units that neither stay as they are nor go: blocks replaced, channels resized."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinyfusion.units import Place
 
 @dataclass(frozen=True)
 class Replacement:
-    """An interval of blocks for which one block stands.
+    """An interval of blocks that one block replaces.
 
     Attributes:
         start: index of the interval's first block in the source model.
@@ -58,7 +58,7 @@ class Resizing:
             (`tinyfusion.backbones.width_plan`): residual stream, condition, heads and neurons of
             every block.
         source_sizes: number of members of each group in the source model.
-        widths: what is left, by the constructor argument that says so (``hidden_size``).
+        widths: units per group that stay, by constructor argument (``hidden_size``).
         source_widths: the same of the source model.
         parameters: of the pruned model.
         source_parameters: of the source model.
@@ -104,7 +104,7 @@ class Resizing:
         )
 
     def summary(self) -> dict[str, Any]:
-        """What a model's provenance tells of it, as plain data."""
+        """The part that a model's provenance records, as plain data."""
         return {
             "widths": dict(self.widths),
             "source_widths": dict(self.source_widths),

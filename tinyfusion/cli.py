@@ -31,7 +31,7 @@ tools:
 Keys choose and change parts of the configuration, for example
   tinyfusion run scheme=2:4 delta=full seed=1
   tinyfusion run -m scheme=1:2,2:4,7:14 delta=lora,full,frozen     (a sweep, one folder per run)
-  tinyfusion run resume=outputs/run/FOLDER                         (go on where it was killed)
+  tinyfusion run resume=outputs/run/FOLDER                         (resume a killed run)
   tinyfusion run --cfg job                                         (print the configuration)
 
 'tinyfusion COMMAND --help' lists a command's keys and choices; 'tinyfusion --version'.
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tinyfusion: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("tinyfusion: interrupted; go on with resume=FOLDER", file=sys.stderr)
+        print("tinyfusion: interrupted; continue with resume=FOLDER", file=sys.stderr)
         return 130
 
 
@@ -177,14 +177,15 @@ def _refuse_ranks() -> None:
     """Refuse a sweep in a process that is one of several.
 
     Raises:
-        InputError: so it is.
+        InputError: this process was started as a rank by torchrun, srun or the like, or is on
+            one of several nodes.
     """
     from tinyfusion.ranks import is_one_of_several_nodes, is_rank
 
     if is_rank() or is_one_of_several_nodes():
         raise InputError(
             "a sweep can't be run by ranks that were started apart (torchrun, srun, NODE_RANK): "
-            "each would run the whole of it; start 'tinyfusion COMMAND -m' once, which starts the "
+            "each would run all of it; start 'tinyfusion COMMAND -m' once, which starts the "
             "ranks of every run itself, or leave that to hydra/launcher=submitit_slurm with "
             "hydra.launcher.tasks_per_node=DEVICES"
         )

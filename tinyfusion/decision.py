@@ -1,4 +1,4 @@
-"""What of a model stays, chosen by whom and why: a record that applies to a fresh checkpoint."""
+"""A decision: what of a model stays, by which method and evidence; applies to a fresh checkpoint."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ def check_kept(kept: Iterable[Any], depth: int, key: str = "kept") -> tuple[int,
     Args:
         kept: indices of the blocks that stay.
         depth: number of blocks of the model.
-        key: how the user calls the list, for the message.
+        key: name of the list in messages, as the user gave it.
 
     Raises:
         InputError: an index that is no integer, out of range or doubled, or an empty list.
     """
     kept = list(kept)
-    shown = f"{key}={str(kept).replace(' ', '')}"
+    given = f"{key}={str(kept).replace(' ', '')}"
     wrong = [i for i in kept if not isinstance(i, int) or isinstance(i, bool)]
     if wrong:
-        raise InputError(f"{shown}: {wrong[0]!r} is not a block index")
+        raise InputError(f"{given}: {wrong[0]!r} is not a block index")
     if not kept:
-        raise InputError(f"{shown} keeps no block; give at least one of 0..{depth - 1}")
+        raise InputError(f"{given} keeps no block; give at least one of 0..{depth - 1}")
     outside = [i for i in kept if not 0 <= i < depth]
     if outside:
         raise InputError(
-            f"{shown}: block {outside[0]} does not exist; the model has blocks 0..{depth - 1}"
+            f"{given}: block {outside[0]} does not exist; the model has blocks 0..{depth - 1}"
         )
     doubled = sorted({i for i in kept if kept.count(i) > 1})
     if doubled:
-        raise InputError(f"{shown}: block {doubled[0]} is listed more than once")
+        raise InputError(f"{given}: block {doubled[0]} is listed more than once")
     return tuple(sorted(kept))
 
 
@@ -72,13 +72,13 @@ class Decision:
             (``"blocks.3.attn"``).
         replaced: intervals of blocks for each of which one block stands; disjoint, ascending.
         resized: the channels that stay; ``None`` if all do.
-        budget: what was to be kept to, by name, such as ``{"keep": 14}``.
+        budget: limits of the choice by name, such as ``{"keep": 14}``.
 
     Raises:
         InputError: nothing is decided; indices out of range or doubled; a scheme of another depth;
             a group of which another number of blocks stays than its scheme says; probabilities
             that don't belong to the scheme's patterns; names that are no branch's; or blocks that
-            are said to stay and to be replaced.
+            are both kept and replaced.
     """
 
     kept: tuple[int, ...] | None = None
@@ -138,7 +138,7 @@ class Decision:
 
     @property
     def is_about_blocks(self) -> bool:
-        """Whether it says which blocks stay; otherwise all do."""
+        """Whether it chooses among blocks; otherwise all of them stay."""
         return self.kept is not None
 
     @property
@@ -179,21 +179,21 @@ class Decision:
         return "; ".join(words)
 
     def summary(self) -> dict[str, Any]:
-        """What a model's provenance tells of the decision, as plain data."""
-        told: dict[str, Any] = {"method": self.method}
+        """The part of the decision that a model's provenance records, as plain data."""
+        facts: dict[str, Any] = {"method": self.method}
         if self.kept is not None:
-            told |= {
+            facts |= {
                 "scheme": self.scheme,
                 "kept": list(self.kept),
                 "source_depth": self.source_depth,
             }
         if self.replaced:
-            told["replaced"] = [asdict(interval) for interval in self.replaced]
+            facts["replaced"] = [asdict(interval) for interval in self.replaced]
         if self.removed:
-            told["removed"] = list(self.removed)
+            facts["removed"] = list(self.removed)
         if self.resized is not None:
-            told |= self.resized.summary() | {"ratio": self.budget.get("ratio")}
-        return told
+            facts |= self.resized.summary() | {"ratio": self.budget.get("ratio")}
+        return facts
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data as written to ``decision.json``."""

@@ -1,12 +1,15 @@
-"""What decision files hold, and how it becomes a record."""
+"""The formats of decision files, and how their content becomes a record."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinyfusion.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 DECISION_FILE = "decision.json"
 FORMAT = "tinyfusion-decision"
@@ -23,7 +26,7 @@ _WIDTHS_KEYS = {
     "source_parameters": "source_parameters",
 }
 
-Record = TypeVar("Record")
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
 def is_decision(content: Any) -> bool:
@@ -32,11 +35,11 @@ def is_decision(content: Any) -> bool:
 
 
 def decision_values(values: Any, where: str) -> dict[str, Any]:
-    """The content of a ``decision.json``, or of a ``widths.json`` of version 0.1.0 as of one.
+    """The content of a ``decision.json``; that of a ``widths.json`` of version 0.1.0 is converted.
 
     Raises:
-        InputError: neither, or a file of widths of another version of its format, with unknown or
-            missing keys.
+        InputError: neither of these formats, or a ``widths.json`` with another version number,
+            unknown keys or missing keys.
     """
     if not is_decision(values):
         raise InputError(f"{where} is not a decision: it lacks 'format': '{FORMAT}'")
@@ -77,10 +80,9 @@ def record_of(kind: type[Record], values: Any, where: str, what: str) -> Record:
     """
     if not isinstance(values, Mapping):
         raise InputError(f"{where} is not valid: a {what} must be a dictionary, not {values!r}")
-    of_kind = fields(cast(Any, kind))
-    known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in of_kind}
-    required = [name for name, is_required in known.items() if is_required]
-    _check_names(values, known, required, where, what)
+    known = fields(kind)
+    required = [f.name for f in known if f.default is MISSING and f.default_factory is MISSING]
+    _check_names(values, [f.name for f in known], required, where, what)
     try:
         return kind(**values)
     except TypeError as error:

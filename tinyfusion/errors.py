@@ -17,7 +17,7 @@ class TrainingDivergedError(RuntimeError):
 
 
 class RanksFailedError(RuntimeError):
-    """A rank failed without reporting why; what it printed says more."""
+    """A rank failed without reporting why; its output may show more."""
 
 
 REPORTED = (InputError, TrainingDivergedError, RanksFailedError)
@@ -25,7 +25,7 @@ REPORTED = (InputError, TrainingDivergedError, RanksFailedError)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, cut to its first sentence or line, for our own message."""
+    """An error's message, cut to its first sentence or line, for use inside another message."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return text.partition(". ")[0]
 

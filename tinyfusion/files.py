@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent, and hashes of files.
+"""Files and folders that are either complete or absent, and hashes of files.
 
 What is being written has a temporary name beside its final one: ``.NAME.1a2b3c4d.SUFFIX``. A folder
 that is being replaced is called ``.NAME.former`` for the moment between two renames.
@@ -60,7 +60,7 @@ def publish(temporary: Path, path: Path) -> None:
 def write_folder_atomic(folder: Path | str, fill: Callable[[Path], object]) -> Path:
     """Let ``fill`` fill a temporary folder beside ``folder``, then rename it to ``folder``.
 
-    A folder that is there is replaced as a whole. A process that is killed leaves the old or the
+    A folder that is there is replaced in one piece. A process that is killed leaves the old or the
     new one: between the two renames the old one is called ``.NAME.former``, and
     :func:`restore_folder` gives it its name back.
 

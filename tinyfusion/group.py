@@ -1,4 +1,4 @@
-"""The ranks of a run as one group: they wait for each other, tell each other and count together.
+"""The ranks of a run as one group: they wait for each other, share values and count together.
 
 A rank is one of several processes that were started together (see `tinyfusion.ranks`). Whatever
 shares work out takes a `Group`, which by default is this process alone. Several ranks talk through
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -51,7 +51,7 @@ class Group:
         return items[self.rank :: self.size]
 
     def barrier(self) -> None:
-        """Wait until all ranks have come here.
+        """Wait until all ranks have reached this call.
 
         Raises:
             RanksFailedError: another rank has failed; so do all methods that need the others.
@@ -116,7 +116,7 @@ ALONE = Group()
 
 
 class ProcessGroup(Group):
-    """All ranks of torch.distributed's process group, which talk over their processors.
+    """All ranks of torch.distributed's process group, which talk through their CPUs.
 
     Made by all ranks at the same point.
     """
@@ -128,7 +128,8 @@ class ProcessGroup(Group):
         self._counts = 0
         # A group of its own: training on GPUs has one that only moves what is on GPUs.
         with _reaching():
-            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            # Of all ranks, so that none is told that it is no member.
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
 
     def barrier(self, meanwhile: Callable[[], None] | None = None) -> None:
         """See `Group.barrier`.
@@ -148,7 +149,7 @@ class ProcessGroup(Group):
 
     def broadcast_object(self, value: T) -> T:
         """See `Group.broadcast_object`."""
-        values = [value if self.first else None]
+        values: list[Any] = [value if self.first else None]
         with _reaching():
             dist.broadcast_object_list(values, src=0, group=self._group)
         return values[0]
@@ -184,7 +185,7 @@ class ProcessGroup(Group):
 
     def from_first(self, make: Callable[[], T]) -> T:
         """See `Group.from_first`."""
-        made: T | None = None
+        made: Any = None
         refusal: InputError | None = None
         if self.first:
             try:
@@ -228,26 +229,26 @@ class _Tally:
 
     def __init__(self, store: dist.Store, rank: int, show: Callable[[int], None] | None) -> None:
         self._store, self._rank, self._show = store, rank, show
-        self._untold = self._shown = 0
+        self._unsent = self._reported = 0
         self._looked = 0.0
 
     def add(self, amount: int) -> None:
-        self._untold += amount
+        self._unsent += amount
         if time.monotonic() - self._looked >= _EVERY:
             self.look()
 
     def look(self) -> None:
         """Tell the others what was added, and look at what they have done."""
         with _reaching():
-            total = self._store.add("done", self._untold)
+            total = self._store.add("done", self._unsent)
             failed = self._store.check(["failed"])
-        self._untold, self._looked = 0, time.monotonic()
+        self._unsent, self._looked = 0, time.monotonic()
         if failed:
             with _reaching():
                 number = self._store.get("failed").decode()
             raise RanksFailedError(f"rank {number} of this run has failed")
-        if self._show is not None and total > self._shown:
-            self._shown = total
+        if self._show is not None and total > self._reported:
+            self._reported = total
             self._show(total)
 
     def fail(self) -> None:
@@ -276,12 +277,12 @@ def joined(size: int | None = None, cuda: bool = False) -> Group:
     """Meet the other ranks, if this process is one of several.
 
     Args:
-        size: number of ranks, for when whoever started them does not say it.
+        size: number of ranks if the environment that they were started in does not hold it.
         cuda: whether they are also going to train on GPUs.
 
     Raises:
-        InputError: nothing says where the ranks meet.
-        RanksFailedError: they did not all come.
+        InputError: the environment does not hold the address and port where the ranks meet.
+        RanksFailedError: not all ranks connected.
     """
     size = world_size() or size or 1
     if size > 1 and is_rank() and not dist.is_initialized():
@@ -313,7 +314,7 @@ def _set_meeting_point() -> None:
 
 @contextmanager
 def _reaching() -> Iterator[None]:
-    """Turn what torch.distributed says of a rank that is gone into one line."""
+    """Turn the errors of torch.distributed about a rank that is gone into one line."""
     try:
         yield
     except RanksFailedError:

@@ -1,4 +1,4 @@
-"""How far long work is, how fast, and how long it still takes."""
+"""Progress of long work: how much is done, how fast, and how long the rest takes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Progress:
     """A bar on a terminal, otherwise a line now and then and at the end.
 
     Args:
-        what: what is done, at the start of a line: a command or a stage.
+        what: name of the work, at the start of a line: a command or a training phase.
         total: number of units in all.
         done: how many of them are there at the start; they don't count for the speed.
         bar: draw a bar instead of writing lines.
         unit: what is counted, in the plural.
         seconds: least time between two lines; ``None`` writes none.
-        share: least part of the whole between two lines.
+        share: least part of ``total`` between two lines.
         stays: leave the finished bar on the screen.
     """
 
@@ -56,7 +56,8 @@ class Progress:
                 TextColumn("{task.fields[text]}"),
             )
             self._bar = Bars(*columns, transient=not stays)
-            self._task = self._bar.add_task(what, total=total, completed=int(done), text="")
+            self._task = self._bar.add_task(what, total=total, text="")
+            self._bar.update(self._task, completed=done)
 
     def start(self) -> None:
         """Draw the bar."""
@@ -84,10 +85,10 @@ class Progress:
 
         Args:
             done: number of units.
-            note: gives what else is to be shown, such as the loss; called only when it is shown.
+            note: makes further text for the line, such as the loss; called for written lines only.
         """
         now, before = time.monotonic(), self.done
-        # Parts of a unit need not add up to whole ones exactly.
+        # Parts of a unit need not add up to exactly 1.
         finished = done > self.total - 1e-3
         self.done = done = self.total if finished else done
         if self._first is None and done > before:

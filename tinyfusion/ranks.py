@@ -1,4 +1,4 @@
-"""Which of a run's processes this is, from what whoever started it left in the environment.
+"""Which of a run's processes this is, by the environment variables that it was started with.
 
 A run on several devices is one process ("rank") per device. They are started by this package
 itself (`tinyfusion.runtime.launch`), by ``torchrun``, or by SLURM's ``srun``.
@@ -36,7 +36,7 @@ def rank() -> int:
 
 
 def is_numbered() -> bool:
-    """Whether whoever started the ranks numbered them over all machines."""
+    """Whether the ranks are numbered over all machines."""
     return _number("RANK", "SLURM_PROCID") is not None
 
 
@@ -46,7 +46,7 @@ def local_rank() -> int:
 
 
 def world_size() -> int | None:
-    """How many ranks were started, if whoever started them says so."""
+    """Number of ranks that were started, if the environment holds it."""
     return _number("WORLD_SIZE", "SLURM_NTASKS") if is_rank() else None
 
 
@@ -98,7 +98,7 @@ def shared_stamp(stamp: str) -> str:
 
 
 def _number(*names: str) -> int | None:
-    """The first of these variables that holds a whole number."""
+    """The value of the first of these variables that holds an integer."""
     for name in names:
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])

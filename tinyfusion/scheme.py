@@ -140,10 +140,11 @@ def parse_scheme(value: Any, depth: int, borders: Sequence[int] = ()) -> Scheme:
 
 
 def check_keep(scheme: Scheme | None, keep: int) -> Scheme:
-    """The groups to decide within, held against the number of blocks that are to stay.
+    """The groups to decide within, validated against the number of blocks that are to stay.
 
     Raises:
-        InputError: there are none, or they keep another number of blocks.
+        InputError: ``scheme`` is ``None``, or its groups keep another number of blocks than
+            ``keep``.
     """
     if scheme is None:
         raise InputError(f"keep={keep}: what decides within groups needs a scheme; {EXAMPLES}")

@@ -55,7 +55,7 @@ class StepNoise:
 
     Attributes:
         seed: the run's seed.
-        stage: name of the stage, so that two stages of one run do not share draws.
+        stage: name of the training phase, so that two phases of a run do not share draws.
     """
 
     seed: int
@@ -88,11 +88,13 @@ class StepNoise:
         # A hash is as good as a draw, and a dry run, whose tensors have no values, can read it.
         return (seed_of(self.seed, self.stage, purpose, step) >> 10) / 2**53
 
-    def _cut(self, draw, purpose: str, rows: Rows, shape: Sequence[int]) -> Tensor:
-        whole = draw(
+    def _cut(
+        self, draw: Callable[..., Tensor], purpose: str, rows: Rows, shape: Sequence[int]
+    ) -> Tensor:
+        drawn = draw(
             rows.global_size, *shape, generator=generator(self.seed, self.stage, purpose, rows.step)
         )
-        return whole[rows.first : rows.first + rows.count]
+        return drawn[rows.first : rows.first + rows.count]
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class StepDraws:
     """What a process draws from in one training step (`tinyfusion.processes.contract.Draws`).
 
     Attributes:
-        noise: source of the stage's draws.
+        noise: source of the draws of the training phase.
         rows: which rows of which step.
         device: where the draws are wanted.
     """
@@ -173,17 +175,17 @@ class FixedDraws:
 class PartDraws:
     """Some rows of `FixedDraws`, see there."""
 
-    whole: FixedDraws
+    draws: FixedDraws
     rows: slice
     middle: float
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """Uniform draws in [0, 1), shape (rows, *shape)."""
-        return self.whole.uniform(purpose, *shape)[self.rows]
+        return self.draws.uniform(purpose, *shape)[self.rows]
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
         """Standard normal draws, shape (rows, *shape)."""
-        return self.whole.normal(purpose, *shape)[self.rows]
+        return self.draws.normal(purpose, *shape)[self.rows]
 
     def shared(self, purpose: str) -> float:
         """One number in [0, 1) for the whole part."""

@@ -1,7 +1,7 @@
 """Where a job's numbers, figures and samples are logged: CSV, TensorBoard or Weights & Biases.
 
-One object per job; each training stage gets a Lightning logger from it, and what stages find out
-(scores, figures, grids) is sent through it as well.
+One object per job; each training phase gets a Lightning logger from it, and the results of phases
+(scores, figures, grids) are logged through it as well.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class TensorBoard(Tracking):
                 "pip install 'tinyfusion[tensorboard]'"
             ) from None
         self._writer = SummaryWriter(str(folder / "tensorboard"))
-        # Indented text is shown as it is.
+        # TensorBoard renders indented text verbatim.
         text = json.dumps(dict(config), indent=2)
         self._writer.add_text("config", textwrap.indent(text, "    "))
 
@@ -102,12 +102,12 @@ class _StageLogger(WandbLogger):
 
 
 class Wandb(Tracking):
-    """One Weights & Biases run per job, its curves named by stage; a resumed job goes on in it.
+    """One Weights & Biases run per job, its curves named by stage; a resumed job continues it.
 
     Args:
         project: W&B project.
         entity: W&B user or team.
-        offline: ``None`` goes offline where no account is set up, and says so.
+        offline: ``None`` logs offline, with a message, where no account is set up.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyfusion.backbones import contract
+from tinyfusion.backbones import forwards
 from tinyfusion.backbones.branches import Branch, BranchedBlock
 from tinyfusion.backbones.contract import Backbone, BlockRunner, recompute_blocks, run_plain
 from tinyfusion.backbones.dit import DiT
@@ -219,9 +219,9 @@ def test_recomputed_blocks_are_recomputed_when_their_branches_are_run(
 ) -> None:
     recompute_blocks(net)
     calls = []
-    original = contract.checkpoint
+    original = forwards.checkpoint
     monkeypatch.setattr(
-        contract, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k)
+        forwards, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k)
     )
     out = net(*inputs, run_block=net.run_units(BRANCHES, run_plain))
     assert len(calls) == 3

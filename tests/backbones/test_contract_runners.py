@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinyfusion.backbones import contract
+from tinyfusion.backbones import forwards
 from tinyfusion.backbones.contract import forward_with_states, recompute_blocks
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.conditioning import ClassLabels
@@ -67,7 +67,7 @@ def test_recomputed_blocks_give_the_same_and_run_once_more_per_backward(net, inp
 
 
 def test_nothing_is_recomputed_without_gradients_or_when_undone(net, inputs, monkeypatch) -> None:
-    monkeypatch.setattr(contract, "checkpoint", lambda *_, **__: pytest.fail("recomputed"))
+    monkeypatch.setattr(forwards, "checkpoint", lambda *_, **__: pytest.fail("recomputed"))
     recompute_blocks(net)
     with torch.no_grad():
         net(*inputs)

@@ -130,11 +130,11 @@ def test_lightning_checkpoints_say_what_they_are(net, tmp_path):
     path = tmp_path / "run" / "recover" / "resume.ckpt"
     path.parent.mkdir(parents=True)
     torch.save(content, path)
-    message = r"resume checkpoint of a run at step 31, not a model; go on with resume=FOLDER$"
+    message = r"resume checkpoint of a run at step 31, not a model; continue with resume=FOLDER$"
     with pytest.raises(InputError, match=message):
         load(path)
     (tmp_path / "run" / "config.yaml").touch()
-    with pytest.raises(InputError, match=f"go on with resume={tmp_path / 'run'}$"):
+    with pytest.raises(InputError, match=f"continue with resume={tmp_path / 'run'}$"):
         load(path)
     torch.save({k: v for k, v in content.items() if k != "tinyfusion"}, path)
     with pytest.raises(InputError, match="a Lightning trainer at step 31, whose module is not kn"):

@@ -118,7 +118,8 @@ def test_reading_a_file_imports_nothing(tf, own_model, tmp_path, monkeypatch, ro
     file = own_model / "config.json"
     file.write_text(file.read_text().replace(NAME, name))
     hint = (
-        rf"backbone 'never_asked_for.Own' is a class of somebody's own .* give backbone= .*"
+        rf"backbone 'never_asked_for.Own' is no family of this package and no class that was "
+        rf"imported, .* give backbone= .*"
         rf"_target_: {name}, .*backbone='{name}'\), or 'import never_asked_for' first"
     )
     with pytest.raises(InputError, match=hint):

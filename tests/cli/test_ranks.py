@@ -169,7 +169,7 @@ def test_an_interrupt_reaches_the_ranks(command, root) -> None:
     started.send_signal(signal.SIGINT)
     out, err = started.communicate(timeout=PATIENCE)
     assert started.returncode == 130
-    assert err.strip() == "tinyfusion: interrupted; go on with resume=FOLDER"
+    assert err.strip() == "tinyfusion: interrupted; continue with resume=FOLDER"
     assert out.count("run stopped; go on with resume=") == 1
 
 

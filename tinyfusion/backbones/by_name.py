@@ -56,7 +56,7 @@ def imported_class(name: str) -> type[Backbone]:
         name: dotted name.
 
     Raises:
-        InputError: it can't be imported or is no backbone.
+        InputError: the class can't be imported, or is no subclass of `Backbone`.
     """
     try:
         found = pkgutil.resolve_name(name)
@@ -72,10 +72,10 @@ def as_backbone_class(found: Any, name: str) -> type[Backbone]:
 
     Args:
         found: what a name stands for.
-        name: how the user said it, for the message.
+        name: what the user gave, for the message.
 
     Raises:
-        InputError: it is something else.
+        InputError: ``found`` is no class, or no subclass of `Backbone`.
     """
     if not inspect.isclass(found) or not issubclass(found, Backbone):
         raise InputError(

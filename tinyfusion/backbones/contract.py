@@ -2,7 +2,8 @@
 
 A prunable backbone is an ``nn.Module`` that keeps its residual blocks in one ordered list and
 runs each of them through a *block runner*. Gating, block scores, hidden states for distillation
-and pruned forwards are all block runners; none of them knows what is inside a block.
+and pruned forwards are all block runners; none of them knows what is inside a block. How a network
+is run with them is in `tinyfusion.backbones.forwards`, whose names can be imported from here, too.
 
 Shape suffixes: B batch, C channels, H height, W width of the image.
 """
@@ -10,73 +11,49 @@ Shape suffixes: B batch, C channels, H height, W width of the image.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tinyfusion.backbones.branches import Branch, BranchedBlock
+from tinyfusion.backbones.forwards import (
+    BlockRunner,
+    UnitRunner,
+    compile_blocks,
+    count_parameters,
+    dtype_of,
+    evaluating,
+    forward_with_states,
+    predict,
+    recompute_blocks,
+    run_plain,
+    through_units,
+)
 from tinyfusion.backbones.meta import counting_macs, run_on_meta
 from tinyfusion.backbones.public_files import DiffusersFiles, PublicFiles
-from tinyfusion.backbones.unit_lists import (
-    UnitRunner,
-    block_units,
-    branch_units,
-    channel_units,
-    routes,
-)
+from tinyfusion.backbones.unit_lists import block_units, branch_units, channel_units
 from tinyfusion.backbones.width_plan import WidthPlan
 from tinyfusion.conditioning import Conditioning, as_conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.states import States
 from tinyfusion.units import BLOCKS, BRANCHES, CHANNELS, INTERVALS, Place, Unit, intervals_of
 
-BlockRunner = Callable[[int, nn.Module, States, Any], States]
-"""``runner(index, block, states, condition) -> states``; see `tinyfusion.states`."""
-
-
-def run_plain(index: int, block: nn.Module, states: States, condition: Any) -> States:
-    """Run one block as it is; every other runner runs its blocks through this one.
-
-    In a block that :func:`recompute_blocks` marked, autograd keeps the input alone and computes
-    the block again in the backward pass.
-    """
-    if getattr(block, _RECOMPUTED, False) and torch.is_grad_enabled():
-        return checkpoint(block, states, condition, use_reentrant=False)
-    return block(states, condition)
-
-
-_RECOMPUTED = "_tinyfusion_recomputed"
-
-
-def recompute_blocks(net: Backbone, recompute: bool = True) -> None:
-    """Trade time for memory: recompute the blocks' activations in the backward pass.
-
-    Args:
-        net: the network; forwards without gradients stay as they are.
-        recompute: whether to, from now on.
-    """
-    for block in net.blocks:
-        setattr(block, _RECOMPUTED, recompute)
-
-
-def compile_blocks(net: Backbone, backend: str, dynamic: bool | None = None) -> None:
-    """Compile every block in place; names, state dict and hooks stay as they are.
-
-    Blocks are alike, so that compiling them takes about as long as compiling one of them.
-
-    Args:
-        net: the network.
-        backend: name of a ``torch.compile`` backend, such as ``inductor``.
-        dynamic: as in ``torch.compile``: ``False`` compiles anew for every shape of the states.
-    """
-    for block in net.blocks:
-        block.compile(backend=backend, dynamic=dynamic)
+__all__ = [
+    "Backbone",
+    "BlockRunner",
+    "Calibration",
+    "compile_blocks",
+    "count_parameters",
+    "dtype_of",
+    "evaluating",
+    "forward_with_states",
+    "predict",
+    "recompute_blocks",
+    "run_plain",
+]
 
 
 class Backbone(nn.Module, ABC):
@@ -135,7 +112,7 @@ class Backbone(nn.Module, ABC):
         that for ``to_dict()``; the answer is what it assumes of models without one.
         """
         super().__init_subclass__(**options)
-        cls.config.to_dict = lambda: {"model_type": "custom"}
+        cls.config.to_dict = lambda: {"model_type": "custom"}  # type: ignore[attr-defined]  # of a function
         cls.family, cls.diffusers = cls.__dict__.get("family"), cls.__dict__.get("diffusers")
 
     @abstractmethod
@@ -146,7 +123,7 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, *inputs: Tensor, run_block: BlockRunner = run_plain) -> Tensor:
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
         """Predict what the process asks for, sending every block through ``run_block``.
 
         Every block once, in order, with its index: ``states = run_block(index, block, states,
@@ -159,7 +136,7 @@ class Backbone(nn.Module, ABC):
                 All have the batch in front. Processes of kinds ``"diffusion"`` and
                 ``"interpolant"`` make a noisy input (B, C, H, W) and times (B,), so that the
                 signature is ``forward(x, t, y, run_block=run_plain)``.
-            run_block: how to run each block.
+            options: ``run_block``, a `BlockRunner`: how to run each block, `run_plain` by default.
 
         Returns:
             The prediction, shape (B, ...).
@@ -300,30 +277,8 @@ class Backbone(nn.Module, ABC):
         Raises:
             InputError: units that overlap or don't run, or that the network does not have.
         """
-        whole, branches = routes(self.units(units) if isinstance(units, str) else units)
-
-        def run_block(index: int, block: nn.Module, states: States, condition: Any) -> States:
-            if index in whole:
-                number, unit = whole[index]
-                if index != unit.index:
-                    return states  # has run with the first block of its interval
-                alone = len(unit.blocks) == 1
-                run = block if alone else partial(_run_all, unit.blocks, self.blocks)
-                return runner(number, run, states, condition)
-            numbers = branches.get(index)
-            if numbers is None:
-                return run_plain(index, block, states, condition)
-
-            def run_branch(name: str, branch: Branch, states: States, condition: Any) -> States:
-                if name not in numbers:
-                    return branch(states, condition)
-                return runner(numbers[name], branch, states, condition)
-
-            routed = partial(block, run_branch=run_branch)
-            setattr(routed, _RECOMPUTED, getattr(block, _RECOMPUTED, False))
-            return run_plain(index, routed, states, condition)
-
-        return run_block
+        listed = self.units(units) if isinstance(units, str) else units
+        return through_units(self, listed, runner)
 
     @property
     def removed_branches(self) -> tuple[str, ...]:
@@ -370,89 +325,8 @@ class Backbone(nn.Module, ABC):
         self.blocks = nn.ModuleList([self.blocks[i] for i in kept])
 
 
-def predict(
-    net: Backbone,
-    inputs: Sequence[Tensor],
-    conditioning: Conditioning,
-    run_block: BlockRunner = run_plain,
-) -> Tensor:
-    """Run ``net``: the one place where a network is given its conditioning.
-
-    Args:
-        net: the backbone.
-        inputs: what the process made of clean data, each of shape (B, ...).
-        conditioning: of the same samples, on the same device.
-        run_block: how to run each block.
-
-    Returns:
-        The prediction, shape (B, ...).
-    """
-    return net(*inputs, *conditioning.arguments(), run_block=run_block)
-
-
-def _run_all(
-    indices: Iterable[int], blocks: nn.ModuleList, states: States, condition: Any
-) -> States:
-    for index in indices:
-        states = run_plain(index, blocks[index], states, condition)
-    return states
-
-
 class Calibration(Protocol):
     """Inputs on which blocks are measured, such as `tinyfusion.metrics.held_out.HeldOutLoss`."""
 
     def predict(self, net: Backbone, run_block: BlockRunner) -> object:
         """Run ``net`` on all samples in evaluation mode, every block through ``run_block``."""
-
-
-def forward_with_states(
-    net: Backbone, inputs: Sequence[Tensor], conditioning: Conditioning, wanted: Iterable[int]
-) -> tuple[Tensor, dict[int, States]]:
-    """Run ``net`` and also return the hidden states after the ``wanted`` blocks.
-
-    Args:
-        net: the backbone.
-        inputs: see `predict`.
-        conditioning: see `predict`.
-        wanted: block indices.
-
-    Returns:
-        The prediction and a dict from block index to states.
-    """
-    wanted = frozenset(wanted)
-    collected: dict[int, States] = {}
-
-    def runner(index: int, block: nn.Module, states: States, condition: Any) -> States:
-        out = run_plain(index, block, states, condition)
-        if index in wanted:
-            collected[index] = out
-        return out
-
-    return predict(net, inputs, conditioning, runner), collected
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Put ``net`` in eval mode and give each of its modules its own mode back afterwards."""
-    training = [module for module in net.modules() if module.training]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def count_parameters(net: nn.Module, trainable_only: bool = False) -> int:
-    """Number of tensor elements among the parameters of ``net``.
-
-    Args:
-        net: any module, also one on the meta device.
-        trainable_only: leave out parameters that take no gradient (fixed position tables).
-    """
-    return sum(p.numel() for p in net.parameters() if p.requires_grad or not trainable_only)
-
-
-def dtype_of(net: nn.Module) -> torch.dtype:
-    """Floating type of the first parameter of ``net``."""
-    return next(net.parameters()).dtype

@@ -209,6 +209,7 @@ def cut_tensors(group: Group) -> Iterator[tuple[Tensor, int, list[int], list[int
             item.dep.target.module,
             graph.is_out_channel_pruning_fn(item.dep.handler),
         )
+        tensors: list[tuple[Tensor | None, int]]
         if isinstance(module, nn.Parameter):
             tensors = [(module, item.dep.target.pruning_dim)]
         elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):

@@ -1,7 +1,7 @@
 """MAR's diffusion head: a small network that denoises each token on its own.
 
 It is the residual MLP of "Autoregressive Image Generation without Vector Quantization"
-(arXiv 2406.11838, section 4.1), conditioned on what the transformer says about the token.
+(arXiv 2406.11838, section 4.1), conditioned on the transformer's output for the token.
 
 Shape suffixes: N tokens (any number of axes), C values of a token, W width of the head,
 D width of the transformer.
@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyfusion.backbones.layers import TimestepEmbedder
-
-NORM_EPS = 1e-6
+from tinyfusion.backbones.layers import NORM_EPS, TimestepEmbedder, init_linears
 
 
 class ResidualMlpBlock(nn.Module):
@@ -72,15 +70,11 @@ class DiffusionHead(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        # As DiT: Xavier everywhere, then zeros where a block shall start as the identity.
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        for index in (0, 2):
-            nn.init.normal_(self.time_embed.mlp[index].weight, std=0.02)
+        # As DiT: Xavier everywhere, then zeros where a block is to start as the identity.
+        init_linears(self)
+        self.time_embed.init_weights()
         for owner in (*self.res_blocks, self.final_layer):
-            nn.init.zeros_(owner.adaLN_modulation[1].weight)
+            nn.init.zeros_(owner.get_parameter("adaLN_modulation.1.weight"))
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, noisy: Tensor, t: Tensor, conditions: Tensor) -> Tensor:
@@ -89,7 +83,7 @@ class DiffusionHead(nn.Module):
         Args:
             noisy: noisy tokens, shape (..., C).
             t: integer times, shape (...).
-            conditions: what the transformer says about the tokens, shape (..., D); axes of
+            conditions: outputs of the transformer for the tokens, shape (..., D); axes of
                 length 1 serve all tokens along them and are embedded once.
 
         Returns:

@@ -188,21 +188,20 @@ class DiT(Backbone):
 
     def _initialise(self, gate_bias_init: float) -> None:
         # DiT, section 3.2 and its appendix: Xavier everywhere, then zeros where adaLN-Zero
-        # wants each block to start as the identity.
+        # lets each block start as the identity.
         init_linears(self)
         patch_weight = self.x_embedder.proj.weight
         nn.init.xavier_uniform_(patch_weight.data.view(patch_weight.shape[0], -1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
+        nn.init.zeros_(self.x_embedder.get_parameter("proj.bias"))
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        for index in (0, 2):
-            nn.init.normal_(self.t_embedder.mlp[index].weight, std=0.02)
+        self.t_embedder.init_weights()
         for owner in (*self.blocks, self.final_layer):
-            nn.init.zeros_(owner.adaLN_modulation[1].weight)
+            nn.init.zeros_(owner.get_parameter("adaLN_modulation.1.weight"))
         nn.init.zeros_(self.final_layer.linear.weight)
         width = self.hidden_size
         for block in self.blocks:
             for chunk in (2, 5):
-                bias = block.adaLN_modulation[1].bias.data
+                bias = block.get_parameter("adaLN_modulation.1.bias").data
                 bias[chunk * width : (chunk + 1) * width] = gate_bias_init
 
     def config(self) -> dict[str, Any]:

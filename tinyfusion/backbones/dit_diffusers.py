@@ -8,7 +8,7 @@ the position table. It also computes another function of them: see :data:`STOCK`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -181,7 +181,7 @@ def _arguments(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
     }
 
 
-def _is_positive(value: Any) -> bool:
+def _is_positive(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 

@@ -29,7 +29,7 @@ def infer_dit(
 ) -> dict[str, Any]:
     """Constructor arguments of a DiT from its state dict, without the number of heads.
 
-    The label table does not say whether it has a row for the null class; its last row is taken
+    The label table does not show whether it has a row for the null class; its last row is taken
     for one, as in every published file.
 
     Args:

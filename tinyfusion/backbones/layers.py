@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyfusion.backbones.forwards import dtype_of
 from tinyfusion.errors import InputError
 
 NORM_EPS = 1e-6
-"""Of the norms with parameters, as published."""
+"""Epsilon of the layer norms that have parameters, as published."""
 
 
 def check_sizes(
@@ -33,11 +34,13 @@ def check_sizes(
         patch_size: side of a patch.
         hidden_size: width of the residual stream.
         num_heads: attention heads.
-        head_dim: channels of a head, if they are not to follow from the two before.
+        head_dim: channels of a head, if that is not ``hidden_size / num_heads``.
         mlp_width: hidden width of the blocks' MLP, if it is not to follow from a ratio.
 
     Raises:
-        InputError: so they do, or a width that is no positive integer.
+        InputError: ``patch_size`` does not divide ``input_size``, ``num_heads`` does not divide
+            ``hidden_size`` and there is no ``head_dim``, or ``head_dim`` or ``mlp_width`` is no
+            positive integer.
     """
     if input_size % patch_size:
         raise InputError(
@@ -65,7 +68,7 @@ class _Widths(Protocol):
 
 
 def uncommon_widths(net: _Widths) -> dict[str, Any]:
-    """Those of ``head_dim`` and ``mlp_width`` that don't follow from a network's other sizes."""
+    """``head_dim`` and ``mlp_width``, each only if it does not follow from the other sizes."""
     found: dict[str, Any] = {}
     if net.num_heads * net.head_dim != net.hidden_size:
         found["head_dim"] = net.head_dim
@@ -134,13 +137,18 @@ class TimestepEmbedder(nn.Module):
             nn.Linear(self.num_features, width), nn.SiLU(), nn.Linear(width, width)
         )
 
+    def init_weights(self) -> None:
+        """Give both layers the narrow normal start that DiT and MAR were published with."""
+        for index in (0, 2):
+            nn.init.normal_(self.mlp.get_parameter(f"{index}.weight"), std=0.02)
+
     def forward(self, t: Tensor) -> Tensor:
         """Map times of shape (...) to embeddings of shape (..., D)."""
         k_F = torch.arange(self.num_features // 2, dtype=torch.float32, device=t.device)
         frequencies_F = torch.exp(-math.log(10000.0) * k_F / self.frequency_divisor)
         angles = t[..., None].float() * frequencies_F
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        return self.mlp(features.to(dtype_of(self.mlp)))
 
 
 class Attention(nn.Module):

@@ -31,6 +31,7 @@ from tinyfusion.backbones.mar_files import MAR_FILES
 from tinyfusion.backbones.tokens import patchify, take, visible_first
 from tinyfusion.backbones.width_plan import WidthGroup, WidthPlan, block_groups
 from tinyfusion.errors import InputError
+from tinyfusion.states import States
 
 _TABLES = {
     "class_emb.weight": 1,
@@ -161,7 +162,7 @@ class MAR(Backbone):
         )
 
     @property
-    def blocks(self) -> nn.ModuleList:
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]  # only the stacks are assigned
         """Encoder blocks, then decoder blocks: a new list of the same modules at each call."""
         return nn.ModuleList([*self.encoder_blocks, *self.decoder_blocks])
 
@@ -224,7 +225,7 @@ class MAR(Backbone):
     def conditions(
         self, x: Tensor, hidden: Tensor, y: Tensor, run_block: BlockRunner = run_plain
     ) -> Tensor:
-        """Say something about every token from those that are visible.
+        """Compute the head's condition for every token from the tokens that are visible.
 
         Args:
             x: images, shape (B, C, H, W); values of hidden tokens are not looked at.
@@ -244,9 +245,9 @@ class MAR(Backbone):
         table = torch.cat([self.class_emb.weight, self.fake_latent])
         buffer_BSD = F.embedding(y, table)[:, None].expand(-1, self.buffer_size, -1)
         tokens_BTD = self.z_proj(patchify(x, self.patch_size))
-        states_BSD = torch.cat([buffer_BSD, tokens_BTD], dim=1) + self.encoder_pos_embed_learned
-        buffer_BSD, tokens_BTD = self._split(self.z_proj_ln(states_BSD))
-        states_BSD = torch.cat([buffer_BSD, take(tokens_BTD, visible_BV)], dim=1)
+        known_BSD = torch.cat([buffer_BSD, tokens_BTD], dim=1) + self.encoder_pos_embed_learned
+        buffer_BSD, tokens_BTD = self._split(self.z_proj_ln(known_BSD))
+        states_BSD: States = torch.cat([buffer_BSD, take(tokens_BTD, visible_BV)], dim=1)
         for index, block in enumerate(self.encoder_blocks):
             states_BSD = run_block(index, block, states_BSD, None)
 
@@ -268,7 +269,7 @@ class MAR(Backbone):
         Args:
             noisy: noisy tokens, shape (..., C*P*P).
             t: integer times, shape (...).
-            conditions: what :meth:`conditions` says, shape (..., D) or with axes of length 1.
+            conditions: outputs of :meth:`conditions`, shape (..., D) or with axes of length 1.
 
         Returns:
             Noise and, with ``learn_sigma``, as many variance values, shape (..., 2*C*P*P).

@@ -234,13 +234,13 @@ def families_by(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def class_of(family: str) -> type[Backbone]:
-    """The class that a word stands for; imports nothing, so the word may come from a file.
+    """The class behind a family's name; imports nothing, so the name may come from a file.
 
     Args:
         family: a key of :data:`FAMILIES`, or the dotted name of a class.
 
     Raises:
-        InputError: neither, or nothing has imported that class.
+        InputError: neither a family nor the dotted name of a class that has been imported.
     """
     kind = FAMILIES.get(family) or loaded_class(family)
     if kind is not None:
@@ -249,8 +249,8 @@ def class_of(family: str) -> type[Backbone]:
     if not dot:
         raise InputError(f"backbone {family!r} is unknown; valid families: {', '.join(FAMILIES)}")
     raise InputError(
-        f"backbone {family!r} is a class of somebody's own that is not imported, and reading a "
-        f"file never imports what the file names: give backbone= (on the command line a "
+        f"backbone {family!r} is no family of this package and no class that was imported, and "
+        f"reading a file never imports what the file names: give backbone= (on the command line a "
         f"configuration with _target_: {family}, to convert --backbone {family}, in Python "
         f"backbone={family!r}), or 'import {module}' first"
     )

@@ -1,4 +1,4 @@
-"""What a backbone's class knows of the files that others write of it.
+"""What a backbone's class knows of files of its models that other programs write.
 
 Reading, describing and exporting checkpoints asks the class for this, and for nothing by name.
 """
@@ -34,7 +34,7 @@ class PublicFiles:
             raises `InputError` if the tensors are not those of the class.
         heads: attention heads of the published models by their width.
         from_training_args: constructor arguments by the recorded ones of a public training script,
-            each with the word that says it; ``None`` if they are those of another script.
+            each with the key that it was read from; ``None`` if they are those of another script.
         citation: the paper in BibTeX.
         unseen: arguments besides ``num_heads`` that shapes don't show; `infer` has a usual value.
     """
@@ -87,7 +87,7 @@ def shape_of(
         kind: what the file should be, such as ``"DiT"``, for the message.
 
     Raises:
-        InputError: it is absent or has other axes.
+        InputError: the tensor is absent, has another number of axes, or an axis of length 0.
     """
     if name not in state:
         raise InputError(
@@ -142,7 +142,7 @@ def predicts_variance(
     """Whether the last layer has a variance output beside each of ``values`` predictions.
 
     Raises:
-        InputError: it has another number of rows, or is absent.
+        InputError: the layer's tensor is absent, or has neither ``values`` rows nor twice as many.
     """
     rows = shape_of(state, name, rank, origin, kind)[0]
     if rows not in (values, 2 * values):
@@ -156,7 +156,7 @@ def predicts_variance(
 def inner_widths(
     qkv_rows: int, mlp_width: int, width: int, known: Mapping[str, Any], origin: str
 ) -> dict[str, Any]:
-    """Arguments that say how wide attention and MLP are inside a block.
+    """Constructor arguments for the widths of attention and MLP inside a block.
 
     Args:
         qkv_rows: outputs of the joint q, k, v projection.
@@ -167,10 +167,11 @@ def inner_widths(
         origin: name of the file, for the message.
 
     Returns:
-        ``mlp_ratio``, and ``head_dim`` and ``mlp_width`` where they have to be told.
+        ``mlp_ratio``, and ``head_dim`` and ``mlp_width`` where they don't follow from it.
 
     Raises:
-        InputError: heads don't fill the width and their number is not known, or does not fit.
+        InputError: heads don't fill the width, and their number is not known or does not divide
+            the width of the attention.
     """
     found: dict[str, Any] = {"mlp_ratio": ratio_of(mlp_width, width)}
     if known.get("mlp_width") is not None:

@@ -1,4 +1,4 @@
-"""Whether a backbone can be made again from its ``config()``, whole and pruned.
+"""Whether a backbone can be rebuilt from its ``config()``, before and after pruning.
 
 Every model file rests on that. Commands ask it of classes from outside this package before they
 train, because a model that can't be written would otherwise be noticed when it is finished.
@@ -19,13 +19,13 @@ from tinyfusion.errors import InputError
 
 
 def check_rebuilds(net: Backbone) -> None:
-    """Refuse a backbone that can't be made again from its config, or not after pruning.
+    """Refuse a backbone that can't be rebuilt from its config, before or after pruning.
 
     Args:
         net: the backbone; left as it is, and nothing of its size is copied.
 
     Raises:
-        InputError: a class that can't be imported by name, sizes that it does not say, a config
+        InputError: a class that can't be imported by name, sizes that it does not state, a config
             that is not plain data or does not give the same tensors, or a state dict that model
             files can't hold.
     """
@@ -53,7 +53,7 @@ def check_own(net: Backbone) -> None:
 
 
 def check_sizes(net: Backbone) -> None:
-    """Refuse a backbone that does not say what data it takes.
+    """Refuse a backbone that does not state the sizes of its data.
 
     Raises:
         InputError: an attribute is absent or no positive integer; ``num_classes`` may be 0.
@@ -69,7 +69,8 @@ def rebuilt(net: Backbone) -> Backbone:
     """A network of the class and config of ``net`` as a file would give it back, without weights.
 
     Raises:
-        InputError: its class or config can't be stored, or the class refuses its own config.
+        InputError: the class can't be imported by name, the config can't be stored as JSON, or the
+            class refuses its own config.
     """
     return build_empty({"backbone": family_of(net), **plain_config(net)})
 
@@ -78,7 +79,7 @@ def plain_config(net: Backbone) -> dict[str, Any]:
     """``net.config()`` as it comes out of a JSON file.
 
     Raises:
-        InputError: JSON can't hold it.
+        InputError: it is no mapping, or holds a value that JSON can't hold.
     """
     config = net.config()
     if not isinstance(config, Mapping):

@@ -1,22 +1,17 @@
-"""Which units a backbone has, and how a runner of units is given each of them in turn."""
+"""Which units a backbone has: its blocks, their branches, and its groups of channels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Protocol
 
 from torch import nn
 
-from tinyfusion.backbones.branches import Branch, BranchedBlock
+from tinyfusion.backbones.branches import BranchedBlock
 from tinyfusion.backbones.meta import shape_copy
 from tinyfusion.backbones.width_plan import WidthPlan
 from tinyfusion.errors import InputError
-from tinyfusion.states import States
 from tinyfusion.units import BLOCKS, BRANCHES, CHANNELS, Place, Unit
-
-UnitRunner = Callable[[int, Branch, States, Any], States]
-"""``runner(number, unit, states, condition) -> states``: as a block runner, with the number of the
-unit among those that are run."""
 
 
 class Network(Protocol):
@@ -116,44 +111,3 @@ def _channels(net: Network, name: str, inputs: bool) -> int:
             f"the width plan of {type(net).__name__} does not fit it: {name!r} is no linear layer "
             "or convolution"
         ) from None
-
-
-class Routes(NamedTuple):
-    """Which units are run where.
-
-    Attributes:
-        whole: number and unit of the block or interval that a block belongs to, by block.
-        branches: numbers of a block's branches by name, by block.
-    """
-
-    whole: dict[int, tuple[int, Unit]]
-    branches: dict[int, dict[str, int]]
-
-
-def routes(units: Sequence[Unit]) -> Routes:
-    """Lay units over the blocks of their network.
-
-    Args:
-        units: blocks, intervals and branches in any order.
-
-    Raises:
-        InputError: channels, which don't run one after the other, or units that overlap.
-    """
-    whole: dict[int, tuple[int, Unit]] = {}
-    branches: dict[int, dict[str, int]] = {}
-    for number, unit in enumerate(units):
-        if unit.kind == CHANNELS:
-            raise InputError(
-                f"{unit.name}: channels don't run one after the other; valid: blocks, branches of "
-                "blocks, intervals of blocks"
-            )
-        part = unit.place.part
-        for block in unit.blocks:
-            inside = branches.get(block, {})
-            if block in whole or (part in inside if part else inside):
-                raise InputError(f"{unit.name} overlaps another unit that the same forward runs")
-            if part:
-                branches.setdefault(block, {})[part] = number
-            else:
-                whole[block] = (number, unit)
-    return Routes(whole, branches)

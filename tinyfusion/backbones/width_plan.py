@@ -1,6 +1,6 @@
-"""What a backbone says of its widths: where sets of coupled channels begin.
+"""The widths of a backbone that can be cut: where sets of coupled channels begin.
 
-Which tensors a set runs through is not said here; `tinyfusion.backbones.coupling` finds that.
+Which tensors such a set runs through is found by `tinyfusion.backbones.coupling`.
 """
 
 from __future__ import annotations

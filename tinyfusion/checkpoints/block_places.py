@@ -34,7 +34,8 @@ class BlockPlaces:
         net: the pruned model; its ``kept_from`` is known.
 
     Raises:
-        InputError: it has several stacks and does not say where those of the full model began.
+        InputError: the model has several stacks, and no record of where those of the full model
+            began.
     """
 
     def __init__(self, net: Backbone) -> None:

@@ -1,6 +1,6 @@
 """The model card: what a model is, how it came about, and how to load it.
 
-``card.md`` beside this file holds the text; here is what is filled in.
+``card.md`` beside this file is the template; here are the values of its fields.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tinyfusion.checkpoints.convention import (
 from tinyfusion.version import __version__
 
 CARD_MARK = "<!-- written by tinyfusion -->"
-"""Stands in every card of ours: in these, publishing puts in the name to load by."""
+"""Stands in every card of ours; only in such cards does publishing insert the hub id."""
 
 _TEMPLATE = Path(__file__).with_name("card.md")
 _FIGURES = {
@@ -91,7 +91,7 @@ def model_card(
         has_vae=has_vae,
         channels=net.in_channels,
         scale=4.0 if net.num_classes == NULL_CLASS else 1.0,
-        # A class of somebody's own is imported only for who names it.
+        # A class from outside this package is imported only if the caller names it.
         named="" if family in FAMILIES else f', backbone="{family}"',
         class_name=type(net).__name__,
         depths=_depths(net),
@@ -120,15 +120,19 @@ def _summary(net: Backbone, narrowed_by: str | None) -> str:
 
 def _narrowed_by(provenance: Mapping[str, Any]) -> str | None:
     """Method that pruned the model in width; ``None`` for one that was not."""
+    decision = _decision(provenance)
+    return str(decision.get("method")) if decision.get("widths") else None
+
+
+def _decision(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recorded decision; empty if there is none."""
     decision = provenance.get("decision")
-    narrowed = isinstance(decision, Mapping) and decision.get("widths")
-    return str(decision.get("method")) if narrowed else None
+    return decision if isinstance(decision, Mapping) else {}
 
 
 def _origin(net: Backbone, provenance: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What is said of where the model comes from, by label; empty where nothing is known."""
-    decision = provenance.get("decision")
-    decision = decision if isinstance(decision, Mapping) else {}
+    """Rows about where the model comes from: label and text, empty where nothing is known."""
+    decision = _decision(provenance)
     recovered = provenance.get("recovered_from")
     source = provenance.get("pruned_from") or recovered
     digest = provenance.get("source_sha256") or decision.get("source_sha256")
@@ -179,8 +183,8 @@ def _training(provenance: Mapping[str, Any]) -> str:
 
 def _figures(provenance: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table of metrics; no rows if none are known."""
-    known = {"this model": provenance.get("metrics"), "source": provenance.get("source_metrics")}
-    known = {name: row for name, row in known.items() if isinstance(row, Mapping) and row}
+    found = {"this model": provenance.get("metrics"), "source": provenance.get("source_metrics")}
+    known = {name: row for name, row in found.items() if isinstance(row, Mapping) and row}
     rows = [
         [label, *(_number(row.get(key)) for row in known.values())]
         for key, label in _FIGURES.items()
@@ -214,12 +218,12 @@ def _settings(values: Any) -> str:
     """``key value`` pairs in a line, without those that are not set."""
     if not isinstance(values, Mapping):
         return ""
-    shown = {
+    texts = {
         key: ", ".join(map(str, value)) if isinstance(value, list) else value
         for key, value in values.items()
         if value is not None
     }
-    return "; ".join(f"{key} {value}" for key, value in shown.items())
+    return "; ".join(f"{key} {value}" for key, value in texts.items())
 
 
 def _number(value: Any) -> str:

@@ -64,7 +64,7 @@ def load(
     Raises:
         InputError: see :func:`~tinyfusion.checkpoints.read_checkpoint`; or the file does not
             fit ``backbone`` or ``num_heads``; or the number of heads is unknown; or the file
-            names a class of somebody's own that was neither given nor imported before; or
+            names a class from outside this package that was neither given nor imported before; or
             ``dtype`` is unknown or can't hold the weights.
     """
     _check_dtype(dtype)
@@ -86,7 +86,7 @@ def to_backbone(
         num_heads: see :func:`load`.
         dtype: see :func:`load`.
         release: take the tensors out of ``checkpoint.state`` one by one, so that those which were
-            read into memory are freed as the module is filled. It has none afterwards.
+            read into memory are freed one by one, too. The checkpoint has none afterwards.
     """
     wanted = _wanted_dtype(dtype, checkpoint)
     family, claims = expected_of(backbone)
@@ -98,7 +98,7 @@ def to_backbone(
             )
         claims["num_heads"] = num_heads
     if family and checkpoint.backbone and family != checkpoint.backbone:
-        # Sizes are no matter here.
+        # Without sizes, which are not what is wrong.
         given = in_words(backbone if isinstance(backbone, str) else family)
         raise InputError(
             f"{checkpoint.path}: is a {checkpoint.backbone!r}, but backbone={given} was given"
@@ -151,11 +151,11 @@ def names_of(families: Sequence[str]) -> str:
 
 
 def _choices(checkpoint: Checkpoint, candidates: Sequence[str]) -> Iterator[str]:
-    """What was taken for granted in reading a file, in lines for its user.
+    """What was assumed in reading a file, in lines for its user.
 
     Args:
         checkpoint: as read.
-        candidates: families that the file may be of, the first of which it is taken for.
+        candidates: families that the file may be of; it is read as the first.
     """
     if checkpoint.layout.startswith(TRAINING):
         yield f"{checkpoint.path}: {checkpoint.layout}"
@@ -176,7 +176,7 @@ def _say_once(line: str) -> None:
 
 
 def _published_heads(path: Path, heads: Mapping[int, int], width: int | None) -> int:
-    if width not in heads:
+    if width is None or width not in heads:
         raise InputError(
             f"{path}: hidden size {width} is not one of the published widths "
             f"({', '.join(map(str, heads))}) and the file does not say how many "

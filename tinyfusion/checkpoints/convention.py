@@ -46,7 +46,8 @@ def use_published_convention(model: Any) -> dict[str, float]:
         The convention now set.
 
     Raises:
-        InputError: it is no diffusers DiT, or an export whose weights expect another convention.
+        InputError: ``model`` is no diffusers DiT, or an export whose weights expect another
+            convention.
     """
     stated = _recorded(_transformer(model))
     if stated is not None and stated != PUBLISHED:
@@ -74,8 +75,8 @@ def set_convention(
         The convention now set.
 
     Raises:
-        InputError: it is no diffusers DiT, a number is not positive, or one is left out and the
-            model was not exported by this package.
+        InputError: ``model`` is no diffusers DiT, a number is not positive, or one is left out and
+            the model was not exported by this package.
     """
     transformer = _transformer(model)
     given = {"frequency_divisor": frequency_divisor, "mlp_norm_eps": mlp_norm_eps}

@@ -15,7 +15,7 @@ from tinyfusion.checkpoints.convention import PUBLISHED, STOCK
 from tinyfusion.errors import InputError
 
 # Arguments that have facts of their own, or matter only while a model is trained.
-_SHOWN = {
+_LISTED = {
     *("input_size", "patch_size", "in_channels", "hidden_size", "num_heads", "mlp_ratio"),
     *("num_classes", "class_dropout_prob", "learn_sigma", "gate_bias_init", "dropout"),
     *("head_dim", "mlp_width"),
@@ -26,14 +26,14 @@ _SHOWN = {
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Facts about a checkpoint as data that JSON can hold.
 
-    What the file does not say is ``None``. Of a class of somebody's own, whose code is not
-    imported for this, nothing but what the file says is told.
+    What the file does not record is ``None``. Of a class from outside this package, whose code is
+    not imported for this, only the file's records are given.
 
     Raises:
         InputError: the tensors are those of no known architecture.
     """
     if checkpoint.backbone not in (None, *FAMILIES):
-        return _somebodys_own(checkpoint)
+        return _of_other_class(checkpoint)
     candidates = [checkpoint.backbone] if checkpoint.backbone else families_by(checkpoint.state)
     family = (candidates or [*FAMILIES])[0]  # whose tensors are missed in those of no family
     kind = FAMILIES[family]
@@ -66,7 +66,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "null_class": arguments.get("class_dropout_prob", 0.1) > 0,
         "learn_sigma": arguments["learn_sigma"],
         "out_channels": channels * (2 if arguments["learn_sigma"] else 1),
-        "further": {k: v for k, v in arguments.items() if k not in _SHOWN and k not in stacks},
+        "further": {k: v for k, v in arguments.items() if k not in _LISTED and k not in stacks},
         "assumed": [key for key in kind.public_files.unseen if key not in known],
         **_of_any(checkpoint),
         "convention": _convention(kind, checkpoint),
@@ -89,14 +89,16 @@ def _of_any(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _somebodys_own(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Facts about a model whose class is not this package's."""
+def _of_other_class(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Facts about a model whose class is from outside this package."""
     name = checkpoint.backbone or ""
     notes = list(checkpoint.notes)
     if "." not in name:
         notes.append(f"it won't load: {name!r} is no backbone of this version of tinyfusion")
     elif loaded_class(name) is None:
-        notes.append(f"its class is somebody's own: to load it, give backbone= (_target_: {name})")
+        notes.append(
+            f"its class is not of this package: to load it, give backbone= (_target_: {name})"
+        )
     return {
         "kind": "model",
         "format": checkpoint.layout,

@@ -41,7 +41,7 @@ def diffusers_files_of(net: Backbone) -> DiffusersFiles:
     """How diffusers stores a backbone.
 
     Raises:
-        InputError: it has no class that computes the same.
+        InputError: diffusers has no class that computes the same.
     """
     files = type(net).diffusers
     if files is None:
@@ -92,7 +92,7 @@ def read_diffusers(
             config, or a wrong record of an export.
     """
     name = config.get("_class_name")
-    family = _FAMILY_BY_CLASS.get(name)
+    family = _FAMILY_BY_CLASS.get(str(name))
     if family is None:
         raise InputError(f"{config_path}: a {name} of diffusers; valid: {_WRITTEN}")
     folder = config_path.parent
@@ -124,7 +124,8 @@ def weight_files_of(folder: Path) -> tuple[Path, ...]:
     """The files that :func:`read_diffusers` reads, without reading them.
 
     Raises:
-        InputError: there are none, or the list of shards is wrong.
+        InputError: the folder holds no weights, several variants of them, or an index of shards
+            that does not fit its files.
     """
     index_path = _index_of(folder)
     return tuple(_placed(index_path)) if index_path is not None else (_only_file(folder),)

@@ -1,4 +1,4 @@
-"""What the user expects a checkpoint to be, and whether it contradicts that."""
+"""What the user expects a checkpoint to be, validated against what the checkpoint records."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def expected_of(backbone: str | Mapping[str, Any] | None) -> tuple[str | None, d
         The family, ``None`` if any will do, and the arguments.
 
     Raises:
-        InputError: neither a family nor a preset, or a class that can't be imported.
+        InputError: ``backbone`` names no family, preset or class that can be imported.
     """
     if backbone is None:
         return None, {}
@@ -56,10 +56,10 @@ def expected_of(backbone: str | Mapping[str, Any] | None) -> tuple[str | None, d
 
 
 def _asked_for(family: str) -> str:
-    """A family that the caller named; a class of somebody's own is imported for it."""
+    """A family that the caller named; a class from outside this package is imported for it."""
     if "." not in family:
         return family
-    # The word for it: one of this package's classes may have been named in full.
+    # By the family's name: one of this package's classes may have been named in full.
     return family_of(imported_class(family))
 
 
@@ -93,7 +93,7 @@ def check_claims(checkpoint: Checkpoint, claims: Mapping[str, Any]) -> None:
         claims: constructor arguments that the caller asked for.
 
     Raises:
-        InputError: its config records another value for one of them.
+        InputError: the checkpoint's config records another value for one of the arguments.
     """
     for name, value in claims.items():
         recorded = (checkpoint.arguments or {}).get(name, value)
@@ -118,8 +118,9 @@ def expected_teacher(
     Returns:
         The family and arguments that the file does not show; ``None`` if there are none.
     """
-    family = (student or {}).get("backbone")
-    if checkpoint.backbone or family not in families_by(checkpoint.state):
+    family = student and student.get("backbone")
+    if not student or checkpoint.backbone or family not in families_by(checkpoint.state):
         return None
-    unseen = [key for key in FAMILIES[family].public_files.unseen if key not in checkpoint.hints]
+    files = FAMILIES[student["backbone"]].public_files
+    unseen = [key for key in files.unseen if key not in checkpoint.hints] if files else []
     return {key: student[key] for key in ("backbone", *unseen) if key in student}

@@ -1,4 +1,4 @@
-"""Writing a model in the layouts of others: a public state dict or a diffusers folder."""
+"""Writing a model in the layouts of other programs: a public state dict or a diffusers folder."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def save_ours(
 
     Args:
         net: the model.
-        folder: where to; made as a whole or not at all.
+        folder: where to; made completely or not at all.
         provenance: how the model came about, as data that JSON can hold.
         half: store float16.
         overwrite: replace a model that is there.
@@ -95,7 +95,7 @@ def save_public(
 ) -> Path:
     """Write a bare state dict with the names of the public code, blocks numbered from 0.
 
-    Beside it come ``<name>.tinyfusion.json``, which says what a state dict can't, and the card
+    Beside it come ``<name>.tinyfusion.json``, which records what a state dict can't, and the card
     ``<name>.md``.
 
     Args:
@@ -139,7 +139,7 @@ def save_diffusers(
 
     Args:
         net: a DiT, pruned or not.
-        folder: where to; made as a whole or not at all.
+        folder: where to; made completely or not at all.
         provenance: how the model came about, as data that JSON can hold.
         half: store the denoiser in float16.
         vae: folder of a diffusers ``AutoencoderKL``, which is copied.
@@ -169,7 +169,8 @@ def save_diffusers(
     transformer.register_to_config(**{PRIVATE_KEY: {"convention": convention}})
     name, settings = SCHEDULERS[scheduler]
     walk = getattr(diffusers, name)(**_PROCESS, **settings)
-    pipeline = diffusers.DiTPipeline(transformer, None, walk)
+    # Any: what it inherits from diffusers' mixins has no types.
+    pipeline: Any = diffusers.DiTPipeline(transformer, None, walk)
     pipeline.register_to_config(
         vae=("diffusers", "AutoencoderKL") if vae else (None, None),
         id2label={str(i): text for i, text in labels.items()} if labels else None,

@@ -1,4 +1,4 @@
-"""What an export of ours says about itself: a JSON file beside weights in a foreign layout.
+"""The record of an export of ours: a JSON file beside weights in another program's layout.
 
 Neither the public layout nor diffusers' has a place for the convention that the weights expect,
 for the blocks that were kept, or for how the model came about.
@@ -44,15 +44,15 @@ def record_of(net: Backbone, provenance: dict[str, Any] | None, sha256: str) -> 
 
 
 def with_record(checkpoint: Checkpoint, record_path: Path) -> Checkpoint:
-    """Add what an export recorded to what its weights say.
+    """Add what an export recorded to what was read from its weights.
 
     Args:
         checkpoint: the weights as read.
         record_path: the record; without such a file ``checkpoint`` is returned as it is.
 
     Raises:
-        InputError: not a record, a wrong value in it, one that contradicts the config beside it,
-            or the record of other weights.
+        InputError: the file is no export record, holds a value of the wrong type or one that
+            contradicts the config beside it, or records the hash of other weights.
     """
     if not record_path.is_file():
         return checkpoint

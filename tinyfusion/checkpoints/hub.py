@@ -57,7 +57,7 @@ def push_to_hub(
 
 
 def _write_card(folder: Path, repo_id: str) -> None:
-    """Check that ``folder`` loads, and see to it that it has a card."""
+    """Check that ``folder`` loads, and write a card if it has none."""
     checkpoint = read_checkpoint(folder)
     net = to_backbone(checkpoint, release=True)
     card = folder / CARD_FILE

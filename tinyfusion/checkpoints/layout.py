@@ -5,12 +5,12 @@ CONFIG_FILE = "config.json"
 FORMAT = "tinyfusion-model"
 FORMAT_VERSION = 1
 
-# What an export of ours says about itself beside the files of another layout.
+# The record of an export of ours, beside the files of another layout.
 EXPORT_FORMAT = "tinyfusion-export"
 EXPORT_FILE = "tinyfusion.json"
 """In a diffusers folder."""
 SIDECAR_SUFFIX = ".tinyfusion.json"
-"""After the whole name of a weights file in the public layout."""
+"""Appended to the name of a weights file in the public layout, suffix included."""
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 PIPELINE_FILE = "model_index.json"
 TRANSFORMER_FOLDER = "transformer"

@@ -52,7 +52,7 @@ def _decision(file: Path | None, checkpoint: Checkpoint) -> dict[str, Any] | Non
     try:
         decision = Decision.load(file)
     except InputError:
-        return None  # a damaged note must not keep a whole model from being exported
+        return None  # a damaged record must not keep an intact model from being exported
     arguments = checkpoint.arguments or {}
     depth = checkpoint.depth or arguments.get("depth")
     if decision.is_about_blocks and len(decision.origins) != depth:
@@ -93,7 +93,7 @@ def _metrics(file: Path, row: str) -> dict[str, Any]:
 def source_depth(checkpoint: Checkpoint) -> int | None:
     """Blocks of the model that ``kept_from`` points into, or ``None`` if that is not known.
 
-    A decision made for a model that had been pruned before tells the depth of that one only.
+    A decision made for a model that had been pruned before records the depth of that model only.
     """
     decision = lineage(checkpoint).get("decision")
     if not isinstance(decision, dict) or checkpoint.kept_from is None:

@@ -40,7 +40,7 @@ _UNSUPPORTED = ("layer_replication", "target_parameters", "trainable_token_indic
 
 @dataclass(frozen=True)
 class Remapped:
-    """What became of an adapter.
+    """The outcome of carrying an adapter over.
 
     Attributes:
         folder: where the new adapter is.
@@ -104,9 +104,9 @@ def remap_lora(
         )
     new_state: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        place = places.renamed(name)
-        if place is not None:
-            new_state[place] = tensor
+        new_name = places.renamed(name)
+        if new_name is not None:
+            new_state[new_name] = tensor
     _check_shapes(new_state, net, adapter, model)
     new_config = _remapped_config(config, kept, places)
 

@@ -1,4 +1,4 @@
-"""Reading a model folder of ours: weights and the ``config.json`` that vouches for them."""
+"""Reading a model folder of ours: weights, and ``config.json`` with their hash."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def weights_of(config: dict[str, Any], config_path: Path) -> dict[str, str]:
     """The ``weights`` entry of a config, after the checks that reading it depends on.
 
     Raises:
-        InputError: an unknown version, or no file name and hash.
+        InputError: an unknown ``format_version``, or an entry without file name and hash.
     """
     version = config.get("format_version")
     if version != FORMAT_VERSION:
@@ -29,11 +29,11 @@ def weights_of(config: dict[str, Any], config_path: Path) -> dict[str, str]:
             f"{config_path}: format_version {version!r} can't be read by this version of "
             f"tinyfusion; valid: {FORMAT_VERSION}"
         )
-    weights = config.get("weights")
-    is_whole = isinstance(weights, dict) and all(
+    weights: Any = config.get("weights")
+    is_complete = isinstance(weights, dict) and all(
         isinstance(weights.get(key), str) for key in ("file", "sha256")
     )
-    if not is_whole or Path(weights["file"]).name != weights["file"]:
+    if not is_complete or Path(weights["file"]).name != weights["file"]:
         raise InputError(
             f"{config_path}: key 'weights' must hold a file name and its sha256, got {weights!r}"
         )

@@ -135,7 +135,7 @@ def _read_beside_config(path: Path) -> Checkpoint | None:
     if is_ours(config) and weights_of(config, config_path)["file"] == path.name:
         return read_own(config, config_path)
     if is_diffusers(config) and path.name.startswith(DIFFUSERS_STEM):
-        # Of a shard, the whole is meant.
+        # A shard stands for all shards of its model.
         is_shard = (path.parent / f"{DIFFUSERS_STEM}{path.suffix}.index.json").is_file()
         return read_diffusers(config, config_path, None if is_shard else path)
     return None

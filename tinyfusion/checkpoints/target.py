@@ -20,8 +20,8 @@ def check_target(target: Path, layout: str, overwrite: bool) -> None:
         overwrite: whether a model there may be replaced.
 
     Raises:
-        InputError: it exists and may not be replaced, holds something else, or is no name for
-            what is to be written.
+        InputError: ``target`` exists and may not be replaced, is a folder or file that holds no
+            model, or has a suffix that does not fit the layout.
     """
     is_file_name = target.suffix in (*PUBLIC_SUFFIXES, ".bin", ".ckpt")
     if layout == "public" and target.suffix not in PUBLIC_SUFFIXES:

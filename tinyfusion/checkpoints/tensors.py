@@ -110,7 +110,7 @@ def read_torch(path: Path) -> Any:
 
 
 def write_tensors(path: Path, state: Mapping[str, Tensor]) -> Path:
-    """Write a weights file, as a whole or not at all, in the format that its suffix says.
+    """Write a weights file, completely or not at all, in the format of its suffix.
 
     Args:
         path: ``.safetensors``, else a file for ``torch.load``.

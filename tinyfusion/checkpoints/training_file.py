@@ -1,4 +1,4 @@
-"""PyTorch files that hold more than a state dict: which part is the model, what the rest says."""
+"""PyTorch files that hold more than a state dict: the model in them, and facts from the rest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ def pick_state(path: Path, content: Any) -> tuple[dict[str, Any], str | None]:
     """The weights of a PyTorch file, and the key they were under; averaged ones are preferred.
 
     Raises:
-        InputError: it holds no weights of a model.
+        InputError: the file holds no weights of a model.
     """
     if isinstance(content, Mapping):
         for key in (*AVERAGED, "model"):
@@ -43,7 +43,7 @@ def pick_state(path: Path, content: Any) -> tuple[dict[str, Any], str | None]:
     )
 
 
-def is_lightning(content: Any) -> bool:
+def is_lightning(content: Any) -> TypeGuard[Mapping[str, Any]]:
     """Whether the content of a PyTorch file is a checkpoint of a Lightning trainer."""
     return isinstance(content, Mapping) and "pytorch-lightning_version" in content
 
@@ -56,10 +56,10 @@ def lightning_summary(path: Path, content: Mapping[str, Any]) -> str:
             f"a checkpoint of a Lightning trainer at step {step}, whose module is not known here; "
             "save the state dict of its network alone"
         )
-    # A stage's folder lies in the run's.
+    # A training phase's folder lies in the run's.
     runs = [parent for parent in path.absolute().parents[:2] if (parent / "config.yaml").is_file()]
     return (
-        f"resume checkpoint of a run at step {step}, not a model; go on with "
+        f"resume checkpoint of a run at step {step}, not a model; continue with "
         f"resume={runs[0] if runs else 'FOLDER'}"
     )
 
@@ -67,11 +67,11 @@ def lightning_summary(path: Path, content: Mapping[str, Any]) -> str:
 def with_training_facts(
     checkpoint: Checkpoint, content: Mapping[str, Any], chosen: str
 ) -> Checkpoint:
-    """Add what the rest of a training checkpoint says.
+    """Add what the rest of a training checkpoint records.
 
     Args:
         checkpoint: the weights.
-        content: the whole file.
+        content: all that the file holds.
         chosen: key of the weights.
     """
     also = {str(k): _in_words(v) for k, v in content.items() if k not in (chosen, "args")}

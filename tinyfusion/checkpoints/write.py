@@ -1,4 +1,4 @@
-"""Writing a model folder: ``model.safetensors`` and the ``config.json`` that vouches for it."""
+"""Writing a model folder: ``model.safetensors``, and ``config.json`` with its hash."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def save_model(
         ``folder``.
 
     Raises:
-        InputError: a class of somebody's own that could not be loaded again, or ``half`` was
-            asked for weights that float16 can't hold.
+        InputError: the network's class is from outside this package and its models could not be
+            loaded again, or ``half`` was asked for weights that float16 can't hold.
     """
     folder = Path(folder)
     family = family_of(net)
@@ -90,7 +90,7 @@ def stored(tensor: Tensor, half: bool, name: str) -> Tensor:
         name: its name, for the message.
 
     Raises:
-        InputError: float16 can't hold it.
+        InputError: a value of the tensor is not finite in float16.
     """
     tensor = tensor.detach().cpu().contiguous()
     if not half or not tensor.is_floating_point():

@@ -1,4 +1,4 @@
-"""Does a backbone keep the contract? ``check_backbone(net)`` tells its author what to mend.
+"""Does a backbone keep the contract? ``check_backbone(net)`` names what its author has to fix.
 
 The contract is `tinyfusion.backbones.contract.Backbone`; docs/own_backbone.md explains it.
 """
@@ -6,6 +6,7 @@ The contract is `tinyfusion.backbones.contract.Backbone`; docs/own_backbone.md e
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +17,8 @@ from tinyfusion.errors import InputError
 from tinyfusion.processes.contract import Process
 
 __all__ = ["check_backbone"]
+
+T = TypeVar("T")
 
 _OF_THE_NETWORK: dict[str, Callable[[Backbone], None]] = {
     "it has a list of blocks": structure.check_blocks,
@@ -79,17 +82,17 @@ def check_backbone(net: Backbone, process: Process | None = None, count: int = 3
             held.append(title)
         title = "inputs can be made for it"
         subject = _ask(net, title, Subject.of, net, process, count)
-        for title, check in _OF_FORWARDS.items():
-            if check is gradients.check_process and process is None:
+        for title, check_forwards in _OF_FORWARDS.items():
+            if check_forwards is gradients.check_process and process is None:
                 continue
-            if check is branches.check_branches and not branches.has_branches(net):
+            if check_forwards is branches.check_branches and not branches.has_branches(net):
                 continue
-            _ask(net, title, check, subject)
+            _ask(net, title, check_forwards, subject)
             held.append(title)
     return held
 
 
-def _ask(net: Backbone, title: str, check: Callable, *arguments) -> Subject | None:
+def _ask(net: Backbone, title: str, check: Callable[..., T], *arguments: Any) -> T:
     """Run one check; whatever fails becomes one line that begins with class and title."""
     prefix = f"{type(net).__name__}: not so: {title}"
     try:

@@ -50,7 +50,7 @@ def check_branches(subject: Subject) -> None:
             out = pruned(*subject.inputs)
         if not same(out, subject.forward(run_block=net.run_units(BRANCHES, skipping))):
             raise InputError(
-                f"the network without {unit.name} computes something else than the whole one that "
+                f"the network without {unit.name} computes something else than the full one that "
                 "skips it: what a branch does must not depend on the others"
             )
     changed = written_to(net, before)

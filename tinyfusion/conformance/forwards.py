@@ -29,9 +29,9 @@ def check_examples(subject: Subject) -> None:
                 f"example_inputs({count}) has {tuple(inputs[odd[0]].shape)} for the shape of input "
                 f"{odd[0]}: the batch comes first"
             )
-        told = subject.net.example_conditioning(count, "cpu").arguments()
-        shapes = [tuple(x.shape) for x in told]
-        if [tuple(x.shape) for x in inputs[-len(told) :]] != shapes:
+        expected = subject.net.example_conditioning(count, "cpu").arguments()
+        shapes = [tuple(x.shape) for x in expected]
+        if [tuple(x.shape) for x in inputs[-len(expected) :]] != shapes:
             raise InputError(
                 f"example_inputs({count}) must end with what example_conditioning({count}) gives, "
                 f"of shapes {shapes}"
@@ -101,7 +101,7 @@ def check_passes_on(subject: Subject) -> None:
         if torch.equal(subject.forward(run_block=changing), plain):
             raise InputError(
                 f"the output stays the same if run_block changes the states of block {changed}: "
-                f"go on with what it returns: {_RUN}"
+                f"use what it returns: {_RUN}"
             )
 
 
@@ -154,7 +154,11 @@ def check_pruned(subject: Subject) -> None:
             _check_tensors(pruned.blocks[new], net.blocks[old], old)
 
         def skipping(
-            index: int, block: nn.Module, states: States, condition: Any, kept=kept
+            index: int,
+            block: nn.Module,
+            states: States,
+            condition: Any,
+            kept: tuple[int, ...] = kept,
         ) -> States:
             return run_plain(index, block, states, condition) if index in kept else states
 
@@ -162,9 +166,9 @@ def check_pruned(subject: Subject) -> None:
             out = pruned(*subject.inputs)
         if not same(out, subject.forward(run_block=skipping)):
             raise InputError(
-                f"the network pruned to blocks {list(kept)} computes something else than the whole "
-                "one in which run_block skips the others: what a block does must not depend on "
-                "its place, and nothing may be done between blocks that depends on the depth"
+                f"the network pruned to blocks {list(kept)} computes something else than the full "
+                "one in which run_block skips the others: what a block does must not depend on its "
+                "place, and nothing may be done between blocks that depends on the depth"
             )
     changed = written_to(net, before)
     if changed is not None:
@@ -180,7 +184,11 @@ def check_pruned(subject: Subject) -> None:
 
 def _check_tensors(new: nn.Module, old: nn.Module, index: int) -> None:
     kept, before = new.state_dict(), old.state_dict()
-    changed = [name for name in before if not torch.equal(before[name], kept.get(name))]
+    changed = [
+        name
+        for name, value in before.items()
+        if name not in kept or not torch.equal(value, kept[name])
+    ]
     if changed or len(kept) != len(before):
         raise InputError(f"keep_blocks changed tensors of block {index}, such as {changed[:1]}")
 

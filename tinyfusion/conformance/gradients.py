@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import recompute_blocks, run_plain
 from tinyfusion.conformance.subject import Subject, same
@@ -53,13 +53,15 @@ def check_recomputed(subject: Subject) -> None:
     for (name, wanted), found in zip(
         plain.named_parameters(), recomputed.parameters(), strict=True
     ):
-        if (wanted.grad is None) != (found.grad is None) or (
-            wanted.grad is not None and not same(found.grad, wanted.grad)
-        ):
+        if not _same_gradient(found.grad, wanted.grad):
             raise InputError(
                 f"the gradient of {name!r} is another if blocks are recomputed in the backward "
                 "pass: blocks must give the same output when they are run again"
             )
+
+
+def _same_gradient(found: Tensor | None, wanted: Tensor | None) -> bool:
+    return found is wanted if found is None or wanted is None else same(found, wanted)
 
 
 def check_process(subject: Subject) -> None:

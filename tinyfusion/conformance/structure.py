@@ -1,4 +1,4 @@
-"""What a backbone says of itself, without running it."""
+"""What a backbone states about itself, checked without running it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_null_label(net: Backbone) -> None:
         label = net.null_label
     except NotImplementedError:
         raise InputError(
-            f"config() says class_dropout_prob={net.config()['class_dropout_prob']}, but there is "
+            f"config() has class_dropout_prob={net.config()['class_dropout_prob']}, but there is "
             "no null_label: give the label that stands for no class, or class_dropout_prob=0"
         ) from None
     if type(label) is not int or 0 <= label < net.num_classes:

@@ -1,4 +1,4 @@
-"""What forwards are checked on: a copy with weights that no output ignores, and a batch."""
+"""What forwards are checked on: a copy whose weights all affect the output, and a batch."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Subject:
         """A subject of ``count`` samples; ``net`` is left as it is.
 
         Raises:
-            InputError: a backbone of another kind than the process.
+            InputError: the process is not for backbones of this kind.
         """
         twin = copy.deepcopy(net).cpu().float().eval()
         draws = generator("conformance", "weights")
         with torch.no_grad():
             for parameter in twin.parameters():
                 if parameter.requires_grad:
-                    parameter += _STRAY * torch.randn(parameter.shape, generator=draws)
+                    parameter.add_(_STRAY * torch.randn(parameter.shape, generator=draws))
         draws = generator("conformance", "inputs")
         conditioning = twin.example_conditioning(count, "cpu")
         if process is None:

@@ -8,7 +8,7 @@ from tinyfusion.tools.arguments import Parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Remap an adapter and print what became of it.
+    """Remap an adapter and print which modules were kept and dropped.
 
     Args:
         argv: arguments after ``tinyfusion remap-lora``.

@@ -40,7 +40,7 @@ def _model(facts: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _own_architecture(facts: Mapping[str, Any]) -> Iterator[Row]:
-    """Of a model whose class is somebody's own: what its file says."""
+    """Of a model whose class is from outside this package: what its file records."""
     yield "architecture", facts["architecture"]
     yield "format", facts["format"]
     yield "depth", f"{facts['depth']} blocks" if facts["depth"] else "not in the file"
@@ -201,7 +201,7 @@ def _aligned(rows: list[Row]) -> Iterator[str]:
     widths = [max((len(n) for n, _ in rows if n.startswith(" ") == b), default=0) for b in (0, 1)]
     for name, value in rows:
         width = widths[name.startswith(" ")] + 2
-        # Paths and hashes stay whole.
+        # Paths and hashes are never split.
         yield from textwrap.wrap(
             value, WIDTH, initial_indent=f"  {name:<{width}}", break_long_words=False,
             subsequent_indent=" " * (width + 2), break_on_hyphens=False,
