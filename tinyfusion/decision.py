@@ -1,4 +1,4 @@
-"""A decision: what of a model stays, by which method and evidence; applies to a fresh checkpoint."""
+"""What of a model stays, by which method and evidence; applies to a fresh checkpoint."""
 
 from __future__ import annotations
 
