@@ -60,7 +60,7 @@ class Choice(NamedTuple):
             known: further fields of `Decision`.
 
         Raises:
-            InputError: see `Decision`.
+            InputError: the choice does not fit a model of this depth (see `Decision`).
         """
         own = {**self._asdict(), "scheme": self.scheme.sizes if self.scheme else None}
         own["budget"] = self.budget or known.get("budget", {})
