@@ -1,4 +1,4 @@
-"""A decision: what of a model stays, by which method and evidence; applies to a fresh checkpoint."""
+"""A decision: what of a model stays, by which method and evidence; applies to fresh checkpoints."""
 
 from __future__ import annotations
 
