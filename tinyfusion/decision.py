@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """What of a model stays, by which method and evidence; applies to a fresh checkpoint."""
+=======
+"""A decision: what of a model stays, by which method and evidence; applies to fresh checkpoints."""
+>>>>>>> wt-t1
 
 from __future__ import annotations
 

@@ -220,7 +220,9 @@ def test_resume_checkpoint(net: DiT, tmp_path: Path, shown) -> None:
     }
     torch.save(content, tmp_path / "resume.ckpt")
     rows = dict(shown(tmp_path / "resume.ckpt"))
-    assert rows["this is"].startswith("resume checkpoint of a run at step 31, not a model; go on")
+    assert rows["this is"].startswith(
+        "resume checkpoint of a run at step 31, not a model; continue"
+    )
     assert rows["holds"].startswith("52 tensors of the trained module")
 
 

@@ -22,17 +22,17 @@ T = TypeVar("T")
 
 _OF_THE_NETWORK: dict[str, Callable[[Backbone], None]] = {
     "it has a list of blocks": structure.check_blocks,
-    "it says what it takes": structure.check_attributes,
+    "it states the sizes of its data": structure.check_attributes,
     "stacks have borders": structure.check_borders,
     "a null label stands for no class": structure.check_null_label,
-    "its config makes it again": structure.check_config,
+    "it can be rebuilt from its config": structure.check_config,
     "it can be copied": structure.check_copy,
 }
 _OF_FORWARDS: dict[str, Callable[[Subject], None]] = {
     "its example inputs fit": forwards.check_examples,
     "the same inputs give the same output": forwards.check_repeats,
     "run_block runs every block once, in order": forwards.check_order,
-    "what run_block returns goes on": forwards.check_passes_on,
+    "what run_block returns is used": forwards.check_passes_on,
     "samples of a batch do not see each other": forwards.check_rows,
     "its conditioning may be the null": forwards.check_no_class,
     "a pruned network computes what skipping its blocks does": forwards.check_pruned,
