@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """What of a model stays, by which method and evidence; applies to a fresh checkpoint."""
-=======
-"""A decision: what of a model stays, by which method and evidence; applies to fresh checkpoints."""
->>>>>>> wt-t1
 
 from __future__ import annotations
 
