@@ -42,7 +42,8 @@ class ImageSource(ABC):
         Args:
             indices: numbers of training images, 0..len(self)-1, shape (B,).
             augment: draws of the light augmentation; None for plain images.
-            rows: which rows of the global batch these are (B = rows.count); used by ``augment``.
+            rows: which rows of the global batch these are (B = rows.count), for the draws of
+                ``augment``; None for plain images.
 
         Returns:
             what `finish` takes, first axis B, and the conditioning of B samples. Unless `finish`
