@@ -170,7 +170,7 @@ def test_an_interrupt_reaches_the_ranks(command, root) -> None:
     out, err = started.communicate(timeout=PATIENCE)
     assert started.returncode == 130
     assert err.strip() == "tinyfusion: interrupted; continue with resume=FOLDER"
-    assert out.count("run stopped; go on with resume=") == 1
+    assert out.count("run stopped; continue with resume=") == 1
 
 
 @slow

@@ -93,7 +93,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
 
 
 def _load(objects: Objects, path: str | None, key: str) -> Backbone:
-    """A model that fits the data; nothing is sampled, so no sampler is held against it."""
+    """A model that fits the data; nothing is sampled, so no sampler has to fit it."""
     net = load_alone(objects, path, key)
     check_latents(objects.source, objects.process)
     check_data(net, objects.source, path or key)

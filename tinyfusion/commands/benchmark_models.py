@@ -164,7 +164,7 @@ def _check_comparable(first: Subject, other: Subject) -> None:
     """Refuse networks that sample other data.
 
     Raises:
-        InputError: so it is.
+        InputError: they sample data of another shape.
     """
     shapes = [(s.net.in_channels, s.net.input_size, s.net.input_size) for s in (first, other)]
     if shapes[0] != shapes[1]:

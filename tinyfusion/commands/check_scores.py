@@ -21,7 +21,8 @@ def check_extractor(evaluation: Evaluation, source: ImageSource, key: str) -> No
         key: where the protocol is configured, for the message.
 
     Raises:
-        InputError: so it is, or there is no decoder to make images of latents.
+        InputError: the extractor takes images of other shapes, or there is no decoder to make
+            images of latents.
     """
     found = _scored_shape(evaluation, source)
     if evaluation.autoencoder is None and not source.pixels:
@@ -67,7 +68,7 @@ def check_scored(evaluation: Evaluation, shape: tuple[int, int, int], whose: str
         key: where the protocol is configured, for the message.
 
     Raises:
-        InputError: so it is.
+        InputError: the extractor takes images of other shapes.
     """
     try:
         check_input(shape, evaluation.extractor)

@@ -50,7 +50,7 @@ def check_latents(source: ImageSource, process: Process) -> None:
         process: the process.
 
     Raises:
-        InputError: so it is.
+        InputError: the data holds latents and the process clamps to the range of pixels.
     """
     if not source.pixels and getattr(process, "clip", False):
         raise InputError(

@@ -191,7 +191,7 @@ def _cached(
     extractor = extractor_class(evaluation.extractor)
     parts = (evaluation, evaluation.sampler, evaluation.autoencoder, extractor, objects.process)
 
-    def whole() -> dict[str, Any]:
+    def key_of_all() -> dict[str, Any]:
         return key | {
             "config": [objects.config[key] for key in ("evaluation", "process", "data")],
             "images": len(objects.source),
@@ -201,4 +201,4 @@ def _cached(
             "code": code_digest(*modules_of(*parts, objects.source, *also)),
         }
 
-    return remembered(objects.output_root / "cache", whole, compute, what, group)
+    return remembered(objects.output_root / "cache", key_of_all, compute, what, group)

@@ -94,7 +94,7 @@ def work(cfg: DictConfig, folder: Path) -> None:
         except InputError:
             raise
         except BaseException:
-            log.error("%s stopped; go on with resume=%s", cfg.command, folder)
+            log.error("%s stopped; continue with resume=%s", cfg.command, folder)
             raise
 
 

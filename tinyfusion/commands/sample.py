@@ -79,7 +79,7 @@ def _begin(cfg: DictConfig, folder: Path, store: SampleStore, weights: str) -> l
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse to go on with images of nobody knows what.
+    """Refuse to add to images of unknown origin.
 
     Raises:
         InputError: there are some, but no record of them, which is written beforehand.

@@ -238,7 +238,7 @@ VALUES: dict[str, str] = {
     "samples": "noised training images that hidden states are collected on",
     "num_sigmas": "where massive begins, in standard deviations of a sample's states",
     "batch_size": "images at a time",
-    "store": "folder that the latents are written to; gone on with if unfinished",
+    "store": "folder that the latents are written to; resumed if unfinished",
     "moments": "store mean and log-variance of the posterior; false: the mean",
     "mirrors": "encode the mirrored images, too",
     "skip_undecodable": "leave out images that can't be decoded, and list them",

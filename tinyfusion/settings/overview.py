@@ -65,7 +65,7 @@ EXAMPLES: dict[str, Sequence[str]] = {
         "experiment=imagenet/tinydit_d14 checkpoint=FILE data.root=STORE",
         "experiment=imagenet/tinydit_d14 dry_run=true       (what that would take)",
         "--config-dir DIR pruner=mine          (your own DIR/pruner/mine.yaml)",
-        "resume=outputs/run/FOLDER             (go on with a killed run)",
+        "resume=outputs/run/FOLDER             (resume a killed run)",
         "--cfg job                             (print the whole configuration)",
     ),
 }
