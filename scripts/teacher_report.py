@@ -15,7 +15,7 @@ from tinyfusion.files import write_json
 from tinyfusion.metrics.fidelity import fidelity, real_halves_fid, subsample
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.metrics.memorisation import nearer_than_heldout
-from tinyfusion.metrics.shown import settings_of
+from tinyfusion.metrics.reporting import settings_of
 from tinyfusion.pixels import to_uint8
 from tinyfusion.samplers.generate import balanced_labels, generate
 from tinyfusion.samplers.guidance import Guidance

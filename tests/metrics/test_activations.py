@@ -16,7 +16,7 @@ from tinyfusion.backbones.sit import SiT
 from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.activations import check_request, collect, whole
+from tinyfusion.metrics.activations import check_request, collect, over_all_blocks
 from tinyfusion.metrics.state_summary import summarise
 from tinyfusion.processes.contract import Process
 from tinyfusion.processes.gaussian import GaussianDiffusion
@@ -96,7 +96,7 @@ def test_every_block_is_described_by_all_its_states(family: str) -> None:
         assert summary.std == pytest.approx(float(flat.std()), rel=1e-9)
         dropped = [sum(summarise(s, SIGMAS).dropped[i] for s in batches) for i in range(2)]
         assert list(summary.dropped) == dropped and dropped[0] > dropped[1] > 0
-    together = whole(found.student)
+    together = over_all_blocks(found.student)
     assert together.count == sum(summary.count for summary in found.student)
     assert together.high == max(summary.high for summary in found.student)
     assert not any(states.requires_grad for batches in seen for states in batches)

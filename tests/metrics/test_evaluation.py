@@ -15,7 +15,7 @@ from tinyfusion.metrics import sample_scoring
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.features import extractor_class
 from tinyfusion.metrics.fidelity import fidelity
-from tinyfusion.metrics.shown import floor_line, for_table
+from tinyfusion.metrics.reporting import floor_line, for_table
 from tinyfusion.pixels import to_uint8
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.samplers.ddim import DDIMSampler

@@ -19,7 +19,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.figures.activations import massive_activations
 from tinyfusion.figures.table import Column, print_table
 from tinyfusion.files import write_json
-from tinyfusion.metrics.activations import check_request, collect, whole
+from tinyfusion.metrics.activations import check_request, collect, over_all_blocks
 from tinyfusion.metrics.state_summary import StateSummary, by_threshold, symlog_edges
 from tinyfusion.progress import Progress
 from tinyfusion.recovery.alignment import alignment
@@ -150,7 +150,7 @@ def _described(
         {"block": index, "place": place, **summary.as_dict(num_sigmas)}
         for index, (place, summary) in enumerate(zip(places, summaries, strict=True))
     ]
-    together = whole(summaries).as_dict(num_sigmas)
+    together = over_all_blocks(summaries).as_dict(num_sigmas)
     return {
         "depth": net.depth,
         "kept_from": None if net.kept_from is None else list(net.kept_from),

@@ -26,7 +26,7 @@ from tinyfusion.figures.speed import speed_by_ratio
 from tinyfusion.figures.table import Column, markdown_table, print_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.metrics.benchmark import Benchmark, device_name
-from tinyfusion.metrics.shown import settings_of
+from tinyfusion.metrics.reporting import settings_of
 from tinyfusion.metrics.speed import macs, parameters
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.settings.overview import NOTES

@@ -20,7 +20,7 @@ from tinyfusion.files import write_json
 from tinyfusion.group import Group
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.features import extractor_class
-from tinyfusion.metrics.shown import floor_line, for_table
+from tinyfusion.metrics.reporting import floor_line, for_table
 from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.pipeline.scoring import kept_samples, remembered
 from tinyfusion.progress import Progress

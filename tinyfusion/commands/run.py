@@ -35,7 +35,7 @@ from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.figures.table import markdown_table, print_table
 from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.metrics.evaluation import Evaluation
-from tinyfusion.metrics.shown import for_table
+from tinyfusion.metrics.reporting import for_table
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.pipeline.scoring import first_samples

@@ -142,7 +142,7 @@ def collect(
     return Collected(students.all(), teachers.all(), found)
 
 
-def whole(summaries: Sequence[StateSummary]) -> StateSummary:
+def over_all_blocks(summaries: Sequence[StateSummary]) -> StateSummary:
     """Figures of the states after all blocks of a network together."""
     return reduce(merged, summaries)
 

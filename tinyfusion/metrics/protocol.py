@@ -11,7 +11,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.metrics.features import weights_digest
 from tinyfusion.metrics.fidelity import SPLIT_SIZE, check_counts
 from tinyfusion.metrics.reference import read_reference
-from tinyfusion.metrics.shown import settings_of
+from tinyfusion.metrics.reporting import settings_of
 from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import check_class_balance
 from tinyfusion.samplers.guidance import Guidance

@@ -11,7 +11,7 @@ from tinyfusion.checkpoints import load
 from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.figures.table import Column, markdown_table, print_table
 from tinyfusion.files import write_text
-from tinyfusion.metrics.shown import floor_line, for_table
+from tinyfusion.metrics.reporting import floor_line, for_table
 from tinyfusion.processes.contract import Process
 from tinyfusion.samplers.generate import balanced_labels, generate_images
 from tinyfusion.samplers.guidance import Guidance

@@ -15,7 +15,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.figures.scatter import scatter
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import read_json, write_json, write_text
-from tinyfusion.metrics.shown import floor_line
+from tinyfusion.metrics.reporting import floor_line
 from tinyfusion.pruners.contract import calibration_batch
 from tinyfusion.settings.compose import build
 from tinyfusion.studies.collect import FinishedRun, read_run, summarise
