@@ -34,7 +34,7 @@ def _configuration() -> Iterator[None]:
         yield
 
 
-def test_all_ranks_take_the_first_ones_decision(tmp_path: Path, on_two_ranks) -> None:
+def test_all_ranks_take_the_first_ones_decision(tmp_path: Path, on_ranks) -> None:
     net = DiT(8, 2, 1, hidden_size=16, depth=4, num_heads=2, num_classes=10)
     path = save_model(net, tmp_path / "net", {})
     devices = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
@@ -46,5 +46,5 @@ def test_all_ranks_take_the_first_ones_decision(tmp_path: Path, on_two_ranks) ->
         objects = replace(objects_of(cfg), pruner=ByRank())
         return decide(objects, net, runner_of(objects, None), tmp_path / "run").kept
 
-    assert on_two_ranks(work) == [(0, 1), (0, 1)]
+    assert on_ranks(2, work) == [(0, 1), (0, 1)]
     assert Decision.load(tmp_path / "run" / "decision.json").kept == (0, 1)
