@@ -64,7 +64,9 @@ def decide(objects: Objects, source: Backbone, runner: PhaseRunner, folder: Path
     Raises:
         InputError: the checkpoint, scheme or pruner don't fit together.
     """
-    made = find_decision(folder)
+    group = ranks_of(objects)
+    # Asked for once: the first rank may have written it before another one looks.
+    made = group.from_first(lambda: find_decision(folder))
     if made is not None:
         decision = Decision.load(made)
         log.info("prune: taking the decision in %s", made)
@@ -89,7 +91,7 @@ def decide(objects: Objects, source: Backbone, runner: PhaseRunner, folder: Path
             config=objects.config,
         )
         # A near-tie may fall otherwise on another device: all take the first rank's.
-        decision = ranks_of(objects).broadcast_object(decision)
+        decision = group.broadcast_object(decision)
         if is_first_rank():
             decision.save(folder / decision.file_name)
             forget(folder / "prune")
