@@ -13,6 +13,7 @@ from tinyfusion.checkpoints import save_model
 from tinyfusion.commands.loading import (
     flat,
     load,
+    ranks_of,
     runner_of,
     source_hash,
     start_tracking,
@@ -175,7 +176,9 @@ def recover_into(
     Raises:
         InputError: student and teacher can't be compared.
     """
-    if all((folder / name / "config.json").is_file() for name in MODELS):
+    files = [folder / name / "config.json" for name in MODELS]
+    # Asked for once: the first rank writes them while others may still have to look.
+    if ranks_of(objects).from_first(lambda: all(file.is_file() for file in files)):
         log.info("recover: taking the model in %s", folder / RECOVERED)
         return
     if objects.start == "fresh":
