@@ -176,7 +176,10 @@ def test_other_files_are_refused_and_run_no_code(tmp_path: Path, content, messag
     assert "code ran" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("extractor", [INCEPTION_EXTRACTOR, "inception-v3-compat"])
+@pytest.mark.parametrize(
+    "extractor",
+    [INCEPTION_EXTRACTOR, pytest.param("inception-v3-compat", marks=pytest.mark.slow)],
+)
 def test_an_evaluation_reads_the_weights_once(
     tmp_path, weights, images, monkeypatch, extractor
 ) -> None:

@@ -7,6 +7,7 @@ import logging
 import re
 import types
 from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -213,8 +214,12 @@ def _check_target(path: str, node: DictConfig) -> None:
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     """Annotations of a callable's arguments; none where they can't be read."""
+    # The fields of a dataclass may be annotated in modules of its bases.
+    of_fields = inspect.isclass(target) and is_dataclass(target)
     try:
-        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        if of_fields or not inspect.isclass(target):
+            return get_type_hints(target)
+        return get_type_hints(target.__init__)
     except Exception:  # an annotation may name what is only imported for type checkers
         return {}
 
