@@ -211,7 +211,7 @@ def asked_for(source: str) -> set[str]:
     """Names of families, kinds of processes and concrete classes that a source text asks for."""
     kinds = {"diffusion", "interpolant", "masked"}
     words = {*FAMILIES, *kinds}
-    classes = {CONCRETE[module] for module in CONCRETE if not module.startswith("pruners")}
+    classes = set(CONCRETE.values())
     found = set()
     for node in compared(ast.parse(source)):
         if isinstance(node, ast.Constant) and node.value in words:

@@ -16,7 +16,6 @@ from tinyfusion.files import restore_folder, write_folder_atomic
 from tinyfusion.group import current
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.samplers.generate import AUTOCAST
-from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.module import DenoiserTraining
 
 log = logging.getLogger(__name__)
@@ -69,9 +68,9 @@ class EvaluateDuringTraining(Callback):
         """Score if it is time; once per optimiser step."""
         step = trainer.global_step
         due = step > 0 and (step % self.every == 0 or step == trainer.max_steps)
-        if isinstance(pl_module, MaskLearning) or not due or step in self.history:
-            return
         assert isinstance(pl_module, DenoiserTraining)
+        if pl_module.discards_network or not due or step in self.history:
+            return
         with pl_module.scored_net(all_ranks=True) as net:
             assert net is not None
             dtype = AUTOCAST.get(trainer.precision)

@@ -16,7 +16,6 @@ from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import AUTOCAST, generate_images
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.tracking import log_picture
-from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.module import DenoiserTraining
 
 
@@ -72,9 +71,9 @@ class SampleGrid(Callback):
 
     def _record(self, trainer: Trainer, module: LightningModule) -> None:
         step = trainer.global_step
-        if isinstance(module, MaskLearning) or step in self.rows:
-            return
         assert isinstance(module, DenoiserTraining)
+        if module.discards_network or step in self.rows:
+            return
         with module.scored_net() as net, torch.no_grad():
             if net is None:  # a further rank, which only has to know that the step is recorded
                 self.rows[step] = torch.empty(0)

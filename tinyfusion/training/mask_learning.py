@@ -66,6 +66,7 @@ class MaskLearning(DenoiserTraining):
         shared: arguments of `DenoiserTraining`.
     """
 
+    discards_network = True
     trained = "gated"
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import ClassVar
 
 import torch
 from lightning import LightningModule
@@ -20,6 +21,9 @@ class TrainedNetworks(LightningModule):
 
     Networks that the strategy shards are whole again on every rank when training has ended.
     """
+
+    discards_network: ClassVar[bool] = False
+    """Whether the network is thrown away after training, so that nobody wants to see it scored."""
 
     trained: str
     """Name of the attribute that holds all that is trained: a network, or a module around it."""
