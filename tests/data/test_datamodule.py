@@ -247,7 +247,10 @@ class SavingRecorder(Recorder):
         self.folder = folder
 
     def on_train_end(self) -> None:
-        seen = [tuple(batch) for _, batch in self.seen]
+        seen = [
+            (batch.step, batch.first, batch.images, batch.conditioning.labels)
+            for _, batch in self.seen
+        ]
         torch.save((seen, self.weight.data), self.folder / f"rank{self.global_rank}.pt")
 
 
@@ -257,10 +260,12 @@ def test_two_devices_train_on_the_batches_of_one(source: ImageFolder, tmp_path: 
     trainer = make_trainer(STEPS, 2, devices=2, strategy="ddp_fork")
     data = TrainingData(source, 3, "test", STEPS, GLOBAL_BATCH, accumulate=2)
     trainer.fit(SavingRecorder(tmp_path), datamodule=data, ckpt_path=tmp_path / "2.ckpt")
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
-    batches = sorted((Batch(*b) for seen, _ in ranks for b in seen), key=lambda b: b[2:4])
+    files = [tmp_path / f"rank{rank}.pt" for rank in range(2)]
+    ranks = [torch.load(file, weights_only=True) for file in files]
+    batches = sorted((batch for seen, _ in ranks for batch in seen), key=lambda batch: batch[:2])
     for step, (_, whole) in enumerate(single.seen[2:]):
-        images = torch.cat([batch.images for batch in batches[4 * step : 4 * step + 4]])
-        assert torch.equal(images, whole.images)
+        _, _, images, labels = zip(*batches[4 * step : 4 * step + 4], strict=True)
+        assert torch.equal(torch.cat(images), whole.images)
+        assert torch.equal(torch.cat(labels), whole.conditioning.labels)
     for _, weight in ranks:
         torch.testing.assert_close(weight, single.weight.data, rtol=1e-5, atol=1e-6)
