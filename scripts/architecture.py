@@ -29,12 +29,19 @@ def modules() -> dict[str, Path]:
 
 
 def imported(path: Path, known: Mapping[str, Path]) -> set[str]:
-    """Modules of the package that a file imports anywhere, also inside functions."""
+    """Modules of the package that a file imports anywhere, also inside functions.
+
+    Raises:
+        ValueError: an import is relative.
+    """
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise ValueError(f"{path}, line {node.lineno}: relative import")
+            # `from tinyfusion.x import y` may name a module y.
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
                 names.add(name if name.removeprefix("tinyfusion.") in known else str(node.module))

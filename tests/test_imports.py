@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,33 +67,20 @@ ORDER = [
 ]
 
 
-def modules() -> dict[str, Path]:
-    """Every module by dotted name without the leading ``tinyfusion.``; the root is left out."""
-    found = {}
-    for path in sorted(ROOT.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if name:
-            found[name] = path
-    return found
-
-
-MODULES = modules()
+SCRIPT = runpy.run_path(str(ROOT.parent / "scripts" / "architecture.py"))
+MODULES: dict[str, Path] = SCRIPT["modules"]()
 
 
 def imported(path: Path) -> set[str]:
     """Modules of this package that a file imports anywhere, also inside functions."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            # `from tinyfusion.x import y` may name a module y.
-            for alias in node.names:
-                name = f"{node.module}.{alias.name}"
-                names.add(name if name.removeprefix("tinyfusion.") in MODULES else node.module)
-    return {name.removeprefix("tinyfusion.") for name in names if name.startswith("tinyfusion.")}
+    return SCRIPT["imported"](path, MODULES)
+
+
+def test_the_list_of_files_in_the_documentation_is_current() -> None:
+    text = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    _, heights = SCRIPT["layers"](MODULES)
+    listed = SCRIPT["updated"](text, SCRIPT["listing"](MODULES, heights))
+    assert text == listed, "python scripts/architecture.py writes it anew"
 
 
 def test_every_module_has_a_place_in_the_order() -> None:
