@@ -12,8 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -76,6 +78,35 @@ def two_streams() -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+@pytest.fixture
+def script() -> Callable[[str], ModuleType]:
+    """``script("table7")``: the module ``scripts/table7.py``, loaded anew."""
+
+    def load(name: str) -> ModuleType:
+        file = Path(__file__).resolve().parents[1] / "scripts" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def write_images() -> Callable[..., Path]:
+    """``write_images(folder, 11, "abc", (9, 12))``: so many random images, dealt out to classes."""
+
+    def write(folder: Path, count: int, classes: str, size: tuple[int, int]) -> Path:
+        draws = np.random.default_rng(0)
+        for number in range(count):
+            file = folder / classes[number % len(classes)] / f"{number:02}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draws.integers(0, 256, (*size, 3), np.uint8)).save(file)
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")

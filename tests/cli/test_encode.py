@@ -16,10 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import tinyfusion
 from tinyfusion.backbones.dit import DiT
@@ -58,13 +56,8 @@ for last in range(4, 40):  # the first three are of the run's folder
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
-    draws = np.random.default_rng(0)
-    for number in range(COUNT):
-        file = tmp_path / "images" / "ab"[number % 2] / f"{number:02}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draws.integers(0, 256, (18, 16, 3), np.uint8)).save(file)
-    return tmp_path / "images"
+def images(tmp_path: Path, write_images) -> Path:
+    return write_images(tmp_path / "images", COUNT, "ab", (18, 16))
 
 
 @pytest.fixture

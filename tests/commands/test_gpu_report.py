@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -10,17 +9,12 @@ import pytest
 
 from tinyfusion.pipeline import probe
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_report.py"
-
 
 @pytest.fixture
-def report(monkeypatch) -> ModuleType:
+def report(monkeypatch, script) -> ModuleType:
     monkeypatch.setattr(probe, "STEPS", 3)
     monkeypatch.setattr(probe, "UNTIMED", 1)
-    spec = importlib.util.spec_from_file_location("gpu_report", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("gpu_report")
 
 
 def test_a_miniature_on_the_cpu(report, capsys, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tinyfusion.autoencoder import Autoencoder
@@ -24,14 +23,9 @@ COUNT, SIZE = 11, 8
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, write_images) -> Path:
     """Eleven pictures of three classes."""
-    draws = np.random.default_rng(0)
-    for number in range(COUNT):
-        file = tmp_path / "images" / "abc"[number % 3] / f"{number:02}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draws.integers(0, 256, (9, 12, 3), np.uint8)).save(file)
-    return tmp_path / "images"
+    return write_images(tmp_path / "images", COUNT, "abc", (9, 12))
 
 
 @pytest.fixture

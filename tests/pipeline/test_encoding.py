@@ -7,10 +7,8 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.data import encoding
@@ -25,13 +23,8 @@ COUNT, SHARD = 22, 4
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
-    draws = np.random.default_rng(0)
-    for number in range(COUNT):
-        file = tmp_path / "images" / "ab"[number % 2] / f"{number:02}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draws.integers(0, 256, (9, 8, 3), np.uint8)).save(file)
-    return tmp_path / "images"
+def images(tmp_path: Path, write_images) -> Path:
+    return write_images(tmp_path / "images", COUNT, "ab", (9, 8))
 
 
 @pytest.fixture

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from tinyfusion.files import read_json, write_json, write_text
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "table7.py"
-
 
 @pytest.fixture
-def table7() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("table7", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def table7(script) -> ModuleType:
+    return script("table7")
 
 
 def test_rows_share_the_model_of_fourteen_blocks(table7, tmp_path) -> None:
