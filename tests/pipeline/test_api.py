@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from omegaconf import OmegaConf
 from torch import Tensor
 
 import tinyfusion as tf
@@ -18,6 +19,8 @@ from tinyfusion.data.stream import BatchStream
 from tinyfusion.pruners.selectors import TopK
 from tinyfusion.pruners.sensitivity import Sensitivity
 from tinyfusion.recovery.objective import Objective
+from tinyfusion.settings.overview import conf_folder
+from tinyfusion.training.settings import TrainingSettings
 
 STEPS = {"steps": 6, "learning_rate": 1e-3}
 
@@ -121,6 +124,21 @@ def test_a_recipe_gives_every_number_that_is_not_given(net, batches, monkeypatch
     assert settings.learning_rate == recipe.mask_learning.learning_rate == 1e-4
     assert (pruner.temperature.start, pruner.temperature.end) == (4.0, 0.1)
     assert (pruner.gate_ema_decay, pruner.delta.rank, scheme) == (0.999, 8, "1:2")
+
+
+def test_without_a_recipe_lengths_are_those_of_the_miniatures(
+    net, batches, monkeypatch
+) -> None:
+    from tinyfusion.pipeline import api
+
+    seen = []
+    monkeypatch.setattr(api, "_chosen", lambda pruner, net, runner, *_: seen.append(runner))
+    tf.learn_mask(net, batches)
+    configured = OmegaConf.load(conf_folder() / "training" / "digits.yaml")
+    for phase in ("mask_learning", "recovery"):
+        values = {key: value for key, value in configured[phase].items() if key != "_target_"}
+        assert api._DEFAULTS[phase] == TrainingSettings(**values), phase
+    assert seen[0].settings("mask_learning").steps == configured.mask_learning.steps
 
 
 def test_any_pruner_chooses(net, batches) -> None:

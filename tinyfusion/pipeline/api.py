@@ -43,8 +43,7 @@ from tinyfusion.recovery.objective import Objective
 from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import generate_images
 from tinyfusion.samplers.guidance import Guidance
-from tinyfusion.training.recipes import Recipe
-from tinyfusion.training.schedules import Linear
+from tinyfusion.training.recipes import Recipe, tinydit_d14
 from tinyfusion.training.settings import StageTraining, TrainerSettings, TrainingSettings
 
 Data = ImageSource | Iterable[Pair]
@@ -99,19 +98,16 @@ def learn_mask(
     """
     if delta is None:
         delta = Lora() if recipe is None else Lora(**asdict(recipe.lora))
-    if recipe is None:
-        pruner = Learned(delta, Linear(4.0, 0.1), Linear(100.0, 100.0))
-    else:
-        gates = recipe.gates
-        pruner = Learned(
-            delta,
-            Linear(gates.temperature.start, gates.temperature.end),
-            Linear(gates.scale.start, gates.scale.end),
-            gates.gate_rate_factor,
-            gates.gate_ema_decay,
-        )
-        if scheme is None and keep is None:
-            scheme = recipe.scheme
+    gates = (recipe or tinydit_d14).gates
+    pruner = Learned(
+        delta,
+        gates.temperature,
+        gates.scale,
+        gates.gate_rate_factor,
+        None if recipe is None else gates.gate_ema_decay,  # follows the length of the run
+    )
+    if recipe is not None and scheme is None and keep is None:
+        scheme = recipe.scheme
     runner = _runner(net, data, MASK_LEARNING, settings, process, trainer, callbacks, seed, recipe)
     return _chosen(pruner, net, runner, scheme, keep, folder)
 

@@ -16,18 +16,11 @@ from types import MappingProxyType
 from typing import Any
 
 from tinyfusion.errors import InputError
+from tinyfusion.training.schedules import Linear
 from tinyfusion.training.stage_settings import TrainingSettings
 
 IMAGENET_IMAGES = 1_281_167
 """Training images of ImageNet-1k, on which the recipes were published."""
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """Arguments of `tinyfusion.training.schedules.Linear`: a value's course over a stage."""
-
-    start: float
-    end: float
 
 
 @dataclass(frozen=True)
@@ -41,8 +34,8 @@ class Gates:
         gate_ema_decay: decay per step of the averaged gates.
     """
 
-    temperature: Ramp
-    scale: Ramp
+    temperature: Linear
+    scale: Linear
     gate_rate_factor: float
     gate_ema_decay: float
 
@@ -164,8 +157,8 @@ tinydit_d14 = Recipe(
         label_drop=0.1,
     ),
     gates=Gates(
-        temperature=Ramp(4.0, 0.1),
-        scale=Ramp(100.0, 100.0),
+        temperature=Linear(4.0, 0.1),
+        scale=Linear(100.0, 100.0),
         gate_rate_factor=10.0,
         gate_ema_decay=0.999,
     ),
