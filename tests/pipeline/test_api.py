@@ -126,9 +126,7 @@ def test_a_recipe_gives_every_number_that_is_not_given(net, batches, monkeypatch
     assert (pruner.gate_ema_decay, pruner.delta.rank, scheme) == (0.999, 8, "1:2")
 
 
-def test_without_a_recipe_lengths_are_those_of_the_miniatures(
-    net, batches, monkeypatch
-) -> None:
+def test_without_a_recipe_lengths_are_those_of_the_miniatures(net, batches, monkeypatch) -> None:
     from tinyfusion.pipeline import api
 
     seen = []
