@@ -101,7 +101,8 @@ def test_a_second_model_is_what_the_first_is_where_its_file_does_not_say(net, ba
 
 
 def test_a_second_mar_is_cut_into_tokens_as_the_first(tmp_path):
-    mar = MAR(8, 16, 1, 2, 2, patch_size=2, in_channels=1, num_classes=10, buffer_size=2)
+    head = {"head_depth": 1, "head_width": 8}
+    mar = MAR(8, 16, 1, 2, 2, 2, in_channels=1, num_classes=10, buffer_size=2, **head)
     torch.save(mar.state_dict(), tmp_path / "mar.pt")
     checkpoint = read_checkpoint(tmp_path / "mar.pt")
     first = {"backbone": "mar", "patch_size": 2, "encoder_depth": 8}

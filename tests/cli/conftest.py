@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +13,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-import tinyfusion
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.checkpoints import save_model
 from tinyfusion.cli import main
+from tinyfusion.figures.canvas import save_figure
 
 SAMPLING = ("sampler=ddpm_20", "sampler.steps=2")
 TRAINING = tuple(
@@ -28,6 +26,7 @@ TRAINING = tuple(
 )
 SCORING = (
     "evaluation.num_samples=20",
+    "evaluation.reference_samples=200",
     "evaluation.speed_samples=4",
     "evaluation.speed_repeats=1",
     "evaluation.held_out_repeats=1",
@@ -121,51 +120,31 @@ KILL_PATIENCE = 60.0
 """Seconds after which a command that was to be killed counts as stuck."""
 
 
-LAUNCHER = """
-import json, os, sys
-import lightning.pytorch, hydra, tinyfusion.commands.run  # once, not in every child
-from tinyfusion.cli import main
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os._exit(main(json.loads(line)))
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-"""Runs each command line it is given in a process of its own, which shares its imports."""
-
-
 @pytest.fixture
-def killed_when() -> Iterator[Callable[[Callable[[], bool], list[str]], None]]:
+def killed_when() -> Callable[[Callable[[], bool], list[str]], None]:
     """Start a command line in its own process and kill it as soon as a condition holds."""
-    environment = dict(os.environ, PYTHONPATH=str(Path(tinyfusion.__file__).parents[1]))
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+
+    def work(arguments: list[str]) -> None:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 1)
+        os._exit(main(arguments))
 
     def run(reached: Callable[[], bool], arguments: list[str]) -> None:
-        launcher.stdin.write(json.dumps(arguments) + "\n")
-        launcher.stdin.flush()
-        process = int(launcher.stdout.readline())
+        # Forked, it shares what has been imported, but can't use more of torch's threads than one.
+        torch.set_num_threads(1)
+        process = multiprocessing.get_context("fork").Process(target=work, args=(arguments,))
+        process.start()
         deadline = time.monotonic() + KILL_PATIENCE
         try:
             while not reached():
                 assert time.monotonic() < deadline, "the command did not get there"
                 time.sleep(0.002)
         finally:
-            os.kill(process, signal.SIGKILL)
-        assert int(launcher.stdout.readline()) == -signal.SIGKILL
+            process.kill()
+            process.join()
+        assert process.exitcode == -signal.SIGKILL
 
-    yield run
-    launcher.stdin.close()
-    launcher.wait(KILL_PATIENCE)
-    launcher.stdout.close()
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -177,6 +156,12 @@ def assert_same_files() -> Callable[..., None]:
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
     return check
+
+
+@pytest.fixture(autouse=True)
+def small_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw with few pixels; tests/figures looks at figures as they are."""
+    monkeypatch.setattr(save_figure, "__defaults__", (40,))
 
 
 @pytest.fixture(autouse=True)

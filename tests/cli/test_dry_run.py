@@ -53,6 +53,7 @@ def test_a_published_run_without_checkpoint_data_or_gpu(dry) -> None:
     assert "warning" not in out and "meant to follow the recipe 'tinyfusion'" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shown"),
     {
@@ -82,7 +83,7 @@ def test_published_runs_of_other_backbones(dry, name: str, shown: list[str]) -> 
 
 def test_micro_batches_recomputing_and_sharding_save_memory(dry) -> None:
     def together(*overrides: str) -> float:
-        out = dry("recover", "experiment=imagenet/tinydit_d7", *overrides)
+        out = dry("recover", "experiment=imagenet/tinydit_d14", "backbone=dit_s_8", *overrides)
         ((size, unit),) = re.findall(r"together +([\d.]+) ([GM])iB", out)
         return float(size) * (1024 if unit == "G" else 1)
 

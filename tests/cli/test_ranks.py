@@ -117,12 +117,27 @@ def assert_same_run(first: Path, second: Path) -> None:
         assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
-def test_prune_on_two_devices(tf, command, root) -> None:
+@pytest.fixture(params=["ranks", pytest.param("command", marks=slow)])
+def prune_on_two(request, tf, command, on_ranks) -> Callable[..., tuple[int, str, str]]:
+    """Prune on two devices, by ranks that stand ready or by a command that starts them."""
+
+    def by_ranks(*overrides: str) -> tuple[int, str, str]:
+        first, second = on_ranks(2, lambda: tuple(tf("prune", *overrides)))
+        return max(first[0], second[0]), first[1] + second[1], first[2] + second[2]
+
+    def by_command(*overrides: str) -> tuple[int, str, str]:
+        started = command("prune", *overrides)
+        out, err = started.communicate(timeout=PATIENCE)
+        return started.returncode, out, err
+
+    return by_ranks if request.param == "ranks" else by_command
+
+
+def test_prune_on_two_devices(tf, prune_on_two, root) -> None:
     one, two = root / "one", root / "two"
     assert tf("prune", f"hydra.run.dir={one}").status == 0
-    started = command("prune", "trainer=ddp", *TWO, f"hydra.run.dir={two}")
-    out, err = started.communicate(timeout=PATIENCE)
-    assert (started.returncode, err) == (0, "")
+    status, out, err = prune_on_two("trainer=ddp", *TWO, f"hydra.run.dir={two}")
+    assert (status, err) == (0, "")
     assert out.count("prune: learned keeps") == 1 and "2 device(s) x" in out
     assert Decision.load(one / "decision.json").kept == Decision.load(two / "decision.json").kept
     # One folder, whose files are those of a run on one device.

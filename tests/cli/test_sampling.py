@@ -257,7 +257,7 @@ def test_ranks_that_nobody_started_are_not_waited_for(tf, root, monkeypatch) -> 
     assert "trainer.devices=2 trainer.num_nodes=1 are 2 rank(s), but 1 were started" in result.err
 
 
-@pytest.mark.parametrize("form", ["png", "npz"])
+@pytest.mark.parametrize("form", ["png", pytest.param("npz", marks=pytest.mark.slow)])
 def test_two_ranks_draw_what_one_draws(tf, sample, root, on_ranks, assert_same_files, form) -> None:
     forms = (f"format={form}", "shard_size=16")
     whole, shared = sample("whole", *forms), root / "shared"

@@ -43,13 +43,13 @@ def prune(tf, tmp_path, model, monkeypatch):
 
 
 def test_grid_of_schemes_and_deltas(prune, root) -> None:
-    result = prune("scheme=1:2,2:4", "delta=lora,full,frozen")
+    result = prune("scheme=1:2,2:4", "delta=full,frozen")
     assert result.status == 0, result.err
     folder = sweep_folder(root)
     assert {f.parent.name for f in folder.glob("*/finished.json")} == {
         f"scheme={scheme},delta={delta},experiment=small"
         for scheme in ("1of2", "2of4")
-        for delta in ("lora", "full", "frozen")
+        for delta in ("full", "frozen")
     }
     config = OmegaConf.load(folder / "scheme=2of4,delta=full,experiment=small/config.yaml")
     assert config.scheme == "2:4" and config.pruner.delta._target_.endswith("Full")

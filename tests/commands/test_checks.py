@@ -117,7 +117,8 @@ def test_a_sampler_of_another_kind_of_process_is_told_which_fit() -> None:
 
 
 def test_a_key_that_a_sampler_names_itself_is_named_once() -> None:
-    net, sampler = MAR(8, 16, 1, 1, 2, patch_size=2, in_channels=1), AutoregressiveSampler(17)
+    net = MAR(8, 16, 1, 1, 2, patch_size=2, in_channels=1, head_depth=1, head_width=8)
+    sampler = AutoregressiveSampler(17)
     process = MaskedDiffusion(2)
     with pytest.raises(InputError, match=r"^sampler\.iterations=17, but the model has 16 token"):
         check_sampling(net, process, "sampler", sampler)

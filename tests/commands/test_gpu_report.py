@@ -17,6 +17,7 @@ def report(monkeypatch, script) -> ModuleType:
     return script("gpu_report")
 
 
+@pytest.mark.slow
 def test_a_miniature_on_the_cpu(report, capsys, tmp_path: Path) -> None:
     file = tmp_path / "report.md"
     options = ["--small", "--sampling-batch", "4", "--micro-batch", "4", "--backend", "eager"]

@@ -122,7 +122,12 @@ def prefixes(sets) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", ["dit", "sit", "mar", "mar without encoder", "mar without decoder", "own"]
+    "name",
+    [
+        *("dit", "sit", "mar", "own"),
+        pytest.param("mar without encoder", marks=pytest.mark.slow),
+        pytest.param("mar without decoder", marks=pytest.mark.slow),
+    ],
 )
 def test_losses_and_distances_are_those_of_one_by_one(name):
     net, calibration = subject(name)

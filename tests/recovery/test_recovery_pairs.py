@@ -65,9 +65,13 @@ def test_unknown_origin_is_refused():
         aligned_pairs(net_of(4), prune(net_of(8), [0, 2]), None)
 
 
+SMALL = {"num_heads": 2, "in_channels": 1, "num_classes": 3, "buffer_size": 2}
+SMALL |= {"head_depth": 1, "head_width": 8}
+
+
 def test_stacks_of_another_size_are_another_origin():
     def mar(encoder, decoder):
-        return MAR(4, 8, encoder, decoder, num_heads=2, in_channels=1, num_classes=3, buffer_size=2)
+        return MAR(4, 8, encoder, decoder, **SMALL)
 
     student, teacher = prune(mar(3, 4), [0, 5]), prune(mar(4, 3), [0, 2, 5])
     with pytest.raises(InputError, match="can't be aligned"):
@@ -81,7 +85,7 @@ def test_stacks_of_another_size_are_another_origin():
 
 @pytest.mark.parametrize("decided", [True, False])
 def test_compared_states_of_two_stacks_have_the_same_shapes(decided):
-    teacher = MAR(4, 8, 4, 3, num_heads=2, in_channels=1, num_classes=3, buffer_size=2).eval()
+    teacher = MAR(4, 8, 4, 3, **SMALL).eval()
     decision = Decision((0, 2, 6), 7)
     student = prune(teacher, decision)
     pairs = aligned_pairs(student, teacher, decision if decided else None)

@@ -1,4 +1,8 @@
-"""A job: one folder, one configuration, one command; started by Hydra, alone or in a sweep."""
+"""A job: one folder, one configuration, one command; started by Hydra, alone or in a sweep.
+
+What does the work is imported once the configuration is known to be right: a mistyped key is to be
+named at once.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from tinyfusion.commands import dry_run
-from tinyfusion.commands.execute import execute
-from tinyfusion.commands.resume import resume_run
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_text
 from tinyfusion.ranks import is_first_rank
@@ -112,6 +113,8 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
     alone = hydra.mode != RunMode.MULTIRUN
     existing = session.existing if session is not None and alone else None
     if resuming and (folder / CONFIG_FILE).is_file():
+        from tinyfusion.commands.resume import resume_run
+
         resume_run(str(cfg.command), folder)
         return
     if cfg.get("dry_run"):
@@ -119,18 +122,25 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
         if hydra.mode == RunMode.MULTIRUN:
             raise InputError("dry_run=true is about one run: leave -m and the lists of values out")
         if is_first_rank():
+            from tinyfusion.commands import dry_run
+
             dry_run.start(cfg, hydra.overrides.task)
         return
-    if not is_first_rank():
-        # A further rank or machine of a run whose first one owns the folder.
-        execute(check(cfg, hydra.overrides.task), folder)
-        return
+    first = is_first_rank()
     try:
         cfg = check(cfg, hydra.overrides.task)
-        claim(folder)
+        if first:
+            claim(folder)
     except InputError:
-        discard(folder, existing)
+        if first:
+            discard(folder, existing)
         raise
+    from tinyfusion.commands.execute import execute
+
+    if not first:
+        # A further rank or machine of a run whose first one owns the folder.
+        execute(cfg, folder)
+        return
     write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(cfg))
     words = ["tinyfusion", cfg.command, *hydra.overrides.task]
     write_text(folder / COMMAND_FILE, shlex.join(words) + "\n")
