@@ -57,7 +57,7 @@ def test_one_model_alone(tf, only_run) -> None:
     assert blocks[0]["dropped"]["0.1"] > blocks[0]["dropped"]["2"] > 0
     assert "> 2 sigma" in result.out and "model, all blocks" in result.out
     assert "unpruned" not in result.out and "unmasked" not in result.out
-    assert Image.open(folder / "activations.png").size == (1440, 1120)
+    assert Image.open(folder / "activations.png").size == (288, 224)
 
 
 def test_student_and_teacher(tf, only_run, model, pruned) -> None:

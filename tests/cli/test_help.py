@@ -37,6 +37,24 @@ def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
     assert "tinyfusion.cli" in loaded and not HEAVY & loaded
 
 
+def test_a_mistyped_key_is_named_before_torch_is_imported() -> None:
+    code = (
+        "import sys\n"
+        "from tinyfusion.cli import main\n"
+        "status = main(['run', 'schem=1:2'])\n"
+        "print('MODULES', *sorted(sys.modules))\n"
+        "raise SystemExit(status)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(Path(tinyfusion.__file__).parents[1])},
+    )
+    assert run.returncode == 2 and "did you mean 'scheme'?" in run.stderr
+    assert not {"torch", "lightning", "matplotlib"} & set(run.stdout.split())
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"tinyfusion {tinyfusion.__version__}\n"

@@ -94,16 +94,16 @@ def main(cfg: DictConfig, folder: Path) -> None:
     write_json(folder / "benchmark.json", {"settings": settings, "rows": rows})
     _figure_4(folder, settings, rows)
 
-    shown = [_for_table(row) for row in rows]
+    cells = [_for_table(row) for row in rows]
     if backend is not None:
-        for row in shown:
+        for row in cells:
             row["mode"] = "compiled" if row["compiled"] else "eager"
-    columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in shown)}
+    columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in cells)}
     line = settings_line(settings)
     notes = [*NOTES["benchmark"], _memory_note(objects.device)]
-    text = f"{line}\n\n{markdown_table(shown, columns)}\n" + "".join(f"{n}\n" for n in notes)
+    text = f"{line}\n\n{markdown_table(cells, columns)}\n" + "".join(f"{n}\n" for n in notes)
     write_text(folder / "table.md", text)
-    print_table(shown, columns, line)
+    print_table(cells, columns, line)
     print("\n".join(notes), flush=True)
     log.info("benchmark: figures in %s", folder)
 
@@ -199,6 +199,6 @@ def _figure_4(folder: Path, settings: dict[str, Any], rows: Sequence[dict[str, A
             drawn.setdefault(SERIES[row["cut"]] + suffix, []).append(point)
     if not series:
         return
-    whole = [row for row in rows if row["model"] == rows[0]["model"]]
-    write_json(folder / "speed.json", {"settings": settings, "whole": whole, "series": series})
+    depths = [row for row in rows if row["model"] == rows[0]["model"]]
+    write_json(folder / "speed.json", {"settings": settings, "whole": depths, "series": series})
     speed_by_ratio(drawn, folder / "speed.png")

@@ -141,7 +141,7 @@ def _is_preset(model: str) -> bool:
 def _of_preset(process: Process, name: str, sizes: Mapping[str, int]) -> Subject:
     published = {"backbone": preset_family(name), **preset(name)}
     arguments = {**published, **sizes}
-    net = _on_meta(arguments, f"models: {name} with {_shown(sizes)}" if sizes else name)
+    net = _on_meta(arguments, f"models: {name} with {_sizes_in_words(sizes)}" if sizes else name)
     process.check(net, f"models: {name}")
     as_published = _on_meta(published, name) if arguments != published else None
     return Subject(name, net, arguments, as_published)
@@ -198,12 +198,12 @@ def _widths(first: Subject, ratios: Sequence[float] | None) -> Iterator[Subject]
                 f"widths={_listed(ratios)}: {ratio} must be above 0 and below 1: the share of the "
                 "parameters that goes"
             )
-        whole = _on_meta(arguments, first.name)
+        full = _on_meta(arguments, first.name)
         try:
-            widths = DiffPruning(ratio=ratio).resizing(whole).widths
+            widths = DiffPruning(ratio=ratio).resizing(full).widths
         except InputError as error:
             raise InputError(f"widths={_listed(ratios)}: {error}") from None
-        narrow = {**arguments, **whole.width_plan().fixed, **widths}
+        narrow = {**arguments, **full.width_plan().fixed, **widths}
         label = str(next(iter(widths.values())))
         name = f"{first.name}, width {label}"
         yield Subject(name, _on_meta(narrow, name), narrow, cut=WIDTH, label=label)
@@ -214,7 +214,7 @@ def check_memory(subjects: Sequence[Subject], available: int | None, device: tor
 
     Args:
         subjects: what is planned.
-        available: free bytes of the device; ``None`` if nobody knows.
+        available: free bytes of the device; ``None`` if unknown.
         device: where they will be.
 
     Raises:
@@ -302,7 +302,7 @@ def _on_meta(arguments: Mapping[str, Any], name: str) -> Backbone:
         raise InputError(f"{name}: {error}") from None
 
 
-def _shown(sizes: Mapping[str, int]) -> str:
+def _sizes_in_words(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{key}={value}" for key, value in sizes.items())
 
 

@@ -122,10 +122,10 @@ class DryCommand:
 
     def parameters(self) -> tuple[int, int | None]:
         """Parameters of the network that the command begins with, and of the pruned one if any."""
-        whole = count_parameters(self.on_meta(self.arguments))
+        full = count_parameters(self.on_meta(self.arguments))
         if self.decision is None:
-            return whole, None
-        return whole, count_parameters(self.on_meta(self.student))
+            return full, None
+        return full, count_parameters(self.on_meta(self.student))
 
     def scored(self) -> list[dict[str, Any]]:
         """Arguments of the models that the command scores."""
@@ -188,9 +188,9 @@ class DryCommand:
         at = None
         if decision is None:
             # What a pruned file records is not known: any blocks will do to count.
-            whole = student if teacher is None else teacher
-            kept = (i * whole.depth // student.depth for i in range(student.depth))
-            student.kept_from, student.source_borders = tuple(kept), whole.borders
+            source = student if teacher is None else teacher
+            kept = (i * source.depth // student.depth for i in range(student.depth))
+            student.kept_from, student.source_borders = tuple(kept), source.borders
             at = range(student.depth)
         elif decision.is_about_blocks and teacher is not None:
             if teacher.depth != decision.source_depth:
@@ -284,8 +284,8 @@ def _configured(objects: Objects) -> dict[str, Any] | None:
     if found is None or len(found) > 1:
         return found
     # A family alone is no network yet; a class of somebody's own has sizes of its own.
-    is_whole = found["backbone"] not in FAMILIES and objects.checkpoint is None
-    return found if is_whole else None
+    is_network = found["backbone"] not in FAMILIES and objects.checkpoint is None
+    return found if is_network else None
 
 
 def _data(
@@ -315,7 +315,7 @@ def _equal_sizes(net: Backbone, blocks: Sequence[int], samples: int) -> list[flo
 def _pretend_origin(student: Backbone, teacher: Backbone, decision: Decision) -> None:
     """Record for both the places that cuts of one model could have left: any will do to count."""
     assert decision.source_depth is not None  # it is about blocks
-    whole = max(teacher.depth, decision.source_depth)
-    student.kept_from = tuple(block * whole // decision.source_depth for block in decision.origins)
-    teacher.kept_from = tuple(i * whole // teacher.depth for i in range(teacher.depth))
+    depth = max(teacher.depth, decision.source_depth)
+    student.kept_from = tuple(block * depth // decision.source_depth for block in decision.origins)
+    teacher.kept_from = tuple(i * depth // teacher.depth for i in range(teacher.depth))
     teacher.source_borders = student.source_borders

@@ -114,13 +114,13 @@ def _round(dry: DryCommand, asked: bool | None) -> Iterator[str]:
 
 def _subject(dry: DryCommand) -> Iterator[str]:
     """What is trained, on what, where."""
-    whole, pruned = dry.parameters()
+    full, pruned = dry.parameters()
     depth = dry.on_meta(dry.arguments).depth
     family = dry.arguments["backbone"]
-    yield _line("network", f"{family}, {depth} blocks, {whole:,} parameters ({dry.origin})")
+    yield _line("network", f"{family}, {depth} blocks, {full:,} parameters ({dry.origin})")
     decision = dry.decision
     if decision is not None and pruned is not None:
-        share = f"{100 * pruned / whole:.1f} % of them"
+        share = f"{100 * pruned / full:.1f} % of them"
         what = f"{len(decision.origins) if decision.is_about_blocks else depth} blocks"
         if decision.resized is not None:
             widths = decision.resized.widths
@@ -141,8 +141,8 @@ def _subject(dry: DryCommand) -> Iterator[str]:
         "blocks recomputed" if t.checkpoint_blocks else "",
         f"compiled by {t.compile_backend}" if t.compile else "",
     ]
-    shown = ", ".join([t.accelerator, t.precision, *filter(None, extras)])
-    yield _line("devices", f"{devices} ({shown})")
+    settings = ", ".join([t.accelerator, t.precision, *filter(None, extras)])
+    yield _line("devices", f"{devices} ({settings})")
 
 
 def _schedule(
@@ -237,8 +237,8 @@ def _evaluation(dry: DryCommand, probes: bool, hours: list[float]) -> Iterator[s
 
 def _files(dry: DryCommand, resume: list[int]) -> Iterator[str]:
     """Files of the run, and the most that lies on the disk at once."""
-    whole, pruned = dry.parameters()
-    model = (whole if pruned is None else pruned) * BYTES_PER_WEIGHT
+    full, pruned = dry.parameters()
+    model = (full if pruned is None else pruned) * BYTES_PER_WEIGHT
     written = dry.written()
     yield _line(
         "files", f"{', '.join(f'{name}/' for name in written)}: {readable_bytes(model)} each"

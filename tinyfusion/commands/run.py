@@ -198,12 +198,12 @@ def _grid(
     folder: Path, objects: Objects, evaluation: Evaluation, nets: dict[str, Backbone]
 ) -> Path:
     """One row of samples per model, one column per class, from the same noise."""
-    shown = [name for name in nets if not name.startswith(f"{AVERAGED} (")]
+    drawn = [name for name in nets if not name.startswith(f"{AVERAGED} (")]
     classes = min(10, objects.source.num_classes)
     labels = ClassLabels(balanced_labels(classes, classes))
     rows = first_samples(
         evaluation,
-        {name: nets[name] for name in shown},
+        {name: nets[name] for name in drawn},
         objects.process,
         labels,
         objects.seed + 1,

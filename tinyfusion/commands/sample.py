@@ -69,7 +69,7 @@ def _begin(cfg: DictConfig, folder: Path, store: SampleStore, weights: str) -> l
     """The batches that are missing of a folder that may be drawn into.
 
     Raises:
-        InputError: images of other weights or of nobody knows what, or too little room.
+        InputError: images of other or unknown weights, or too little room.
     """
     _check_folder(folder)
     missing = store.missing()
@@ -155,8 +155,8 @@ def _conclude(
     else:
         labels = conditioning.record()["labels"]
         write_atomic(folder / LABELS_FILE, lambda path: np.save(path, labels.numpy()))
-    shown = min(cfg.n, 10 * GRID_COLUMNS)
-    first = torch.cat(list(islice(store.images().batches(shown), 1)))
+    count = min(cfg.n, 10 * GRID_COLUMNS)
+    first = torch.cat(list(islice(store.images().batches(count), 1)))
     image_grid(first, GRID_COLUMNS, folder / GRID_FILE, title=str(cfg.checkpoint))
     log.info(
         "sample: %s images in %s, %soverview in %s",

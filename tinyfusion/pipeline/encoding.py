@@ -119,7 +119,7 @@ def _refusing(root: Path, plan: Plan, batch_size: int) -> Iterator[None]:
         raise InputError(
             f"store={root} can't be written: {error.strerror or error}; {images:,} of "
             f"{plan.num_files:,} images are stored ({done} of {plan.num_shards} shards). Make room "
-            "and start the same command again: it goes on from there"
+            "and start the same command again: it resumes from there"
         ) from None
     except torch.OutOfMemoryError:
         raise InputError(

@@ -161,9 +161,9 @@ def _activations(
 ) -> int:
     """Bytes that one micro-batch keeps for its backward pass."""
     images = torch.empty(split.images, *shape)
-    told = module.trained_net.example_conditioning(split.images)
-    batch = Batch(images, told, 0, 0, split.images)
-    owned = [*module.parameters(), *module.buffers(), images, *told.arguments()]
+    conditioning = module.trained_net.example_conditioning(split.images)
+    batch = Batch(images, conditioning, 0, 0, split.images)
+    owned = [*module.parameters(), *module.buffers(), images, *conditioning.arguments()]
     owned += [] if teacher is None else list(teacher.parameters())
     module.train()
     mixed = precision != "32-true"

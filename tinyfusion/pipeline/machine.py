@@ -56,8 +56,8 @@ def check_machine(
             ``compile_backend``.
     """
     names = ("accelerator", "devices", "strategy", "precision")
-    shown = ", ".join(f"{name}={getattr(trainer, name)}" for name in names)
-    with _refusing(f"trainer: {shown}"):
+    settings = ", ".join(f"{name}={getattr(trainer, name)}" for name in names)
+    with _refusing(f"trainer: {settings}"):
         built = new_trainer(trainer, logger=False, enable_checkpointing=False)
     if built.precision != trainer.precision and built.precision == "bf16-mixed":
         raise InputError(

@@ -66,17 +66,17 @@ class Rounds:
         Raises:
             InputError: naming the key, what was found and what is valid.
         """
-        shown = f"iterative.depths={str(self.depths).replace(' ', '')}"
+        entry = f"iterative.depths={str(self.depths).replace(' ', '')}"
         if len(self.depths) < 2:
             raise InputError(
-                f"{shown} must list what each round leaves, such as [14,7]; for one round give "
+                f"{entry} must list what each round leaves, such as [14,7]; for one round give "
                 "keep="
             )
         if self.depths[-1] < 1 or any(below >= above for above, below in pairwise(self.depths)):
-            raise InputError(f"{shown} must decrease from round to round and end with at least 1")
+            raise InputError(f"{entry} must decrease from round to round and end with at least 1")
         if self.depths[0] >= source_depth:
             raise InputError(
-                f"{shown}: the first round must leave fewer blocks than the {source_depth} of "
+                f"{entry}: the first round must leave fewer blocks than the {source_depth} of "
                 f"checkpoint={checkpoint}"
             )
         for key in ("weights", "teacher"):
@@ -143,15 +143,15 @@ def check_previous(path: str, previous: Backbone, source: Backbone, depth: int) 
         InputError: another number of blocks, no record of which were kept, blocks that are not
             the first model's, or another size.
     """
-    shown = f"iterative.previous={path}"
+    entry = f"iterative.previous={path}"
     if previous.depth != depth:
         raise InputError(
-            f"{shown} has {previous.depth} blocks, but iterative.depths says that the round "
+            f"{entry} has {previous.depth} blocks, but iterative.depths says that the round "
             f"before the last one leaves {depth}"
         )
     if previous.kept_from is None:
         raise InputError(
-            f"{shown} is not known to be pruned: its file records no kept blocks; to prune such a "
+            f"{entry} is not known to be pruned: its file records no kept blocks; to prune such a "
             "model alone give it as checkpoint= with keep=, and leave iterative out"
         )
     mine, theirs = (
@@ -161,13 +161,13 @@ def check_previous(path: str, previous: Backbone, source: Backbone, depth: int) 
     for key in {**mine, **theirs}:
         if mine.get(key) != theirs.get(key):
             raise InputError(
-                f"{shown} has {key}={theirs.get(key)}, but the model that is pruned has "
+                f"{entry} has {key}={theirs.get(key)}, but the model that is pruned has "
                 f"{mine.get(key)}"
             )
     origin = source.kept_from or tuple(range(source.depth))
     borders = source.borders if source.kept_from is None else source.source_borders
     if not set(previous.kept_from) <= set(origin) or previous.source_borders != borders:
         raise InputError(
-            f"{shown} keeps blocks {list(previous.kept_from)}, which are not all in the model that "
+            f"{entry} keeps blocks {list(previous.kept_from)}, which are not all in the model that "
             "is pruned"
         )

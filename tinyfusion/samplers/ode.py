@@ -63,7 +63,7 @@ class ODESampler:
         self.rtol = rtol
 
     def num_steps(self, process: Interpolant) -> int:
-        """See `Sampler`; 1 for adaptive methods, whose steps nobody knows before."""
+        """See `Sampler`; 1 for adaptive methods, whose steps are not known beforehand."""
         return 1 if self.method in ADAPTIVE else self.steps
 
     @torch.no_grad()

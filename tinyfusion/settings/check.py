@@ -45,7 +45,7 @@ _PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: 
 def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     """Refuse unknown keys, wrong types and missing values anywhere in a configuration.
 
-    The top level is merged onto the command's schema; every node with a ``_target_`` is held
+    The top level is merged onto the command's schema; every node with a ``_target_`` is validated
     against that callable's signature. Nothing is built. Keys of other commands, which experiment
     files that serve several commands bring along, are dropped.
 
@@ -84,7 +84,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         if group in cfg and isinstance(cfg[group], DictConfig):
             if "_target_" in cfg[group] and cfg[group]["_target_"] is None:
                 cfg[group] = None
-    # Recoveries of somebody's own need not know of what is not asked for.
+    # A user's own recovery need not take an argument that is not set.
     if isinstance(cfg.get("recovery"), DictConfig) and cfg.recovery.get("stages", ...) is None:
         del cfg.recovery["stages"]
     try:
@@ -225,7 +225,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _check_type(path: str, value: Any, hint: Any) -> None:
-    """Refuse what can't be of the annotated type; unusual annotations are let be."""
+    """Refuse what can't be of the annotated type; unusual annotations are passed over."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     wanted = [option for option in options if option is not type(None)]
     if value is None:

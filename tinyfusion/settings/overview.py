@@ -133,8 +133,8 @@ def overview(command: str, folders: Sequence[Path] = ()) -> str:
     lines += ["", "values (key=value):"]
     for key, text in VALUES.items():
         if key in COMMANDS[command].__dataclass_fields__:
-            shown = f"{key}={values.get(key, 'null')}"
-            lines.append(f"  {shown:<24}{text}")
+            setting = f"{key}={values.get(key, 'null')}"
+            lines.append(f"  {setting:<24}{text}")
     if command in NOTES:
         lines += ["", *NOTES[command]]
     lines += ["", "examples:"]

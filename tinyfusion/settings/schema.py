@@ -18,7 +18,7 @@ class TeacherSettings:
 
 @dataclass
 class Iterative:
-    """Pruning in several rounds, each of which goes on from the recovered model of the one before.
+    """Pruning in several rounds, each of which starts from the recovered model of the one before.
 
     Attributes:
         depths: blocks that each round leaves, the last one's included.

@@ -120,7 +120,7 @@ def quoted(path: Path) -> str:
 
 
 def decision_file(place: Path) -> Path:
-    """The record of a decision in a run's folder; a file stands for itself."""
+    """The record of a decision in a run's folder; a file is taken as it is."""
     if place.is_file():
         return place
     return find_decision(place) or place / Decision.file_name

@@ -23,7 +23,7 @@ class TrainedNetworks(LightningModule):
     """
 
     discards_network: ClassVar[bool] = False
-    """Whether the network is thrown away after training, so that nobody wants to see it scored."""
+    """Whether the network is thrown away after training, so that it is not scored."""
 
     trained: str
     """Name of the attribute that holds all that is trained: a network, or a module around it."""

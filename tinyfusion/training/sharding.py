@@ -94,18 +94,18 @@ class FullySharded(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimiser's own state dict with whole tensors."""
         state = optimizer.state_dict()
-        whole = {
+        gathered = {
             index: {key: self._on_first_rank(value) for key, value in values.items()}
             for index, values in state["state"].items()
         }
-        return {**state, "state": whole}
+        return {**state, "state": gathered}
 
     def _on_first_rank(self, value: Any) -> Any:
         """A whole tensor on the CPU of the first rank, an empty one on the others."""
         if not isinstance(value, Tensor):
             return value
-        whole = full(value)
-        return whole.cpu() if self.is_global_zero else whole.new_empty(0, device="cpu")
+        tensor = full(value)
+        return tensor.cpu() if self.is_global_zero else tensor.new_empty(0, device="cpu")
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
