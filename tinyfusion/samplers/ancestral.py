@@ -4,43 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tinyfusion.backbones.contract import Backbone
-from tinyfusion.conditioning import Conditioning
 from tinyfusion.processes.gaussian import GaussianDiffusion
-from tinyfusion.samplers.contract import NoiseSource, OnStep, check_sampler
-from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.samplers.reverse import count_steps, walk_back
+from tinyfusion.samplers.contract import NoiseSource
+from tinyfusion.samplers.reverse import ChainSampler, Step
 
 
-class AncestralSampler:
-    """Draws every state from the Gaussian that the network predicts.
+class AncestralSampler(ChainSampler):
+    """Draws every state from the Gaussian that the network predicts."""
 
-    Args:
-        steps: number of steps, or another respacing (see `respaced_times`).
-    """
-
-    process_kind = "diffusion"
-
-    def __init__(self, steps: int | str = 250) -> None:
-        self.steps = steps
-
-    def num_steps(self, process: GaussianDiffusion) -> int:
-        """See `Sampler`."""
-        return count_steps(process, self.steps)
-
-    def __call__(
-        self,
-        net: Backbone,
-        process: GaussianDiffusion,
-        noise: NoiseSource,
-        conditioning: Conditioning,
-        guidance: Guidance = NO_GUIDANCE,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """See `Sampler`; ``noise`` is called once for the start and once per step."""
-        check_sampler(self, process, net)
-        chain = process.respaced(self.steps)
-        return walk_back(ancestral_step, chain, net, noise, conditioning, guidance, on_step)
+    def step_of(self, chain: GaussianDiffusion) -> Step:
+        """See `ChainSampler`; draws once per step."""
+        return ancestral_step
 
 
 def ancestral_step(

@@ -6,17 +6,14 @@ from functools import partial
 
 from torch import Tensor
 
-from tinyfusion.backbones.contract import Backbone
-from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.tables import Tables
-from tinyfusion.samplers.contract import NoiseSource, OnStep, check_sampler
-from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.samplers.reverse import count_steps, walk_back
+from tinyfusion.samplers.contract import NoiseSource
+from tinyfusion.samplers.reverse import ChainSampler, Step
 
 
-class DDIMSampler:
+class DDIMSampler(ChainSampler):
     """Walks along the predicted noise, with a chosen share of fresh noise.
 
     Args:
@@ -27,32 +24,15 @@ class DDIMSampler:
         InputError: ``eta`` lies outside [0, 1].
     """
 
-    process_kind = "diffusion"
-
     def __init__(self, steps: int | str = 50, eta: float = 0.0) -> None:
         if not 0 <= eta <= 1:
             raise InputError(f"sampler.eta={eta}: must be between 0 and 1")
-        self.steps = steps
+        super().__init__(steps)
         self.eta = eta
 
-    def num_steps(self, process: GaussianDiffusion) -> int:
-        """See `Sampler`."""
-        return count_steps(process, self.steps)
-
-    def __call__(
-        self,
-        net: Backbone,
-        process: GaussianDiffusion,
-        noise: NoiseSource,
-        conditioning: Conditioning,
-        guidance: Guidance = NO_GUIDANCE,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """See `Sampler`; ``noise`` is called for the start and, if ``eta`` > 0, once per step."""
-        check_sampler(self, process, net)
-        chain = process.respaced(self.steps)
-        step = partial(self._step, self._coefficients(chain))
-        return walk_back(step, chain, net, noise, conditioning, guidance, on_step)
+    def step_of(self, chain: GaussianDiffusion) -> Step:
+        """See `ChainSampler`; draws once per step if ``eta`` > 0, else never."""
+        return partial(self._step, self._coefficients(chain))
 
     def _coefficients(self, chain: GaussianDiffusion) -> Tables:
         kept_S, kept_next_S = chain.alphas_cumprod_S, chain.alphas_cumprod_prev_S

@@ -5,6 +5,7 @@ Shape suffixes: B batch, C data channels, H height, W width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -14,8 +15,8 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.processes.respacing import respaced_times
-from tinyfusion.samplers.contract import NoiseSource, OnStep
-from tinyfusion.samplers.guidance import Guidance
+from tinyfusion.samplers.contract import NoiseSource, OnStep, check_sampler
+from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.samplers.guided import GuidedNet
 
 Step = Callable[[GaussianDiffusion, Tensor, Tensor, Tensor, NoiseSource], Tensor]
@@ -31,36 +32,45 @@ def count_steps(process: GaussianDiffusion, spec: int | str, key: str = "sampler
     return len(respaced_times(spec, process.num_steps, key))
 
 
-@torch.no_grad()
-def walk_back(
-    step: Step,
-    chain: GaussianDiffusion,
-    net: Backbone,
-    noise: NoiseSource,
-    conditioning: Conditioning,
-    guidance: Guidance,
-    on_step: OnStep | None,
-) -> Tensor:
-    """Apply ``step`` from the noisiest time of ``chain`` down to time 0.
+class ChainSampler(ABC):
+    """A sampler that walks a respaced chain from its noisiest time down to time 0.
 
     Args:
-        step: rule of one step.
-        chain: a respaced process.
-        net: the denoiser.
-        noise: see `Sampler`.
-        conditioning: of the batch.
-        guidance: classifier-free guidance.
-        on_step: receives every state.
-
-    Returns:
-        The last state, shape (B, C, H, W).
+        steps: number of steps, or another respacing (see `respaced_times`).
     """
-    predict = GuidedNet(net, noise, conditioning, guidance)
-    x = predict.draw()
-    for index, time in enumerate(reversed(range(chain.num_steps))):
-        t = torch.full((len(x),), time, device=x.device)
-        out = predict(x, chain.network_time(t))
-        x = step(chain, out, x, t, predict.draw)
-        if on_step is not None:
-            on_step(index, x)
-    return x
+
+    process_kind = "diffusion"
+
+    def __init__(self, steps: int | str = 250) -> None:
+        self.steps = steps
+
+    @abstractmethod
+    def step_of(self, chain: GaussianDiffusion) -> Step:
+        """The rule of one step of ``chain``, a respaced process."""
+
+    def num_steps(self, process: GaussianDiffusion) -> int:
+        """See `Sampler`."""
+        return count_steps(process, self.steps)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        net: Backbone,
+        process: GaussianDiffusion,
+        noise: NoiseSource,
+        conditioning: Conditioning,
+        guidance: Guidance = NO_GUIDANCE,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """See `Sampler`; ``noise`` is called once for the start and as each step asks."""
+        check_sampler(self, process, net)
+        chain = process.respaced(self.steps)
+        step = self.step_of(chain)
+        predict = GuidedNet(net, noise, conditioning, guidance)
+        x = predict.draw()
+        for index, time in enumerate(reversed(range(chain.num_steps))):
+            t = torch.full((len(x),), time, device=x.device)
+            x = step(chain, predict(x, chain.network_time(t)), x, t, predict.draw)
+            if on_step is not None:
+                on_step(index, x)
+        return x

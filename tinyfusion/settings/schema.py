@@ -18,16 +18,7 @@ class TeacherSettings:
 
 @dataclass
 class Iterative:
-    """Pruning in several rounds, each of which starts from the recovered model of the one before.
-
-    Attributes:
-        depths: blocks that each round leaves, the last one's included.
-        weights: what the last round cuts: ``previous``, the model of the round before, or
-            ``source``, the first model.
-        teacher: what it distils from, likewise.
-        previous: a checkpoint to take for the model of the round before the last, which is then
-            not made.
-    """
+    """The same keys as `tinyfusion.pipeline.rounds.Rounds`, which says what they mean."""
 
     depths: list[int] = field(default_factory=list)
     weights: str = "previous"
