@@ -33,8 +33,8 @@ def main() -> int:
     compare(runs, folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     for run in runs:
-        stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in run.times.items())
-        print(f"{run.method:>9}: {stages}; kept {list(run.kept)}")
+        phases = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in run.times.items())
+        print(f"{run.method:>9}: {phases}; kept {list(run.kept)}")
     print(f"samples of every model: {folder / 'comparison.png'}")
     print(f"how the mask was learned: {runs[0].folder / 'prune' / 'decision.png'}")
     print(f"table and weights: {folder}")

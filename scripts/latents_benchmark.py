@@ -24,7 +24,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from tinyfusion.data.datamodule import Batch, SampleKey, TrainingData
-from tinyfusion.data.latent_plan import VIEWS, Plan
+from tinyfusion.data.latent_plan import VIEWS, StorePlan
 from tinyfusion.data.latent_writer import begin, finish, write_shard
 from tinyfusion.data.latents import Latents
 from tinyfusion.data.source import split_order
@@ -36,7 +36,7 @@ WORKERS = (0, 2)
 
 def make_store(root: Path, images: int, shard_size: int = 1000) -> None:
     """Write a store of random latents of 1,000 classes."""
-    plan = Plan(
+    plan = StorePlan(
         num_files=images,
         listing="",
         classes=[f"{number:03d}" for number in range(1000)],

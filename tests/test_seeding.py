@@ -6,7 +6,7 @@ import torch
 
 from tinyfusion.seeding import Rows, SampleNoise, StepNoise, generator, permutation
 
-NOISE = StepNoise(seed=1, stage="recovery")
+NOISE = StepNoise(seed=1, phase="recovery")
 
 
 def test_generator_depends_on_every_part_of_its_key() -> None:

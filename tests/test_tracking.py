@@ -85,9 +85,9 @@ def test_tensorboard(tmp_path: Path, picture: Path) -> None:
 
     tracking = TensorBoard()
     used(tracking, tmp_path, picture)
-    stage = tracking.logger("recover")
-    stage.log_metrics({"train/loss": 0.5}, 1)
-    stage.finalize("success")
+    phase = tracking.logger("recover")
+    phase.log_metrics({"train/loss": 0.5}, 1)
+    phase.finalize("success")
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.Images("prune/decision")[0].width == 8
     assert events.Scalars("recovered/fid")[0].value == 1.5

@@ -55,11 +55,11 @@ class StepNoise:
 
     Attributes:
         seed: the run's seed.
-        stage: name of the training phase, so that two phases of a run do not share draws.
+        phase: name of the training phase, so that two phases of a run do not share draws.
     """
 
     seed: int
-    stage: str
+    phase: str
 
     def uniform(self, purpose: str, rows: Rows, *shape: int) -> Tensor:
         """Uniform draws in [0, 1), shape (rows.count, *shape)."""
@@ -81,18 +81,18 @@ class StepNoise:
         What layers draw is for the rows at hand: unlike all other draws, it depends on how the
         global batch is cut.
         """
-        torch.manual_seed(seed_of(self.seed, self.stage, "layers", rows.step, rows.first))
+        torch.manual_seed(seed_of(self.seed, self.phase, "layers", rows.step, rows.first))
 
     def shared(self, purpose: str, step: int) -> float:
         """One uniform draw in [0, 1) for all samples of an optimiser step."""
         # A hash is as good as a draw, and a dry run, whose tensors have no values, can read it.
-        return (seed_of(self.seed, self.stage, purpose, step) >> 10) / 2**53
+        return (seed_of(self.seed, self.phase, purpose, step) >> 10) / 2**53
 
     def _cut(
         self, draw: Callable[..., Tensor], purpose: str, rows: Rows, shape: Sequence[int]
     ) -> Tensor:
         drawn = draw(
-            rows.global_size, *shape, generator=generator(self.seed, self.stage, purpose, rows.step)
+            rows.global_size, *shape, generator=generator(self.seed, self.phase, purpose, rows.step)
         )
         return drawn[rows.first : rows.first + rows.count]
 

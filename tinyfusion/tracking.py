@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class Tracking:
     """CSV files only, and the base of the other trackers.
 
-    Each stage writes ``<stage>/log/version_<n>/metrics.csv``; a resumed stage begins a new
+    Each phase writes ``<phase>/log/version_<n>/metrics.csv``; a resumed phase begins a new
     version, so that nothing logged before is lost.
     """
 
@@ -39,10 +39,10 @@ class Tracking:
         """
         self.folder = folder
 
-    def logger(self, stage: str) -> Logger:
-        """Logger for one training stage."""
+    def logger(self, phase: str) -> Logger:
+        """Logger for one training phase."""
         # Flushed at every entry: what a killed run has logged before its last resume point stays.
-        return CSVLogger(self.folder / stage, name="log", flush_logs_every_n_steps=1)
+        return CSVLogger(self.folder / phase, name="log", flush_logs_every_n_steps=1)
 
     def scores(self, values: Mapping[str, Any]) -> None:
         """Final numbers of the job, flat names to numbers."""
@@ -76,9 +76,9 @@ class TensorBoard(Tracking):
         text = json.dumps(dict(config), indent=2)
         self._writer.add_text("config", textwrap.indent(text, "    "))
 
-    def logger(self, stage: str) -> Logger:
-        """Event files of one stage."""
-        return TensorBoardLogger(self.folder, name="tensorboard", version=stage)
+    def logger(self, phase: str) -> Logger:
+        """Event files of one phase."""
+        return TensorBoardLogger(self.folder, name="tensorboard", version=phase)
 
     def scores(self, values: Mapping[str, Any]) -> None:
         """Scalars at step 0."""
@@ -95,14 +95,14 @@ class TensorBoard(Tracking):
         self._writer.close()
 
 
-class _StageLogger(WandbLogger):
-    """Curves named ``stage/metric``, so that W&B shows each stage's in a section of its own."""
+class _PhaseLogger(WandbLogger):
+    """Curves named ``phase/metric``, so that W&B shows each phase's in a section of its own."""
 
     LOGGER_JOIN_CHAR = "/"
 
 
 class Wandb(Tracking):
-    """One Weights & Biases run per job, its curves named by stage; a resumed job continues it.
+    """One Weights & Biases run per job, its curves named by phase; a resumed job continues it.
 
     Args:
         project: W&B project.
@@ -148,9 +148,9 @@ class Wandb(Tracking):
         )
         self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
 
-    def logger(self, stage: str) -> Logger:
-        """Curves of one stage, prefixed by its name."""
-        return _StageLogger(experiment=self._run, prefix=stage, save_dir=str(self.folder))
+    def logger(self, phase: str) -> Logger:
+        """Curves of one phase, prefixed by its name."""
+        return _PhaseLogger(experiment=self._run, prefix=phase, save_dir=str(self.folder))
 
     def scores(self, values: Mapping[str, Any]) -> None:
         """Into the run's summary."""
@@ -171,8 +171,8 @@ def log_picture(logger: Logger, key: str, path: Path, step: int) -> None:
     """Log a picture at a step of training; where a logger takes none, its file has to do.
 
     Args:
-        logger: logger of a stage.
-        key: its name there, without the stage's.
+        logger: logger of a phase.
+        key: its name there, without the phase's.
         path: the picture.
         step: the optimiser step.
     """

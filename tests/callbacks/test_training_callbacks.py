@@ -14,7 +14,7 @@ from PIL import Image
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.callbacks.decision_trace import DecisionTrace
 from tinyfusion.callbacks.evaluate import EvaluateDuringTraining
-from tinyfusion.callbacks.progress import StageProgress
+from tinyfusion.callbacks.progress import PhaseProgress
 from tinyfusion.callbacks.sample_grid import SampleGrid
 from tinyfusion.checkpoints import load
 from tinyfusion.data.digits import Digits
@@ -192,10 +192,10 @@ def test_pictures_go_to_the_chosen_logger(tmp_path, source) -> None:
     from lightning.pytorch.loggers import TensorBoardLogger
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = TensorBoardLogger(tmp_path, name="board", version="stage")
+    board = TensorBoardLogger(tmp_path, name="board", version="recovery")
     grid = SampleGrid(4, AncestralSampler(2), columns=2)
     trained("recovery", tmp_path, source, grid, logger=board)
-    events = EventAccumulator(str(tmp_path / "board" / "stage"), {"images": 0})
+    events = EventAccumulator(str(tmp_path / "board" / "recovery"), {"images": 0})
     events.Reload()
     assert [event.step for event in events.Images("samples")] == [0, 4, 6]
 
@@ -267,10 +267,10 @@ def test_progress_without_a_terminal_is_a_few_lines(tmp_path, source, monkeypatc
     monkeypatch.setattr(
         "tinyfusion.progress.log.info", lambda text, *values: lines.append(text % values)
     )
-    trained("recovery", tmp_path, source, StageProgress("stage", lines=2), progress=False)
+    trained("recovery", tmp_path, source, PhaseProgress("recovery", lines=2), progress=False)
     assert [line.split(",")[0] for line in lines] == [
-        "stage: 3 of 6 steps (50.0 %)",
-        "stage: 6 of 6 steps (100.0 %)",
+        "recovery: 3 of 6 steps (50.0 %)",
+        "recovery: 6 of 6 steps (100.0 %)",
     ]
     assert "loss " in lines[0]
 

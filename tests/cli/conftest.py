@@ -20,8 +20,8 @@ from tinyfusion.figures.canvas import save_figure
 
 SAMPLING = ("sampler=ddpm_20", "sampler.steps=2")
 TRAINING = tuple(
-    f"training.{stage}.{key}"
-    for stage in ("mask_learning", "recovery")
+    f"training.{phase}.{key}"
+    for phase in ("mask_learning", "recovery")
     for key in ("steps=4", "batch_size=8")
 )
 SCORING = (

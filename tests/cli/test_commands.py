@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 import tinyfusion as tf_api
 
 TRAINING = tuple(
-    f"training.{stage}.{key}"
-    for stage in ("mask_learning", "recovery")
+    f"training.{phase}.{key}"
+    for phase in ("mask_learning", "recovery")
     for key in ("steps=2", "batch_size=4")
 )
 
@@ -68,7 +68,7 @@ def test_run_chains_prune_recover_evaluate(tf, root, model, only_run) -> None:
     assert tf_api.load(folder / "recovered").depth == 2
     logged = columns(folder / "prune/log/version_0/metrics.csv")
     assert {"train/loss", "gates/temperature", "gates/entropy_0"} <= set(logged)
-    # What is said: stages, progress with loss, the table; nothing of Lightning's.
+    # What is said: phases, progress with loss, the table; nothing of Lightning's.
     assert "mask_learning: 4 of 4 steps (100.0 %), loss " in result.out
     assert "recovery: 4 of 4 steps (100.0 %), loss " in result.out
     assert "speed-up" in result.out

@@ -105,14 +105,14 @@ def test_departures_from_the_recipe_are_said(dry) -> None:
 def test_every_command_that_trains(dry, command: str) -> None:
     out = dry(command, *TINY)
     assert out.startswith(f"tinyfusion {command}: dry run; nothing is trained or written\n")
-    stages = {
+    phases = {
         "pretrain": ["pretrain"],
         "prune": ["mask_learning"],
         "recover": ["recovery"],
         "run": ["mask_learning", "recovery"],
     }[command]
-    assert [line for line in out.splitlines() if line.replace("_", "").isalpha()] == stages
-    assert out.count("memory per device, estimated:") == len(stages)
+    assert [line for line in out.splitlines() if line.replace("_", "").isalpha()] == phases
+    assert out.count("memory per device, estimated:") == len(phases)
     assert "1,500 images of 1 x 8 x 8, 10 classes\n" in out
     assert ("pruned " in out) == (command in ("prune", "run"))
 

@@ -341,8 +341,8 @@ def test_train_prune_and_recover_on_a_store(encode, tf, tmp_path, only_run) -> N
     assert result.status == 0, result.err
     model = only_run("pretrain") / "model"
     steps = [
-        f"training.{stage}.{key}"
-        for stage in ("mask_learning", "recovery")
+        f"training.{phase}.{key}"
+        for phase in ("mask_learning", "recovery")
         for key in ("steps=3", "batch_size=4")
     ]
     result = tf("run", *data, f"checkpoint={model}", *steps, small=False)
@@ -373,7 +373,7 @@ def test_a_published_experiment_in_miniature_interrupted_and_resumed(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     result = tf(*line, f"hydra.run.dir={whole}", exact=True)
     assert (result.status, result.err) == (0, "")
-    # Of each stage that it is not the recipe; of the gates that they hardly left their start.
+    # Of each phase that it is not the recipe; of the gates that they hardly left their start.
     warned = [text.split("warning: ")[1] for text in result.out.splitlines() if "warning" in text]
     assert [text[:30] for text in warned] == [
         "differs from the recipe 'tinyf",

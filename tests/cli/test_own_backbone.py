@@ -24,8 +24,8 @@ NAME = "plain_vit.PlainViT"
 FEW = (
     "evaluation=none",
     *(
-        f"training.{stage}.{key}"
-        for stage in ("pretrain", "mask_learning", "recovery")
+        f"training.{phase}.{key}"
+        for phase in ("pretrain", "mask_learning", "recovery")
         for key in ("steps=4", "batch_size=8")
     ),
 )
@@ -251,7 +251,7 @@ def test_the_commands_of_the_documentation(tmp_path) -> None:
         (folder,) = (tmp_path / command).iterdir()
         return folder
 
-    few = tuple(f"training.{stage}.steps=20" for stage in ("pretrain", "mask_learning", "recovery"))
+    few = tuple(f"training.{phase}.steps=20" for phase in ("pretrain", "mask_learning", "recovery"))
     scores = ("evaluation.num_samples=50", "sampler=ddpm_20", "sampler.steps=4")
     model = run("pretrain", "training.pretrain.steps=20", *scores) / "model"
     recovered = run("run", f"checkpoint={model}", "scheme=1:2", *few, *scores) / "recovered"

@@ -84,8 +84,8 @@ def command(root: Path, model: Path) -> Callable[..., subprocess.Popen]:
         by: tuple[str, ...] = (),
     ) -> subprocess.Popen:
         whole = [*fixed, *(["evaluation=none"] if name == "run" else [])]
-        for stage in ("mask_learning", "recovery"):
-            whole += [f"training.{stage}.{key}" for key in (f"steps={steps}", "batch_size=8")]
+        for phase in ("mask_learning", "recovery"):
+            whole += [f"training.{phase}.{key}" for key in (f"steps={steps}", "batch_size=8")]
         if overrides[0].startswith("resume="):
             whole = []
         return subprocess.Popen(
@@ -151,8 +151,8 @@ def test_prune_on_two_devices(tf, prune_on_two, root) -> None:
 def test_run_on_two_devices_killed_and_resumed(tf, command, root, strategy: str) -> None:
     one, two = root / "one", root / "two"
     same = ["evaluation=none", "sampler=ddpm_20", "sampler.steps=2", f"hydra.run.dir={one}"]
-    for stage in ("mask_learning", "recovery"):
-        same += [f"training.{stage}.{key}" for key in ("steps=60", "batch_size=8")]
+    for phase in ("mask_learning", "recovery"):
+        same += [f"training.{phase}.{key}" for key in ("steps=60", "batch_size=8")]
     assert tf("run", *same, small=False).status == 0
     started = command(
         "run", f"trainer={strategy}", *TWO, "trainer.resume_every=5", f"hydra.run.dir={two}",

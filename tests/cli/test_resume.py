@@ -14,7 +14,7 @@ from tinyfusion.errors import TrainingDivergedError
 from tinyfusion.pruners.random import Random
 from tinyfusion.training.module import DenoiserTraining
 
-STEPS = tuple(f"training.{stage}.steps=15" for stage in ("mask_learning", "recovery"))
+STEPS = tuple(f"training.{phase}.steps=15" for phase in ("mask_learning", "recovery"))
 
 
 def test_killed_three_times(tf, root, killed_when, assert_same_files) -> None:

@@ -80,7 +80,7 @@ def test_run_recover_and_resume(tf, only_run: Callable[[str], Path], root: Path)
     assert recovered.config()["hidden_size"] == decision.resized.widths["hidden_size"]
     assert recovered.kept_from is None
 
-    # Finished stages are not repeated, and a deleted one is made again from the decision.
+    # Finished phases are not repeated, and a deleted one is made again from the decision.
     (folder / "metrics.json").unlink()
     (folder / "finished.json").unlink(missing_ok=True)
     before = (folder / "decision.json").read_bytes()

@@ -1,4 +1,4 @@
-"""The report script measures the real stages and prints a table; here a miniature on the CPU."""
+"""The report script measures the real phases and prints a table; here a miniature on the CPU."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_constants_of_the_recipes(name: str, published: Published) -> None:
         "training.recovery": recipe.recovery,
     }.items():
         node = OmegaConf.select(cfg, group)
-        # A stage is not told of an average that it does not have, or of pre-training's scores.
+        # A phase is not told of an average that it does not have, or of pre-training's scores.
         untold = {"held_out_every", *(["ema_decay"] if group.endswith("mask_learning") else [])}
         for key, value in asdict(part).items():
             if isinstance(value, dict):
@@ -166,8 +166,8 @@ def test_constants_of_the_recipes(name: str, published: Published) -> None:
     assert cfg.evaluation.num_samples == recipe.num_samples
     assert cfg.training.recipe == published.recipe
     shared = recipes.RECIPES[published.recipe]
-    for stage in ("mask_learning", "recovery"):
-        assert getattr(shared, stage) == getattr(recipe, stage)
+    for phase in ("mask_learning", "recovery"):
+        assert getattr(shared, phase) == getattr(recipe, phase)
 
 
 def test_values_of_the_official_code() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.data.encoding import encode_shards, plan_store
 from tinyfusion.data.imagefolder import ImageFolder
-from tinyfusion.data.latent_plan import Plan
+from tinyfusion.data.latent_plan import StorePlan
 from tinyfusion.data.latent_store import LatentStore
 from tinyfusion.data.latent_writer import begin, finish, is_complete, remove_torn
 from tinyfusion.data.latents import Latents
@@ -45,7 +45,7 @@ def encode(
     moments: bool = True,
     mirrors: bool = True,
     skip: bool = False,
-) -> Plan:
+) -> StorePlan:
     images = images_of(root)
     plan = plan_store(images, autoencoder, moments, mirrors, shard_size=4)
     begin(store, plan)

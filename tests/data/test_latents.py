@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from tinyfusion.data.datamodule import Batch, TrainingData
-from tinyfusion.data.latent_plan import Plan, file_name, listing_hash, npy_bytes
+from tinyfusion.data.latent_plan import StorePlan, file_name, listing_hash, npy_bytes
 from tinyfusion.data.latent_writer import begin, finish, write_shard
 from tinyfusion.data.latents import Latents
 from tinyfusion.errors import InputError
@@ -40,7 +40,7 @@ def write_store(root: Path, count: int = 10, **changes: object) -> Path:
         "mirrors": True,
         "shard_size": SHARD,
     }
-    plan = Plan(**{**settings, **changes})
+    plan = StorePlan(**{**settings, **changes})
     begin(root, plan)
     for shard in range(plan.num_shards):
         numbers = list(plan.files_of(shard))
@@ -209,7 +209,7 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
 
 def test_shards_may_be_empty_or_short(tmp_path: Path) -> None:
     """As when images can't be decoded."""
-    plan = Plan(
+    plan = StorePlan(
         num_files=6, listing="", classes=["a"], image_size=8, channels=1, size=2, scale=1.0,
         autoencoder="vae", weights="0", kind="mean", mirrors=False, shard_size=2,
     )  # fmt: skip
@@ -324,7 +324,7 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 
 def test_size_of_imagenet_as_documented() -> None:
-    plan = Plan(
+    plan = StorePlan(
         num_files=1_281_167, listing="", classes=[], image_size=256, channels=4, size=32, scale=1,
         autoencoder="", weights="", kind="moments", mirrors=True, shard_size=1000,
     )  # fmt: skip

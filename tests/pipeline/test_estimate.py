@@ -1,4 +1,4 @@
-"""The memory of a stage, estimated from shapes, is what a real step of it holds."""
+"""The memory of a phase, estimated from shapes, is what a real step of it holds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tinyfusion.commands.dry_command import DryCommand, dry_command
 from tinyfusion.pipeline import fit as fit_module
 from tinyfusion.pipeline.batching import Split
 from tinyfusion.pipeline.estimate import (
-    StageMemory,
+    PhaseMemory,
     fake,
     make_fake,
     optimizer_state_factor,
-    stage_memory,
+    phase_memory,
     teacher_of,
 )
 from tinyfusion.settings.check import check
@@ -55,7 +55,7 @@ def split_of(dry: DryCommand, phase: str) -> Split:
     return dry.runner.split(phase, dry.runner.settings(phase))
 
 
-def estimates(dry: DryCommand) -> dict[str, StageMemory]:
+def estimates(dry: DryCommand) -> dict[str, PhaseMemory]:
     optimizer = dry.objects.optimizer
     factor, found = optimizer_state_factor(lambda groups: optimizer(groups, lr=1e-3)), {}
     for phase in dry.phases(dry.on_meta):
@@ -67,7 +67,7 @@ def estimates(dry: DryCommand) -> dict[str, StageMemory]:
             if teacher is not None:
                 make_fake(teacher)
             split = split_of(dry, phase.name)
-            found[phase.name] = stage_memory(
+            found[phase.name] = phase_memory(
                 module, teacher, (1, 8, 8), split, dry.objects.trainer, factor
             )
     return found

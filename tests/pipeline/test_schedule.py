@@ -1,4 +1,4 @@
-"""What a stage says before it begins, and what it warns of."""
+"""What a phase says before it begins, and what it warns of."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinyfusion.pipeline.batching import split_batch
 from tinyfusion.pipeline.schedule import described, warned
 from tinyfusion.training.ema import Ema
 from tinyfusion.training.recipes import RECIPES, STUDENTS, differences
-from tinyfusion.training.settings import StageTraining, TrainerSettings, TrainingSettings
+from tinyfusion.training.settings import PhaseSettings, TrainerSettings, TrainingSettings
 
 PUBLISHED = {
     "mask_learning": TrainingSettings(10_009, 128, learning_rate=1e-4, label_drop=0.1),
@@ -24,21 +24,21 @@ PUBLISHED = {
 }
 
 
-def stage(decay: float = 0.9999, warm_up: bool = True, weight_decay: float = 0.0) -> Any:
+def phase(decay: float = 0.9999, warm_up: bool = True, weight_decay: float = 0.0) -> Any:
     net = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=weight_decay)
     return SimpleNamespace(
         averages={"student": (Ema(net, decay, warm_up), net)},
         label_drop=0.1,
         configure_optimizers=lambda: {"optimizer": optimizer},
-        notes=lambda: ["a note of the stage's own"],
+        notes=lambda: ["a note of the phase's own"],
     )
 
 
 def warnings(settings: TrainingSettings, module: Any = None, name="recovery", micro_batch=None):
     trainer = TrainerSettings(micro_batch=micro_batch)
     split = split_batch("key", settings.batch_size, 1, micro_batch)
-    return warned(module or stage(), settings, trainer, split, name, "tinyfusion")
+    return warned(module or phase(), settings, trainer, split, name, "tinyfusion")
 
 
 def changed(name: str = "recovery", **values: Any) -> TrainingSettings:
@@ -47,13 +47,13 @@ def changed(name: str = "recovery", **values: Any) -> TrainingSettings:
 
 def test_steps_images_epochs_and_shares_are_said() -> None:
     split = split_batch("key", 256, 4, 16)
-    lines = described(stage(), PUBLISHED["recovery"], split, 1_281_167)
+    lines = described(phase(), PUBLISHED["recovery"], split, 1_281_167)
     assert lines[0] == (
         "100,000 steps x global batch 256 = 25,600,000 images (20.0 epochs of 1,281,167)"
     )
     assert lines[1] == "global batch 256 = 4 device(s) x 4 micro-batch(es) x 16 image(s)"
     assert "(decay 0.9999 x 100,000 steps, warmed up; without it 0.0045 %)" in lines[2]
-    assert lines[3:] == ["a note of the stage's own"]
+    assert lines[3:] == ["a note of the phase's own"]
 
 
 @pytest.mark.parametrize("warm_up", [True, False])
@@ -72,10 +72,10 @@ def test_start_share_is_what_an_average_holds_of_its_start(warm_up: bool, update
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_schedule_raises_no_warning(name: str) -> None:
-    module = stage(0.999, warm_up=False) if name == "mask_learning" else stage()
+    module = phase(0.999, warm_up=False) if name == "mask_learning" else phase()
     assert warnings(PUBLISHED[name], module, name) == []
     assert warnings(changed(steps=500_000)) == []
-    assert warned(stage(), changed(steps=7), TrainerSettings(), split_batch("", 256, 1, None),
+    assert warned(phase(), changed(steps=7), TrainerSettings(), split_batch("", 256, 1, None),
                   "recovery", None) == []  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_each_differing_value_is_named_with_the_published_one(values: dict, text
 
 
 def test_the_optimisers_weight_decay_counts_too() -> None:
-    (line,) = warnings(changed(), stage(weight_decay=0.01))
+    (line,) = warnings(changed(), phase(weight_decay=0.01))
     assert "weight_decay=0.01 instead of 0" in line
 
 
@@ -112,9 +112,9 @@ def test_fewer_steps_at_a_larger_batch_are_explained() -> None:
 
 
 def test_an_average_that_has_not_left_its_start() -> None:
-    (line,) = warnings(changed(steps=100_000), stage(0.99999, warm_up=False))
+    (line,) = warnings(changed(steps=100_000), phase(0.99999, warm_up=False))
     assert "still hold 37 % of its start" in line and "lower the decay" in line
-    assert warnings(changed(), stage(0.99999, warm_up=True)) == []
+    assert warnings(changed(), phase(0.99999, warm_up=True)) == []
 
 
 def test_shares_that_fall_apart_into_tiny_micro_batches() -> None:
@@ -128,4 +128,4 @@ def test_recipes_cover_what_they_claim() -> None:
     assert differences("tinyfusion", "pretrain", 1, 1, {}) == []
     assert {RECIPES[name] for name in RECIPES} <= set(STUDENTS.values())
     with pytest.raises(InputError, match=r"training.recipe='mine'.*tinyfusion"):
-        StageTraining(recipe="mine")
+        PhaseSettings(recipe="mine")

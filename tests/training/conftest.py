@@ -84,7 +84,7 @@ def shared() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def run(tmp_path: Path, source: Checkers) -> Callable[..., None]:
-    """``run(module, batch_size=8, accumulate=1, ...)`` trains on the CPU as a stage does."""
+    """``run(module, batch_size=8, accumulate=1, ...)`` trains on the CPU as a phase does."""
     torch.set_num_threads(1)
 
     def train(

@@ -143,7 +143,7 @@ def test_counting_leaves_training_bit_for_bit_alone(trained, monkeypatch) -> Non
     _, counted = trained("recovery")
     report = MemoryReport.__init__
     monkeypatch.setattr(
-        MemoryReport, "__init__", lambda self, stage, count: report(self, stage, False)
+        MemoryReport, "__init__", lambda self, phase, count: report(self, phase, False)
     )
     _, plain = trained("recovery")
     assert counted.losses == plain.losses

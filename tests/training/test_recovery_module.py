@@ -1,4 +1,4 @@
-"""What the recovery stage feeds to student and teacher."""
+"""What the recovery phase feeds to student and teacher."""
 
 from __future__ import annotations
 

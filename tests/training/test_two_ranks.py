@@ -99,7 +99,7 @@ def outcome(module: DenoiserTraining, watch: Watch) -> dict[str, Any]:
 
 @pytest.fixture
 def make(make_net, shared) -> Build:
-    """``make(kind, steps)``: a stage that has not begun."""
+    """``make(kind, steps)``: a phase that has not begun."""
     # Adam would blow up the rounding of gradients that are zero by symmetry.
     plain = {"optimizer": lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.5)}
 
@@ -121,7 +121,7 @@ def make(make_net, shared) -> Build:
 
 @pytest.fixture
 def trained(make, run, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """``trained(kind, folder, ...)``: what a stage comes to."""
+    """``trained(kind, folder, ...)``: what a phase comes to."""
 
     def train(kind: str, folder: str, more: Any = (), **options: Any) -> dict[str, Any]:
         module, watch = make(kind), Watch()

@@ -17,7 +17,7 @@ from tinyfusion.gating.deltas import Full
 from tinyfusion.gating.gates import Gates
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.pipeline.batching import Split
-from tinyfusion.pipeline.estimate import fake, make_fake, stage_memory
+from tinyfusion.pipeline.estimate import fake, make_fake, phase_memory
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.teacher import FrozenTeacher
 from tinyfusion.samplers.ddim import DDIMSampler
@@ -45,7 +45,7 @@ def source(two_streams):
 
 @pytest.fixture
 def make(two_streams, shared, source) -> Callable[..., DenoiserTraining]:
-    """``make(kind, steps)``: a stage that trains such a network."""
+    """``make(kind, steps)``: a phase that trains such a network."""
 
     def build(kind: str, steps: int = 1, **changes: Any) -> DenoiserTraining:
         arguments, net = shared(steps, **changes), two_streams.make_net()
@@ -147,7 +147,7 @@ def test_its_memory_is_estimated_from_shapes(make, kind: str) -> None:
     with fake():
         for each in (module, *([] if teacher is None else [teacher])):
             make_fake(each)
-        memory = stage_memory(
+        memory = phase_memory(
             module, teacher, (1, 4, 4), Split(1, 1, 8), TrainerSettings("cpu"), 2.0
         )
     assert memory.parts["activations"] > 0 and memory.total > memory.parts["weights"]

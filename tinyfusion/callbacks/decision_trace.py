@@ -60,7 +60,7 @@ class DecisionTrace(Callback):
             self.records.append(_record(step, pl_module.decision_state()))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the figure beside the stage's other files and write the records beside it."""
+        """Draw the figure beside the phase's other files and write the records beside it."""
         if (
             not isinstance(pl_module, MaskLearning)
             or not self.records

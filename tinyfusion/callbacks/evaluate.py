@@ -21,11 +21,11 @@ from tinyfusion.training.module import DenoiserTraining
 log = logging.getLogger(__name__)
 
 BEST = "best"
-"""In a stage's folder: the model whose averaged weights had the lowest FID."""
+"""In a phase's folder: the model whose averaged weights had the lowest FID."""
 
 
 class EvaluateDuringTraining(Callback):
-    """Scores the stage's network every few optimiser steps and logs ``evaluate/fid`` and so on.
+    """Scores the phase's network every few optimiser steps and logs ``evaluate/fid`` and so on.
 
     All ranks share the sampling. Of few samples FID is higher than of many: compare it along a
     run, not with final scores. The model of lowest FID is kept in ``best/``. Training is not

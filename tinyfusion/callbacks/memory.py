@@ -1,4 +1,4 @@
-"""Logs how much memory a training stage takes."""
+"""Logs how much memory a training phase takes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class MemoryReport(Callback):
     """Logs what the first micro-batch keeps for its backward pass, and the peak on a GPU.
 
     Args:
-        stage: name of the stage.
+        phase: name of the phase.
         count: whether to count activations; those of compiled blocks can't be seen.
 
     Attributes:
         activations: bytes counted; ``None`` before the first micro-batch.
     """
 
-    def __init__(self, stage: str, count: bool = True) -> None:
-        self.stage, self.count = stage, count
+    def __init__(self, phase: str, count: bool = True) -> None:
+        self.phase, self.count = phase, count
         self.activations: int | None = None
         self._counting: Activations | None = None
 
@@ -57,7 +57,7 @@ class MemoryReport(Callback):
             self._stop()
             log.info(
                 "%s: %s of activations per micro-batch of %d",
-                self.stage,
+                self.phase,
                 readable_bytes(self.activations),
                 self._images,
             )
@@ -67,7 +67,7 @@ class MemoryReport(Callback):
         self._stop()
         peak = peak_gpu_memory(trainer.strategy.root_device)
         if peak is not None:
-            log.info("%s: %s of GPU memory at the peak", self.stage, readable_bytes(peak))
+            log.info("%s: %s of GPU memory at the peak", self.phase, readable_bytes(peak))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: Any) -> None:
         """Leave no hook behind."""

@@ -1,4 +1,4 @@
-"""How far a training stage is: a bar on a terminal, a line now and then in a log."""
+"""How far a training phase is: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tinyfusion.progress import Progress
 
 
-class StageProgress(Callback):
-    """Shows stage, step, loss and speed.
+class PhaseProgress(Callback):
+    """Shows phase, step, loss and speed.
 
     Args:
-        stage: name of the stage.
-        lines: without a terminal, how many lines a whole stage writes at most.
+        phase: name of the phase.
+        lines: without a terminal, how many lines a whole phase writes at most.
     """
 
-    def __init__(self, stage: str, lines: int = 10) -> None:
-        self.stage, self.lines = stage, lines
+    def __init__(self, phase: str, lines: int = 10) -> None:
+        self.phase, self.lines = phase, lines
         self._progress: Progress | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -27,7 +27,7 @@ class StageProgress(Callback):
         self._last = trainer.global_step
         if trainer.is_global_zero:
             self._progress = Progress(
-                self.stage,
+                self.phase,
                 trainer.max_steps,
                 done=trainer.global_step,
                 bar=sys.stdout.isatty(),

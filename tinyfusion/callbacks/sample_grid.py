@@ -58,7 +58,7 @@ class SampleGrid(Callback):
         self.rows: dict[int, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record where the stage begins."""
+        """Record where the phase begins."""
         self._record(trainer, pl_module)
 
     def on_train_batch_end(

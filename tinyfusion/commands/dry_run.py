@@ -1,6 +1,6 @@
 """``dry_run=true``: what a command would train, take and write, without doing any of it.
 
-Stages are put together on the meta device and one step of each is counted: neither checkpoint nor
+Phases are put together on the meta device and one step of each is counted: neither checkpoint nor
 data has to exist where ``backbone=`` says what is trained.
 """
 
@@ -20,11 +20,11 @@ from tinyfusion.commands.dry_rounds import dry_rounds
 from tinyfusion.pipeline import probe
 from tinyfusion.pipeline.batching import Split
 from tinyfusion.pipeline.estimate import (
-    StageMemory,
+    PhaseMemory,
     fake,
     make_fake,
     optimizer_state_factor,
-    stage_memory,
+    phase_memory,
     teacher_of,
 )
 from tinyfusion.pipeline.probe import Probed, probe_sampling, probe_training
@@ -157,7 +157,7 @@ def _schedule(
         yield f"  meant to follow the recipe {recipe!r}"
 
 
-def _memory(dry: DryCommand, module: DenoiserTraining, split: Split, factor: float) -> StageMemory:
+def _memory(dry: DryCommand, module: DenoiserTraining, split: Split, factor: float) -> PhaseMemory:
     source = dry.objects.source
     # Its own: a process keeps copies of its tables, which would be fake ones here.
     module.process = copy.deepcopy(dry.objects.process)
@@ -167,10 +167,10 @@ def _memory(dry: DryCommand, module: DenoiserTraining, split: Split, factor: flo
         if teacher is not None:
             make_fake(teacher)
         shape = (source.channels, source.size, source.size)
-        return stage_memory(module, teacher, shape, split, dry.objects.trainer, factor)
+        return phase_memory(module, teacher, shape, split, dry.objects.trainer, factor)
 
 
-def _table(memory: StageMemory, split: Split) -> Iterator[str]:
+def _table(memory: PhaseMemory, split: Split) -> Iterator[str]:
     yield f"  {memory.trained:,} of {memory.parameters:,} parameters are trained"
     yield "  memory per device, estimated:"
     for name, size in memory.parts.items():

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.data.encoding import plan_store
 from tinyfusion.data.imagefolder import ImageFolder
-from tinyfusion.data.latent_plan import Plan
+from tinyfusion.data.latent_plan import StorePlan
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.group import joined
@@ -47,7 +47,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     group = joined(size)
     autoencoder = _autoencoder(cfg)
 
-    def planned() -> tuple[ImageFolder, Plan]:
+    def planned() -> tuple[ImageFolder, StorePlan]:
         images = _images(cfg)
         return images, plan_store(images, autoencoder, cfg.moments, cfg.mirrors, cfg.shard_size)
 
@@ -144,7 +144,7 @@ def _images(cfg: DictConfig) -> ImageFolder:
     return build({**plain(cfg.data), **own})
 
 
-def _announce(plan: Plan, root: Path, source: str) -> None:
+def _announce(plan: StorePlan, root: Path, source: str) -> None:
     size = readable_bytes(plan.num_files * plan.row_bytes)
     shape = "x".join(map(str, (plan.channels, plan.size, plan.size)))
     log.info(

@@ -84,10 +84,10 @@ def work(cfg: DictConfig, folder: Path) -> None:
     """Carry out a command in this process; all that is said goes to the run's log as well."""
     with logged(folder):
         log.info("%s in %s", cfg.command, folder)
-        stage = importlib.import_module(f"tinyfusion.commands.{cfg.command}")
+        command = importlib.import_module(f"tinyfusion.commands.{cfg.command}")
         try:
             _prepare(cfg)
-            stage.main(cfg, folder)
+            command.main(cfg, folder)
             if is_first_rank():
                 now = datetime.now(UTC).isoformat(timespec="seconds")
                 write_json(folder / FINISHED_FILE, {"finished": now, "version": __version__})

@@ -58,9 +58,9 @@ SCORED = (SOURCE, CUT, AVERAGED, LIVE)
 
 
 def main(cfg: DictConfig, folder: Path) -> None:
-    """Run the command in ``folder``; finished stages are skipped."""
+    """Run the command in ``folder``; finished phases are skipped."""
     objects = objects_of(cfg)
-    # Whatever is wrong with later stages is found before the first one starts.
+    # Whatever is wrong with later phases is found before the first one starts.
     source = load(objects, objects.checkpoint)
     teacher = load_teacher(objects, source)
     given = None
@@ -214,8 +214,8 @@ def _grid(
 
 
 @contextmanager
-def _timed(folder: Path, stage: str) -> Iterator[None]:
-    """Add the seconds spent in a stage to ``times.json`` (over interruptions, too)."""
+def _timed(folder: Path, phase: str) -> Iterator[None]:
+    """Add the seconds spent in a phase to ``times.json`` (over interruptions, too)."""
     began = time.perf_counter()
     refused = False
     try:
@@ -225,13 +225,13 @@ def _timed(folder: Path, stage: str) -> Iterator[None]:
         raise
     finally:
         if not refused and is_first_rank():
-            _add_time(folder, stage, time.perf_counter() - began)
+            _add_time(folder, phase, time.perf_counter() - began)
 
 
-def _add_time(folder: Path, stage: str, seconds: float) -> None:
+def _add_time(folder: Path, phase: str, seconds: float) -> None:
     file = folder / TIMES_FILE
     times = read_json(file, "times") if file.is_file() else {}
-    times[stage] = round(times.get(stage, 0.0) + seconds, 2)
+    times[phase] = round(times.get(phase, 0.0) + seconds, 2)
     if torch.cuda.is_available():
         times["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     write_json(file, times)

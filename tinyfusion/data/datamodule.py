@@ -175,7 +175,7 @@ class TrainingData(LightningDataModule):
     Args:
         source: the images.
         seed: the run's seed.
-        stage: name of the phase, so that two phases of one run don't share draws.
+        phase: name of the phase, so that two phases of one run don't share draws.
         total_steps: optimiser steps of the phase.
         global_batch: images per optimiser step, over all devices and micro-batches.
         accumulate: micro-batches per optimiser step and device.
@@ -186,7 +186,7 @@ class TrainingData(LightningDataModule):
         self,
         source: ImageSource,
         seed: int,
-        stage: str,
+        phase: str,
         total_steps: int,
         global_batch: int,
         accumulate: int = 1,
@@ -194,10 +194,10 @@ class TrainingData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.source = source
-        self._seed, self._stage = seed, stage
+        self._seed, self._phase = seed, phase
         self._total_steps, self._global_batch = total_steps, global_batch
         self._accumulate, self._num_workers = accumulate, num_workers
-        self._augment = StepNoise(seed, stage)
+        self._augment = StepNoise(seed, phase)
 
     def on_before_batch_transfer(self, batch: Batch | InputError, dataloader_idx: int) -> Batch:
         """Raise what the data has refused where the batch was fetched.

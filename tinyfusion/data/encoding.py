@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.data.imagefolder import ImageFolder, UndecodableImageError
-from tinyfusion.data.latent_plan import DTYPE, Plan, listing_hash
+from tinyfusion.data.latent_plan import DTYPE, StorePlan, listing_hash
 from tinyfusion.data.latent_writer import write_shard
 from tinyfusion.errors import InputError
 
@@ -28,7 +28,7 @@ AHEAD = 2
 
 def plan_store(
     images: ImageFolder, autoencoder: Autoencoder, moments: bool, mirrors: bool, shard_size: int
-) -> Plan:
+) -> StorePlan:
     """What a store of these images will hold.
 
     Args:
@@ -53,7 +53,7 @@ def plan_store(
             f"data.size={images.size} must be a multiple of {autoencoder.factor}, the pixels per "
             "latent cell of the autoencoder"
         )
-    return Plan(
+    return StorePlan(
         num_files=len(images.files),
         listing=listing_hash(relative_names(images), images.labels.tolist()),
         classes=images.classes,
@@ -98,7 +98,7 @@ class _Decoded(NamedTuple):
 def encode_shards(
     images: ImageFolder,
     autoencoder: Autoencoder,
-    plan: Plan,
+    plan: StorePlan,
     root: Path,
     shards: Sequence[int],
     skip_undecodable: bool = False,
@@ -172,7 +172,7 @@ def _to_half(latents: Tensor, files: Sequence[str]) -> np.ndarray:
 
 def _decoded(
     images: ImageFolder,
-    plan: Plan,
+    plan: StorePlan,
     shards: Sequence[int],
     batch_size: int,
     skip: bool,
@@ -196,7 +196,7 @@ def _decoded(
 
 
 def _batches(
-    plan: Plan, shards: Iterable[int], batch_size: int
+    plan: StorePlan, shards: Iterable[int], batch_size: int
 ) -> Iterator[tuple[int, Sequence[int], bool]]:
     """Shard, numbers of the files, and whether it is the shard's last batch."""
     for shard in shards:

@@ -29,7 +29,7 @@ RECORD_BYTES = 60
 
 
 @dataclass(frozen=True)
-class Plan:
+class StorePlan:
     """What a store will hold; part of its index.
 
     Attributes:
@@ -122,7 +122,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_plan(file: Path) -> Plan:
+def read_plan(file: Path) -> StorePlan:
     """The plan that a store's plan or index file holds.
 
     Raises:
@@ -135,7 +135,7 @@ def read_plan(file: Path) -> Plan:
         raise InputError(
             f"{str(file)!r} is of version {found.get('version')!r}; this program reads {VERSION}"
         )
-    missing = [field.name for field in fields(Plan) if field.name not in found]
+    missing = [field.name for field in fields(StorePlan) if field.name not in found]
     if missing:
         raise InputError(f"{str(file)!r} has no {missing[0]!r}")
-    return Plan(**{field.name: found[field.name] for field in fields(Plan)})
+    return StorePlan(**{field.name: found[field.name] for field in fields(StorePlan)})

@@ -18,7 +18,7 @@ from tinyfusion.data.latent_plan import (
     LABELS_FILE,
     PLAN_FILE,
     VERSION,
-    Plan,
+    StorePlan,
     file_name,
     npy_bytes,
     read_plan,
@@ -38,7 +38,7 @@ _NAMES = {
 """Names of a plan's fields in messages."""
 
 
-def begin(root: Path, plan: Plan) -> None:
+def begin(root: Path, plan: StorePlan) -> None:
     """Make the folder of a store and note the plan, or check that a store begun has the same.
 
     Raises:
@@ -55,7 +55,7 @@ def begin(root: Path, plan: Plan) -> None:
             raise InputError(f"store={root} can't be written: {error.strerror}") from None
         return
     begun = read_plan(file)
-    for field in fields(Plan):
+    for field in fields(StorePlan):
         # The same autoencoder may lie elsewhere; its weights and scale are compared.
         old, new = getattr(begun, field.name), getattr(plan, field.name)
         if field.name == "autoencoder" or old == new:
@@ -108,7 +108,7 @@ def write_shard(
     write_json(root / record_name(shard), record)
 
 
-def is_complete(root: Path, plan: Plan, shard: int) -> bool:
+def is_complete(root: Path, plan: StorePlan, shard: int) -> bool:
     """Whether a shard is all there, judged by its JSON file and the sizes of the others."""
     record = root / record_name(shard)
     if not record.is_file():
@@ -134,7 +134,7 @@ def remove_torn(root: Path, shards: Sequence[int], alone: bool) -> None:
             Path(entry.path).unlink(missing_ok=True)
 
 
-def finish(root: Path, plan: Plan) -> dict[str, Any]:
+def finish(root: Path, plan: StorePlan) -> dict[str, Any]:
     """Write labels and index of a store whose shards are all complete; the same at every call.
 
     Returns:

@@ -21,7 +21,7 @@ from tinyfusion.backbones.contract import Backbone, dtype_of, evaluating, predic
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.held_out import HeldOutLoss, standard_error
-from tinyfusion.metrics.prefix_tree import Kept, Plan, Walk, common_start
+from tinyfusion.metrics.prefix_tree import Kept, TreePlan, Walk, common_start
 from tinyfusion.metrics.rows import copies_of, first_rows, map_rows
 from tinyfusion.states import States, streams
 
@@ -166,19 +166,19 @@ class CandidateScores:
             means, errors = scores_KN.mean(1), standard_error(scores_KN)
             yield from zip(means.tolist(), errors.tolist(), strict=True)
 
-    def _plans(self, kept_sets: Sequence[Kept]) -> Iterator[Plan]:
+    def _plans(self, kept_sets: Sequence[Kept]) -> Iterator[TreePlan]:
         """What each step runs."""
         known: set[Kept] = set()
         for first in range(0, len(kept_sets), self.branches):
             last = first + self.branches
             step, following = kept_sets[first:last], kept_sets[last : last + self.branches]
-            plan = Plan(self.net, step, known, common_start(step[-1], following))
+            plan = TreePlan(self.net, step, known, common_start(step[-1], following))
             yield plan
             known = plan.carried
 
     def _step(
         self,
-        plan: Plan,
+        plan: TreePlan,
         piece: _Piece,
         carried: dict[Kept, States],
         score: Callable[[Tensor, _Piece, Any], Tensor],

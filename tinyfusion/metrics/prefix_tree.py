@@ -36,7 +36,7 @@ def common_start(kept: Kept, others: Sequence[Kept]) -> int:
     return most
 
 
-class Plan:
+class TreePlan:
     """Which nodes of the tree a step runs, block by block.
 
     Args:
@@ -78,7 +78,7 @@ class Walk:
         carried: states of known nodes; replaced by those that the next step needs.
     """
 
-    def __init__(self, plan: Plan, size: int, rows: int, carried: dict[Kept, States]) -> None:
+    def __init__(self, plan: TreePlan, size: int, rows: int, carried: dict[Kept, States]) -> None:
         self.plan, self.size = plan, size
         self.per_call = max(1, rows // size)
         self.carried = carried

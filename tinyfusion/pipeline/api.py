@@ -44,7 +44,7 @@ from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import generate_images
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.training.recipes import Recipe, tinydit_d14
-from tinyfusion.training.settings import StageTraining, TrainerSettings, TrainingSettings
+from tinyfusion.training.settings import PhaseSettings, TrainerSettings, TrainingSettings
 
 Data = ImageSource | Iterable[Pair]
 
@@ -323,7 +323,7 @@ def _runner(
     return PhaseRunner(
         process,
         source,
-        StageTraining(**cast(Any, {phase: settings})),
+        PhaseSettings(**cast(Any, {phase: settings})),
         trainer or TrainerSettings(progress=False),
         optimizer,
         seed,

@@ -16,7 +16,7 @@ import torch
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.data.encoding import encode_shards
 from tinyfusion.data.imagefolder import ImageFolder
-from tinyfusion.data.latent_plan import INDEX_FILE, Plan
+from tinyfusion.data.latent_plan import INDEX_FILE, StorePlan
 from tinyfusion.data.latent_writer import begin, finish, is_complete, remove_torn
 from tinyfusion.errors import InputError
 from tinyfusion.group import ALONE, Group
@@ -31,7 +31,7 @@ SHOWN = 10
 def fill_store(
     images: ImageFolder,
     autoencoder: Autoencoder,
-    plan: Plan,
+    plan: StorePlan,
     root: Path,
     device: torch.device,
     part: int = 0,
@@ -92,12 +92,12 @@ def fill_store(
         (root / _lock_name(part, parts)).unlink(missing_ok=True)
 
 
-def _missing(root: Path, plan: Plan) -> list[int]:
+def _missing(root: Path, plan: StorePlan) -> list[int]:
     """Numbers of the shards that are not complete."""
     return [shard for shard in range(plan.num_shards) if not is_complete(root, plan, shard)]
 
 
-def _check_space(root: Path, plan: Plan, missing: Collection[int]) -> None:
+def _check_space(root: Path, plan: StorePlan, missing: Collection[int]) -> None:
     need = plan.bytes_of(sum(len(plan.files_of(shard)) for shard in missing))
     free = shutil.disk_usage(root).free
     if need > free:
@@ -108,7 +108,7 @@ def _check_space(root: Path, plan: Plan, missing: Collection[int]) -> None:
 
 
 @contextmanager
-def _refusing(root: Path, plan: Plan, batch_size: int) -> Iterator[None]:
+def _refusing(root: Path, plan: StorePlan, batch_size: int) -> Iterator[None]:
     """Raise what the user can mend as an `InputError`."""
     try:
         yield
@@ -175,7 +175,7 @@ def _locked(handle: TextIO, how: int) -> bool:
     return True
 
 
-def _conclude(root: Path, plan: Plan, part: str) -> None:
+def _conclude(root: Path, plan: StorePlan, part: str) -> None:
     """Write the index if nothing is missing; say what was skipped."""
     missing = _missing(root, plan)
     if missing:

@@ -1,7 +1,7 @@
-"""Memory that a training stage takes per device, from shapes alone.
+"""Memory that a training phase takes per device, from shapes alone.
 
 Everything is counted on fake tensors, which have shapes, types and storages but no values: the
-stage's own forward runs, so that what is counted is what is trained, however it is configured.
+phase's own forward runs, so that what is counted is what is trained, however it is configured.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tinyfusion.training.settings import TrainerSettings
 
 
 @dataclass(frozen=True)
-class StageMemory:
+class PhaseMemory:
     """Bytes on one device, and what they are made of.
 
     Attributes:
         parts: bytes by what they hold, in the order of a report.
         trained: trained parameters of the whole model.
         parameters: parameters of the network with all that was attached to it.
-        resume: bytes of the stage's resume checkpoint.
+        resume: bytes of the phase's resume checkpoint.
     """
 
     parts: dict[str, int]
@@ -89,18 +89,18 @@ def teacher_of(module: DenoiserTraining) -> Backbone | None:
     return None if teacher is None else teacher.net
 
 
-def stage_memory(
+def phase_memory(
     module: DenoiserTraining,
     teacher: Backbone | None,
     shape: tuple[int, int, int],
     split: Split,
     trainer: TrainerSettings,
     state_factor: float,
-) -> StageMemory:
-    """Count one step of a stage; the module's tensors must be fake (see `make_fake`).
+) -> PhaseMemory:
+    """Count one step of a phase; the module's tensors must be fake (see `make_fake`).
 
     Args:
-        module: the stage.
+        module: the phase.
         teacher: the network it distils from, whose tensors are fake as well.
         shape: shape of one training input, (C, H, W).
         split: how the global batch is shared out.
@@ -133,7 +133,7 @@ def stage_memory(
         recompute_blocks(module.trained_net, False)
         depth = module.trained_net.depth
         parts["one block recomputed"] = (kept - parts["activations"]) // depth
-    return StageMemory(
+    return PhaseMemory(
         parts,
         trained=sum(p.numel() for p in trained),
         parameters=count_parameters(module),

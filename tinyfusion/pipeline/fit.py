@@ -1,4 +1,4 @@
-"""Running one training stage: trainer, data, resume."""
+"""Running one training phase: trainer, data, resume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 
 from tinyfusion.backbones.contract import compile_blocks, recompute_blocks
 from tinyfusion.callbacks.memory import MemoryReport
-from tinyfusion.callbacks.progress import StageProgress
+from tinyfusion.callbacks.progress import PhaseProgress
 from tinyfusion.callbacks.resume import RESUME_FILE, AtomicCheckpointIO, ResumeCheckpoint
 from tinyfusion.data.datamodule import TrainingData
 from tinyfusion.data.source import ImageSource
@@ -34,7 +34,7 @@ from tinyfusion.training.settings import TrainerSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
 
-# Lightning's advice for other kinds of training; each is answered by the design of a stage.
+# Lightning's advice for other kinds of training; each is answered by the design of a phase.
 _QUIET = (
     ".*does not have many workers.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
@@ -54,7 +54,7 @@ def fit(
     settings: TrainingSettings,
     trainer_settings: TrainerSettings,
     folder: Path,
-    stage: str,
+    phase: str,
     seed: int,
     logger: Logger | None,
     callbacks: Sequence[Callback] = (),
@@ -66,10 +66,10 @@ def fit(
     Args:
         module: what to train; holds the result afterwards.
         source: training images.
-        settings: length and batch of the stage.
+        settings: length and batch of the phase.
         trainer_settings: device, precision, progress.
-        folder: folder of the stage, for the resume checkpoint and what callbacks write.
-        stage: name of the stage; enters the random draws.
+        folder: folder of the phase, for the resume checkpoint and what callbacks write.
+        phase: name of the phase; enters the random draws.
         seed: the run's seed.
         logger: Lightning logger.
         callbacks: further callbacks.
@@ -82,13 +82,13 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     extra: list[Callback] = [
         MicroBatchCount(),
-        MemoryReport(stage, count=not trainer_settings.compile),
+        MemoryReport(phase, count=not trainer_settings.compile),
     ]
     if trainer_settings.progress:
-        extra.append(StageProgress(stage))
+        extra.append(PhaseProgress(phase))
     resume = folder / RESUME_FILE
     if resume.is_file():
-        log.info("%s: resumed from %s", stage, resume)
+        log.info("%s: resumed from %s", phase, resume)
     with _quiet():
         trainer = new_trainer(
             trainer_settings,
@@ -109,7 +109,7 @@ def fit(
             num_sanity_val_steps=0,
         )
         split = split_batch(
-            f"training.{stage}.batch_size",
+            f"training.{phase}.batch_size",
             settings.batch_size,
             trainer.world_size,
             trainer_settings.micro_batch,
@@ -119,12 +119,12 @@ def fit(
         data = training_data(
             source,
             seed,
-            stage,
+            phase,
             settings,
             split.micro_batches,
             loader_processes(trainer_settings),
         )
-        announce(module, settings, trainer_settings, split, stage, len(source), recipe)
+        announce(module, settings, trainer_settings, split, phase, len(source), recipe)
         prepare(module, trainer_settings)
         module.train()
         _train(trainer, module, data, resume if resume.is_file() else None)
@@ -133,7 +133,7 @@ def fit(
 def training_data(
     source: ImageSource,
     seed: int,
-    stage: str,
+    phase: str,
     settings: TrainingSettings,
     accumulate: int,
     workers: int = 0,
@@ -143,7 +143,7 @@ def training_data(
     Args:
         source: the data; of a `BatchStream` the batches are taken as they come.
         seed: the run's seed.
-        stage: name of the phase; enters the random draws.
+        phase: name of the phase; enters the random draws.
         settings: length and batch.
         accumulate: micro-batches per optimiser step and device.
         workers: processes that load batches.
@@ -151,7 +151,7 @@ def training_data(
     if isinstance(source, BatchStream):
         return StreamData(source, settings.steps, accumulate)
     return TrainingData(
-        source, seed, stage, settings.steps, settings.batch_size, accumulate, workers
+        source, seed, phase, settings.steps, settings.batch_size, accumulate, workers
     )
 
 
@@ -160,7 +160,7 @@ def fit_within(
     module: DenoiserTraining,
     source: ImageSource,
     settings: TrainingSettings,
-    stage: str,
+    phase: str,
     seed: int,
     callbacks: Sequence[Callback] = (),
 ) -> None:
@@ -174,7 +174,7 @@ def fit_within(
         module: what to train; holds the result afterwards.
         source: training data.
         settings: length and batch of the phase.
-        stage: name of the phase; enters the random draws.
+        phase: name of the phase; enters the random draws.
         seed: seed of all draws.
         callbacks: further callbacks for this phase.
 
@@ -200,7 +200,7 @@ def fit_within(
     try:
         with _quiet():
             module.train()
-            data = training_data(source, seed, stage, settings, accumulate)
+            data = training_data(source, seed, phase, settings, accumulate)
             trainer.fit(module, datamodule=data)
     finally:
         own_callbacks[:], trainer.fit_loop.max_epochs, epoch.max_steps = before

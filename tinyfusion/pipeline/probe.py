@@ -86,18 +86,18 @@ def probe_training(
     settings: TrainingSettings,
     trainer: TrainerSettings,
     split: Split,
-    stage: str,
+    phase: str,
     seed: int,
 ) -> Probed:
-    """Train a few steps of one device's share, as the stage does; nothing is kept.
+    """Train a few steps of one device's share, as the phase does; nothing is kept.
 
     Args:
-        module: the stage with any weights; they are changed.
+        module: the phase with any weights; they are changed.
         source: training images of the right shape.
-        settings: the stage's settings.
+        settings: the phase's settings.
         trainer: the job's trainer.
         split: how the global batch is shared out.
-        stage: name of the stage.
+        phase: name of the phase.
         seed: the run's seed.
 
     Raises:
@@ -116,14 +116,14 @@ def probe_training(
     )
     short = dataclasses.replace(settings, steps=STEPS, batch_size=share)
     clock = _StepClock()
-    # Without what a stage says of itself: a probe is none.
+    # Without what a phase says of itself: a probe is none.
     quiet = at_least(logging.CRITICAL, "tinyfusion")
     with tempfile.TemporaryDirectory() as folder, quiet:
         try:
-            fit(module, source, short, alone, Path(folder), stage, seed, None, [clock])
+            fit(module, source, short, alone, Path(folder), phase, seed, None, [clock])
         except torch.cuda.OutOfMemoryError:
             raise InputError(
-                f"{stage}: micro-batches of {split.images} don't fit into this GPU's memory; give "
+                f"{phase}: micro-batches of {split.images} don't fit into this GPU's memory; give "
                 "trainer.micro_batch=N for smaller ones, or trainer.checkpoint_blocks=true"
             ) from None
         finally:

@@ -21,7 +21,7 @@ from tinyfusion.tracking import Tracking
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.phases import Phase
 from tinyfusion.training.schedules import LearningRate
-from tinyfusion.training.settings import StageTraining, TrainerSettings, TrainingSettings
+from tinyfusion.training.settings import PhaseSettings, TrainerSettings, TrainingSettings
 
 
 class MakeOptimizer(Protocol):
@@ -50,7 +50,7 @@ class PhaseRunner:
 
     process: Process
     source: ImageSource
-    training: StageTraining
+    training: PhaseSettings
     trainer: TrainerSettings | Trainer
     optimizer: MakeOptimizer
     seed: int = 0

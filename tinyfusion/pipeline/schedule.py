@@ -1,4 +1,4 @@
-"""What a stage is going to do, said before it does it: steps, images, batches, averages, recipe."""
+"""What a phase is going to do, said before it does it: steps, images, batches, averages, recipe."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def announce(
     settings: TrainingSettings,
     trainer: TrainerSettings,
     split: Split,
-    stage: str,
+    phase: str,
     num_images: int,
     recipe: str | None,
 ) -> None:
     """Log `described`, and `warned` as warnings; arguments as theirs."""
     for line in described(module, settings, split, num_images):
-        log.info("%s: %s", stage, line)
-    for line in warned(module, settings, trainer, split, stage, recipe):
-        log.warning("%s: warning: %s", stage, line)
+        log.info("%s: %s", phase, line)
+    for line in warned(module, settings, trainer, split, phase, recipe):
+        log.warning("%s: warning: %s", phase, line)
 
 
 def described(
@@ -65,7 +65,7 @@ def warned(
     settings: TrainingSettings,
     trainer: TrainerSettings,
     split: Split,
-    stage: str,
+    phase: str,
     recipe: str | None,
 ) -> Sequence[str]:
     """What the user should know before waiting for the result.
@@ -75,7 +75,7 @@ def warned(
         settings: length and batch.
         trainer: asked for micro-batches of at most a size.
         split: how the batch is shared out.
-        stage: name of the stage.
+        phase: name of the phase.
         recipe: published recipe that the settings are meant to follow, if any.
     """
     lines = []
@@ -93,7 +93,7 @@ def warned(
             "ema_decay": settings.ema_decay,
             **_weight_decay(module),
         }
-        differing = differences(recipe, stage, settings.steps, settings.batch_size, rates)
+        differing = differences(recipe, phase, settings.steps, settings.batch_size, rates)
         if differing:
             lines.append(f"differs from the recipe {recipe!r}: {'; '.join(differing)}")
     for name, (ema, _) in module.averages.items():
@@ -116,7 +116,7 @@ def warned(
 
 
 def _weight_decay(module: DenoiserTraining) -> dict[str, float]:
-    """The optimiser's own setting, which no stage changes; empty if it has none."""
+    """The optimiser's own setting, which no phase changes; empty if it has none."""
     defaults = module.configure_optimizers()["optimizer"].defaults
     return {"weight_decay": defaults["weight_decay"]} if "weight_decay" in defaults else {}
 

@@ -200,7 +200,7 @@ GROUPS: dict[str, str] = {
     "stages": "which weights recovery trains at first; none trains all from the start",
     "teacher": "the network to distil from (teacher.path=CHECKPOINT)",
     "optimizer": "optimiser",
-    "training": "length, batch and learning rate of every stage",
+    "training": "length, batch and learning rate of every phase",
     "sampler": "how images are drawn",
     "evaluation": "samples and scores",
     "callbacks": "what is recorded and drawn during training",

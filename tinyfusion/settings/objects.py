@@ -30,7 +30,7 @@ from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.settings.compose import build, locate, plain
 from tinyfusion.tracking import Tracking
-from tinyfusion.training.settings import StageTraining, TrainerSettings
+from tinyfusion.training.settings import PhaseSettings, TrainerSettings
 
 SOURCE = "source"
 """``teacher.path`` of the unpruned model."""
@@ -93,7 +93,7 @@ class Objects:
     sampler: Sampler | None
     guidance: Guidance
     evaluation: Evaluation | None
-    training: StageTraining | None
+    training: PhaseSettings | None
     optimizer: MakeOptimizer | None
     pruner: Pruner | None
     scheme: Any

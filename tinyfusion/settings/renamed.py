@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 RENAMED: dict[str, str] = {
-    "tinyfusion.settings.schema.StageTraining": "tinyfusion.training.settings.StageTraining",
+    "tinyfusion.settings.schema.StageTraining": "tinyfusion.training.settings.PhaseSettings",
     "tinyfusion.settings.schema.TrainingSettings": "tinyfusion.training.settings.TrainingSettings",
     "tinyfusion.settings.schema.TrainerSettings": "tinyfusion.training.settings.TrainerSettings",
 }

@@ -46,16 +46,16 @@ class Prepared(NamedTuple):
 
 
 class DenoiserTraining(TrainedNetworks):
-    """Base of the three training stages; a stage adds its loss and its parameter groups.
+    """Base of the three training phases; a phase adds its loss and its parameter groups.
 
-    Every random number is drawn from (seed, stage, step, position), and the learning rate and all
+    Every random number is drawn from (seed, phase, step, position), and the learning rate and all
     schedules are functions of the step. A step whose loss or gradient is not finite is skipped, on
     all ranks together: weights, the optimiser's moments and the moving averages stay as they are;
     the step still counts, so that schedules and draws continue as if it had been taken.
 
     Args:
         process: the process.
-        noise: source of all draws of this stage.
+        noise: source of all draws of this phase.
         total_steps: optimiser steps of the run.
         optimizer: makes the optimiser from parameter groups.
         learning_rate: base rate over the run.
@@ -92,7 +92,7 @@ class DenoiserTraining(TrainedNetworks):
         # A resume checkpoint holds only what is trained (see on_save_checkpoint).
         self.strict_loading = False
 
-    # -- what a stage provides ---------------------------------------------------------------
+    # -- what a phase provides ---------------------------------------------------------------
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups with their own ``lr`` where it is not the base rate."""
@@ -103,7 +103,7 @@ class DenoiserTraining(TrainedNetworks):
         raise NotImplementedError
 
     def notes(self) -> list[str]:
-        """Further lines for the log before the stage begins."""
+        """Further lines for the log before the phase begins."""
         return []
 
     def after_step(self) -> None:

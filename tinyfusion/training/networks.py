@@ -1,4 +1,4 @@
-"""What a training stage trains, with its averages: whole, or sharded (FSDP2)."""
+"""What a training phase trains, with its averages: whole, or sharded (FSDP2)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tinyfusion.training.sharding import FullySharded, full, shard, with_values
 
 
 class TrainedNetworks(LightningModule):
-    """Base of the training stages, which say what they train; steps are in `DenoiserTraining`.
+    """Base of the training phases, which say what they train; steps are in `DenoiserTraining`.
 
     Networks that the strategy shards are whole again on every rank when training has ended.
     """
@@ -40,7 +40,7 @@ class TrainedNetworks(LightningModule):
 
     @property
     def trained_net(self) -> Backbone:
-        """The network that this stage trains; another object after sharded training (FSDP2)."""
+        """The network that this phase trains; another object after sharded training (FSDP2)."""
         return self.net_within(getattr(self, self.trained))
 
     def net_within(self, trained: nn.Module) -> Backbone:

@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import Any
 
 from tinyfusion.errors import InputError
+from tinyfusion.training.phase_settings import TrainingSettings
 from tinyfusion.training.schedules import Linear
-from tinyfusion.training.stage_settings import TrainingSettings
 
 IMAGENET_IMAGES = 1_281_167
 """Training images of ImageNet-1k, on which the recipes were published."""
@@ -115,7 +115,7 @@ class Recipe:
         source: preset of the network that is pruned, which is the teacher as well.
         student: preset of the network that is left.
         scheme: groups of blocks; ``None`` if they follow from a number of blocks.
-        optimizer: the optimiser of both stages.
+        optimizer: the optimiser of both phases.
         mask_learning: length, batch and rates of mask learning.
         gates: how its gates are drawn and trained.
         lora: the weight update that is learned with them.
@@ -281,26 +281,26 @@ _NOTHING = object()
 
 
 def differences(
-    recipe: str, stage: str, steps: int, batch_size: int, rates: Mapping[str, float | None]
+    recipe: str, phase: str, steps: int, batch_size: int, rates: Mapping[str, float | None]
 ) -> list[str]:
-    """Where a stage departs from a recipe, one line each.
+    """Where a phase departs from a recipe, one line each.
 
     Args:
         recipe: one of `RECIPES`.
-        stage: name of the stage; one that the recipe does not have differs in nothing.
-        steps: the stage's optimiser steps.
+        phase: name of the phase; one that the recipe does not have differs in nothing.
+        steps: the phase's optimiser steps.
         batch_size: its global batch.
-        rates: whatever of the recipe's other values the stage has, by name;
+        rates: whatever of the recipe's other values the phase has, by name;
             ``learning_rate_end`` equals ``learning_rate`` where that is constant.
 
     Returns:
         Lines that name the value found, the published one and, for a schedule of fewer steps,
         what that does to the averaged weights.
     """
-    if stage not in ("mask_learning", "recovery"):
+    if phase not in ("mask_learning", "recovery"):
         return []
-    published: TrainingSettings = getattr(RECIPES[recipe], stage)
-    lengths = (published.steps, *(RECIPES[recipe].further_steps if stage == "recovery" else ()))
+    published: TrainingSettings = getattr(RECIPES[recipe], phase)
+    lengths = (published.steps, *(RECIPES[recipe].further_steps if phase == "recovery" else ()))
     lines = []
     if batch_size != published.batch_size:
         lines.append(f"batch_size={batch_size} instead of {published.batch_size}")
@@ -308,13 +308,13 @@ def differences(
         wanted = " or ".join(f"{value:,}" for value in lengths)
         fewer = _fewer(steps, batch_size, lengths, published.batch_size)
         lines.append(f"steps={steps:,} instead of {wanted}{fewer}")
-    for name, value in _rates(published, stage, RECIPES[recipe].optimizer).items():
+    for name, value in _rates(published, phase, RECIPES[recipe].optimizer).items():
         if name in rates and rates[name] != value:
             lines.append(f"{name}={_as_text(rates[name])} instead of {_as_text(value)}")
     return lines
 
 
-def _rates(settings: TrainingSettings, stage: str, optimizer: AdamW) -> dict[str, float | None]:
+def _rates(settings: TrainingSettings, phase: str, optimizer: AdamW) -> dict[str, float | None]:
     end = settings.learning_rate_end
     rates: dict[str, float | None] = {
         "learning_rate": settings.learning_rate,
@@ -325,7 +325,7 @@ def _rates(settings: TrainingSettings, stage: str, optimizer: AdamW) -> dict[str
         "weight_decay": optimizer.weight_decay,
     }
     # Mask learning averages its gates, by a decay of their own.
-    return rates | ({"ema_decay": settings.ema_decay} if stage == "recovery" else {})
+    return rates | ({"ema_decay": settings.ema_decay} if phase == "recovery" else {})
 
 
 def _fewer(steps: int, batch_size: int, lengths: Sequence[int], published_batch: int) -> str:

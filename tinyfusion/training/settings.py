@@ -1,12 +1,12 @@
-"""Settings of devices and of training stages. Nothing in this file imports torch."""
+"""Settings of devices and of training phases. Nothing in this file imports torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from tinyfusion.errors import InputError
+from tinyfusion.training.phase_settings import TrainingSettings
 from tinyfusion.training.recipes import RECIPES
-from tinyfusion.training.stage_settings import TrainingSettings
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 """Lightning's names of the precisions that training accepts.
@@ -74,8 +74,8 @@ class TrainerSettings:
 
 
 @dataclass(frozen=True)
-class StageTraining:
-    """Training settings of the stages; what `conf/training/*.yaml` builds.
+class PhaseSettings:
+    """Training settings of the phases; what `conf/training/*.yaml` builds.
 
     Attributes:
         pretrain: of pre-training.
@@ -100,13 +100,13 @@ class StageTraining:
                 "null for none"
             )
 
-    def of(self, stage: str) -> TrainingSettings:
-        """Settings of one stage.
+    def of(self, phase: str) -> TrainingSettings:
+        """Settings of one phase.
 
         Raises:
             InputError: the configuration has none for it.
         """
-        settings = getattr(self, stage, None)
+        settings = getattr(self, phase, None)
         if settings is None:
-            raise InputError(f"the chosen training config has no section for {stage!r}")
+            raise InputError(f"the chosen training config has no section for {phase!r}")
         return settings

@@ -1,4 +1,4 @@
-"""Length, batch and rates of one training stage. Nothing in this file imports torch."""
+"""Length, batch and rates of one training phase. Nothing in this file imports torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tinyfusion.errors import InputError
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """One training stage.
+    """One training phase.
 
     Attributes:
         steps: optimiser steps.
