@@ -23,7 +23,6 @@ from tinyfusion.pipeline.pretraining import pretraining_phase
 from tinyfusion.pipeline.probe import NoiseImages
 from tinyfusion.pipeline.pruning import budget, context_of, cuts_width, planned
 from tinyfusion.pipeline.recovering import (
-    RECOVERY,
     RecoveryContext,
     check_recovery,
     recovery_phases,
@@ -87,6 +86,9 @@ class DryCommand:
             return Decision.load(objects.decision_path)
         if objects.pruner is None:
             return None
+        left = [phase.leaves for phase in self._pruning(self.on_meta) if phase.leaves is not None]
+        if left:
+            return left[-1]
         net = self.on_meta(self.arguments)
         return planned(objects.pruner, net, objects.scheme, objects.keep, objects.seed)
 
@@ -172,12 +174,15 @@ class DryCommand:
         if objects.pruner is None and objects.recovery is None:
             yield pretraining_phase(self.runner, make(self.arguments), None)
         if objects.pruner is not None and objects.decision_path is None:
-            net = make(self.arguments)
-            laid, keep = budget(objects.scheme, objects.keep, net, objects.pruner)
-            context = context_of(net, self.runner, laid, keep, Path("."))
-            yield from phases_of(objects.pruner, context)
+            yield from self._pruning(make)
         if objects.recovery is not None:
             yield from self._recovery(make)
+
+    def _pruning(self, make: Make) -> Sequence[Phase]:
+        objects, net = self.objects, make(self.arguments)
+        assert objects.pruner is not None
+        laid, keep = budget(objects.scheme, objects.keep, net, objects.pruner)
+        return phases_of(objects.pruner, context_of(net, self.runner, laid, keep, Path(".")))
 
     def _recovery(self, make: Make) -> Sequence[Phase]:
         objects, decision = self.objects, self.decision
@@ -199,20 +204,11 @@ class DryCommand:
             objects.recovery,
             student,
             teacher,
-            objects.process,
-            self.runner.settings(RECOVERY).steps,
+            self.runner,
             objects.start,
             cuts_width(objects.pruner, decision),
         )
-        # There are no states to measure, and what is counted does not depend on them.
-        context = RecoveryContext(
-            student,
-            teacher,
-            decision,
-            self.runner,
-            lambda net, blocks, samples: [1.0] * len(blocks),
-            at,
-        )
+        context = RecoveryContext(student, teacher, decision, self.runner, _equal_sizes, at)
         return recovery_phases(objects.recovery, context)
 
     def _teacher_arguments(self) -> dict[str, Any]:

@@ -77,8 +77,8 @@ def main(cfg: DictConfig, folder: Path) -> None:
     group = joined_ranks(objects.trainer, objects.devices)
     if group is None:
         return
-    outcome = Recovered(module)
     settings = runner.settings(PRETRAIN)
+    outcome = Recovered(module, settings.steps, settings.steps * settings.batch_size)
     evaluation = objects.evaluation
     # Training leaves the network on the CPU, and as another object if it was sharded.
     outcome.net.to(objects.device)
@@ -101,8 +101,8 @@ def main(cfg: DictConfig, folder: Path) -> None:
         provenance: dict[str, Any] = {
             "command": _command(folder),
             "seed": objects.seed,
-            "steps": settings.steps,
-            "images_seen": settings.steps * settings.batch_size,
+            "steps": outcome.steps,
+            "images_seen": outcome.images,
             "git_revision": revision,
             "version": __version__,
             "torch": torch.__version__,

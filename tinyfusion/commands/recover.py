@@ -25,7 +25,6 @@ from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
 from tinyfusion.pipeline.pruning import cuts_width
 from tinyfusion.pipeline.recovering import (
-    RECOVERY,
     check_recovery,
     fresh_student,
     recover,
@@ -148,8 +147,7 @@ def check(
         objects.recovery,
         net,
         teacher,
-        objects.process,
-        runner.settings(RECOVERY).steps,
+        runner,
         objects.start,
         cuts_width(objects.pruner, decision),
     )
@@ -183,18 +181,19 @@ def recover_into(
         return
     if objects.start == "fresh":
         student = fresh_student(student, objects.expected, objects.seed)
+    assert objects.recovery is not None
     own = folder / "recover"
     outcome = recover(
         objects.recovery, student, teacher, decision, runner, folder=own, device=objects.device
     )
     if not is_first_rank():
         return
-    settings, module = runner.settings(RECOVERY), outcome.module
+    module = outcome.module
     provenance = {
         "recovered_from": str(objects.checkpoint),
         "source_sha256": source_hash(objects),
-        "steps": settings.steps,
-        "images_seen": settings.steps * settings.batch_size,
+        "steps": outcome.steps,
+        "images_seen": outcome.images,
         "seed": objects.seed,
         "skipped_steps": module.skipped_steps,
     }

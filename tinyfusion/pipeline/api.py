@@ -193,8 +193,7 @@ def recover(
     runner = _runner(
         student, data, recovering.RECOVERY, settings, process, trainer, callbacks, seed, recipe
     )
-    steps = runner.settings(recovering.RECOVERY).steps
-    recovering.check_recovery(objective, student, teacher, runner.process, steps)
+    recovering.check_recovery(objective, student, teacher, runner)
     own = copy.deepcopy(student)
     guide = None if teacher is None else copy.deepcopy(teacher)
     with _folder(folder) as place:

@@ -95,7 +95,7 @@ def context_of(
         keep=keep,
         seed=runner.seed,
         folder=folder,
-        shared=lambda phase: runner.shared(phase, net),
+        shared=lambda name, settings=None: runner.shared(name, net, settings),
         source_sha256=source_sha256,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -37,6 +37,34 @@ StateSizes = Callable[[Backbone, Sequence[int], int], list[float]]
 """``sizes(net, blocks, samples)``: mean square of the states after some blocks."""
 
 
+class PhasedRecovery(Protocol):
+    """A recovery that states its own phases, instead of minimising an `Objective` in one.
+
+    Attributes:
+        uses_teacher: whether a teacher is needed.
+    """
+
+    uses_teacher: bool
+
+    def check(self, student: Backbone, teacher: Backbone | None, process: Process) -> None:
+        """Refuse networks that can't be compared, before any work.
+
+        Args:
+            student: the student, or the model that it is to be cut from.
+            teacher: the network to distil from; ``None`` for none.
+            process: the process.
+
+        Raises:
+            InputError: the networks don't suit this recovery.
+        """
+
+    def phases(self, context: RecoveryContext) -> Sequence[Phase]:
+        """What is trained, in order.
+
+        The module of the last one trains the student, of which it has one average.
+        """
+
+
 @dataclass(frozen=True)
 class RecoveryContext:
     """What a recovery may use to state its phases.
@@ -59,37 +87,40 @@ class RecoveryContext:
 
 
 def check_recovery(
-    objective: Objective,
+    recovery: Objective | PhasedRecovery,
     net: Backbone,
     teacher: Backbone | None,
-    process: Process,
-    steps: int,
+    runner: PhaseRunner,
     start: str = "kept",
     cuts_width: bool = False,
 ) -> None:
     """Refuse a recovery that can't be, before any work.
 
     Args:
-        objective: what is minimised.
+        recovery: what is minimised, or what states its phases.
         net: the student, or the model that it is to be cut from.
         teacher: the network to distil from.
-        process: the process.
-        steps: optimiser steps of the recovery.
+        runner: process and settings of phases.
         start: what the student starts from: ``kept`` weights or ``fresh`` ones.
         cuts_width: whether channels go instead of blocks.
 
     Raises:
-        InputError: networks that can't be compared, an unknown start, or stages that can't be.
+        InputError: networks that can't be compared, an unknown start, a batch that the devices
+            can't share evenly, or stages that a model without seams, or this length, can't have.
     """
     if start not in STARTS:
         raise InputError(f"start={start!r} is not known; valid: {', '.join(STARTS)}")
-    if objective.uses_features and cuts_width:
+    if not isinstance(recovery, Objective):
+        recovery.check(net, teacher, runner.process)
+        return
+    settings = runner.settings(RECOVERY)
+    if recovery.uses_features and cuts_width:
         raise InputError(
             "this recovery compares hidden states, whose width the student won't share with its "
             "teacher: widths are cut here, not blocks; give recovery=kd or recovery=finetune"
         )
-    objective.check(net, teacher, process)
-    if objective.stages is None:
+    recovery.check(net, teacher, runner.process)
+    if recovery.stages is None:
         return
     if start == "fresh":
         raise InputError(
@@ -101,21 +132,22 @@ def check_recovery(
             "stages=seams_first trains the blocks next to a removal first, but a pruner of "
             "widths removes none; give stages=none"
         )
-    objective.stages.check(net, steps)
+    recovery.stages.check(net, settings.steps)
 
 
-def recovery_phases(recovery: Any, context: RecoveryContext) -> Sequence[Phase]:
+def recovery_phases(
+    recovery: Objective | PhasedRecovery, context: RecoveryContext
+) -> Sequence[Phase]:
     """What a recovery trains.
 
     Args:
-        recovery: an `Objective`, which is minimised in one phase; or an object with a method
-            ``phases(context) -> Sequence[Phase]``, the last of which leaves the student.
+        recovery: an `Objective`, which is minimised in one phase, or one that states its own.
         context: what it may use.
     """
-    phases = getattr(recovery, "phases", None)
-    if phases is not None:
-        return phases(context)
-    return [Phase(RECOVERY, lambda: _module(recovery, context))]
+    if isinstance(recovery, Objective):
+        objective = recovery
+        return [Phase(RECOVERY, lambda: _module(objective, context))]
+    return recovery.phases(context)
 
 
 def _module(objective: Objective, context: RecoveryContext) -> Recovery:
@@ -192,9 +224,13 @@ class Recovered:
 
     Attributes:
         module: the last phase's module, trained.
+        steps: optimiser steps of all phases.
+        images: images that these steps have seen.
     """
 
     module: DenoiserTraining
+    steps: int
+    images: int
 
     @property
     def net(self) -> Backbone:
@@ -210,7 +246,7 @@ class Recovered:
 
 
 def recover(
-    recovery: Any,
+    recovery: Objective | PhasedRecovery,
     student: Backbone,
     teacher: Backbone | None,
     decision: Decision | None,
@@ -235,5 +271,8 @@ def recover(
     """
     sizes = state_sizes_of(runner, device)
     context = RecoveryContext(student, teacher, decision, runner, sizes)
-    trained = runner.run(recovery_phases(recovery, context), folder)
-    return Recovered(list(trained.values())[-1])
+    phases = recovery_phases(recovery, context)
+    module = runner.run(phases, folder)[phases[-1].name]
+    lengths = [runner.settings_of(phase) for phase in phases]
+    images = sum(settings.steps * settings.batch_size for settings in lengths)
+    return Recovered(module, sum(settings.steps for settings in lengths), images)

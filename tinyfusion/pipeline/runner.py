@@ -92,13 +92,20 @@ class PhaseRunner:
             return split_batch(key, settings.batch_size, self.trainer.world_size, micro)
         return split_batch(key, settings.batch_size, self.devices, self.trainer.micro_batch)
 
-    def shared(self, name: str, net: Backbone) -> dict[str, Any]:
+    def shared(
+        self, name: str, net: Backbone, settings: TrainingSettings | None = None
+    ) -> dict[str, Any]:
         """Keyword arguments of `DenoiserTraining` for the phase ``name`` of a network.
+
+        Args:
+            name: the phase's name; enters the random draws.
+            net: the network.
+            settings: the phase's own; ``None`` takes those under its name.
 
         Raises:
             InputError: see `settings`.
         """
-        settings = self.settings(name)
+        settings = settings or self.settings(name)
         drop = settings.label_drop
         if drop is None:
             drop = float(net.config().get("class_dropout_prob", 0.0))

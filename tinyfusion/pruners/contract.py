@@ -80,7 +80,8 @@ class PruningContext:
         keep: number of units that stay; 0 for a pruner that needs none (``uses_keep``).
         seed: the run's seed.
         folder: where the pruner may write.
-        shared: keyword arguments of `DenoiserTraining` for a phase, by the phase's name.
+        shared: ``shared(name, settings=None)``: keyword arguments of `DenoiserTraining` for the
+            phase of this name, with its own settings or those that are configured under its name.
         source_sha256: hash of the source model's weights; ``None`` if they came from no file.
         trained: modules of the pruner's phases by name, trained; empty before.
         kind: kind of the units to choose among, see `Backbone.units`.
@@ -93,7 +94,7 @@ class PruningContext:
     keep: int
     seed: int
     folder: Path
-    shared: Callable[[str], dict[str, Any]]
+    shared: Callable[..., dict[str, Any]]
     source_sha256: str | None = None
     trained: Mapping[str, DenoiserTraining] = field(default_factory=dict)
     kind: str = BLOCKS

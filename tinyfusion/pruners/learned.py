@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.gating.gates import Gates
 from tinyfusion.pruners.contract import Choice, PruningContext
@@ -72,7 +73,15 @@ class Learned:
             InputError: there is no scheme, or ``keep`` differs from what the scheme keeps.
         """
         scheme = check_keep(context.scheme, context.keep)
-        return [Phase(MASK_LEARNING, lambda: self._module(context, scheme))]
+        # Which blocks stay is not known yet, how many of each group is.
+        leaves = Decision(
+            scheme.first_of_each,
+            context.net.depth,
+            "learned",
+            scheme=scheme.sizes,
+            seed=context.seed,
+        )
+        return [Phase(MASK_LEARNING, lambda: self._module(context, scheme), leaves=leaves)]
 
     def _module(self, context: PruningContext, scheme: Scheme) -> MaskLearning:
         # Start values of the update depend on the run's seed alone, not on what was drawn before.

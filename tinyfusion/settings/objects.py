@@ -20,6 +20,7 @@ from tinyfusion.data.source import ImageSource
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.pipeline.machine import check_machine, count_devices, scoring_device
+from tinyfusion.pipeline.recovering import PhasedRecovery
 from tinyfusion.pipeline.rounds import Rounds
 from tinyfusion.pipeline.runner import MakeOptimizer
 from tinyfusion.processes.contract import Process
@@ -98,7 +99,7 @@ class Objects:
     pruner: Pruner | None
     scheme: Any
     keep: int | None
-    recovery: Objective | None
+    recovery: Objective | PhasedRecovery | None
     start: str
     rounds: Rounds | None
     make_tracking: Callable[[], Tracking]

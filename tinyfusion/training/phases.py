@@ -23,8 +23,9 @@ class Phase:
         module: makes what is trained; called when the phase begins, after all earlier ones. In a
             dry run the networks in it have shapes without values.
         settings: length, batch and rates; ``None`` takes the section ``training.<name>``.
-        leaves: decision whose structure the network has afterwards, as far as it is known
-            beforehand (how many units stay, not which); ``None`` if it stays as it is.
+        leaves: a decision of the size that the network has after what follows this phase (how
+            many units stay is known beforehand, not which); ``None`` if it stays as it is. A dry
+            run counts the pruned network by it.
     """
 
     name: str
