@@ -14,12 +14,10 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import nn
 
-from tinyfusion.backbones.contract import Backbone, run_plain
+from tinyfusion.backbones.contract import Backbone, running_only
 from tinyfusion.checkpoints import load
 from tinyfusion.data.digits import Digits
 from tinyfusion.metrics.candidates import CandidateScores
@@ -28,16 +26,11 @@ from tinyfusion.metrics.prefix_tree import Kept, tree_nodes
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.pruners.contract import calibration_batch
 from tinyfusion.pruners.random import draw_sets
-from tinyfusion.states import States
 
 
 def one_by_one(net: Backbone, calibration: HeldOutLoss, kept: Kept) -> float:
     """Loss of one candidate: the blocks that it drops are not run."""
-
-    def run_kept(index: int, block: nn.Module, states: States, condition: Any) -> States:
-        return run_plain(index, block, states, condition) if index in kept else states
-
-    return calibration(net, run_kept)["loss"]
+    return calibration(net, running_only(kept))["loss"]
 
 
 def seconds(device: torch.device) -> float:

@@ -30,6 +30,7 @@ from tinyfusion.backbones.forwards import (
     predict,
     recompute_blocks,
     run_plain,
+    running_only,
     through_units,
 )
 from tinyfusion.backbones.meta import counting_macs, run_on_meta
@@ -53,6 +54,7 @@ __all__ = [
     "predict",
     "recompute_blocks",
     "run_plain",
+    "running_only",
 ]
 
 

@@ -6,7 +6,7 @@ A *block runner* decides what becomes of every block of a forward; see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -51,6 +51,15 @@ def run_plain(index: int, block: Branch, states: States, condition: Any) -> Stat
     if getattr(block, _RECOMPUTED, False) and torch.is_grad_enabled():
         return checkpoint(block, states, condition, use_reentrant=False)
     return block(states, condition)
+
+
+def running_only(kept: Collection[int]) -> BlockRunner:
+    """A runner that leaves the states as they are at all blocks but those in ``kept``."""
+
+    def runner(index: int, block: nn.Module, states: States, condition: Any) -> States:
+        return run_plain(index, block, states, condition) if index in kept else states
+
+    return runner
 
 
 def recompute_blocks(net: Network, recompute: bool = True) -> None:

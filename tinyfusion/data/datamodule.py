@@ -154,14 +154,15 @@ class _TrainingImages(Dataset[Batch | InputError]):
         return Batch(images, conditioning, step, first, self._global_batch)
 
 
-class _StatelessLoader(DataLoader[Batch | InputError]):
+class StatelessLoader(DataLoader[Any]):
     """Tells Lightning that it can be resumed; what it yields follows from the global step alone."""
 
     def state_dict(self) -> dict[str, Any]:
+        """Nothing has to be saved."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
+        """Nothing was saved."""
 
 
 class TrainingData(LightningDataModule):
@@ -252,7 +253,7 @@ class TrainingData(LightningDataModule):
             rank=trainer.global_rank,
             world=trainer.world_size,
         )
-        return _StatelessLoader(
+        return StatelessLoader(
             _TrainingImages(self.source, self._augment, self._global_batch),
             batch_sampler=sampler,
             collate_fn=_already_a_batch,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from tinyfusion.conditioning import ClassLabels, Conditioning, as_conditioning
-from tinyfusion.data.datamodule import Batch
+from tinyfusion.data.datamodule import Batch, StatelessLoader
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.pixels import to_uint8
@@ -153,7 +153,7 @@ class StreamData(LightningDataModule):
         """Micro-batches of this rank, from the trainer's global step to the last step."""
         trainer = self.trainer
         assert trainer is not None, "StreamData is used through Trainer.fit"
-        return _StatelessLoader(
+        return StatelessLoader(
             _MicroBatches(
                 self.source,
                 range(trainer.global_step, self._total_steps),
@@ -163,16 +163,6 @@ class StreamData(LightningDataModule):
             ),
             batch_size=None,
         )
-
-
-class _StatelessLoader(DataLoader[Batch]):
-    """Tells Lightning that it can be resumed: it skips to the global step by itself."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
 
 
 class _MicroBatches(IterableDataset[Batch]):

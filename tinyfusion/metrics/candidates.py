@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyfusion.backbones.contract import Backbone, dtype_of, evaluating, predict, run_plain
+from tinyfusion.backbones.contract import (
+    Backbone,
+    dtype_of,
+    evaluating,
+    predict,
+    running_only,
+)
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.held_out import HeldOutLoss, standard_error
@@ -194,12 +200,8 @@ class CandidateScores:
 
     def _compare(self, kept: Kept, piece: _Piece, out: Tensor) -> None:
         """Refuse a network that gives something else when its blocks run one by one."""
-
-        def run_kept(index: int, block: nn.Module, states: States, condition: Any) -> States:
-            return run_plain(index, block, states, condition) if index in kept else states
-
         batch, conditioning = piece.copies(1, self.branches)
-        plain = predict(self.net, batch.inputs, conditioning, run_kept).float()
+        plain = predict(self.net, batch.inputs, conditioning, running_only(kept)).float()
         if not plain.isfinite().all():
             return  # Nothing to compare with: the next step is compared instead.
         self._compared = True

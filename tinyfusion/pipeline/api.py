@@ -189,7 +189,8 @@ def recover(
         elif recipe is not None:
             objective = Objective(**asdict(recipe.objective))
         else:
-            objective = Objective(0.1, 0.9, 1e-2, 0.0, feature_mask="intersection")
+            values = asdict(tinydit_d14.objective) | {"variance_kl": False}
+            objective = Objective(**values | {"feature_mask": "intersection"})
     runner = _runner(
         student, data, recovering.RECOVERY, settings, process, trainer, callbacks, seed, recipe
     )
@@ -198,9 +199,7 @@ def recover(
     guide = None if teacher is None else copy.deepcopy(teacher)
     with _folder(folder) as place:
         outcome = recovering.recover(objective, own, guide, decision, runner, folder=place)
-    ((ema, trained),) = outcome.module.averages.values()
-    ema.copy_to(trained)
-    return outcome.net.eval()
+    return outcome.finished()
 
 
 def sample(
@@ -208,8 +207,9 @@ def sample(
     conditioning: Tensor | Conditioning | int,
     *,
     process: Process | None = None,
+    recipe: Recipe | None = None,
     sampler: Sampler | None = None,
-    guidance: Guidance | float = 1.0,
+    guidance: Guidance | float | None = None,
     seed: int = 0,
     batch_size: int = 256,
 ) -> Tensor:
@@ -220,8 +220,9 @@ def sample(
         conditioning: one row for each picture: labels, or another conditioning; a number draws so
             many pictures of the network's own examples: of all classes in turn.
         process: see `learn_mask`.
-        sampler: how to sample; ``None`` for a quick one of the process's kind.
-        guidance: classifier-free guidance, or its scale.
+        recipe: published sampler and guidance, where none are given.
+        sampler: how to sample; ``None`` for a quick one of the process's kind, or the recipe's.
+        guidance: classifier-free guidance, or its scale; ``None`` for none, or the recipe's.
         seed: sampling seed.
         batch_size: pictures at a time.
 
@@ -233,10 +234,12 @@ def sample(
     """
     if isinstance(conditioning, int):
         conditioning = net.example_conditioning(conditioning)
+    if guidance is None:
+        guidance = _guidance(recipe)
     if not isinstance(guidance, Guidance):
         guidance = Guidance(guidance)
     process = process or process_for(net)
-    sampler = sampler or sampler_for(process)
+    sampler = sampler or sampler_for(process, recipe)
     return generate_images(
         net, process, sampler, conditioning, seed, guidance, batch_size=batch_size
     )
@@ -249,7 +252,8 @@ def score(
     teacher: Backbone | None = None,
     evaluation: Evaluation | None = None,
     process: Process | None = None,
-    num_samples: int = 1000,
+    recipe: Recipe | None = None,
+    num_samples: int | None = None,
     extractor: str = "tinyfusion-inception",
 ) -> dict[str, float]:
     """FID and the like of samples, held-out loss, size, and the distance to a teacher.
@@ -258,9 +262,10 @@ def score(
         net: the network.
         data: real images; with a held-out part for the held-out loss.
         teacher: if given, ``teacher_distance`` is added.
-        evaluation: the whole protocol; ``None`` builds one of the next two.
+        evaluation: the whole protocol; ``None`` builds one of what follows.
         process: see `learn_mask`.
-        num_samples: samples.
+        recipe: published sampler, guidance and number of samples.
+        num_samples: samples; ``None`` for 1,000, or the recipe's.
         extractor: feature extractor; ``tinyfusion-digits`` for 8x8 digits.
 
     Returns:
@@ -271,10 +276,15 @@ def score(
     """
     process = process or process_for(net)
     if evaluation is None:
-        evaluation = Evaluation(
-            num_samples, sampler_for(process), Guidance(1.0), extractor=extractor
-        )
+        if num_samples is None:
+            num_samples = 1000 if recipe is None else recipe.num_samples
+        sampler = sampler_for(process, recipe)
+        evaluation = Evaluation(num_samples, sampler, _guidance(recipe), extractor=extractor)
     return evaluation.score(net, process, as_source(data), teacher)
+
+
+def _guidance(recipe: Recipe | None) -> Guidance:
+    return Guidance(1.0) if recipe is None else Guidance(**asdict(recipe.guidance))
 
 
 def _chosen(

@@ -237,6 +237,12 @@ class Recovered:
         """The student with its live weights; not the object given if that was sharded."""
         return self.module.trained_net
 
+    def finished(self) -> Backbone:
+        """The student, its live weights replaced by the averaged ones, in eval mode."""
+        ((ema, trained),) = self.module.averages.values()
+        ema.copy_to(trained)
+        return self.net.eval()
+
     @contextmanager
     def averaged(self) -> Iterator[Backbone]:
         """Within this context the student holds the averaged weights."""

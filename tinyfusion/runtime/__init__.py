@@ -1,1 +1,1 @@
-"""Folders, locks, logs, progress and processes of running commands; knows no configuration."""
+"""Folders, locks, logs and processes of running commands; knows no configuration."""

@@ -11,24 +11,18 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 
-from tinyfusion.backbones.contract import Backbone, run_plain
+from tinyfusion.backbones.contract import Backbone, running_only
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.pruners.patterns import mirrored
 from tinyfusion.pruners.selectors import least_important
 from tinyfusion.pruners.shortgpt import block_influence
 from tinyfusion.seeding import generator
-from tinyfusion.states import States
 
 
 def loss_with(net: Backbone, held_out: HeldOutLoss, kept: Collection[int]) -> float:
     """Held-out noise-prediction error (``mse``) with only the ``kept`` blocks run."""
-
-    def runner(index: int, block: nn.Module, states: States, condition: Any) -> States:
-        return run_plain(index, block, states, condition) if index in kept else states
-
-    return held_out(net, runner)["mse"]
+    return held_out(net, running_only(kept))["mse"]
 
 
 def depth_use(
