@@ -166,7 +166,7 @@ def as_conditioning(value: Tensor | Conditioning) -> Conditioning:
         value: a conditioning, or integer labels of shape (B,).
 
     Raises:
-        InputError: neither of these.
+        InputError: ``value`` is neither a `Conditioning` nor a tensor of integer labels.
     """
     if isinstance(value, Conditioning):
         return value

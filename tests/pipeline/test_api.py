@@ -16,9 +16,11 @@ import tinyfusion as tf
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.data.digits import Digits
 from tinyfusion.data.stream import BatchStream
+from tinyfusion.errors import InputError
 from tinyfusion.pruners.selectors import TopK
 from tinyfusion.pruners.sensitivity import Sensitivity
 from tinyfusion.recovery.objective import Objective
+from tinyfusion.samplers.ancestral import AncestralSampler
 from tinyfusion.settings.overview import conf_folder
 from tinyfusion.training.settings import TrainingSettings
 
@@ -124,6 +126,28 @@ def test_a_recipe_gives_every_number_that_is_not_given(net, batches, monkeypatch
     assert settings.learning_rate == recipe.mask_learning.learning_rate == 1e-4
     assert (pruner.temperature.start, pruner.temperature.end) == (4.0, 0.1)
     assert (pruner.gate_ema_decay, pruner.delta.rank, scheme) == (0.999, 8, "1:2")
+
+
+def test_a_recipe_says_how_to_sample_and_score(net, batches, monkeypatch) -> None:
+    from tinyfusion.pipeline import api
+
+    seen = []
+    monkeypatch.setattr(api, "generate_images", lambda *args, **_: seen.append(args))
+    monkeypatch.setattr(api.Evaluation, "score", lambda self, *_: seen.append(self))
+    recipe = tf.recipes.tinydit_d14
+    tf.sample(net, 2, recipe=recipe)
+    _, _, sampler, _, _, guidance = seen.pop()
+    assert sampler.steps == recipe.sampler.steps == 250
+    assert (guidance.scale, guidance.channels) == (1.5, 3)
+    tf.sample(net, 2, recipe=recipe, guidance=1.0, sampler=AncestralSampler(5))
+    _, _, sampler, _, _, guidance = seen.pop()
+    assert (sampler.steps, guidance.scale) == (5, 1.0)
+    tf.score(net, batches, recipe=recipe)
+    (evaluation,) = seen
+    assert (evaluation.num_samples, evaluation.sampler.steps) == (50_000, 250)
+    assert evaluation.guidance.scale == 1.5
+    with pytest.raises(InputError, match="does not suit a process of the kind 'diffusion'"):
+        tf.sample(net, 2, recipe=tf.recipes.tinymar_d16)
 
 
 def test_without_a_recipe_lengths_are_those_of_the_miniatures(net, batches, monkeypatch) -> None:

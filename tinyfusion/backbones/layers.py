@@ -115,7 +115,7 @@ def null_class(num_classes: int, has_null: bool) -> int:
         has_null: whether the network was made with it.
 
     Raises:
-        InputError: the network has none.
+        InputError: the network was built without a null class.
     """
     if not has_null:
         raise InputError(

@@ -133,7 +133,7 @@ def _check_same(twin: Backbone, net: Backbone, after: str) -> None:
     """Refuse a twin with other tensors than those of ``net``.
 
     Raises:
-        InputError: naming the first three that differ.
+        InputError: a tensor is missing, additional or of another shape (the first three are named).
     """
     given, wanted = _shapes(twin.state_dict()), _shapes(net.state_dict())
     names = [name for name in {**wanted, **given} if given.get(name) != wanted.get(name)]

@@ -218,7 +218,7 @@ def check_memory(subjects: Sequence[Subject], available: int | None, device: tor
         device: where they will be.
 
     Raises:
-        InputError: they don't.
+        InputError: the weights of all networks take more bytes than are available.
     """
     needed = sum(bytes_of(s.net) for s in subjects if s.cut != DEPTH)
     if available is not None and needed > available:

@@ -141,7 +141,7 @@ def check_held_out(held_out: int | None) -> None:
         held_out: held-out images as configured; ``None`` if the data itself says how many.
 
     Raises:
-        InputError: it is 0.
+        InputError: no image is held out.
     """
     if held_out == 0:
         raise InputError(

@@ -26,7 +26,7 @@ def check_data(net: Backbone, source: ImageSource, name: str) -> None:
         name: what the model is called in the message.
 
     Raises:
-        InputError: naming the first difference.
+        InputError: channels, size or number of classes of model and data differ.
     """
     wanted = {
         "in_channels": source.channels,

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.commands.check_scores import check_images
-from tinyfusion.commands.loading import load, other_teacher, source_hash
+from tinyfusion.commands.loading import load, other_teacher
 from tinyfusion.data.image_sets import ImageSet
 from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
@@ -147,7 +147,7 @@ def cached_score(
     return _cached(
         objects,
         evaluation,
-        {"weights": source_hash(objects), "model": net.config()},
+        {"weights": objects.source_sha256, "model": net.config()},
         lambda: evaluation.score(
             net,
             objects.process,

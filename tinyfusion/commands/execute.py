@@ -48,7 +48,7 @@ def execute(cfg: DictConfig, folder: Path, lock: TextIO | None = None) -> None:
 
     Raises:
         InputError: what is configured can't be done.
-        TrainingDivergedError: training went astray.
+        TrainingDivergedError: ten steps in a row had no finite loss or gradient.
         RanksFailedError: a process of a device ended otherwise.
     """
     if is_rank():

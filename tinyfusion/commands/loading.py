@@ -11,7 +11,7 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.presets import FAMILIES, PRESETS, build_empty, preset_family
 from tinyfusion.backbones.presets import build as build_backbone
 from tinyfusion.backbones.rebuild import check_own
-from tinyfusion.checkpoints import read_checkpoint, weights_sha256
+from tinyfusion.checkpoints import read_checkpoint
 from tinyfusion.checkpoints.construct import to_backbone
 from tinyfusion.checkpoints.expected import expected_teacher
 from tinyfusion.commands.check_scores import check_extractor, check_files, check_held_out
@@ -115,15 +115,6 @@ def new_backbone(objects: Objects) -> Backbone:
     objects.process.check(net, "backbone")
     check_own(net)
     return net
-
-
-def source_hash(objects: Objects) -> str:
-    """SHA-256 of the checkpoint's weights; read once, as it may be gigabytes."""
-    assert objects.checkpoint is not None  # it has been loaded
-    known = objects.__dict__.setdefault("_source_hash", {})
-    if objects.checkpoint not in known:
-        known[objects.checkpoint] = weights_sha256(objects.checkpoint)
-    return known[objects.checkpoint]
 
 
 def check_plan(objects: Objects, net: Backbone) -> None:

@@ -15,7 +15,6 @@ from tinyfusion.commands.loading import (
     load,
     ranks_of,
     runner_of,
-    source_hash,
     start_tracking,
     summary,
 )
@@ -87,7 +86,7 @@ def decide(objects: Objects, source: Backbone, runner: PhaseRunner, folder: Path
             objects.keep,
             folder=folder / "prune",
             device=objects.device,
-            source_sha256=source_hash(objects),
+            source_sha256=objects.source_sha256,
             config=objects.config,
         )
         # A near-tie may fall otherwise on another device: all take the first rank's.
@@ -107,7 +106,7 @@ def write_pruned(objects: Objects, net: Backbone, decision: Decision, folder: Pa
         return
     provenance = {
         "pruned_from": str(objects.checkpoint),
-        "source_sha256": source_hash(objects),
+        "source_sha256": objects.source_sha256,
         "decision": decision.summary(),
         "seed": objects.seed,
     }

@@ -15,7 +15,6 @@ from tinyfusion.commands.loading import (
     load,
     ranks_of,
     runner_of,
-    source_hash,
     start_tracking,
     summary,
 )
@@ -89,7 +88,7 @@ def given_decision(objects: Objects) -> Decision:
     """
     assert objects.decision_path is not None
     decision = Decision.load(objects.decision_path)
-    found = source_hash(objects)
+    found = objects.source_sha256
     if decision.source_sha256 not in (None, found):
         log.warning(
             "decision=%s was made from other weights (SHA-256 %s...) than those of checkpoint=%s "
@@ -191,7 +190,7 @@ def recover_into(
     module = outcome.module
     provenance = {
         "recovered_from": str(objects.checkpoint),
-        "source_sha256": source_hash(objects),
+        "source_sha256": objects.source_sha256,
         "steps": outcome.steps,
         "images_seen": outcome.images,
         "seed": objects.seed,

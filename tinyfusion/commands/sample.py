@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, compile_blocks
 from tinyfusion.commands.checks import check_decoder, check_sampling
-from tinyfusion.commands.loading import load_alone, source_hash
+from tinyfusion.commands.loading import load_alone
 from tinyfusion.conditioning import ClassLabels, Conditioning
 from tinyfusion.data.open_images import SAMPLES
 from tinyfusion.data.sample_store import SampleStore
@@ -45,7 +45,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     store = SampleStore(
         folder / SAMPLES, cfg.n, drawing.shape, cfg.batch_size, cfg.shard_size, cfg.format
     )
-    missing = group.from_first(lambda: _begin(cfg, folder, store, source_hash(objects)))
+    missing = group.from_first(lambda: _begin(cfg, folder, store, objects.source_sha256))
     there = cfg.n - store.images_in(missing)
     if there:
         log.info("sample: %s of %s images are there already", f"{there:,}", f"{cfg.n:,}")

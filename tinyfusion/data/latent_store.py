@@ -95,7 +95,7 @@ class LatentStore:
         """Compare the checksum of every file that is used.
 
         Raises:
-            InputError: naming the first file whose content is not what was written.
+            InputError: a file's content is not what was written (the first one is named).
         """
         for shard, record in enumerate(self._index["shards"]):
             for view in self.views:
@@ -146,7 +146,7 @@ def check_labels(labels: torch.Tensor, num_classes: int, where: str) -> None:
     """Refuse labels that are no class.
 
     Raises:
-        InputError: naming the first one and its position.
+        InputError: a label is out of range (the first one and its position are named).
     """
     wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
     if len(wrong):

@@ -255,7 +255,7 @@ def check_same_shape(samples: tuple[int, ...], reference: tuple[int, ...]) -> No
         reference: shape of one real image.
 
     Raises:
-        InputError: they differ.
+        InputError: the two shapes differ.
     """
     if samples != reference:
         drawn, real = ("x".join(map(str, shape)) for shape in (samples, reference))

@@ -64,7 +64,8 @@ class Rounds:
             pruner: chooses in every round.
 
         Raises:
-            InputError: naming the key, what was found and what is valid.
+            InputError: fewer than two depths, depths that don't decrease or exceed the model's, a
+                budget, start, teacher or pruner that rounds can't have.
         """
         entry = f"iterative.depths={str(self.depths).replace(' ', '')}"
         if len(self.depths) < 2:

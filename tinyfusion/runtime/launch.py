@@ -1,7 +1,8 @@
 """Starting the ranks of a run, one process per device, and waiting for all of them.
 
 Not left to Lightning, whose launcher runs the process's own command line again: inside a sweep
-that would be the whole sweep, and the folder would be another one.
+that would be the whole sweep, and the folder would be another one. Nor to torch's elastic launcher,
+which leaves its ranks behind when it is killed and has no place for a refusal of one line.
 
 A rank (`tinyfusion.commands.rank`) is given its task on its standard input, which then stays open:
 when the process that started it is killed, the input ends and so does the rank. What a user can
@@ -72,7 +73,7 @@ def launch(
 
     Raises:
         InputError: unknown other machines, or what a rank refused.
-        TrainingDivergedError: training went astray.
+        TrainingDivergedError: ten steps in a row had no finite loss or gradient.
         RanksFailedError: a rank ended otherwise.
     """
     shared = _meeting_point(num_nodes, count)

@@ -58,7 +58,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         that a run can be resumed from anywhere.
 
     Raises:
-        InputError: one line naming the key and what would be valid.
+        InputError: an unknown key, a value of another type, or a required one that is missing.
     """
     command = cfg.get("command")
     if command not in COMMANDS:

@@ -20,7 +20,7 @@ def refuse_null_groups(overrides: Sequence[str]) -> None:
     """Refuse ``group=null``, which Hydra can't read.
 
     Raises:
-        InputError: naming the group's choices.
+        InputError: a group that must have a choice is set to ``null``.
     """
     for text in overrides:
         group, _, value = text.partition("=")

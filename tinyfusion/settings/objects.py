@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.by_name import as_backbone_class
 from tinyfusion.backbones.presets import family_of
+from tinyfusion.checkpoints import weights_sha256
 from tinyfusion.data.source import ImageSource
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.held_out import HeldOutLoss
@@ -113,6 +114,16 @@ class Objects:
             InputError: what the data refuses.
         """
         return self.make_source()
+
+    @cached_property
+    def source_sha256(self) -> str:
+        """SHA-256 of the checkpoint's weights; read once, as it may be gigabytes.
+
+        Raises:
+            InputError: there is no such file.
+        """
+        assert self.checkpoint is not None  # it has been loaded
+        return weights_sha256(self.checkpoint)
 
     @cached_property
     def held_out_loss(self) -> HeldOutLoss | None:

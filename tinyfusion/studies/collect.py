@@ -84,7 +84,7 @@ def read_sweep(folder: Path | str) -> list[FinishedRun]:
     """Read every finished run below a folder, at any depth, in the order of their names.
 
     Raises:
-        InputError: there is none.
+        InputError: no run below the folder is finished.
     """
     folder = Path(folder)
     found = sorted(file.parent for file in folder.rglob(METRICS_FILE))
