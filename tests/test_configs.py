@@ -153,7 +153,14 @@ def test_backbones_are_the_presets_and_the_families() -> None:
     assert set(choices("backbone")) == {*PRESETS, *FAMILIES}
 
 
-@pytest.mark.parametrize("name", [*PRESETS, *FAMILIES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        # One patch size of each size; the others as well in `make test-slow`.
+        pytest.param(name, marks=pytest.mark.slow) if name.endswith(("_4", "_8")) else name
+        for name in (*PRESETS, *FAMILIES)
+    ],
+)
 def test_a_backbone_is_its_preset_and_brings_what_it_needs(name: str) -> None:
     cfg = composed("run", f"backbone={name}")
     node = OmegaConf.to_container(cfg.backbone)

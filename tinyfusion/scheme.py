@@ -22,7 +22,7 @@ MAX_CHOICES = 100_000
 
 
 @dataclass(frozen=True)
-class Group:
+class BlockGroup:
     """``size`` consecutive blocks from block ``start`` on, of which ``keep`` stay."""
 
     start: int
@@ -48,7 +48,7 @@ class Group:
 class Scheme:
     """Consecutive, non-overlapping groups that cover a model's blocks."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[BlockGroup, ...]
 
     @property
     def depth(self) -> int:
@@ -120,7 +120,7 @@ def parse_scheme(value: Any, depth: int, borders: Sequence[int] = ()) -> Scheme:
         raise InputError(f"scheme={_show(value)} keeps every block; valid: N < M in some group")
     groups, start = [], 0
     for keep, size in pairs:
-        group = Group(start, keep, size)
+        group = BlockGroup(start, keep, size)
         if group.num_choices > MAX_CHOICES:
             raise InputError(
                 f"scheme={_show(value)}: {keep} of {size} blocks can be kept in "

@@ -103,7 +103,7 @@ def test_narrowed_presets_say_so(tf, only_run) -> None:
 @pytest.mark.parametrize(
     ("backbone", "fewer"),
     [
-        ("sit_digits", ("sampler.steps=1",)),
+        pytest.param("sit_digits", ("sampler.steps=1",), marks=pytest.mark.slow),
         ("mar_digits", ("sampler.iterations=2", "sampler.head_steps=2")),
     ],
 )

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import tinyfusion as tf_api
+from tinyfusion.commands import run as run_command
 
 TRAINING = tuple(
     f"training.{phase}.{key}"
@@ -65,6 +66,11 @@ def test_run_chains_prune_recover_evaluate(tf, root, model, only_run) -> None:
         "recovered",
         "recovered (live weights)",
     ]
+    # What the command declares, and a dry run counts.
+    assert tuple(metrics["models"]) == run_command.SCORED
+    assert {file.parent.name for file in folder.glob("*/model.safetensors")} == {
+        *run_command.MODELS
+    }
     assert tf_api.load(folder / "recovered").depth == 2
     logged = columns(folder / "prune/log/version_0/metrics.csv")
     assert {"train/loss", "gates/temperature", "gates/entropy_0"} <= set(logged)

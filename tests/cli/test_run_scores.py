@@ -64,6 +64,7 @@ def test_a_run_is_scored_on_all_devices(tf, root, on_ranks, assert_same_files) -
     assert ranks[1].out == "" and ranks[1].err == ""
 
 
+@pytest.mark.slow
 def test_a_model_is_pretrained_and_scored_on_two_ranks(tf, root, on_ranks) -> None:
     small = ("backbone.hidden_size=16", "backbone.depth=2", "evaluation.batch_size=8")
     assert tf("pretrain", *small, f"hydra.run.dir={root / 'one'}").status == 0

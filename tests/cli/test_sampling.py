@@ -313,7 +313,7 @@ def figures(folder: Path) -> dict:
     return found
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("keep", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_model_is_scored_on_all_devices(tf, root, on_ranks, monkeypatch, keep) -> None:
     scoring = ("sampler.steps=4", "evaluation.batch_size=4", "evaluation.seeds=[0,5]")
     scoring = (*scoring, "evaluation.num_samples=30", f"keep_samples={keep}")

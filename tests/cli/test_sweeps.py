@@ -100,6 +100,7 @@ def test_list_schemes_in_a_sweep(prune, root) -> None:
     assert found == {"[[1, 2], [1, 2]]", "[[1, 4]]", "[[2, 4]]"}
 
 
+@pytest.mark.slow
 def test_the_published_list_of_groups(tf, root, tmp_path, make_model, only_run) -> None:
     deep = make_model(tmp_path / "deep", depth=28)
     result = tf("prune", f"scheme={D19}", f"checkpoint={deep}", "training.mask_learning.steps=2")

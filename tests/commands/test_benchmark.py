@@ -19,7 +19,7 @@ from tinyfusion.commands.benchmark_models import (
     ready,
     short_names,
 )
-from tinyfusion.commands.benchmark_models import planned as plan
+from tinyfusion.commands.benchmark_models import planned_subjects as plan
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.memory import bytes_of
 from tinyfusion.metrics.speed import parameters

@@ -21,13 +21,13 @@ def test_cached_scores_are_not_those_of_other_code(tmp_path, monkeypatch) -> Non
         config={"evaluation": {}, "process": {}, "data": {}},
         output_root=tmp_path,
         checkpoint="net",
+        source_sha256="abc",
         source=Digits(),
         process=GaussianDiffusion(),
         trainer=SimpleNamespace(precision="32-true"),
         bars=False,
         dtype=None,
     )
-    monkeypatch.setattr(evaluate, "source_hash", lambda _: "abc")
     net = DiT(input_size=8, in_channels=1, hidden_size=8, depth=1, num_heads=2, num_classes=10)
     scores = iter(range(10))
     monkeypatch.setattr(Evaluation, "score", lambda *_, **__: {"fid": next(scores)})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tinyfusion.gating.gates import Gates, GroupGate, entropy
-from tinyfusion.scheme import Group, parse_scheme
+from tinyfusion.scheme import BlockGroup, parse_scheme
 from tinyfusion.seeding import Rows, StepNoise
 
 
@@ -18,7 +18,7 @@ def gumbel(num_rows: int, num_choices: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("keep", "size"), [(1, 2), (2, 3), (2, 4), (3, 4), (7, 14)])
 def test_candidates_are_all_patterns_once_in_lexicographic_order(keep: int, size: int) -> None:
-    rows = GroupGate(Group(0, keep, size)).choices_CM
+    rows = GroupGate(BlockGroup(0, keep, size)).choices_CM
     assert rows.shape == (comb(size, keep), size)
     assert (rows.sum(1) == keep).all()
     kept = [tuple(row.nonzero().flatten().tolist()) for row in rows]
@@ -27,7 +27,7 @@ def test_candidates_are_all_patterns_once_in_lexicographic_order(keep: int, size
 
 def test_two_of_three_in_the_order_of_the_paper() -> None:
     expected = [[1, 1, 0], [1, 0, 1], [0, 1, 1]]
-    assert GroupGate(Group(0, 2, 3)).choices_CM.tolist() == expected
+    assert GroupGate(BlockGroup(0, 2, 3)).choices_CM.tolist() == expected
 
 
 def test_start_is_exactly_uniform() -> None:
@@ -41,7 +41,7 @@ def test_start_is_exactly_uniform() -> None:
 
 @pytest.mark.parametrize("temperature", [4.0, 1.0, 0.1])
 def test_frequencies_are_the_softmax_whatever_the_temperature(temperature: float) -> None:
-    gate = GroupGate(Group(0, 2, 3))
+    gate = GroupGate(BlockGroup(0, 2, 3))
     with torch.no_grad():
         gate.logits_C.copy_(torch.tensor([0.02, 0.03, 0.005]))
     draws = 40_000
@@ -68,7 +68,7 @@ def test_zeros_are_exact_and_ones_are_off_by_one_rounding_at_most() -> None:
 
 
 def test_gradient_is_that_of_the_soft_relaxation() -> None:
-    gate = GroupGate(Group(0, 2, 4)).double()
+    gate = GroupGate(BlockGroup(0, 2, 4)).double()
     with torch.no_grad():
         gate.logits_C.normal_(0.02, 0.005)
     noise = gumbel(5, 6).double()
@@ -81,7 +81,7 @@ def test_gradient_is_that_of_the_soft_relaxation() -> None:
 
 
 def test_gradient_of_the_logits_is_not_rounded_under_autocast() -> None:
-    gate = GroupGate(Group(0, 2, 4))
+    gate = GroupGate(BlockGroup(0, 2, 4))
     noise, weights = gumbel(64, 6), torch.randn(64, 4)
     (plain,) = torch.autograd.grad((gate(noise, 1.0, 100.0) * weights).sum(), gate.logits_C)
     with torch.autocast("cpu", torch.bfloat16):

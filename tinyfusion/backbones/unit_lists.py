@@ -14,7 +14,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.units import BLOCKS, BRANCHES, CHANNELS, Place, Unit
 
 
-class Network(Protocol):
+class UnitNetwork(Protocol):
     """What is asked of a backbone here."""
 
     blocks: nn.ModuleList
@@ -29,7 +29,7 @@ class Network(Protocol):
         """Groups of channels."""
 
 
-def block_units(net: Network) -> tuple[Unit, ...]:
+def block_units(net: UnitNetwork) -> tuple[Unit, ...]:
     """The blocks, in order."""
     blocks = list(net.blocks)
     places: dict[int, Place] = {}
@@ -49,7 +49,7 @@ def block_units(net: Network) -> tuple[Unit, ...]:
     )
 
 
-def branch_units(net: Network) -> tuple[Unit, ...]:
+def branch_units(net: UnitNetwork) -> tuple[Unit, ...]:
     """The branches of all blocks that name them, in the order in which they run.
 
     Raises:
@@ -83,7 +83,7 @@ def _branches_of(unit: Unit, block: BranchedBlock) -> Iterator[Unit]:
         )
 
 
-def channel_units(net: Network) -> tuple[Unit, ...]:
+def channel_units(net: UnitNetwork) -> tuple[Unit, ...]:
     """The groups of channels, heads and neurons of the width plan, in its order.
 
     Raises:
@@ -100,7 +100,7 @@ def channel_units(net: Network) -> tuple[Unit, ...]:
     return tuple(found)
 
 
-def _channels(net: Network, name: str, inputs: bool) -> int:
+def _channels(net: UnitNetwork, name: str, inputs: bool) -> int:
     """Channels that go into a linear layer or convolution, or come out of it."""
     try:
         module = net.get_submodule(name)

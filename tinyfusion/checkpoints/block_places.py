@@ -11,7 +11,7 @@ from tinyfusion.backbones.public_files import DIFFUSERS_BLOCKS
 from tinyfusion.errors import InputError
 
 
-class Place(NamedTuple):
+class BlockPlace(NamedTuple):
     """A module inside a block of the full model.
 
     Attributes:
@@ -59,19 +59,19 @@ class BlockPlaces:
             rf"(?P<before>(?:.*?\.)?(?P<list>{lists}))\.(?P<block>\d+)(?P<after>\..+|$)"
         )
 
-    def find(self, name: str) -> Place | None:
+    def find(self, name: str) -> BlockPlace | None:
         """Where a module of the full model is; ``None`` if it is in no block."""
         match = self._pattern.fullmatch(name)
         if match is None:
             return None
         stack = self._stacks[match["list"]]
-        return Place(stack, int(match["block"]), match["before"], match["after"])
+        return BlockPlace(stack, int(match["block"]), match["before"], match["after"])
 
-    def index(self, place: Place) -> int:
+    def index(self, place: BlockPlace) -> int:
         """Index of its block among all blocks of the full model."""
         return self._starts[place.stack] + place.block
 
-    def size(self, place: Place, depth: int | None) -> int | None:
+    def size(self, place: BlockPlace, depth: int | None) -> int | None:
         """Blocks of its stack in the full model of ``depth`` blocks, as far as known."""
         ends = (*self._starts[1:], depth)
         end = ends[place.stack]
@@ -89,7 +89,7 @@ class BlockPlaces:
         block = self._kept_from.index(index) - self._own_starts[place.stack]
         return f"{place.before}.{block}{place.after}"
 
-    def are_own(self, places: Iterable[Place]) -> bool:
+    def are_own(self, places: Iterable[BlockPlace]) -> bool:
         """Whether these are all blocks of the pruned model, were they numbered as in it."""
         if self._kept_from == tuple(range(len(self._kept_from))):
             return False

@@ -17,7 +17,7 @@ from tinyfusion.commands.benchmark_models import (
     Subject,
     available_memory,
     check_memory,
-    planned,
+    planned_subjects,
     ready,
 )
 from tinyfusion.commands.checks import check_sampling
@@ -71,7 +71,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
         objects.seed,
         lambda what, number: log.info("benchmark: %s, round %d of %d", what, number, cfg.rounds),
     )
-    subjects = planned(objects, cfg.models, narrowed, cfg.depths, cfg.widths)
+    subjects = planned_subjects(objects, cfg.models, narrowed, cfg.depths, cfg.widths)
     for subject in subjects:
         key = f"models: {subject.name}"
         check_sampling(subject.net, process, f"{key}: sampler", sampler)

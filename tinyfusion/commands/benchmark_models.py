@@ -62,7 +62,7 @@ class Subject:
     kept: tuple[int, ...] = ()
 
 
-def planned(
+def planned_subjects(
     objects: Objects,
     models: Any,
     sizes: Mapping[str, int],

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from tinyfusion.scheme import Group, Scheme
+from tinyfusion.scheme import BlockGroup, Scheme
 
 START_LOGIT = 0.02
 """Start value of every logit; equal values make the start exactly uniform."""
@@ -29,7 +29,7 @@ class GroupGate(nn.Module):
 
     choices_CM: Tensor
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: BlockGroup) -> None:
         super().__init__()
         choices = group.choices()
         self.patterns = [tuple(group.start + m for m in kept) for kept in choices]
@@ -115,7 +115,7 @@ class Gates(nn.Module):
 
 
 def likeliest(logits: list[Tensor]) -> list[int]:
-    """Index of the most probable pattern of each group, in the order of `Group.choices`."""
+    """Index of the most probable pattern of each group, in the order of `BlockGroup.choices`."""
     return [int(values.argmax()) for values in logits]
 
 

@@ -24,7 +24,7 @@ IMAGENET_IMAGES = 1_281_167
 
 
 @dataclass(frozen=True)
-class Gates:
+class GateValues:
     """How the gates of mask learning are drawn and trained.
 
     Attributes:
@@ -132,7 +132,7 @@ class Recipe:
     scheme: str | tuple[tuple[int, int], ...] | None
     optimizer: AdamW
     mask_learning: TrainingSettings
-    gates: Gates
+    gates: GateValues
     lora: LowRank
     recovery: TrainingSettings
     further_steps: tuple[int, ...]
@@ -156,7 +156,7 @@ tinydit_d14 = Recipe(
         clip_norm=1.0,
         label_drop=0.1,
     ),
-    gates=Gates(
+    gates=GateValues(
         temperature=Linear(4.0, 0.1),
         scale=Linear(100.0, 100.0),
         gate_rate_factor=10.0,
