@@ -11,6 +11,7 @@ from pathlib import Path
 from tinyfusion.cli import main as tinyfusion
 from tinyfusion.studies.collect import read_sweep
 from tinyfusion.studies.compare import compare
+from tinyfusion.text import readable_bytes
 
 PRUNERS = ("learned", "random", "shortgpt")
 
@@ -31,14 +32,14 @@ def main() -> int:
         return status
     runs = sorted(read_sweep(folder), key=lambda run: PRUNERS.index(run.method))
     compare(runs, folder)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for run in runs:
         phases = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in run.times.items())
         print(f"{run.method:>9}: {phases}; kept {list(run.kept)}")
     print(f"samples of every model: {folder / 'comparison.png'}")
     print(f"how the mask was learned: {runs[0].folder / 'prune' / 'decision.png'}")
     print(f"table and weights: {folder}")
-    print(f"run time {time.perf_counter() - began:.0f} s, peak memory {peak:.2f} GiB")
+    print(f"run time {time.perf_counter() - began:.0f} s, peak memory {readable_bytes(peak)}")
     return 0
 
 

@@ -13,6 +13,7 @@ from tinyfusion.data.digits import digit_split
 from tinyfusion.files import read_json, write_json
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.settings.packaged import TEACHERS, process_and_sampler
+from tinyfusion.text import readable_bytes
 
 
 def main() -> None:
@@ -39,8 +40,8 @@ def main() -> None:
     }
     report = read_json(arguments.report, "report") if arguments.report else None
     write_json(asset / "provenance.json", provenance | {"rounding": rounding, "report": report})
-    size = sum(file.stat().st_size for file in asset.iterdir()) / 2**20
-    print(f"{asset}: {size:.2f} MiB; {rounding}; torch {torch.__version__}")
+    size = sum(file.stat().st_size for file in asset.iterdir())
+    print(f"{asset}: {readable_bytes(size)}; {rounding}; torch {torch.__version__}")
 
 
 if __name__ == "__main__":
