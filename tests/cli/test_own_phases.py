@@ -82,6 +82,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
         (folder / "conf" / group).mkdir(parents=True)
         file = folder / "conf" / group / f"{name.lower()}.yaml"
         file.write_text(f"_target_: my_phases.{name}\n")
+        # Builds, but is none of the kind.
+        (file.parent / "wrong.yaml").write_text("_target_: tinyfusion.gating.deltas.Frozen\n")
     (folder / "my_phases.py").write_text(MODULE)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(__import__("sys").modules, "my_phases", raising=False)
@@ -137,3 +139,12 @@ def test_what_an_own_recovery_refuses_is_refused_before_work(tf, own, root: Path
     result = tf("run", *own, *OVERRIDES, "teacher=none")
     assert result.status == 2 and "Twice needs a teacher" in result.err
     assert not list(root.rglob("decision.json"))
+
+
+@pytest.mark.parametrize(
+    ("key", "needs"), [("pruner", "choose"), ("recovery", "uses_teacher, check, phases")]
+)
+def test_a_class_that_lacks_a_method_is_named(tf, own, root: Path, key: str, needs: str) -> None:
+    result = tf("run", *own, "keep=2", "pruner=drift", f"{key}=wrong")
+    assert result.status == 2 and f"a class for {key}= needs {needs}" in result.err
+    assert result.err.count("\n") == 1 and not root.exists()

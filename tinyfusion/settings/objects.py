@@ -18,6 +18,7 @@ from tinyfusion.backbones.by_name import as_backbone_class
 from tinyfusion.backbones.presets import family_of
 from tinyfusion.checkpoints import weights_sha256
 from tinyfusion.data.source import ImageSource
+from tinyfusion.errors import InputError
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.pipeline.machine import check_machine, count_devices, scoring_device
@@ -180,10 +181,10 @@ def objects_of(cfg: DictConfig, present: bool = True) -> Objects:
         evaluation=_built(cfg, "evaluation"),
         training=_built(cfg, "training"),
         optimizer=optimizer,
-        pruner=_built(cfg, "pruner"),
+        pruner=_with(_built(cfg, "pruner"), "pruner", ("choose",)),
         scheme=cfg.get("scheme"),
         keep=cfg.get("keep"),
-        recovery=_built(cfg, "recovery"),
+        recovery=_recovery(cfg),
         start=cfg.get("start", "kept"),
         rounds=_rounds(cfg),
         make_tracking=lambda: build(cfg.logger),
@@ -214,6 +215,28 @@ def expected_backbone(node: DictConfig | None) -> dict[str, Any] | None:
 
 def _built(cfg: DictConfig, key: str) -> Any:
     return None if cfg.get(key) is None else build(cfg[key])
+
+
+def _with(built: Any, key: str, names: tuple[str, ...]) -> Any:
+    """What was built, which is to have these attributes.
+
+    Raises:
+        InputError: it lacks one of them.
+    """
+    missing = [] if built is None else [name for name in names if not hasattr(built, name)]
+    if missing:
+        raise InputError(
+            f"{key}: a {type(built).__name__} has no {missing[0]!r}; a class for {key}= needs "
+            f"{', '.join(names)}"
+        )
+    return built
+
+
+def _recovery(cfg: DictConfig) -> Objective | PhasedRecovery | None:
+    built = _built(cfg, "recovery")
+    if isinstance(built, Objective):
+        return built
+    return _with(built, "recovery", ("uses_teacher", "check", "phases"))
 
 
 def _rounds(cfg: DictConfig) -> Rounds | None:
