@@ -15,44 +15,37 @@ from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS, PART
 HEAVY = {"torch", "lightning", "hydra", "omegaconf", "numpy", "matplotlib", "peft", "wandb", "rich"}
 
 
+def run_apart(*arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """Run a command line in a process of its own: what it did, and the modules it has loaded."""
+    code = (
+        "import sys\n"
+        "from tinyfusion.cli import main\n"
+        f"status = main({list(arguments)!r})\n"
+        "print('MODULES', *sorted(sys.modules))\n"
+        "raise SystemExit(status)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(Path(tinyfusion.__file__).parents[1])},
+    )
+    return run, set(run.stdout.rpartition("MODULES")[2].split())
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], ["run", "--help"], ["convert", "--help"], []]
 )
 def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
-    code = (
-        "import sys\n"
-        "from tinyfusion.cli import main\n"
-        f"status = main({arguments!r})\n"
-        "print('MODULES', *sorted(sys.modules))\n"
-        "raise SystemExit(status)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": str(Path(tinyfusion.__file__).parents[1])},
-    )
-    loaded = set(run.stdout.rpartition("MODULES")[2].split())
+    run, loaded = run_apart(*arguments)
+    assert run.returncode == 0, run.stderr
     assert "tinyfusion.cli" in loaded and not HEAVY & loaded
 
 
 def test_a_mistyped_key_is_named_before_torch_is_imported() -> None:
-    code = (
-        "import sys\n"
-        "from tinyfusion.cli import main\n"
-        "status = main(['run', 'schem=1:2'])\n"
-        "print('MODULES', *sorted(sys.modules))\n"
-        "raise SystemExit(status)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(Path(tinyfusion.__file__).parents[1])},
-    )
+    run, loaded = run_apart("run", "schem=1:2")
     assert run.returncode == 2 and "did you mean 'scheme'?" in run.stderr
-    assert not {"torch", "lightning", "matplotlib"} & set(run.stdout.split())
+    assert "hydra" in loaded and not {"torch", "lightning", "matplotlib"} & loaded
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
