@@ -28,7 +28,9 @@ def length(steps):
 
 
 class Drift:
-    """Keeps the blocks of the largest weights after two trainings."""
+    """Keeps the two blocks of the largest weights after two trainings."""
+
+    uses_keep = False  # how many stay, its last phase says
 
     def phases(self, context):
         def phase(name, steps, leaves=None):
@@ -38,13 +40,13 @@ class Drift:
 
             return Phase(name, module, length(steps), leaves)
 
-        leaves = Decision(tuple(range(context.keep)), context.net.depth, "drift")
+        leaves = Decision((0, 1), context.net.depth, "drift")
         return [phase("coarse", 15), phase("fine", 20, leaves)]
 
     def choose(self, context):
         net = context.trained["fine"].trained_net
         sizes = [sum(float(p.detach().norm()) for p in block.parameters()) for block in net.blocks]
-        largest = sorted(range(net.depth), key=lambda i: -sizes[i])[: context.keep]
+        largest = sorted(range(net.depth), key=lambda i: -sizes[i])[:2]
         return Choice(tuple(sorted(largest)), scores={"sizes": sizes})
 
 
@@ -71,7 +73,7 @@ class Twice:
             phase("task", 20, Objective(), None),
         ]
 '''
-OVERRIDES = ("pruner=drift", "recovery=twice", "keep=2")
+OVERRIDES = ("pruner=drift", "recovery=twice")
 
 
 @pytest.fixture
@@ -145,6 +147,6 @@ def test_what_an_own_recovery_refuses_is_refused_before_work(tf, own, root: Path
     ("key", "needs"), [("pruner", "choose"), ("recovery", "uses_teacher, check, phases")]
 )
 def test_a_class_that_lacks_a_method_is_named(tf, own, root: Path, key: str, needs: str) -> None:
-    result = tf("run", *own, "keep=2", "pruner=drift", f"{key}=wrong")
+    result = tf("run", *own, "pruner=drift", f"{key}=wrong")
     assert result.status == 2 and f"a class for {key}= needs {needs}" in result.err
     assert result.err.count("\n") == 1 and not root.exists()

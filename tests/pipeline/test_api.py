@@ -109,6 +109,14 @@ def test_without_a_teacher_the_task_is_learned_and_ends_lower(net, batches) -> N
     assert held_out(student)["loss"] < held_out(shallow)["loss"]
 
 
+def test_recovered_weights_are_the_averaged_ones(net, batches) -> None:
+    student = tf.prune(net, [0, 2])
+    last, averaged = (
+        tf.recover(student, batches, ema_decay=decay, **STEPS).state_dict() for decay in (0.0, 0.9)
+    )
+    assert any(not torch.equal(last[name], averaged[name]) for name in last)
+
+
 def test_a_recipe_gives_every_number_that_is_not_given(net, batches, monkeypatch) -> None:
     from tinyfusion.pipeline import api
 
