@@ -67,7 +67,7 @@ def test_batches_are_pinned_and_moved_with_their_conditioning(told, two_streams,
     whole, _ = told
     pinned, copies = [], []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x, *_: pinned.append(x) or x)
-    batch = pin_memory(Batch(torch.zeros(5, 1, 4, 4), whole, 7, 0, 5))
+    batch = pin_memory(Batch(torch.zeros(5, 1, 4, 4), whole, 7, 0))
     assert [id(x) for x in pinned] == [id(x) for x in (batch.images, *whole.arguments())]
     assert isinstance(batch, Batch) and (batch.step, batch.rows.count) == (7, 5)
 

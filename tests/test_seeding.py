@@ -16,24 +16,24 @@ def test_generator_depends_on_every_part_of_its_key() -> None:
 
 
 def test_draws_do_not_depend_on_the_global_generator_or_on_order() -> None:
-    rows = Rows(3, 0, 4, 4)
+    rows = Rows(3, 0, 4)
     first = NOISE.normal("noise", rows, 2)
     torch.rand(10)
-    NOISE.normal("noise", Rows(9, 0, 4, 4), 2)
+    NOISE.normal("noise", Rows(9, 0, 4), 2)
     assert torch.equal(NOISE.normal("noise", rows, 2), first)
 
 
-def test_micro_batches_and_devices_cut_one_global_draw() -> None:
-    whole = NOISE.uniform("times", Rows(5, 0, 12, 12), 3)
-    parts = [NOISE.uniform("times", Rows(5, first, 4, 12), 3) for first in (0, 4, 8)]
+def test_rows_draw_the_same_in_any_micro_batch_on_any_device() -> None:
+    whole = NOISE.uniform("times", Rows(5, 0, 12), 3)
+    parts = [NOISE.uniform("times", Rows(5, first, 4), 3) for first in (0, 4, 8)]
     assert torch.equal(torch.cat(parts), whole)
 
 
 def test_step_purpose_stage_and_seed_all_matter() -> None:
-    rows = Rows(3, 0, 4, 4)
+    rows = Rows(3, 0, 4)
     first = NOISE.normal("noise", rows, 2)
     others = [
-        NOISE.normal("noise", Rows(4, 0, 4, 4), 2),
+        NOISE.normal("noise", Rows(4, 0, 4), 2),
         NOISE.normal("other", rows, 2),
         StepNoise(1, "pretrain").normal("noise", rows, 2),
         StepNoise(2, "recovery").normal("noise", rows, 2),
@@ -41,8 +41,19 @@ def test_step_purpose_stage_and_seed_all_matter() -> None:
     assert not any(torch.equal(first, other) for other in others)
 
 
+def test_rows_of_a_step_differ_and_have_the_moments_of_the_law() -> None:
+    draws = NOISE.normal("noise", Rows(0, 0, 2000), 4, 3).double()
+    assert len({tuple(row) for row in draws.flatten(1).tolist()}) == 2000
+    assert abs(float(draws.mean())) < 0.02 and abs(float(draws.var()) - 1) < 0.03
+    # Rows are seeded one by one: neighbours must not go together.
+    flat = draws.flatten(1)
+    assert abs(float((flat[1:] * flat[:-1]).mean())) < 0.02
+    scalars = NOISE.uniform("times", Rows(0, 0, 4000)).histc(10, 0, 1)
+    assert (scalars - 400).abs().max() < 80  # four standard deviations
+
+
 def test_gumbel_is_finite_and_has_the_moments_of_the_law() -> None:
-    draws = NOISE.gumbel("gumbel", Rows(0, 0, 1000, 1000), 100).double()
+    draws = NOISE.gumbel("gumbel", Rows(0, 0, 1000), 100).double()
     assert draws.isfinite().all()
     assert abs(float(draws.mean()) - 0.5772) < 0.02
     assert abs(float(draws.var()) - torch.pi**2 / 6) < 0.05

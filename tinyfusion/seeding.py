@@ -1,9 +1,9 @@
 """Random numbers as functions of (seed, purpose, step, position), never of history.
 
-Every draw of a training step is made for the whole *global* batch and then cut to the rows a
-device or micro-batch holds, so a run that is resumed, spread over devices or accumulated over
-micro-batches sees the same numbers. Draws are made on the CPU in float32: they do not depend on
-the device either.
+In a training step each sample has draws of its own, by its position in the *global* batch, so a run
+that is resumed, spread over devices or accumulated over micro-batches sees the same numbers, and
+each device draws only the rows it holds. Draws are made on the CPU in float32: they do not depend
+on the device either.
 """
 
 from __future__ import annotations
@@ -34,19 +34,17 @@ def permutation(seed: int, epoch: int, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of which global batch a tensor holds.
+    """Which rows of a global batch a tensor holds.
 
     Attributes:
         step: optimiser step that the batch belongs to.
         first: position of the first row in the global batch.
         count: number of rows.
-        global_size: rows of the whole global batch.
     """
 
     step: int
     first: int
     count: int
-    global_size: int
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,11 @@ class StepNoise:
 
     def uniform(self, purpose: str, rows: Rows, *shape: int) -> Tensor:
         """Uniform draws in [0, 1), shape (rows.count, *shape)."""
-        return self._cut(torch.rand, purpose, rows, shape)
+        return self._draw(torch.rand, purpose, rows, shape)
 
     def normal(self, purpose: str, rows: Rows, *shape: int) -> Tensor:
         """Standard normal draws, shape (rows.count, *shape)."""
-        return self._cut(torch.randn, purpose, rows, shape)
+        return self._draw(torch.randn, purpose, rows, shape)
 
     def gumbel(self, purpose: str, rows: Rows, *shape: int) -> Tensor:
         """Gumbel(0, 1) draws, shape (rows.count, *shape)."""
@@ -88,13 +86,15 @@ class StepNoise:
         # A hash is as good as a draw, and a dry run, whose tensors have no values, can read it.
         return (seed_of(self.seed, self.phase, purpose, step) >> 10) / 2**53
 
-    def _cut(
+    def _draw(
         self, draw: Callable[..., Tensor], purpose: str, rows: Rows, shape: Sequence[int]
     ) -> Tensor:
-        drawn = draw(
-            rows.global_size, *shape, generator=generator(self.seed, self.phase, purpose, rows.step)
-        )
-        return drawn[rows.first : rows.first + rows.count]
+        drawn, of_row = torch.empty(rows.count, *shape), torch.Generator()
+        for row in range(rows.count):
+            position = rows.first + row
+            of_row.manual_seed(seed_of(self.seed, self.phase, purpose, rows.step, position))
+            draw(shape, generator=of_row, out=drawn[row])
+        return drawn
 
 
 @dataclass(frozen=True)

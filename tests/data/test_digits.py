@@ -38,7 +38,7 @@ def test_move_equals_a_plain_loop() -> None:
 def test_shift_uses_every_offset_and_only_on_request() -> None:
     source = Digits(shift=1, shift_probability=1.0)
     indices = torch.zeros(400, dtype=torch.int64)
-    rows = Rows(step=3, first=0, count=400, global_size=400)
+    rows = Rows(step=3, first=0, count=400)
     plain, labels = source.fetch(indices, None, rows)
     assert torch.equal(plain, digit_split()[0][indices])
     assert labels.labels.tolist() == [int(digit_split()[1][0])] * 400
@@ -54,7 +54,7 @@ def test_shift_uses_every_offset_and_only_on_request() -> None:
 def test_share_of_moved_images_follows_the_probability() -> None:
     source = Digits(shift=1, shift_probability=0.25)
     indices = torch.zeros(3000, dtype=torch.int64)
-    rows = Rows(step=0, first=0, count=3000, global_size=3000)
+    rows = Rows(step=0, first=0, count=3000)
     images, _ = source.fetch(indices, StepNoise(0, "test"), rows)
     moved = (images != digit_split()[0][0]).flatten(1).any(1).float().mean()
     # A ninth of the draws moves by nothing.
@@ -64,10 +64,10 @@ def test_share_of_moved_images_follows_the_probability() -> None:
 def test_draws_belong_to_step_and_position() -> None:
     source, noise = Digits(), StepNoise(7, "test")
     indices = torch.arange(64)
-    whole, _ = source.fetch(indices, noise, Rows(2, 0, 64, 64))
-    part, _ = source.fetch(indices[40:50], noise, Rows(2, 40, 10, 64))
+    whole, _ = source.fetch(indices, noise, Rows(2, 0, 64))
+    part, _ = source.fetch(indices[40:50], noise, Rows(2, 40, 10))
     assert torch.equal(part, whole[40:50])
-    assert not torch.equal(source.fetch(indices, noise, Rows(3, 0, 64, 64))[0], whole)
+    assert not torch.equal(source.fetch(indices, noise, Rows(3, 0, 64))[0], whole)
 
 
 def test_reference_holds_all_images_in_bytes() -> None:

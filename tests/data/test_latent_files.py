@@ -51,13 +51,13 @@ def test_every_latent_once_as_it_is_with_its_label(root: Path) -> None:
 
 def test_mirrors_follow_step_and_position(root: Path) -> None:
     source, noise = LatentFiles(root, num_classes=CLASSES), StepNoise(0, "test")
-    indices, rows = torch.arange(COUNT).repeat(20), Rows(0, 0, 240, 240)
+    indices, rows = torch.arange(COUNT).repeat(20), Rows(0, 0, 240)
     stored, labels = source.fetch(indices, noise, rows)
     found = source.finish(stored, noise, rows)
     plain, plain_labels = source.plain(indices)
     assert torch.equal(found.abs(), plain) and torch.equal(labels.labels, plain_labels.labels)
     assert 90 < (found[:, 0, 0, 0] < 0).sum() < 150
-    part = Rows(0, 100, 30, 240)
+    part = Rows(0, 100, 30)
     assert torch.equal(source.fetch(indices[100:130], noise, part)[0], found[100:130])
     still = LatentFiles(root, num_classes=CLASSES, flip=False)
     assert torch.equal(still.fetch(indices, noise, rows)[0], plain)

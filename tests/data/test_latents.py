@@ -95,7 +95,7 @@ def test_mirrors_are_taken_half_the_time_as_step_and_position_say(store: Path) -
     indices = torch.arange(10).repeat(40)
 
     def numbers(step: int, flip: bool = True) -> np.ndarray:
-        rows = Rows(step, 0, 400, 400)
+        rows = Rows(step, 0, 400)
         chosen = source if flip else Latents(store, flip=False, draw=False)
         stored, _ = chosen.fetch(indices, noise, rows)
         return np.array(numbers_of(chosen.finish(stored, noise, rows)))
@@ -104,7 +104,7 @@ def test_mirrors_are_taken_half_the_time_as_step_and_position_say(store: Path) -
     assert (plain >= 0).all() and (np.abs(numbers(0)) == plain).all()
     assert 140 < (numbers(0) < 0).sum() < 220  # image 0 has no sign
     assert (numbers(0) == numbers(0)).all() and (numbers(0) != numbers(1)).any()
-    part = Rows(0, 100, 50, 400)
+    part = Rows(0, 100, 50)
     stored, _ = source.fetch(indices[100:150], noise, part)
     assert numbers_of(source.finish(stored, noise, part)) == numbers(0)[100:150].tolist()
 
@@ -114,15 +114,15 @@ def test_the_posterior_is_drawn_anew_at_every_step(store: Path) -> None:
     indices = torch.arange(10)
 
     def drawn(step: int) -> Tensor:
-        rows = Rows(step, 0, 10, 10)
+        rows = Rows(step, 0, 10)
         stored, _ = source.fetch(indices, noise, rows)
         assert stored.shape == (10, 4, 4, 4) and stored.dtype == torch.float16
         return source.finish(stored, noise, rows)
 
     mean, _ = source.plain(indices)
     deviation = torch.exp(mean[:, :1] / SCALE / 20)
-    draws = generator(0, "test", "posterior", 5)
-    expected = mean + SCALE * deviation * torch.randn(10, 2, 4, 4, generator=draws)
+    draws = noise.normal("posterior", Rows(5, 0, 10), 2, 4, 4)
+    expected = mean + SCALE * deviation * draws
     torch.testing.assert_close(drawn(5), expected, rtol=2e-3, atol=2e-3)
     many = torch.stack([drawn(step) for step in range(400)])
     assert (many.mean(0) - mean).abs().max() < 0.25
@@ -134,7 +134,7 @@ def test_the_posterior_is_drawn_anew_at_every_step(store: Path) -> None:
 def test_means_only_or_no_draw_gives_the_mean(tmp_path: Path) -> None:
     means = Latents(write_store(tmp_path / "means", kind="mean"), flip=False)
     moments = Latents(write_store(tmp_path / "moments"), flip=False, draw=False)
-    rows, noise = Rows(0, 0, 10, 10), StepNoise(0, "test")
+    rows, noise = Rows(0, 0, 10), StepNoise(0, "test")
     for source in (means, moments):
         stored, _ = source.fetch(torch.arange(10), noise, rows)
         assert stored.shape[1] == 2  # nothing is loaded that is not used
@@ -199,7 +199,7 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
     used = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 60
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, hard))
     try:
-        noise, rows = StepNoise(0, "test"), Rows(0, 0, 80, 80)
+        noise, rows = StepNoise(0, "test"), Rows(0, 0, 80)
         source.fetch(torch.arange(80), noise, rows)
         latents, _ = source.plain(torch.arange(80))
     finally:

@@ -19,7 +19,12 @@ from tinyfusion.training.settings import PhaseSettings, TrainerSettings, Trainin
 PUBLISHED = {
     "mask_learning": TrainingSettings(10_009, 128, learning_rate=1e-4, label_drop=0.1),
     "recovery": TrainingSettings(
-        100_000, 256, learning_rate=2e-4, learning_rate_end=1e-4, label_drop=0.1
+        100_000,
+        256,
+        learning_rate=2e-4,
+        learning_rate_end=1e-4,
+        label_drop=0.1,
+        ema_warm_up=False,
     ),
 }
 
@@ -87,6 +92,7 @@ def test_the_published_schedule_raises_no_warning(name: str) -> None:
         ({"warm_up": 10}, "warm_up=10 instead of 0"),
         ({"clip_norm": 2.0}, "clip_norm=2 instead of 1"),
         ({"ema_decay": 0.999}, "ema_decay=0.999 instead of 0.9999"),
+        ({"ema_warm_up": True}, "ema_warm_up=true instead of false"),
     ],
 )
 def test_each_differing_value_is_named_with_the_published_one(values: dict, text: str) -> None:

@@ -23,8 +23,8 @@ class FixedRatio(StepDraws):
         return 0.5
 
 
-def draws(count: int, step: int = 0, first: int = 0, of: int | None = None, kind=StepDraws):
-    rows = Rows(step=step, first=first, count=count, global_size=of or count)
+def draws(count: int, step: int = 0, first: int = 0, kind=StepDraws):
+    rows = Rows(step=step, first=first, count=count)
     return kind(StepNoise(0, "test"), rows, torch.device("cpu"))
 
 
@@ -269,7 +269,7 @@ def test_noised_tokens_have_times_and_noise_of_their_own():
 def test_micro_batches_see_the_rows_of_the_whole_batch():
     process, clean = MaskedDiffusion(patch_size=2), torch.randn(6, 1, 4, 4)
     whole = process.corrupt(clean, draws(6))
-    part = process.corrupt(clean[2:4], draws(2, first=2, of=6))
+    part = process.corrupt(clean[2:4], draws(2, first=2))
     for all_rows, rows in zip(whole.inputs, part.inputs, strict=True):
         assert torch.equal(all_rows[2:4], rows)
 

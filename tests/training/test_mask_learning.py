@@ -45,7 +45,7 @@ def planted() -> dict[str, torch.Tensor]:
     place = torch.arange(4) // 2
     board = ((place[:, None] + place[None]) % 2) * 2.0 - 1.0
     for step in range(200):
-        rows = Rows(step, 0, 32, 32)
+        rows = Rows(step, 0, 32)
         labels = torch.arange(32) % 2
         clean = board.expand(32, 1, 4, 4) * (2.0 * labels - 1.0)[:, None, None, None]
         t = process.times_from_uniform(noise.uniform("t", rows))

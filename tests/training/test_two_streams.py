@@ -98,7 +98,7 @@ def test_teacher_and_student_are_told_the_same_and_the_null_at_the_same_places(
         dropped_B = (text == null).flatten(1).all(1)
         assert (mask[dropped_B].sum(1) == 1).all() and (text[~dropped_B, 0] != null).any(1).all()
         # The same draws as drop the labels of a class-conditional network.
-        batch = Batch(torch.zeros(16, 1, 4, 4), ClassLabels(torch.zeros(16).long()), step, 0, 16)
+        batch = Batch(torch.zeros(16, 1, 4, 4), ClassLabels(torch.zeros(16).long()), step, 0)
         draws = module.noise.uniform("label_drop", batch.rows)
         assert torch.equal(dropped_B, draws < 0.5) and 0 < dropped_B.sum() < 16
 

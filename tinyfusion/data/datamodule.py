@@ -35,19 +35,17 @@ class Batch(NamedTuple):
         conditioning: of the same B samples.
         step: optimiser step.
         first: position of the first row in the global batch.
-        global_size: rows of the global batch.
     """
 
     images: Tensor
     conditioning: Conditioning
     step: int
     first: int
-    global_size: int
 
     @property
     def rows(self) -> Rows:
         """Which rows of which global batch these are."""
-        return Rows(self.step, self.first, len(self.images), self.global_size)
+        return Rows(self.step, self.first, len(self.images))
 
 
 class StepBatchSampler(Sampler[list[SampleKey]]):
@@ -137,21 +135,20 @@ class _TrainingImages(Dataset[Batch | InputError]):
     Args:
         source: the images.
         augment: draws of the augmentation.
-        global_batch: rows of the global batch.
     """
 
-    def __init__(self, source: ImageSource, augment: StepNoise, global_batch: int) -> None:
-        self._source, self._augment, self._global_batch = source, augment, global_batch
+    def __init__(self, source: ImageSource, augment: StepNoise) -> None:
+        self._source, self._augment = source, augment
 
     def __getitems__(self, keys: list[SampleKey]) -> Batch | InputError:
         step, first, _ = keys[0]
         indices = torch.tensor([image for _, _, image in keys])
-        rows = Rows(step, first, len(keys), self._global_batch)
+        rows = Rows(step, first, len(keys))
         try:
             images, conditioning = self._source.fetch(indices, self._augment, rows)
         except InputError as error:
             return error
-        return Batch(images, conditioning, step, first, self._global_batch)
+        return Batch(images, conditioning, step, first)
 
 
 class StatelessLoader(DataLoader[Any]):
@@ -254,7 +251,7 @@ class TrainingData(LightningDataModule):
             world=trainer.world_size,
         )
         return StatelessLoader(
-            _TrainingImages(self.source, self._augment, self._global_batch),
+            _TrainingImages(self.source, self._augment),
             batch_sampler=sampler,
             collate_fn=_already_a_batch,
             num_workers=self._num_workers,

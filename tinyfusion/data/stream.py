@@ -186,7 +186,7 @@ class _MicroBatches(IterableDataset[Batch]):
             for micro in range(self._accumulate):
                 first = (micro * self._world + self._rank) * size
                 rows = slice(first, first + size)
-                yield Batch(images[rows], conditioning[rows], step, first, size * parts)
+                yield Batch(images[rows], conditioning[rows], step, first)
 
 
 def as_source(data: ImageSource | Iterable[Pair]) -> ImageSource:

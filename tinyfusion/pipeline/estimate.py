@@ -162,7 +162,7 @@ def _activations(
     """Bytes that one micro-batch keeps for its backward pass."""
     images = torch.empty(split.images, *shape)
     conditioning = module.trained_net.example_conditioning(split.images)
-    batch = Batch(images, conditioning, 0, 0, split.images)
+    batch = Batch(images, conditioning, 0, 0)
     owned = [*module.parameters(), *module.buffers(), images, *conditioning.arguments()]
     owned += [] if teacher is None else list(teacher.parameters())
     module.train()

@@ -23,6 +23,13 @@ def pretraining_phase(runner: PhaseRunner, net: Backbone, held_out: HeldOutLoss 
     def module() -> Pretraining:
         settings = runner.settings(PRETRAIN)
         shared = runner.shared(PRETRAIN, net)
-        return Pretraining(net, settings.ema_decay, held_out, settings.held_out_every, **shared)
+        return Pretraining(
+            net,
+            settings.ema_decay,
+            held_out,
+            settings.held_out_every,
+            settings.ema_warm_up,
+            **shared,
+        )
 
     return Phase(PRETRAIN, module)

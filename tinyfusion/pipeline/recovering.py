@@ -177,6 +177,7 @@ def _module(objective: Objective, context: RecoveryContext) -> Recovery:
         settings.ema_decay,
         weights,
         first,
+        settings.ema_warm_up,
         **context.runner.shared(RECOVERY, student),
     )
 

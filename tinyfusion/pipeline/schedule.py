@@ -91,6 +91,7 @@ def warned(
             "clip_norm": settings.clip_norm,
             "label_drop": module.label_drop,
             "ema_decay": settings.ema_decay,
+            "ema_warm_up": settings.ema_warm_up,
             **_weight_decay(module),
         }
         differing = differences(recipe, phase, settings.steps, settings.batch_size, rates)

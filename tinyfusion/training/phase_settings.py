@@ -15,13 +15,16 @@ class TrainingSettings:
         steps: optimiser steps.
         batch_size: images per optimiser step over all devices (the *global* batch).
         learning_rate: peak rate.
-        learning_rate_end: rate at the last step (cosine); ``None`` keeps it constant.
+        learning_rate_end: rate where the cosine ends, right after the last step; ``None`` keeps
+            the rate constant.
         warm_up: steps of linear warm-up.
         clip_norm: largest global gradient norm.
         label_drop: probability with which conditioning is dropped; ``None`` takes the backbone's
             ``class_dropout_prob``.
-        ema_decay: decay per step of the averaged weights (warmed up; unused by mask learning,
-            whose gates have their own).
+        ema_decay: decay per step of the averaged weights (unused by mask learning, whose gates
+            have their own).
+        ema_warm_up: let the decay grow to ``ema_decay`` over the first steps (see `Ema`); the
+            official code does not.
         held_out_every: steps between two held-out scores (pre-training).
 
     Raises:
@@ -36,6 +39,7 @@ class TrainingSettings:
     clip_norm: float = 1.0
     label_drop: float | None = None
     ema_decay: float = 0.9999
+    ema_warm_up: bool = True
     held_out_every: int = 500
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ class Pretraining(DenoiserTraining):
         ema_decay: decay per step of the averaged weights.
         held_out: fixed held-out batch on which averaged weights are scored; ``None`` for none.
         held_out_every: steps between two scores.
+        ema_warm_up: let the decay of the averaged weights grow over the first steps (see `Ema`).
         shared: arguments of `DenoiserTraining`.
     """
 
@@ -32,11 +33,12 @@ class Pretraining(DenoiserTraining):
         ema_decay: float,
         held_out: HeldOutLoss | None,
         held_out_every: int,
+        ema_warm_up: bool = True,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
         self.net = net
-        self.ema = Ema(net, ema_decay)
+        self.ema = Ema(net, ema_decay, ema_warm_up)
         self.held_out = held_out
         self.held_out_every = held_out_every
 

@@ -172,6 +172,7 @@ tinydit_d14 = Recipe(
         clip_norm=1.0,
         label_drop=0.1,
         ema_decay=0.9999,
+        ema_warm_up=False,
     ),
     further_steps=(500_000,),
     objective=Distillation(
@@ -324,8 +325,9 @@ def _rates(settings: TrainingSettings, phase: str, optimizer: AdamW) -> dict[str
         "label_drop": settings.label_drop,
         "weight_decay": optimizer.weight_decay,
     }
-    # Mask learning averages its gates, by a decay of their own.
-    return rates | ({"ema_decay": settings.ema_decay} if phase == "recovery" else {})
+    if phase == "recovery":  # mask learning averages its gates, by a decay of their own
+        rates |= {"ema_decay": settings.ema_decay, "ema_warm_up": settings.ema_warm_up}
+    return rates
 
 
 def _fewer(steps: int, batch_size: int, lengths: Sequence[int], published_batch: int) -> str:
@@ -349,4 +351,6 @@ def _fewer(steps: int, batch_size: int, lengths: Sequence[int], published_batch:
 
 def _as_text(value: float | None) -> str:
     """A value as configurations write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return "null" if value is None else f"{value:g}"

@@ -28,9 +28,10 @@ class Recovery(DenoiserTraining):
         objective: weights and kinds of the loss terms.
         pairs: aligned (student block, teacher block) indices; used if the objective compares
             hidden states.
-        ema_decay: decay per step of the averaged weights (with warm-up).
+        ema_decay: decay per step of the averaged weights.
         pair_weights: weight of each pair's distance; ``None`` takes their mean.
         first: what is trained at first; ``None`` trains everything from the first step on.
+        ema_warm_up: let the decay of the averaged weights grow over the first steps (see `Ema`).
         shared: arguments of `DenoiserTraining`.
     """
 
@@ -45,6 +46,7 @@ class Recovery(DenoiserTraining):
         ema_decay: float,
         pair_weights: Sequence[float] | None = None,
         first: FirstStage | None = None,
+        ema_warm_up: bool = True,
         **shared: Any,
     ) -> None:
         if first is not None:
@@ -57,7 +59,7 @@ class Recovery(DenoiserTraining):
         self.pairs = pairs if objective.uses_features else []
         self.pair_weights = None if pair_weights is None else list(pair_weights)
         self.first = first
-        self.ema = Ema(student, ema_decay)
+        self.ema = Ema(student, ema_decay, ema_warm_up)
 
     @property
     def averages(self) -> dict[str, tuple[Ema, Backbone]]:

@@ -25,11 +25,14 @@ class Linear:
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Cosine per step from the peak to ``end``, after a linear warm-up.
+    """Cosine per step from the peak towards ``end``, after a linear warm-up.
+
+    The cosine takes as many steps to its end as follow the warm-up, as in the official code: the
+    last step is one short of ``end``. (Values of `Linear` end at the last step, there as here.)
 
     Attributes:
         peak: highest rate.
-        end: rate at the last step; equal to ``peak`` for a constant rate.
+        end: rate where the cosine ends; equal to ``peak`` for a constant rate.
         warm_up: steps over which the rate rises linearly.
         restart: step at which the warm-up is repeated while the cosine continues; 0 for none.
     """
@@ -43,6 +46,6 @@ class LearningRate:
         """Rate at ``step`` over the peak rate."""
         begun = self.restart if step >= self.restart else 0
         rising = min(1.0, (step - begun + 1) / (self.warm_up + 1))
-        rest = progress(max(step - self.warm_up, 0), total_steps - self.warm_up)
+        rest = min(1.0, max(step - self.warm_up, 0) / max(total_steps - self.warm_up, 1))
         low = self.end / self.peak
         return rising * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * rest)))
