@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from tinyfusion.autoencoder import Autoencoder
-from tinyfusion.data.imagefolder import ImageFolder, UndecodableImageError
+from tinyfusion.data.imagefolder import ImageFolder
 from tinyfusion.data.latent_plan import DTYPE, StorePlan, listing_hash
 from tinyfusion.data.latent_writer import write_shard
+from tinyfusion.data.pictures import UndecodableImageError
 from tinyfusion.errors import InputError
 
 AHEAD = 2
@@ -136,10 +137,7 @@ def encode_shards(
                 found = autoencoder.moments(seen)[:, : plan.shape[0]].cpu()
                 parts.append(_to_half(found, [images.files[number] for number in batch.files]))
         files += batch.files
-        for number, reason in batch.skipped:
-            # Pillow names the file by its whole path, which depends on where the folder is.
-            why = reason.replace(images.files[number], names[number])
-            skipped.append({"file": names[number], "reason": why})
+        skipped += [{"file": names[number], "reason": reason} for number, reason in batch.skipped]
         if batch.last:
             empty = np.empty((0, *plan.shape), DTYPE)
             write_shard(
@@ -216,6 +214,6 @@ def _gathered(
         except UndecodableImageError as error:
             if not skip:
                 raise InputError(f"{error}; skip_undecodable=true leaves such images out") from None
-            skipped.append((number, str(error.__cause__)))
+            skipped.append((number, error.reason))
     stacked = torch.from_numpy(np.stack(pixels)) if pixels else None
     return _Decoded(shard, files, stacked, skipped, len(numbers), last)
