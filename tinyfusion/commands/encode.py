@@ -12,9 +12,10 @@ import torch
 from omegaconf import DictConfig
 
 from tinyfusion.autoencoder import Autoencoder
-from tinyfusion.data.encoding import plan_store
+from tinyfusion.data.encoding import SKIP, plan_store
 from tinyfusion.data.imagefolder import ImageFolder
 from tinyfusion.data.latent_plan import StorePlan
+from tinyfusion.data.pictures import UndecodableImageError
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.group import joined
@@ -141,7 +142,10 @@ def _images(cfg: DictConfig) -> ImageFolder:
         raise InputError("data: images are encoded from a folder; give data=imagefolder")
     # How images are held out and mirrored is for the reader of the latents to say.
     own = {"held_out": 0, "flip": False, "probe": not cfg.skip_undecodable}
-    return build({**plain(cfg.data), **own})
+    try:
+        return build({**plain(cfg.data), **own})
+    except UndecodableImageError as error:
+        raise InputError(f"{error}; {SKIP}") from None
 
 
 def _announce(plan: StorePlan, root: Path, source: str) -> None:

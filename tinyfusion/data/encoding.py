@@ -22,6 +22,12 @@ from tinyfusion.data.latent_plan import DTYPE, StorePlan, listing_hash
 from tinyfusion.data.latent_writer import write_shard
 from tinyfusion.data.pictures import UndecodableImageError
 from tinyfusion.errors import InputError
+from tinyfusion.notices import tally
+
+UNDECODABLE = "image(s) left out, as they can't be decoded"
+"""What is tallied of those; each is an item by its path in the image folder."""
+
+SKIP = "skip_undecodable=true leaves such images out"
 
 AHEAD = 2
 """Batches that are decoded while one is encoded."""
@@ -137,7 +143,9 @@ def encode_shards(
                 found = autoencoder.moments(seen)[:, : plan.shape[0]].cpu()
                 parts.append(_to_half(found, [images.files[number] for number in batch.files]))
         files += batch.files
-        skipped += [{"file": names[number], "reason": reason} for number, reason in batch.skipped]
+        for number, reason in batch.skipped:
+            skipped.append({"file": names[number], "reason": reason})
+            tally(UNDECODABLE, detail=f"{names[number]}: {reason}", item=names[number])
         if batch.last:
             empty = np.empty((0, *plan.shape), DTYPE)
             write_shard(
@@ -213,7 +221,7 @@ def _gathered(
             files.append(number)
         except UndecodableImageError as error:
             if not skip:
-                raise InputError(f"{error}; skip_undecodable=true leaves such images out") from None
+                raise InputError(f"{error}; {SKIP}") from None
             skipped.append((number, error.reason))
     stacked = torch.from_numpy(np.stack(pixels)) if pixels else None
     return _Decoded(shard, files, stacked, skipped, len(numbers), last)

@@ -14,12 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from tinyfusion.conditioning import ClassLabels
-from tinyfusion.data.pictures import SUFFIXES, Mode, read_picture
+from tinyfusion.data.pictures import SUFFIXES, Mode, look_at, read_picture
 from tinyfusion.data.source import ImageSource, split_order
 from tinyfusion.data.walk import BROKEN_LINKS, LeftOut, class_folders, find_pictures
 from tinyfusion.errors import InputError
 from tinyfusion.notices import notice, tally
 from tinyfusion.seeding import Rows, StepNoise
+
+PROBED = 10_000
+"""So many files are looked at before the start."""
 
 MODES: dict[int, Mode] = {1: "L", 3: "RGB"}
 
@@ -38,8 +41,8 @@ class ImageFolder(ImageSource):
         channels: 3 (colour) or 1 (grey).
         flip: mirror each training image left to right with probability one half.
         held_out: how many images are held out; which ones is the same in every run.
-        probe: decode the first image of every class at once, so that a folder of other things is
-            noticed before training.
+        probe: look at the heads of the files, of many at 10,000 evenly spread ones, and decode the
+            first image of every class, so that most of what is wrong is noticed before training.
 
     Attributes:
         files: every image file, training and held-out, in the order of their numbers.
@@ -49,8 +52,8 @@ class ImageFolder(ImageSource):
     Raises:
         InputError: a wrong argument; ``root`` is missing, holds no class folder, a class folder
             without images or a broken link that may be one; too few images to hold ``held_out``
-            out; the first image of a class can't be decoded. Any other undecodable image raises
-            it when it is fetched.
+            out; an image that is looked at (see ``probe``) can't be decoded or is of no known
+            range. Any other one raises it when it is fetched.
     """
 
     def __init__(
@@ -83,7 +86,21 @@ class ImageFolder(ImageSource):
             )
         self._train, self._held_out = split_order(len(self.files), held_out)
         if probe:
-            self._read(first_of_class)
+            self._probe(first_of_class)
+
+    def _probe(self, first_of_class: list[int]) -> None:
+        total = len(self.files)
+        count = min(total, PROBED)
+        refused: list[InputError] = []
+        for number in range(count):
+            try:
+                look_at(self.files[number * total // count])
+            except InputError as error:
+                refused.append(error)
+        if refused:
+            more = f" (one of {len(refused):,} such files)" if len(refused) > 1 else ""
+            raise type(refused[0])(f"{refused[0]}{more}")
+        self._read(first_of_class)
 
     def __len__(self) -> int:
         return len(self._train)

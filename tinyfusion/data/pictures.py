@@ -28,6 +28,7 @@ _SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N")
 _SCALED = ("PNG", "PPM")
 """Formats whose 32-bit integers are numbers of 16 bits: Pillow has brought them to that range."""
 
+_TURNED = "picture(s) turned upright by their EXIF orientation"
 _ORIENTATION = 0x0112
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 
@@ -64,12 +65,12 @@ def look_at(file: str) -> Head:
         InputError: it can't be read.
     """
     with _opened(file) as image:
-        mode, size = image.mode, image.size
-        grey = mode in _GREY or _largest(image) is not None
-        if _orientation(image) == 1:
-            return Head(size, grey)
-        # Pillow turns some formats by itself, and knows their upright size.
-        return Head(_decoded(image, file, "L").size, grey)
+        size, grey = image.size, image.mode in _GREY or _largest(image) is not None
+        _tally(image, file)
+        if _orientation(image) != 1:
+            # Pillow turns some formats by itself, and knows their upright size.
+            size = _decoded(image, file, "L").size
+        return Head(size, grey)
 
 
 def read_picture(file: str, mode: Mode) -> Image.Image:
@@ -119,25 +120,34 @@ def _refused(file: str, reason: str) -> UndecodableImageError:
 
 
 def _decoded(image: Image.Image, file: str, mode: Mode) -> Image.Image:
-    largest, inverted, deep = _largest(image), _white_is_zero(image), _is_deep_colour(image)
-    before, frames = _orientation(image), getattr(image, "n_frames", 1)
+    _tally(image, file)
+    largest, inverted, turned = _largest(image), _white_is_zero(image), _orientation(image) != 1
     image.load()
-    # Pillow has turned a TIFF by now; of a PNG the orientation may stand behind the pixels.
-    turned = before != 1 or _orientation(image) != 1
-    transparent = _is_transparent(image)
+    # Of a PNG it may stand behind the pixels; a TIFF has been turned by Pillow by now.
+    if _orientation(image) != 1:
+        _count(_TURNED, file)
+        turned = True
+    if _is_transparent(image):
+        _count("picture(s) with transparent parts, whose colours are taken as stored", file)
     image.info.pop("transparency", None)
     upright = ImageOps.exif_transpose(image) if turned else image
     if largest is not None:
         upright = _scaled(upright, file, largest, inverted)
-    for happened, what in (
-        (turned, "picture(s) turned upright by their EXIF orientation"),
-        (largest or deep, "picture(s) of more than 8 bits per channel, scaled to 8"),
-        (transparent, "picture(s) with transparent parts, whose colours are taken as stored"),
-        (frames > 1, "picture(s) of several frames, of which the first is taken"),
-    ):
-        if happened:
-            tally(what, detail=file, item=file)
     return upright.convert(mode)
+
+
+def _tally(image: Image.Image, file: str) -> None:
+    """Count what the head of a file tells to be changed."""
+    if _orientation(image) != 1:
+        _count(_TURNED, file)
+    if _largest(image) is not None or _is_deep_colour(image):
+        _count("picture(s) of more than 8 bits per channel, scaled to 8", file)
+    if getattr(image, "n_frames", 1) > 1:
+        _count("picture(s) of several frames, of which the first is taken", file)
+
+
+def _count(what: str, file: str, why: str = "") -> None:
+    tally(what, detail=f"{file}{why}", item=file)
 
 
 def _scaled(image: Image.Image, file: str, largest: int, inverted: bool) -> Image.Image:
@@ -153,11 +163,11 @@ def _scaled(image: Image.Image, file: str, largest: int, inverted: bool) -> Imag
             f"mode {image.mode!r}; scale it, or convert it to 8 bits per channel",
         )
     if 0 < top < largest / 15:
-        tally(
+        _count(
             "picture(s) of more than 8 bits use less than a fifteenth of their range and come out "
             "dark; numbers of 10 or 12 bits are to be scaled beforehand",
-            detail=f"{file} has no number above {top:.0f} of {largest}",
-            item=file,
+            file,
+            f" has no number above {top:.0f} of {largest}",
         )
     return Image.fromarray(pixels)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from tinyfusion.data.pictures import SUFFIXES
@@ -60,7 +60,7 @@ class LeftOut:
             parts.append(f"{len(names):,} {reason} ({', '.join(shown)})")
         if self.endings:
             kinds = ", ".join(f"{ending} {n:,}" for ending, n in self.endings.most_common(_NAMED))
-            parts.append(f"{self.endings.total():,} file(s) that are no pictures ({kinds})")
+            parts.append(f"{self.endings.total():,} file(s) of other kinds ({kinds})")
         return ", ".join(parts)
 
 
@@ -95,7 +95,7 @@ def find_pictures(root: str, starts: Sequence[str], left: LeftOut) -> list[list[
             left.add("link(s) to folders that are read already", os.path.relpath(folder, root))
             continue
         seen.add(place)
-        folders, names = _listed(folder, root, left)
+        folders, names = listed(folder, root, left)
         found[number] += [(folder, name) for name in names]
         for name in folders:
             enter(number, os.path.join(folder, name))
@@ -109,7 +109,7 @@ def class_folders(root: str, left: LeftOut) -> list[str]:
         root: the folder that the user named.
         left: is told what lies beside them.
     """
-    folders, names = _listed(root, root, left)
+    folders, names = listed(root, root, left)
     for name in names:
         left.add("picture(s) beside the class folders", name)
     return [os.path.join(root, name) for name in sorted(folders)]
@@ -120,38 +120,50 @@ def _holds(folder: str, inner: str) -> bool:
     return (inner + os.sep).startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def _listed(folder: str, root: str, left: LeftOut) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the pictures in a folder."""
+def listed(
+    folder: str, root: str, left: LeftOut, endings: Collection[str] = SUFFIXES
+) -> tuple[list[str], list[str]]:
+    """What a folder holds, in no order.
+
+    Args:
+        folder: the folder.
+        root: the folder that the user named, for messages.
+        left: is told what is left out.
+        endings: of the wanted files, in small letters.
+
+    Returns:
+        names of the folders, and of the wanted files.
+    """
     folders: list[str] = []
-    pictures: list[str] = []
+    files: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                reason = _left_out(entry, folders, pictures, left.endings)
-                if reason is not None:
-                    left.add(reason, os.path.relpath(entry.path, root))
+                try:
+                    kind = _kind(entry)
+                except OSError:  # a link that leads to itself, or no right to look
+                    kind = BROKEN_LINKS if entry.is_symlink() else "file(s) that can't be looked at"
+                ending = os.path.splitext(entry.name)[1].lower()
+                if kind == "folder":
+                    folders.append(entry.name)
+                elif kind == "file" and ending in endings:
+                    files.append(entry.name)
+                elif kind == "file":
+                    left.endings[ending or "no ending"] += 1
+                else:
+                    left.add(kind, os.path.relpath(entry.path, root))
     except OSError as error:
         reason = f"folder(s) that can't be read, {error.strerror}"
         left.add(reason, os.path.relpath(folder, root))
-    return folders, pictures
+    return folders, files
 
 
-def _left_out(
-    entry: os.DirEntry[str], folders: list[str], pictures: list[str], endings: Counter[str]
-) -> str | None:
-    """Put an entry where it belongs, or say why it is left out."""
+def _kind(entry: os.DirEntry[str]) -> str:
+    """``folder``, ``file``, or why it is left out."""
     if entry.name.startswith(".") or entry.name.lower() in _TOOL_FOLDERS:
         return "hidden name(s) or tools' own folder(s)"
-    ending = os.path.splitext(entry.name)[1].lower()
-    try:
-        if entry.is_dir():
-            folders.append(entry.name)
-        elif not entry.is_file():
-            return BROKEN_LINKS if entry.is_symlink() else "special file(s)"
-        elif ending in SUFFIXES:
-            pictures.append(entry.name)
-        else:
-            endings[ending or "no ending"] += 1
-    except OSError:  # a link that leads to itself, or a folder that may not be entered
-        return BROKEN_LINKS if entry.is_symlink() else "file(s) that can't be looked at"
-    return None
+    if entry.is_dir():
+        return "folder"
+    if entry.is_file():
+        return "file"
+    return BROKEN_LINKS if entry.is_symlink() else "special file(s)"
