@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tinyfusion.errors import InputError
 from tinyfusion.notices import tally
@@ -95,7 +95,8 @@ def read_picture(file: str, mode: Mode) -> Image.Image:
 def _opened(file: str) -> Iterator[Image.Image]:
     """An open picture of a known mode; what goes wrong with it names its file."""
     try:
-        with Image.open(file) as image:
+        # Not by its name: Pillow maps some TIFF files, and scrambles those that it turns.
+        with open(file, "rb") as content, Image.open(content) as image:
             if image.mode not in (*_GREY, *_COLOUR) and _largest(image) is None:
                 valid = ", ".join((*_GREY, *_COLOUR, "I;16"))
                 raise _refused(
@@ -110,7 +111,8 @@ def _opened(file: str) -> Iterator[Image.Image]:
         # An error of the system, such as a missing file, says nothing about the content.
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(f"image file {file!r} can't be read: {error.strerror}") from error
-        reason = str(error).replace(f" {file!r}", "")
+        unknown = isinstance(error, UnidentifiedImageError)  # it describes the open file
+        reason = "cannot identify image file" if unknown else str(error)
         message = f"image file {file!r} can't be decoded: {reason}"
         raise UndecodableImageError(message, reason) from error
 
