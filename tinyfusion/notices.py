@@ -27,7 +27,7 @@ class Event(NamedTuple):
     """One event, as `captured` hands it on: see `tally`."""
 
     kind: str
-    count: int
+    number: int
     detail: str
     item: str
 
@@ -133,7 +133,7 @@ def forget() -> None:
 
 
 def _counted(event: Event) -> str:
-    text = f"{event.count:,} {event.kind}"
+    text = f"{event.number:,} {event.kind}"
     return f"{text}: {event.detail}" if event.detail else text
 
 

@@ -89,13 +89,13 @@ def open_images(path: Path | str, limit: int | None, key: str) -> ImageSet:
                 f"resume={path}', or give {key}={inner} for what there is"
             )
         path = inner
-    left = LeftOut()
-    names = listed(str(path), str(path), left, {".npz"})[1]
+    others = LeftOut()
+    names = listed(str(path), str(path), others, {".npz"})[1]
     shards = [path / name for name in sorted(names) if name[0].isdigit()]
     if not shards:
         return pictures_in(path, limit, key)
-    if left.endings.total():
-        notice(f"{key}={str(path)!r}: read {len(shards)} batch(es); left out {left}")
+    if others.endings.total():
+        notice(f"{key}={str(path)!r}: read {len(shards)} batch(es); left out {others}")
     parts: list[AdmImages] = []
     for shard in shards:
         left = None if limit is None else limit - sum(map(len, parts))

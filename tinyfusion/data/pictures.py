@@ -183,7 +183,8 @@ def _largest(image: Image.Image) -> int | None:
 
 def _packing(image: Image.Image) -> tuple[object, ...]:
     """How the pixels are packed in the file, where Pillow tells; it does before they are read."""
-    found = image.tile[0][3] if getattr(image, "tile", None) else ()
+    tiles = getattr(image, "tile", None)
+    found = tiles[0][3] if tiles else ()
     return found if isinstance(found, tuple) else (found,)
 
 
@@ -216,4 +217,4 @@ def _is_transparent(image: Image.Image) -> bool:
         return bool((np.asarray(image) == image.info["transparency"]).any())
     else:
         alpha = image.convert("RGBA").getchannel("A")
-    return alpha.getextrema()[0] < 255
+    return bool(np.asarray(alpha).min() < 255)
