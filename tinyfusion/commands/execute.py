@@ -61,7 +61,8 @@ def execute(cfg: DictConfig, folder: Path, lock: TextIO | None = None) -> None:
         work(cfg, folder)
         return
     task = json.dumps({"folder": str(folder), "config": OmegaConf.to_yaml(cfg)})
-    launch(RANK_MODULE, task, count, num_nodes, folder, lock)
+    with repeated(cfg.command):  # what this process has noticed; its ranks say their own
+        launch(RANK_MODULE, task, count, num_nodes, folder, lock)
 
 
 def _ranks(cfg: DictConfig) -> tuple[int, int]:
