@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from tinyfusion.notices import SHOWN, Event, captured, notice, repeated, replay, tally
+from tinyfusion.notices import SHOWN, Event, alike, captured, notice, repeated, replay, tally
 
 LEFT_OUT = "image(s) were left out"
 
@@ -77,3 +77,14 @@ def test_what_happens_to_the_same_thing_again_counts_once(said) -> None:
         "run: in all, noted on the way:",
         f"  2 {LEFT_OUT}",
     ]
+
+
+def test_what_all_ranks_notice_is_said_by_the_first(said, monkeypatch, capsys) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with repeated("run"):
+            with alike():
+                tally(LEFT_OUT, item="a.png")
+            tally(LEFT_OUT, item="a.png")
+    assert [line for line in said() if line.startswith("  ")] == [f"  1 {LEFT_OUT}"]
+    assert not capsys.readouterr().err

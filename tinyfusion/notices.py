@@ -59,7 +59,7 @@ def notice(text: str) -> None:
 def tally(kind: str, count: int = 1, detail: str = "", item: str = "") -> None:
     """Count an event; the first ones are said at once, all are counted at the end of the command.
 
-    Every rank says its own. What all ranks notice alike is tallied by the first of them only.
+    Every rank says its own; see `alike` for what all ranks notice.
 
     Args:
         kind: what happened, to be read after a number: ``"image(s) that can't be decoded were
@@ -74,8 +74,7 @@ def tally(kind: str, count: int = 1, detail: str = "", item: str = "") -> None:
         return
     with _lock:
         if item:
-            known = hash((kind, item))  # a number, as there may be a million
-            if known in _items:
+            if (known := _known(event)) in _items:
                 return
             _items.add(known)
         _counts[kind] = _counts.get(kind, 0) + count
@@ -108,6 +107,23 @@ def replay(events: Iterable[Event]) -> None:
 
 
 @contextmanager
+def alike() -> Iterator[None]:
+    """Tally what all ranks notice alike, such as what they read at the start, on the first only.
+
+    The others take note of the items, which then count nowhere else.
+    """
+    try:
+        with captured() as events:
+            yield
+    finally:
+        if is_first_rank():
+            replay(events)
+        else:
+            with _lock:
+                _items.update(_known(event) for event in events)
+
+
+@contextmanager
 def repeated(command: str) -> Iterator[None]:
     """Say all that was noticed once more when the context ends, also by an error, and forget it.
 
@@ -130,6 +146,11 @@ def forget() -> None:
     with _lock:
         for book in (_facts, _counts, _said, _items):
             book.clear()
+
+
+def _known(event: Event) -> int:
+    # A number, as there may be a million of them.
+    return hash((event.kind, event.item))
 
 
 def _counted(event: Event) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tinyfusion.data.pictures import SUFFIXES, Mode, look_at, read_picture
 from tinyfusion.data.walk import LeftOut, find_pictures
 from tinyfusion.errors import InputError
-from tinyfusion.notices import notice
+from tinyfusion.notices import alike, notice
 
 log = logging.getLogger(__name__)
 
@@ -144,12 +144,13 @@ class PictureFiles(IndexedImages):
             raise InputError(f"{key}={str(root)!r} holds no pictures ({known})")
         self.root, self.files, self.key = root, list(files), key
         grey, first = True, None
-        for file in self.files:
-            with self._named():
-                head = look_at(str(file))
-            first = first or head.size
-            self._check_size(file, head.size, first)
-            grey &= head.grey
+        with alike():
+            for file in self.files:
+                with self._named():
+                    head = look_at(str(file))
+                first = first or head.size
+                self._check_size(file, head.size, first)
+                grey &= head.grey
         assert first is not None
         self._mode: Mode = "L" if grey else "RGB"
         self.shape = (1 if grey else 3, first[1], first[0])

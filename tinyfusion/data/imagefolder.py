@@ -18,7 +18,7 @@ from tinyfusion.data.pictures import SUFFIXES, Mode, look_at, read_picture
 from tinyfusion.data.source import ImageSource, split_order
 from tinyfusion.data.walk import BROKEN_LINKS, LeftOut, class_folders, find_pictures
 from tinyfusion.errors import InputError
-from tinyfusion.notices import notice, tally
+from tinyfusion.notices import alike, notice, tally
 from tinyfusion.seeding import Rows, StepNoise
 
 PROBED = 10_000
@@ -74,10 +74,11 @@ class ImageFolder(ImageSource):
         self.files, self.labels, self.classes, first_of_class = _find_images(self.root)
         self.num_classes = len(self.classes)
         log.info(
-            "data: %s picture(s) in %s class(es) of %s",
+            "data: %s picture(s) in %s class(es) of %s, cropped to %d pixels",
             f"{len(self.files):,}",
             f"{self.num_classes:,}",
             self.root,
+            size,
         )
         if not 0 <= held_out < len(self.files):
             raise InputError(
@@ -86,7 +87,8 @@ class ImageFolder(ImageSource):
             )
         self._train, self._held_out = split_order(len(self.files), held_out)
         if probe:
-            self._probe(first_of_class)
+            with alike():
+                self._probe(first_of_class)
 
     def _probe(self, first_of_class: list[int]) -> None:
         total = len(self.files)

@@ -29,7 +29,7 @@ _SCALED = ("PNG", "PPM")
 """Formats whose 32-bit integers are numbers of 16 bits: Pillow has brought them to that range."""
 
 _TURNED = "picture(s) turned upright by their EXIF orientation"
-_ORIENTATION = 0x0112
+_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 
 
@@ -67,9 +67,11 @@ def look_at(file: str) -> Head:
     with _opened(file) as image:
         size, grey = image.size, image.mode in _GREY or _largest(image) is not None
         _tally(image, file)
-        if _orientation(image) != 1:
-            # Pillow turns some formats by itself, and knows their upright size.
+        if image.format == "TIFF" and _orientation(image) != 1:
+            # Pillow turns these by itself; when it knows their upright size depends on its version.
             size = _decoded(image, file, "L").size
+        elif _orientation(image) in _SIDEWAYS:
+            size = size[::-1]
         return Head(size, grey)
 
 
