@@ -66,18 +66,20 @@ def test_folders_are_never_pictures_and_case_does_not_matter(root: Path) -> None
 def test_each_folder_is_read_once_where_it_lies(root: Path, tmp_path: Path) -> None:
     picture(tmp_path / "elsewhere" / "x.png")
     (root / "c").symlink_to(tmp_path / "elsewhere")  # a class may be a link
+    picture(root / "b" / "deep" / "z.png")
     (root / "a" / "again").symlink_to(root / "b")  # b keeps its own pictures
+    (root / "a" / "deep").symlink_to(root / "b" / "deep")
     (root / "a" / "loop").symlink_to(root / "a")
     (root / "b" / "up").symlink_to(root)
     (root / "b" / "further").symlink_to(tmp_path)
     (root / "a" / "x.png").symlink_to(root / "a" / "0.png")  # a link to a file is one more
     (root / "a" / "y.png").symlink_to(root / "a" / "0.png")
-    assert counts(root) == (9, 9)
+    assert counts(root) == (10, 10)
     source = ImageFolder(root, 8)
-    assert source.classes == ["a", "b", "c"] and source.labels.bincount().tolist() == [5, 3, 1]
-    assert "4 link(s) to folders that are read already" in walked(root)[1]
+    assert source.classes == ["a", "b", "c"] and source.labels.bincount().tolist() == [5, 4, 1]
+    assert "5 link(s) to folders that are read already" in walked(root)[1]
     (tmp_path / "link").symlink_to(root)
-    assert counts(tmp_path / "link") == (9, 9)
+    assert counts(tmp_path / "link") == (10, 10)
 
 
 def test_order_does_not_depend_on_the_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
