@@ -97,7 +97,7 @@ def find_pictures(root: str, starts: Sequence[str], left: LeftOut) -> list[list[
         seen.add(place)
         folders, names = listed(folder, root, left)
         found[number] += [(folder, name) for name in names]
-        for name in folders:
+        for name in sorted(folders):
             enter(number, os.path.join(folder, name))
     return [[os.path.join(*pair) for pair in sorted(pairs)] for pairs in found]
 
