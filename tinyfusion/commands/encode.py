@@ -19,6 +19,7 @@ from tinyfusion.data.pictures import UndecodableImageError
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.group import joined
+from tinyfusion.notices import Event, alike, captured, replay
 from tinyfusion.pipeline.encoding import fill_store
 from tinyfusion.progress import Progress
 from tinyfusion.ranks import local_rank, rank, world_size
@@ -48,12 +49,16 @@ def main(cfg: DictConfig, folder: Path) -> None:
     group = joined(size)
     autoencoder = _autoencoder(cfg)
 
-    def planned() -> tuple[ImageFolder, StorePlan]:
-        images = _images(cfg)
-        return images, plan_store(images, autoencoder, cfg.moments, cfg.mirrors, cfg.shard_size)
+    def planned() -> tuple[ImageFolder, StorePlan, list[Event]]:
+        with captured() as events:
+            images = _images(cfg)
+        plan = plan_store(images, autoencoder, cfg.moments, cfg.mirrors, cfg.shard_size)
+        return images, plan, events
 
     # Listing a million files once is enough.
-    images, plan = group.from_first(planned)
+    images, plan, events = group.from_first(planned)
+    with alike():
+        replay(events)
     _announce(plan, root, str(images.root))
     with ExitStack() as stack:
 
