@@ -16,6 +16,7 @@ from tinyfusion.data.digits import Digits
 from tinyfusion.data.imagefolder import ImageFolder
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
+from tinyfusion.notices import captured
 from tinyfusion.seeding import Rows, StepNoise, permutation
 
 STEPS, GLOBAL_BATCH, IMAGES = 6, 8, 20  # epochs of the data end inside steps 2 and 4
@@ -214,6 +215,17 @@ def test_a_broken_image_is_one_line_wherever_it_is_read(
     with pytest.raises(InputError, match=r"7\.png' can't be decoded") as caught:
         train(source, num_workers=num_workers)
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_a_loader_tallies_is_counted_in_the_training_process(
+    source: ImageFolder, tmp_path: Path, num_workers: int
+) -> None:
+    Image.fromarray(np.full((8, 8), 60_000, np.uint16)).save(tmp_path / "images/1/7.png")
+    with captured() as events:
+        train(source, num_workers=num_workers)
+    assert len(events) > 1  # once for every epoch, of one item
+    assert {event.item for event in events} == {str(tmp_path / "images/1/7.png")}
 
 
 def test_other_micro_batches_on_resume_fit_or_are_refused(

@@ -51,7 +51,7 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path, pictures):
     save(tmp_path, pictures, ["b/1.png", "a/2.png", "c.png"])
     (tmp_path / "notes.txt").write_text("not a picture")
     images = opened(tmp_path).tensor().permute(0, 2, 3, 1).numpy()
-    assert (images == pictures[[1, 0, 2]]).all()
+    assert (images == pictures[[2, 1, 0]]).all()  # its own ones first, then folder by folder
     assert len(opened(tmp_path, 2)) == 2
 
 

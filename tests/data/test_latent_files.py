@@ -11,6 +11,7 @@ import torch
 
 from tinyfusion.data.latent_files import LatentFiles
 from tinyfusion.errors import InputError
+from tinyfusion.notices import captured
 from tinyfusion.seeding import Rows, StepNoise
 
 COUNT, CLASSES = 12, 3
@@ -141,3 +142,21 @@ def test_arguments(root: Path) -> None:
         LatentFiles(root, labels=LABELS, num_classes=CLASSES, held_out=12)
     with pytest.raises(InputError, match=r"data\.num_classes=0"):
         LatentFiles(root, num_classes=0)
+
+
+def test_what_is_no_latent_is_left_out_and_what_is_not_finite_replaced(root: Path) -> None:
+    (root / FEATURES / ".~0.npy").touch()
+    (root / FEATURES / "log.txt").touch()
+    (root / FEATURES / "13.npy").mkdir()
+    (root / ".old_features").mkdir()
+    latent = np.load(root / FEATURES / "5.npy")
+    latent[0, 0] = np.inf
+    np.save(root / FEATURES / "5.npy", latent)
+    source = LatentFiles(root, num_classes=CLASSES, flip=False)
+    with captured() as events:
+        found, labels = source.plain(torch.arange(COUNT))
+    numbers = numbers_of(found)
+    assert len(source) == COUNT and 6 not in numbers and set(numbers) == set(range(1, 13)) - {6}
+    assert labels.labels.tolist() == [(n - 1) % CLASSES for n in numbers]
+    (event,) = events
+    assert event.item == f"latent file {str(root / FEATURES / '5.npy')!r}"

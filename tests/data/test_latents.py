@@ -19,6 +19,7 @@ from tinyfusion.data.latent_plan import StorePlan, file_name, listing_hash, npy_
 from tinyfusion.data.latent_writer import begin, finish, write_shard
 from tinyfusion.data.latents import Latents
 from tinyfusion.errors import InputError
+from tinyfusion.notices import captured
 from tinyfusion.seeding import Rows, StepNoise, generator
 
 SCALE, CLASSES, SHARD = 0.5, 3, 4
@@ -250,6 +251,38 @@ def test_a_damaged_header_is_found_when_it_is_read(store: Path) -> None:
     flip_byte(store / file_name(0, "images"), 30)
     with pytest.raises(InputError, match=r"shard-00000\.images\.npy' is damaged"):
         Latents(store).plain(torch.arange(10))
+
+
+def spoil(store: Path, *numbers: int) -> None:
+    """Let latents hold a value that is not finite."""
+    for number in numbers:
+        file = store / file_name(number // SHARD, "images")
+        rows = np.load(file)
+        rows[number % SHARD, 1, 2, 3] = (np.nan, -np.inf)[number % 2]
+        np.save(file, rows)
+
+
+def test_the_next_latent_stands_in_for_one_that_is_not_finite(store: Path) -> None:
+    source = Latents(store, flip=False, held_out=3)
+    good, _ = source.plain(torch.arange(7))
+    order, held_out = source._train.tolist(), source._held_out.tolist()
+    spoil(store, order[2], order[3], order[6], held_out[2])
+    source = Latents(store, flip=False, held_out=3)
+    with captured() as events:
+        found, labels = source.plain(torch.arange(7))
+        alone, _ = source.plain(torch.tensor([3, 3]))
+    assert torch.equal(found, good[[0, 1, 4, 4, 4, 5, 0]])
+    assert torch.equal(alone, good[[4, 4]])  # whatever else is in the batch
+    assert labels.labels[2] == labels.labels[4]
+    names = {f"latent {order[index]} of {store}" for index in (2, 3, 6)}
+    assert {event.item for event in events} == names
+    assert source.held_out()[0].isfinite().all()
+
+
+def test_a_store_of_nothing_finite_is_refused(store: Path) -> None:
+    spoil(store, *range(10))
+    with pytest.raises(InputError, match=r"latent \d of .* and the 9 before it hold values that"):
+        Latents(store, flip=False).plain(torch.arange(3))
 
 
 def test_mirrors_can_be_deleted_but_not_used_then(store: Path, tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ import torch
 from omegaconf import DictConfig
 
 from tinyfusion.autoencoder import Autoencoder
-from tinyfusion.data.encoding import plan_store
+from tinyfusion.data.encoding import SKIP, plan_store
 from tinyfusion.data.imagefolder import ImageFolder
 from tinyfusion.data.latent_plan import StorePlan
+from tinyfusion.data.pictures import UndecodableImageError
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.group import joined
+from tinyfusion.notices import Event, alike, captured, replay
 from tinyfusion.pipeline.encoding import fill_store
 from tinyfusion.progress import Progress
 from tinyfusion.ranks import local_rank, rank, world_size
@@ -47,12 +49,16 @@ def main(cfg: DictConfig, folder: Path) -> None:
     group = joined(size)
     autoencoder = _autoencoder(cfg)
 
-    def planned() -> tuple[ImageFolder, StorePlan]:
-        images = _images(cfg)
-        return images, plan_store(images, autoencoder, cfg.moments, cfg.mirrors, cfg.shard_size)
+    def planned() -> tuple[ImageFolder, StorePlan, list[Event]]:
+        with captured() as events:
+            images = _images(cfg)
+        plan = plan_store(images, autoencoder, cfg.moments, cfg.mirrors, cfg.shard_size)
+        return images, plan, events
 
     # Listing a million files once is enough.
-    images, plan = group.from_first(planned)
+    images, plan, events = group.from_first(planned)
+    with alike():
+        replay(events)
     _announce(plan, root, str(images.root))
     with ExitStack() as stack:
 
@@ -141,7 +147,10 @@ def _images(cfg: DictConfig) -> ImageFolder:
         raise InputError("data: images are encoded from a folder; give data=imagefolder")
     # How images are held out and mirrored is for the reader of the latents to say.
     own = {"held_out": 0, "flip": False, "probe": not cfg.skip_undecodable}
-    return build({**plain(cfg.data), **own})
+    try:
+        return build({**plain(cfg.data), **own})
+    except UndecodableImageError as error:
+        raise InputError(f"{error}; {SKIP}") from None
 
 
 def _announce(plan: StorePlan, root: Path, source: str) -> None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from tinyfusion.commands.encode import workers
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
+from tinyfusion.notices import repeated
 from tinyfusion.pipeline.devices import devices_per_node, needs_ranks
 from tinyfusion.pipeline.machine import check_machine
 from tinyfusion.ranks import is_first_rank, is_rank
@@ -60,7 +61,8 @@ def execute(cfg: DictConfig, folder: Path, lock: TextIO | None = None) -> None:
         work(cfg, folder)
         return
     task = json.dumps({"folder": str(folder), "config": OmegaConf.to_yaml(cfg)})
-    launch(RANK_MODULE, task, count, num_nodes, folder, lock)
+    with repeated(cfg.command):  # what this process has noticed; its ranks say their own
+        launch(RANK_MODULE, task, count, num_nodes, folder, lock)
 
 
 def _ranks(cfg: DictConfig) -> tuple[int, int]:
@@ -82,7 +84,7 @@ def _ranks(cfg: DictConfig) -> tuple[int, int]:
 
 def work(cfg: DictConfig, folder: Path) -> None:
     """Carry out a command in this process; all that is said goes to the run's log as well."""
-    with logged(folder):
+    with logged(folder), repeated(cfg.command):
         log.info("%s in %s", cfg.command, folder)
         command = importlib.import_module(f"tinyfusion.commands.{cfg.command}")
         try:

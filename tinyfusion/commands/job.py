@@ -23,6 +23,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_text
+from tinyfusion.notices import repeated
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.runtime.folder import (
     COMMAND_FILE,
@@ -124,7 +125,8 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
         if is_first_rank():
             from tinyfusion.commands import dry_run
 
-            dry_run.start(cfg, hydra.overrides.task)
+            with repeated(f"{cfg.command}, dry run"):
+                dry_run.start(cfg, hydra.overrides.task)
         return
     first = is_first_rank()
     try:

@@ -6,7 +6,7 @@ interrupted nor on how many devices and micro-batches share the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
+from tinyfusion.notices import Event, captured, replay
 from tinyfusion.seeding import Rows, StepNoise, permutation
 
 SampleKey = tuple[int, int, int]
@@ -35,12 +36,14 @@ class Batch(NamedTuple):
         conditioning: of the same B samples.
         step: optimiser step.
         first: position of the first row in the global batch.
+        events: what was tallied while the images were fetched, which may be another process.
     """
 
     images: Tensor
     conditioning: Conditioning
     step: int
     first: int
+    events: Sequence[Event] = ()
 
     @property
     def rows(self) -> Rows:
@@ -145,10 +148,11 @@ class _TrainingImages(Dataset[Batch | InputError]):
         indices = torch.tensor([image for _, _, image in keys])
         rows = Rows(step, first, len(keys))
         try:
-            images, conditioning = self._source.fetch(indices, self._augment, rows)
+            with captured() as events:
+                images, conditioning = self._source.fetch(indices, self._augment, rows)
         except InputError as error:
             return error
-        return Batch(images, conditioning, step, first)
+        return Batch(images, conditioning, step, first, events)
 
 
 class StatelessLoader(DataLoader[Any]):
@@ -198,14 +202,15 @@ class TrainingData(LightningDataModule):
         self._augment = StepNoise(seed, phase)
 
     def on_before_batch_transfer(self, batch: Batch | InputError, dataloader_idx: int) -> Batch:
-        """Raise what the data has refused where the batch was fetched.
+        """Raise what the data has refused, and say what it has tallied, where it was fetched.
 
         Raises:
             InputError: such as an image that can't be decoded.
         """
         if isinstance(batch, InputError):
             raise batch
-        return batch
+        replay(batch.events)
+        return batch._replace(events=())
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int

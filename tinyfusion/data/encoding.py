@@ -17,10 +17,17 @@ import torch
 from torch import Tensor
 
 from tinyfusion.autoencoder import Autoencoder
-from tinyfusion.data.imagefolder import ImageFolder, UndecodableImageError
+from tinyfusion.data.imagefolder import ImageFolder
 from tinyfusion.data.latent_plan import DTYPE, StorePlan, listing_hash
 from tinyfusion.data.latent_writer import write_shard
+from tinyfusion.data.pictures import UndecodableImageError
 from tinyfusion.errors import InputError
+from tinyfusion.notices import tally
+
+UNDECODABLE = "image(s) left out, as they can't be decoded"
+"""What is tallied of those; each is an item by its path in the image folder."""
+
+SKIP = "skip_undecodable=true leaves such images out"
 
 AHEAD = 2
 """Batches that are decoded while one is encoded."""
@@ -137,9 +144,8 @@ def encode_shards(
                 parts.append(_to_half(found, [images.files[number] for number in batch.files]))
         files += batch.files
         for number, reason in batch.skipped:
-            # Pillow names the file by its whole path, which depends on where the folder is.
-            why = reason.replace(images.files[number], names[number])
-            skipped.append({"file": names[number], "reason": why})
+            skipped.append({"file": names[number], "reason": reason})
+            tally(UNDECODABLE, detail=f"{names[number]}: {reason}", item=names[number])
         if batch.last:
             empty = np.empty((0, *plan.shape), DTYPE)
             write_shard(
@@ -215,7 +221,7 @@ def _gathered(
             files.append(number)
         except UndecodableImageError as error:
             if not skip:
-                raise InputError(f"{error}; skip_undecodable=true leaves such images out") from None
-            skipped.append((number, str(error.__cause__)))
+                raise InputError(f"{error}; {SKIP}") from None
+            skipped.append((number, error.reason))
     stacked = torch.from_numpy(np.stack(pixels)) if pixels else None
     return _Decoded(shard, files, stacked, skipped, len(numbers), last)

@@ -6,17 +6,22 @@ Shape suffixes: N images, B batch, C channels, H height, W width.
 from __future__ import annotations
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from tinyfusion.data.imagefolder import SUFFIXES
+from tinyfusion.data.pictures import SUFFIXES, Mode, look_at, read_picture
+from tinyfusion.data.walk import LeftOut, find_pictures
 from tinyfusion.errors import InputError
+from tinyfusion.notices import alike, notice
+
+log = logging.getLogger(__name__)
 
 
 class ImageSet(ABC):
@@ -120,10 +125,6 @@ class TensorImages(IndexedImages):
         return self.images
 
 
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-"""Pillow's modes of 8 bits, or fewer, per channel: others would be clipped."""
-
-
 class PictureFiles(IndexedImages):
     """Picture files of one size. Grey ones keep their one channel if all are grey.
 
@@ -142,26 +143,16 @@ class PictureFiles(IndexedImages):
             known = ", ".join(sorted(SUFFIXES))
             raise InputError(f"{key}={str(root)!r} holds no pictures ({known})")
         self.root, self.files, self.key = root, list(files), key
-        grey = True
-        first = None
-        for file in self.files:
-            with self._opened(file) as image:
-                size, mode = image.size, image.mode
-            if mode not in _MODES:
-                raise InputError(
-                    f"{key}: {str(file)!r} has pixels of Pillow's mode {mode!r}; valid: "
-                    f"{', '.join(_MODES)} (8 bits per channel)"
-                )
-            first = first or size
-            if size != first:
-                raise InputError(
-                    f"{key}: {str(file)!r} is {size[0]}x{size[1]} pixels, but "
-                    f"{str(self.files[0])!r} is {first[0]}x{first[1]}; all pictures must have the "
-                    "same size"
-                )
-            grey &= mode in ("1", "L")
+        grey, first = True, None
+        with alike():
+            for file in self.files:
+                with self._named():
+                    head = look_at(str(file))
+                first = first or head.size
+                self._check_size(file, head.size, first)
+                grey &= head.grey
         assert first is not None
-        self._mode = "L" if grey else "RGB"
+        self._mode: Mode = "L" if grey else "RGB"
         self.shape = (1 if grey else 3, first[1], first[0])
 
     def __len__(self) -> int:
@@ -187,24 +178,30 @@ class PictureFiles(IndexedImages):
         return found.hexdigest()
 
     def _decoded(self, file: Path) -> np.ndarray:
-        with self._opened(file) as image:
-            try:
-                return np.asarray(image.convert(self._mode))
-            except Exception as error:  # Pillow's decoders raise many kinds for a broken file
-                raise self._broken(file, error) from None
+        with self._named():
+            picture = read_picture(str(file), self._mode)
+        self._check_size(file, picture.size, (self.shape[2], self.shape[1]))
+        return np.asarray(picture)
 
-    def _opened(self, file: Path) -> Image.Image:
+    def _check_size(self, file: Path, size: tuple[int, int], first: tuple[int, int]) -> None:
+        if size != first:
+            raise InputError(
+                f"{self.key}: {str(file)!r} is {size[0]}x{size[1]} pixels, but "
+                f"{str(self.files[0])!r} is {first[0]}x{first[1]}; all pictures must have the "
+                "same size"
+            )
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say in a refusal of a file where the user named it."""
         try:
-            return Image.open(file)
-        except Exception as error:
-            raise self._broken(file, error) from None
-
-    def _broken(self, file: Path, error: Exception) -> InputError:
-        return InputError(f"{self.key}: image file {str(file)!r} can't be decoded: {error}")
+            yield
+        except InputError as error:
+            raise InputError(f"{self.key}: {error}") from None
 
 
 def pictures_in(folder: Path, limit: int | None, key: str) -> PictureFiles:
-    """The pictures of a folder and its subfolders, in the order of their names.
+    """The pictures of a folder and its subfolders (see `data.walk`), a folder after the other.
 
     Args:
         folder: the folder.
@@ -214,11 +211,13 @@ def pictures_in(folder: Path, limit: int | None, key: str) -> PictureFiles:
     Raises:
         InputError: see `PictureFiles`.
     """
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-    )
-    if limit is not None and limit < len(files):
-        files = [files[index * len(files) // limit] for index in range(limit)]
-    return PictureFiles(folder, files, key)
+    left = LeftOut()
+    (found,) = find_pictures(str(folder), [str(folder)], left)
+    total = len(found)
+    if left:
+        notice(f"{key}={str(folder)!r}: left out {left}")
+    if limit is not None and limit < total:
+        found = [found[index * total // limit] for index in range(limit)]
+    of = f" of {total:,}" if len(found) < total else ""
+    log.info("%s: %s%s picture(s) of %s", key, f"{len(found):,}", of, folder)
+    return PictureFiles(folder, [Path(file) for file in found], key)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +14,26 @@ from PIL import Image
 from torch import Tensor
 
 from tinyfusion.conditioning import ClassLabels
+from tinyfusion.data.pictures import SUFFIXES, Mode, look_at, read_picture
 from tinyfusion.data.source import ImageSource, split_order
+from tinyfusion.data.walk import BROKEN_LINKS, LeftOut, class_folders, find_pictures
 from tinyfusion.errors import InputError
+from tinyfusion.notices import alike, notice, tally
 from tinyfusion.seeding import Rows, StepNoise
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-MODES = {1: "L", 3: "RGB"}
+PROBED = 10_000
+"""So many files are looked at before the start."""
 
+MODES: dict[int, Mode] = {1: "L", 3: "RGB"}
 
-class UndecodableImageError(InputError):
-    """The content of an image file can't be decoded."""
+log = logging.getLogger(__name__)
 
 
 class ImageFolder(ImageSource):
     """Images ``root/<class>/**/<image>``; classes are numbered in the order of their names.
 
-    Every image is cropped to a square as in ADM (see ``centre_crop``) each time it is fetched.
+    Which files are images is said by `data.walk`, how they are read by `data.pictures`. Every image
+    is cropped to a square as in ADM (see ``centre_crop``) each time it is fetched.
 
     Args:
         root: folder that holds one folder per class.
@@ -35,8 +41,8 @@ class ImageFolder(ImageSource):
         channels: 3 (colour) or 1 (grey).
         flip: mirror each training image left to right with probability one half.
         held_out: how many images are held out; which ones is the same in every run.
-        probe: decode the first image of every class at once, so that a folder of other things is
-            noticed before training.
+        probe: look at the heads of the files, of many at 10,000 evenly spread ones, and decode the
+            first image of every class, so that most of what is wrong is noticed before training.
 
     Attributes:
         files: every image file, training and held-out, in the order of their numbers.
@@ -44,9 +50,10 @@ class ImageFolder(ImageSource):
         classes: names of the classes.
 
     Raises:
-        InputError: a wrong argument; ``root`` is missing, holds no class folder or a class folder
-            without images; too few images to hold ``held_out`` out; the first image of a class
-            can't be decoded. Any other undecodable image raises it when it is fetched.
+        InputError: a wrong argument; ``root`` is missing, holds no class folder, a class folder
+            without images or a broken link that may be one; too few images to hold ``held_out``
+            out; an image that is looked at (see ``probe``) can't be decoded or is of no known
+            range. Any other one raises it when it is fetched.
     """
 
     def __init__(
@@ -66,6 +73,13 @@ class ImageFolder(ImageSource):
         self.root = Path(root).expanduser()
         self.files, self.labels, self.classes, first_of_class = _find_images(self.root)
         self.num_classes = len(self.classes)
+        log.info(
+            "data: %s picture(s) in %s class(es) of %s, cropped to %d pixels",
+            f"{len(self.files):,}",
+            f"{self.num_classes:,}",
+            self.root,
+            size,
+        )
         if not 0 <= held_out < len(self.files):
             raise InputError(
                 f"data.held_out={held_out}: must be between 0 and {len(self.files) - 1}, "
@@ -73,7 +87,22 @@ class ImageFolder(ImageSource):
             )
         self._train, self._held_out = split_order(len(self.files), held_out)
         if probe:
-            self._read(first_of_class)
+            with alike():
+                self._probe(first_of_class)
+
+    def _probe(self, first_of_class: list[int]) -> None:
+        total = len(self.files)
+        count = min(total, PROBED)
+        refused: list[InputError] = []
+        for number in range(count):
+            try:
+                look_at(self.files[number * total // count])
+            except InputError as error:
+                refused.append(error)
+        if refused:
+            more = f" (one of {len(refused):,} such files)" if len(refused) > 1 else ""
+            raise type(refused[0])(f"{refused[0]}{more}")
+        self._read(first_of_class)
 
     def __len__(self) -> int:
         return len(self._train)
@@ -111,20 +140,18 @@ class ImageFolder(ImageSource):
         """The cropped image of one file, uint8 0..255, shape (H, W, C).
 
         Raises:
-            UndecodableImageError: its content can't be decoded.
+            UndecodableImageError: its content can't be decoded, or is of no known range.
             InputError: it can't be read.
         """
-        try:
-            with Image.open(file) as image:
-                cropped = centre_crop(image.convert(MODES[self.channels]), self.size)
-                return np.asarray(cropped).reshape(self.size, self.size, self.channels)
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's decoders raise many kinds for a broken file
-            # An error of the system, such as a missing file, says nothing about the content.
-            if isinstance(error, OSError) and error.errno is not None:
-                raise InputError(f"image file {file!r} can't be read: {error.strerror}") from error
-            raise UndecodableImageError(f"image file {file!r} can't be decoded: {error}") from error
+        picture = read_picture(file, MODES[self.channels])
+        if min(picture.size) < self.size:
+            tally(
+                f"picture(s) smaller than data.size={self.size}, enlarged to it",
+                detail=f"{file} has {picture.width}x{picture.height} pixels",
+                item=file,
+            )
+        cropped = centre_crop(picture, self.size)
+        return np.asarray(cropped).reshape(self.size, self.size, self.channels)
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -148,29 +175,28 @@ def _find_images(root: Path) -> tuple[list[str], Tensor, list[str], list[int]]:
     """Image files in order, labels (N,), class names, and the number of each class's first file."""
     if not root.is_dir():
         raise InputError(f"data.root={str(root)!r}: no such folder")
-    classes = sorted(
-        entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."
-    )
+    left = LeftOut()
+    classes = class_folders(str(root), left)
+    where = f"data.root={str(root)!r}"
+    # One that stands for a class would change the numbers of those behind it.
+    lost = [name for name in left.names.get(BROKEN_LINKS, ()) if not os.path.splitext(name)[1]]
+    if lost:
+        raise InputError(f"{where}: {lost[0]!r} is a broken link; mend or remove it")
     if not classes:
         raise InputError(
-            f"data.root={str(root)!r}: holds no class folders; images are expected as "
-            f"{root / '<class>' / '<image>'}"
+            f"{where}: holds no class folders; images are expected as "
+            f"{root / '<class>' / '<image>'}{f' (left out: {left})' if left else ''}"
         )
-    files: list[str] = []
-    labels: list[int] = []
-    first_of_class: list[int] = []
-    for label, name in enumerate(classes):
-        first_of_class.append(len(files))
-        for folder, _, names in sorted(os.walk(root / name, followlinks=True)):
-            files += [
-                os.path.join(folder, file)
-                for file in sorted(names)
-                if os.path.splitext(file)[1].lower() in SUFFIXES and file[0] != "."
-            ]
-        if len(files) == first_of_class[-1]:
+    found = find_pictures(str(root), classes, left)
+    names = [os.path.basename(folder) for folder in classes]
+    for name, files in zip(names, found, strict=True):
+        if not files:
             raise InputError(
-                f"data.root={str(root)!r}: class folder {name!r} holds no images "
-                f"({', '.join(sorted(SUFFIXES))})"
+                f"{where}: class folder {name!r} holds no images ({', '.join(sorted(SUFFIXES))})"
+                f"{f'; left out in {root}: {left}' if left else ''}"
             )
-        labels += [label] * (len(files) - first_of_class[-1])
-    return files, torch.tensor(labels), classes, first_of_class
+    if left:
+        notice(f"{where}: left out {left}")
+    counts = torch.tensor([len(files) for files in found])
+    labels = torch.arange(len(found)).repeat_interleave(counts)
+    return list(chain(*found)), labels, names, (counts.cumsum(0) - counts).tolist()

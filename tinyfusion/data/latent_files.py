@@ -7,7 +7,7 @@ or (1, 4, 32, 32) without a mirror, is one sample of the posterior and scaled al
 
 from __future__ import annotations
 
-import os
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +17,13 @@ from torch import Tensor
 
 from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.latent_store import check_labels
-from tinyfusion.data.source import ImageSource, split_order
+from tinyfusion.data.source import ImageSource, finite, split_order
+from tinyfusion.data.walk import LeftOut, listed
 from tinyfusion.errors import InputError
+from tinyfusion.notices import notice
 from tinyfusion.seeding import Rows, StepNoise
+
+log = logging.getLogger(__name__)
 
 
 class LatentFiles(ImageSource):
@@ -67,6 +71,7 @@ class LatentFiles(ImageSource):
                 f"data.held_out={held_out}: must be between 0 and {len(self._names) - 1}, as "
                 f"{str(self._features)!r} holds {len(self._names)} latents"
             )
+        log.info("data: %s latent(s) of %s", f"{len(self._names):,}", self._features)
         self._train, self._held_out = split_order(len(self._names), held_out)
         first = _load(self._features / self._names[0])
         if first.ndim != 4 or first.shape[-1] != first.shape[-2]:
@@ -89,11 +94,12 @@ class LatentFiles(ImageSource):
         mirrored_B = torch.zeros(len(indices), dtype=torch.bool)
         if augment is not None and rows is not None and self._flip:
             mirrored_B = augment.uniform("augment", rows) < 0.5
-        return self._read(self._train[indices], mirrored_B)
+        return self._finite(self._train, indices, mirrored_B)
 
     def held_out(self) -> tuple[Tensor, ClassLabels]:
         """Latents of the held-out images (N, C, h, w), scaled, and their labels (N,)."""
-        return self._read(self._held_out, torch.zeros(len(self._held_out), dtype=torch.bool))
+        every = torch.arange(len(self._held_out))
+        return self._finite(self._held_out, every, torch.zeros(len(every), dtype=torch.bool))
 
     def reference(self) -> Tensor:
         """There is none.
@@ -104,6 +110,16 @@ class LatentFiles(ImageSource):
         raise InputError(
             "data=latent_files holds no images to compare samples with; give the evaluation "
             "reference images, or evaluation=none"
+        )
+
+    def _finite(
+        self, order: Tensor, indices: Tensor, mirrored_B: Tensor
+    ) -> tuple[Tensor, ClassLabels]:
+        return finite(
+            lambda indices: self._read(order[indices], mirrored_B),
+            indices,
+            len(order),
+            lambda index: f"latent file {str(self._features / self._names[order[index]])!r}",
         )
 
     def _read(self, numbers_B: Tensor, mirrored_B: Tensor) -> tuple[Tensor, ClassLabels]:
@@ -153,7 +169,9 @@ def _folder(root: Path, name: str | None, what: str) -> Path:
         if not (root / name).is_dir():
             raise InputError(f"data.{what}={name!r}: no such folder in {str(root)!r}")
         return root / name
-    found = sorted(entry for entry in root.glob(f"*{what}") if entry.is_dir())
+    found = sorted(
+        entry for entry in root.glob(f"*{what}") if entry.is_dir() and entry.name[0] != "."
+    )
     if len(found) != 1:
         names = ", ".join(entry.name for entry in found) or "none"
         raise InputError(
@@ -165,19 +183,18 @@ def _folder(root: Path, name: str | None, what: str) -> Path:
 
 def _paired(features: Path, labels: Path) -> list[str]:
     """File names that both folders have, numbers in numeric order."""
+    left = LeftOut()
     latents, classes = (
-        {e.name for e in os.scandir(f) if _is_npy(e.name)} for f in (features, labels)
+        set(listed(str(f), str(f.parent), left, {".npy"})[1]) for f in (features, labels)
     )
+    if left:
+        notice(f"data.root={str(features.parent)!r}: left out {left}")
     for name in sorted(latents ^ classes)[:1]:
         has, lacks = (features, labels) if name in latents else (labels, features)
         raise InputError(f"{str(has / name)!r} has no partner {str(lacks / name)!r}")
     if not latents:
         raise InputError(f"{str(features)!r} holds no .npy files")
     return sorted(latents, key=lambda name: (len(name), name) if name[:-4].isdigit() else (0, name))
-
-
-def _is_npy(name: str) -> bool:
-    return name.endswith(".npy") and not name.startswith(".")
 
 
 def _load(file: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:

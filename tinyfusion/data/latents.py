@@ -15,8 +15,9 @@ from torch import Tensor
 from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.latent_plan import DTYPE, VIEWS
 from tinyfusion.data.latent_store import LatentStore
-from tinyfusion.data.source import ImageSource, split_order
+from tinyfusion.data.source import ImageSource, finite, split_order
 from tinyfusion.errors import InputError
+from tinyfusion.notices import notice
 from tinyfusion.seeding import Rows, StepNoise
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,11 @@ class Latents(ImageSource):
             )
         self._train, self._held_out = split_order(total, held_out)
         self._ends = self._store.counts.cumsum()
+        log.info(
+            "data: %s latent(s) in %s class(es) of %s", f"{total:,}", f"{self.num_classes:,}", root
+        )
+        if lost := plan.num_files - total:
+            notice(f"data.root={str(root)!r}: {lost:,} image(s) were left out when it was encoded")
 
     def __len__(self) -> int:
         return len(self._train)
@@ -93,7 +99,17 @@ class Latents(ImageSource):
         if augment is not None and rows is not None and self._flip:
             mirrored_B = augment.uniform("augment", rows) < 0.5
         moments = augment is not None and self._draw
-        return self._read(self._train[indices], mirrored_B, moments)
+        return self._finite(self._train, indices, mirrored_B, moments)
+
+    def _finite(
+        self, order: Tensor, indices: Tensor, mirrored_B: Tensor, moments: bool
+    ) -> tuple[Tensor, ClassLabels]:
+        return finite(
+            lambda indices: self._read(order[indices], mirrored_B, moments),
+            indices,
+            len(order),
+            lambda index: f"latent {int(order[index])} of {self._store.root}",
+        )
 
     def _read(
         self, numbers_B: Tensor, mirrored_B: Tensor, moments: bool
@@ -120,7 +136,8 @@ class Latents(ImageSource):
     def held_out(self) -> tuple[Tensor, ClassLabels]:
         """Scaled posterior means of the held-out images (N, C, h, w) and their labels (N,)."""
         nothing = torch.zeros(len(self._held_out), dtype=torch.bool)
-        stored, labels = self._read(self._held_out, nothing, moments=False)
+        every = torch.arange(len(self._held_out))
+        stored, labels = self._finite(self._held_out, every, nothing, moments=False)
         return self.finish(stored, None, None), labels
 
     def reference(self) -> Tensor:

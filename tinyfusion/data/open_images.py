@@ -11,7 +11,9 @@ from torch import Tensor
 
 from tinyfusion.data.adm_batch import AdmImages
 from tinyfusion.data.image_sets import ImageSet, pictures_in
+from tinyfusion.data.walk import LeftOut, listed
 from tinyfusion.errors import InputError
+from tinyfusion.notices import notice
 
 SAMPLES = "samples"
 """In a run's folder: where `tinyfusion sample` puts its images."""
@@ -87,9 +89,13 @@ def open_images(path: Path | str, limit: int | None, key: str) -> ImageSet:
                 f"resume={path}', or give {key}={inner} for what there is"
             )
         path = inner
-    shards = sorted(path.glob("[0-9]*.npz"))
+    others = LeftOut()
+    names = listed(str(path), str(path), others, {".npz"})[1]
+    shards = [path / name for name in sorted(names) if name[0].isdigit()]
     if not shards:
         return pictures_in(path, limit, key)
+    if others.endings.total():
+        notice(f"{key}={str(path)!r}: read {len(shards)} batch(es); left out {others}")
     parts: list[AdmImages] = []
     for shard in shards:
         left = None if limit is None else limit - sum(map(len, parts))

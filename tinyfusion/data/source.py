@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tinyfusion.conditioning import Conditioning
+from tinyfusion.errors import InputError
+from tinyfusion.notices import tally
 from tinyfusion.seeding import Rows, StepNoise
+
+Labels = TypeVar("Labels", bound=Conditioning)
+
+_TRIED = 10
+"""So many samples in a row may hold values that are not finite."""
 
 
 class ImageSource(ABC):
@@ -84,6 +93,62 @@ class ImageSource(ABC):
         Raises:
             InputError: the source holds no pixels (see ``pixels``).
         """
+
+
+def finite(
+    read: Callable[[Tensor], tuple[Tensor, Labels]],
+    indices: Tensor,
+    count: int,
+    name: Callable[[int], str],
+) -> tuple[Tensor, Labels]:
+    """Read some of ``count`` samples; of one that is not finite the next that is, tallied.
+
+    Which one takes its place depends on the sample alone, not on the batch.
+
+    Args:
+        read: gives samples by number, first axis B, and their conditioning.
+        indices: numbers 0..count-1 of the wanted samples, shape (B,).
+        count: number of samples.
+        name: what a sample is called in messages, by its number.
+
+    Raises:
+        InputError: ten in a row are not finite.
+    """
+    for _ in range(_TRIED):
+        stored, conditioning = read(indices)
+        bad_B = not_finite(stored)
+        if not bad_B.any():
+            return stored, conditioning
+        for index in indices[bad_B].unique().tolist():
+            tally(
+                "sample(s) with values that are not finite, in place of which the next was taken",
+                detail=name(index),
+                item=name(index),
+            )
+        indices = torch.where(bad_B, (indices + 1) % count, indices)
+    raise InputError(
+        f"{name(int(indices[bad_B][0]))} and the {_TRIED - 1} before it hold values that are not "
+        "finite (NaN or infinity); make them again"
+    )
+
+
+def not_finite(samples: Tensor) -> Tensor:
+    """Which samples hold a value that is not finite, shape (B,); quick where none does.
+
+    Args:
+        samples: floating-point numbers, first axis B.
+    """
+    bits = samples.view(torch.int16) & 0x7FFF if samples.dtype == torch.float16 else None
+    if not samples.numel():
+        good = True
+    elif bits is not None:  # many times as fast as half-precision numbers, in the same order
+        good = bool(bits.aminmax().max < 0x7C00)
+    else:
+        least, largest = samples.aminmax()  # both NaN if there is one
+        good = bool(least.isfinite() & largest.isfinite())
+    if good:
+        return torch.zeros(len(samples), dtype=torch.bool)
+    return (~samples.isfinite()).flatten(1).any(1).cpu()
 
 
 def split_order(size: int, held_out: int) -> tuple[Tensor, Tensor]:

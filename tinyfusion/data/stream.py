@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from tinyfusion.conditioning import ClassLabels, Conditioning, as_conditioning
 from tinyfusion.data.datamodule import Batch, StatelessLoader
-from tinyfusion.data.source import ImageSource
+from tinyfusion.data.source import ImageSource, not_finite
 from tinyfusion.errors import InputError
+from tinyfusion.notices import tally
 from tinyfusion.pixels import to_uint8
 from tinyfusion.seeding import Rows, StepNoise
 
@@ -183,10 +184,23 @@ class _MicroBatches(IterableDataset[Batch]):
                     f"data: a batch of {len(images)} can't be shared by {self._world} device(s) x "
                     f"{self._accumulate} micro-batch(es)"
                 )
+            if not self._rank:
+                _tally(images, parts, step)
             for micro in range(self._accumulate):
                 first = (micro * self._world + self._rank) * size
                 rows = slice(first, first + size)
                 yield Batch(images[rows], conditioning[rows], step, first)
+
+
+def _tally(images: Tensor, parts: int, step: int) -> None:
+    """Count what is not used of a batch, and what will stop its step."""
+    if unused := len(images) % parts:
+        what = f"sample(s) not used, as each batch is cut into {parts} equal parts"
+        tally(what, unused, f"step {step} has {len(images)}")
+    if bad := int(not_finite(images).sum()):
+        tally(
+            "sample(s) with values that are not finite, whose step is skipped", bad, f"step {step}"
+        )
 
 
 def as_source(data: ImageSource | Iterable[Pair]) -> ImageSource:

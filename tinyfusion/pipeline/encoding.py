@@ -14,18 +14,16 @@ from typing import TextIO
 import torch
 
 from tinyfusion.autoencoder import Autoencoder
-from tinyfusion.data.encoding import encode_shards
+from tinyfusion.data.encoding import UNDECODABLE, encode_shards
 from tinyfusion.data.imagefolder import ImageFolder
 from tinyfusion.data.latent_plan import INDEX_FILE, StorePlan
 from tinyfusion.data.latent_writer import begin, finish, is_complete, remove_torn
 from tinyfusion.errors import InputError
 from tinyfusion.group import ALONE, Group
+from tinyfusion.notices import tally
 from tinyfusion.text import readable_bytes
 
 log = logging.getLogger(__name__)
-
-SHOWN = 10
-"""So many of the skipped images are listed; all are in the index."""
 
 
 def fill_store(
@@ -198,10 +196,10 @@ def _conclude(root: Path, plan: StorePlan, part: str) -> None:
     skipped = index["skipped"]
     if not index["count"]:
         raise InputError(f"store={root}: none of {plan.num_files:,} images could be decoded")
+    for entry in skipped:  # also by other processes, or before this one was started
+        file = entry["file"]
+        tally(UNDECODABLE, detail=f"{file}: {entry['reason']}", item=file)
     if skipped:
-        log.warning("encode: left out %s image(s) that can't be decoded:", f"{len(skipped):,}")
-        for entry in skipped[:SHOWN]:
-            log.warning("  %s: %s", entry["file"], entry["reason"])
-        if len(skipped) > SHOWN:
-            log.warning("  ... all are listed in %s", root / INDEX_FILE)
+        count, where = f"{len(skipped):,}", root / INDEX_FILE
+        log.warning("encode: left out %s image(s) that can't be decoded, see %s", count, where)
     log.info("encode: %s latents in %s", f"{index['count']:,}", root)

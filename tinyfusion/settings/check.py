@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import re
 import types
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -15,12 +14,11 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyfusion.errors import InputError, one_line
+from tinyfusion.notices import notice
 from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS
 from tinyfusion.settings.compose import keys_of, locate
 from tinyfusion.settings.overview import choices
 from tinyfusion.settings.renamed import update_targets
-
-log = logging.getLogger(__name__)
 
 _PATHS = (
     "checkpoint",
@@ -106,7 +104,7 @@ def _warn_of_idle(cfg: DictConfig, typed: Set[str]) -> None:
     """Say which choices nobody has a use for; a sweep may cross them with all pruners."""
     if cfg.get("images") is not None:
         for key in sorted(typed & {"checkpoint", "sampler", "teacher", "keep_samples"}):
-            log.warning("%s= changes nothing: images= are scored, not a model's samples", key)
+            notice(f"{key}= changes nothing: images= are scored, not a model's samples")
     if "pruner" not in cfg:
         return
     used = OmegaConf.to_yaml(cfg.pruner, resolve=False)
@@ -114,7 +112,7 @@ def _warn_of_idle(cfg: DictConfig, typed: Set[str]) -> None:
         referred = re.search(rf"\$\{{[^}}]*\b{group}\b", used)
         if referred is None and group in typed:
             target = str(cfg.pruner.get("_target_")).rpartition(".")[2]
-            log.warning("%s= changes nothing: the pruner (%s) takes none", group, target)
+            notice(f"{group}= changes nothing: the pruner ({target}) takes none")
 
 
 def _make_absolute(cfg: DictConfig, key: str) -> None:
