@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tinyfusion import notices
 from tinyfusion.backbones.mar import MAR
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
@@ -40,6 +41,12 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_noticed() -> None:
+    """Let no test's notices be said by another's command, or be known to it already."""
+    notices.forget()
 
 
 @pytest.fixture(scope="session", autouse=True)

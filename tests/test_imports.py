@@ -28,6 +28,7 @@ ORDER = [
     "text",
     "progress",
     "ranks",
+    "notices",
     "group",
     "assets",
     "pixels",

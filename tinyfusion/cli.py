@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tinyfusion.errors import InputError
+from tinyfusion.notices import repeated
 from tinyfusion.settings.commands import SUMMARIES
 from tinyfusion.version import __version__
 
@@ -109,7 +110,8 @@ def _use(tool: str, arguments: list[str]) -> int:
     logger.propagate = False
     try:
         module = importlib.import_module(f"tinyfusion.tools.{tool.replace('-', '_')}")
-        status = module.main(arguments)
+        with repeated(tool):
+            status = module.main(arguments)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # whoever read the output has seen enough, such as `| head`

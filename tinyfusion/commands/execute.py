@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from tinyfusion.commands.encode import workers
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
+from tinyfusion.notices import repeated
 from tinyfusion.pipeline.devices import devices_per_node, needs_ranks
 from tinyfusion.pipeline.machine import check_machine
 from tinyfusion.ranks import is_first_rank, is_rank
@@ -82,7 +83,7 @@ def _ranks(cfg: DictConfig) -> tuple[int, int]:
 
 def work(cfg: DictConfig, folder: Path) -> None:
     """Carry out a command in this process; all that is said goes to the run's log as well."""
-    with logged(folder):
+    with logged(folder), repeated(cfg.command):
         log.info("%s in %s", cfg.command, folder)
         command = importlib.import_module(f"tinyfusion.commands.{cfg.command}")
         try:
