@@ -94,7 +94,7 @@ def test_text_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "content", [{}, [1, 2], {"state": 1}, {"ema": {}}, {"a": torch.zeros(1), "b": 3}, 7]
+    "content", [{}, [1, 2], {"state": 1}, {"ema": {}}, 7]
 )
 def test_files_without_a_state_dict_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "net.pt")

@@ -282,7 +282,7 @@ def test_help_is_quick(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     text, _, modules = run.stdout.rpartition("MODULES")
-    assert text.startswith("usage: tinyfusion inspect [-h] [--json] FILE")
+    assert text.startswith("usage: tinyfusion inspect [-h] [--json] [--weights WEIGHTS] FILE")
     assert not {"torch", "diffusers", "hydra"} & set(modules.split())
 
 

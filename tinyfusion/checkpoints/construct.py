@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +27,7 @@ from tinyfusion.checkpoints.read import Checkpoint, read_checkpoint
 from tinyfusion.checkpoints.tensors import not_finite
 from tinyfusion.checkpoints.training_file import TRAINING
 from tinyfusion.errors import InputError
-
-logger = logging.getLogger(__name__)
+from tinyfusion.notices import notice
 
 
 def load(
@@ -38,6 +35,7 @@ def load(
     backbone: str | Mapping[str, Any] | None = None,
     num_heads: int | None = None,
     dtype: torch.dtype | str | None = None,
+    weights: str | None = None,
 ) -> Backbone:
     """Load any supported checkpoint as a module.
 
@@ -57,6 +55,8 @@ def load(
         dtype: type of the module: a floating ``torch.dtype`` or its name, such as ``"bfloat16"``;
             ``"auto"`` for that of the file, of several the one with most elements; ``None`` for
             float32, in which commands train and sample.
+        weights: key of the weights in a file that holds several, such as ``"model"``; ``None`` for
+            the averaged ones.
 
     Returns:
         The module on the CPU in eval mode.
@@ -68,7 +68,7 @@ def load(
             ``dtype`` is unknown or can't hold the weights.
     """
     _check_dtype(dtype)
-    return to_backbone(read_checkpoint(path), backbone, num_heads, dtype, release=True)
+    return to_backbone(read_checkpoint(path, weights), backbone, num_heads, dtype, release=True)
 
 
 def to_backbone(
@@ -106,7 +106,7 @@ def to_backbone(
     fitting = families_by(checkpoint.state)
     known_family = family or checkpoint.backbone
     for line in _choices(checkpoint, candidates=[] if known_family else fitting):
-        _say_once(line)
+        notice(f"{checkpoint.path}: {line}")
     family = known_family or (fitting or [*FAMILIES])[0]
     try:
         kind = class_of(family)
@@ -158,21 +158,16 @@ def _choices(checkpoint: Checkpoint, candidates: Sequence[str]) -> Iterator[str]
         candidates: families that the file may be of; it is read as the first.
     """
     if checkpoint.layout.startswith(TRAINING):
-        yield f"{checkpoint.path}: {checkpoint.layout}"
-    for note in checkpoint.notes:
-        yield f"{checkpoint.path}: {note}"
+        yield checkpoint.layout
+    if checkpoint.also:
+        yield f"not used: {', '.join(f'{k} ({v})' for k, v in checkpoint.also.items())}"
+    yield from checkpoint.notes
     if len(candidates) > 1:
         taken, *others = candidates
         yield (
-            f"{checkpoint.path}: read as {names_of([taken])}; {names_of(others)} files look the "
-            f"same: give backbone={' or '.join(others)} for one"
+            f"read as {names_of([taken])}; {names_of(others)} files look the same: give "
+            f"backbone={' or '.join(others)} for one"
         )
-
-
-@cache
-def _say_once(line: str) -> None:
-    # A warning, because that is what a script's user sees without configuring anything.
-    logger.warning(line)
 
 
 def _published_heads(path: Path, heads: Mapping[int, int], width: int | None) -> int:

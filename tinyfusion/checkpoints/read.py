@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tinyfusion.checkpoints.averages import choose
 from tinyfusion.checkpoints.checkpoint import Checkpoint
 from tinyfusion.checkpoints.diffusers_folder import (
     is_diffusers,
@@ -13,6 +14,7 @@ from tinyfusion.checkpoints.diffusers_folder import (
     weight_files_of,
 )
 from tinyfusion.checkpoints.export_record import with_record
+from tinyfusion.checkpoints.held_tensors import held_in
 from tinyfusion.checkpoints.layout import (
     ADAPTER_FILE,
     CONFIG_FILE,
@@ -34,41 +36,60 @@ from tinyfusion.checkpoints.tensors import (
     read_safetensors,
     read_torch,
 )
-from tinyfusion.checkpoints.training_file import pick_state, with_training_facts
+from tinyfusion.checkpoints.training_file import (
+    refuse_resume_point,
+    refuse_without_weights,
+    with_training_facts,
+)
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json
 
 __all__ = ["Checkpoint", "read_checkpoint", "weights_sha256"]
 
 
-def read_checkpoint(path: Path | str) -> Checkpoint:
+def read_checkpoint(path: Path | str, weights: str | None = None) -> Checkpoint:
     """Read a checkpoint.
 
     Supported: a folder written by :func:`~tinyfusion.checkpoints.save_model`; a diffusers folder
     with a ``DiTTransformer2DModel``, in one file or sharded, or of a pipeline around one; a
     PyTorch or safetensors file with a bare state dict (the published DiT, SiT and TinyDiT
-    files); a PyTorch training checkpoint (``ema`` is preferred to ``model``). Of a file inside
+    files); a training checkpoint, of which the averaged weights are taken. Of a file inside
     a folder, the ``config.json`` beside it is used if it belongs to it, and so is the record
     beside an export of ours. Prefixes that ``DistributedDataParallel`` and ``torch.compile`` put
     before names are removed.
 
     Args:
         path: anything that :func:`~tinyfusion.checkpoints.resolve` understands.
+        weights: key of the weights in a file that holds several; ``None`` for the averaged ones.
 
     Returns:
         The checkpoint.
 
     Raises:
         InputError: the file is missing, damaged, changed since its config was written, of an
-            unknown layout, holds anything but tensors, or holds values that are not finite.
+            unknown layout, holds anything but tensors, or holds values that are not finite; it
+            holds several sets of weights and does not say which one is the average, or none under
+            ``weights``.
     """
     path = resolve(path)
     path = path.parent if _stands_for_folder(path) else path
     if path.is_dir():
+        _refuse_choice(path, weights)
         return _read_folder(path)
     if path.suffix == ".json":
         raise InputError(f"{path}: a JSON file, not a checkpoint; 'tinyfusion inspect' may know it")
-    return _read_beside_config(path) or _read_bare(path)
+    found = _read_beside_config(path)
+    if found is not None:
+        _refuse_choice(path, weights)
+    return found or _read_bare(path, weights)
+
+
+def _refuse_choice(path: Path, weights: str | None) -> None:
+    if weights is not None:
+        raise InputError(
+            f"weights={weights!r}: {path} is or belongs to a model folder, which holds one set of "
+            "weights; leave weights= out"
+        )
 
 
 def _stands_for_folder(path: Path) -> bool:
@@ -141,24 +162,30 @@ def _read_beside_config(path: Path) -> Checkpoint | None:
     return None
 
 
-def _read_bare(path: Path) -> Checkpoint:
+def _read_bare(path: Path, weights: str | None) -> Checkpoint:
     content: Any = None
     if is_safetensors(path):
-        state, key = read_safetensors(path), None
-        layout = "bare state dict (safetensors)"
+        stored = read_safetensors(path)
+        kind, held = "safetensors", held_in(stored.meta)
     else:
         content = read_torch(path)
-        picked, key = pick_state(path, content)
-        state = LazyState.of(picked)
-        layout = "bare state dict (PyTorch)"
+        refuse_resume_point(path, content)
+        kind, held = "PyTorch", held_in(content)
+    chosen = choose(held, str(path), weights)
+    if chosen is None:
+        refuse_without_weights(path, content)
+    if content is None:
+        # Of a file without mappings paths are names.
+        state = stored.renamed({n: held.names[p][1] for n, p in chosen.copy.names.items()})
+    else:
+        state = LazyState.of({n: held.tensors[p] for n, p in chosen.copy.names.items()})
     checkpoint = Checkpoint(
         state=cleaned(path, state),
         path=path,
         sha256=digest_of((path,)),
-        layout=layout,
+        layout=f"bare state dict ({kind})",
         files=(path,),
         dtypes=dtypes_of(state),
     )
-    if key is not None:
-        return with_training_facts(checkpoint, content, key)
+    checkpoint = with_training_facts(checkpoint, content, chosen)
     return with_record(checkpoint, path.with_name(path.name + SIDECAR_SUFFIX))

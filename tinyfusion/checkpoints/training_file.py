@@ -6,40 +6,45 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 from torch import Tensor
 
 from tinyfusion.backbones.presets import FAMILIES
+from tinyfusion.checkpoints.averages import Chosen
 from tinyfusion.checkpoints.checkpoint import Checkpoint
+from tinyfusion.checkpoints.held_tensors import parts_of
 from tinyfusion.checkpoints.tensors import is_state
 from tinyfusion.errors import InputError
 
 TRAINING = "training checkpoint"
 """How the layout of a file with more than the weights begins."""
 
-AVERAGED = ("ema", "model_ema")
-"""Keys of averaged weights, which are preferred: of DiT and SiT, and of MAR."""
+ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg")
+"""Keys under which training scripts and trainers record what they were told."""
 
 
-def pick_state(path: Path, content: Any) -> tuple[dict[str, Any], str | None]:
-    """The weights of a PyTorch file, and the key they were under; averaged ones are preferred.
+def refuse_resume_point(path: Path, content: Any) -> None:
+    """Refuse what a run of ours is continued from.
 
     Raises:
-        InputError: the file holds no weights of a model.
+        InputError: the file is one.
     """
-    if isinstance(content, Mapping):
-        for key in (*AVERAGED, "model"):
-            if is_state(content.get(key)):
-                return dict(content[key]), key
-        if is_state(content):
-            return dict(content), None
-        if is_lightning(content):
-            raise InputError(f"{path}: {lightning_summary(path, content)}")
+    if is_lightning(content) and "tinyfusion" in content:
+        raise InputError(f"{path}: {lightning_summary(path, content)}")
+
+
+def refuse_without_weights(path: Path, content: Any) -> NoReturn:
+    """Say what a PyTorch file without weights of a model holds.
+
+    Raises:
+        InputError: always.
+    """
+    if is_lightning(content):
+        raise InputError(f"{path}: {lightning_summary(path, content)}")
     found = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
     raise InputError(
-        f"{path}: holds neither a state dict nor a training checkpoint with 'ema', 'model_ema' "
-        f"or 'model', found {found}"
+        f"{path}: holds neither a state dict nor a training checkpoint with one, found {found}"
     )
 
 
@@ -64,33 +69,66 @@ def lightning_summary(path: Path, content: Mapping[str, Any]) -> str:
     )
 
 
-def with_training_facts(
-    checkpoint: Checkpoint, content: Mapping[str, Any], chosen: str
-) -> Checkpoint:
-    """Add what the rest of a training checkpoint records.
+def with_training_facts(checkpoint: Checkpoint, content: Any, chosen: Chosen) -> Checkpoint:
+    """Add what the rest of a file records.
 
     Args:
         checkpoint: the weights.
-        content: all that the file holds.
-        chosen: key of the weights.
+        content: all that the file holds; of a safetensors file nothing.
+        chosen: which of its tensors the weights are.
     """
-    also = {str(k): _in_words(v) for k, v in content.items() if k not in (chosen, "args")}
-    found = content.get("args")
-    args = vars(found) if isinstance(found, argparse.Namespace) else found
-    args = {str(k): _plain(v) for k, v in args.items()} if isinstance(args, Mapping) else {}
+    key, rest = chosen.copy.key, content if isinstance(content, Mapping) else {}
+    recorded_under = [word for word in ARGUMENTS if _as_mapping(rest.get(word))]
+    also = {
+        str(name): _in_words(value)
+        for name, value in rest.items()
+        if not _is_used(name, value, chosen) and name not in recorded_under
+    }
+    also |= {c.key: f"state dict of {len(c.names)} tensors" for c in chosen.others if c.key}
+    apart = [name for name in chosen.apart if name not in also]
+    if apart:
+        listed = ", ".join(apart[:3]) + (", ..." if len(apart) > 3 else "")
+        also[f"{len(apart)} further tensor(s)"] = listed
+    args = {k: _plain(v) for word in recorded_under for k, v in _as_mapping(rest[word]).items()}
     family, recorded = _from_args(args)
-    averaged = next((key for key in AVERAGED if key in content), None)
-    missing = f"it holds no {'usable ' if averaged else ''}{averaged or AVERAGED[0]!r}"
+    notes = _contradictions(args, checkpoint, family, recorded) if family else []
+    if chosen.filled:
+        names = ", ".join(chosen.filled[:3]) + (", ..." if len(chosen.filled) > 3 else "")
+        notes.insert(
+            0,
+            f"the averages leave out {len(chosen.filled)} of {len(chosen.copy.names)} tensors, "
+            f"which are taken from {chosen.filled_from!r} ({names})",
+        )
+    layout = checkpoint.layout
+    if key:
+        layout = f"{TRAINING}, weights under {key!r}"
+        layout += "" if chosen.copy.averaged else " (it holds no averaged ones)"
     return replace(
         checkpoint,
         backbone=family,
         hints={key: value for key, (_, value) in recorded.items()},
-        layout=f"{TRAINING}, weights under {chosen!r}"
-        + ("" if chosen in AVERAGED else f" ({missing})"),
+        layout=layout,
         provenance={"args": args} if args else {},
         also=also,
-        notes=tuple(_contradictions(args, checkpoint, family, recorded) if family else []),
+        notes=tuple(notes),
     )
+
+
+def _is_used(name: Any, value: Any, chosen: Chosen) -> bool:
+    """Whether what stands under a key of a file is, or is around, the weights that were taken."""
+    if isinstance(value, Tensor):
+        return any(
+            path == chosen.copy.at + parts_of(str(name)) for path in chosen.copy.names.values()
+        )
+    return chosen.copy.at[:1] == (name,)
+
+
+def _as_mapping(value: Any) -> dict[str, Any]:
+    """Recorded arguments by name; empty for what is none."""
+    value = vars(value) if isinstance(value, argparse.Namespace) else value
+    if not isinstance(value, Mapping) or any(isinstance(item, Tensor) for item in value.values()):
+        return {}
+    return {str(key): item for key, item in value.items()}
 
 
 def _from_args(args: Mapping[str, Any]) -> tuple[str | None, dict[str, tuple[str, Any]]]:

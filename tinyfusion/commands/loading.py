@@ -62,7 +62,8 @@ def load_alone(objects: Objects, path: str | None, key: str = "checkpoint") -> B
     """
     if not path:
         raise InputError(f"{key}= must be given: a checkpoint file or a model folder")
-    checkpoint = read_checkpoint(path)
+    teacher = key == "teacher.path"
+    checkpoint = read_checkpoint(path, objects.teacher_weights if teacher else objects.weights)
     expected = objects.expected
     if key != "checkpoint":
         expected = expected_teacher(checkpoint, expected)
