@@ -61,6 +61,7 @@ def choose(held: Held, origin: str, wanted: str | None = None) -> Chosen | None:
     if wanted is not None:
         return _completed(_asked_for(wanted, copies, origin), copies, held)
     left = _averages_first(copies, 0)
+    left = [copy for copy in left if copy.averaged] or left
     if not any(copy.averaged for copy in left):
         _refuse_unusable(held, copies, origin)
     left = _raw_one(left, held)

@@ -68,8 +68,8 @@ def held_in(content: Any) -> Held:
             held.names[path] = (state, name)
             continue
         # Of a name that occurs twice but for a wrapper's prefix both are kept, to be refused.
-        while path in held.tensors:
-            path = (*state, name, *path[len(state) :])
+        if path in held.tensors:
+            path = (*state, *name.split("."))
         held.tensors[path] = value
         held.names[path] = (state, name)
         if state not in held.states:
@@ -100,6 +100,8 @@ def _walk(content: Any, at: Path) -> Iterator[tuple[Path, str, Any]]:
             tensors = [item for item in value if isinstance(item, Tensor) and item.ndim]
             if tensors:
                 yield at, key, tensors
+            for number, item in enumerate(value):
+                yield from _walk(item, (*at, key, str(number)))
         else:
             yield from _walk(value, (*at, key))
 

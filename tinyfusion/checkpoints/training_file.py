@@ -13,7 +13,6 @@ from torch import Tensor
 from tinyfusion.backbones.presets import FAMILIES
 from tinyfusion.checkpoints.averages import Chosen
 from tinyfusion.checkpoints.checkpoint import Checkpoint
-from tinyfusion.checkpoints.held_tensors import parts_of
 from tinyfusion.checkpoints.tensors import is_state
 from tinyfusion.errors import InputError
 
@@ -79,12 +78,19 @@ def with_training_facts(checkpoint: Checkpoint, content: Any, chosen: Chosen) ->
     """
     key, rest = chosen.copy.key, content if isinstance(content, Mapping) else {}
     recorded_under = [word for word in ARGUMENTS if _as_mapping(rest.get(word))]
+    # Keys around copies, and tensors, are named below.
+    known = {
+        chosen.copy.at[:1],
+        *(c.at[:1] for c in chosen.others),
+        *((w,) for w in recorded_under),
+    }
     also = {
         str(name): _in_words(value)
         for name, value in rest.items()
-        if not _is_used(name, value, chosen) and name not in recorded_under
+        if (name,) not in known and not isinstance(value, Tensor)
     }
-    also |= {c.key: f"state dict of {len(c.names)} tensors" for c in chosen.others if c.key}
+    for copy in chosen.others:
+        also[copy.key or "outermost level"] = f"state dict of {len(copy.names)} tensors"
     apart = [name for name in chosen.apart if name not in also]
     if apart:
         listed = ", ".join(apart[:3]) + (", ..." if len(apart) > 3 else "")
@@ -112,15 +118,6 @@ def with_training_facts(checkpoint: Checkpoint, content: Any, chosen: Chosen) ->
         also=also,
         notes=tuple(notes),
     )
-
-
-def _is_used(name: Any, value: Any, chosen: Chosen) -> bool:
-    """Whether what stands under a key of a file is, or is around, the weights that were taken."""
-    if isinstance(value, Tensor):
-        return any(
-            path == chosen.copy.at + parts_of(str(name)) for path in chosen.copy.names.values()
-        )
-    return chosen.copy.at[:1] == (name,)
 
 
 def _as_mapping(value: Any) -> dict[str, Any]:
