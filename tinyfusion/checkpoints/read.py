@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from tinyfusion.checkpoints.layout import (
     ADAPTER_FILE,
     CONFIG_FILE,
     DIFFUSERS_STEM,
+    EXPORT_FILE,
+    EXPORT_FORMAT,
     FORMAT,
     PIPELINE_FILE,
     SIDECAR_SUFFIX,
@@ -44,7 +47,7 @@ from tinyfusion.checkpoints.training_file import (
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json
 
-__all__ = ["Checkpoint", "read_checkpoint", "weights_sha256"]
+__all__ = ["Checkpoint", "look_at", "read_checkpoint", "weights_sha256"]
 
 
 def read_checkpoint(path: Path | str, weights: str | None = None) -> Checkpoint:
@@ -162,7 +165,39 @@ def _read_beside_config(path: Path) -> Checkpoint | None:
     return None
 
 
-def _read_bare(path: Path, weights: str | None) -> Checkpoint:
+def look_at(path: Path | str, weights: str | None = None) -> Checkpoint | None:
+    """What a checkpoint records, without reading a tensor of it: neither hashed nor validated.
+
+    Args:
+        path: as for :func:`read_checkpoint`.
+        weights: as for :func:`read_checkpoint`.
+
+    Returns:
+        The checkpoint, of a folder without state; ``None`` where reading it would be refused.
+    """
+    try:
+        path = resolve(path)
+        path = path.parent if _stands_for_folder(path) else path
+        if not path.is_dir() and not path.with_name(CONFIG_FILE).is_file():
+            return _read_bare(path, weights, whole=False)
+        folder = path if path.is_dir() else path.parent
+        for name in (CONFIG_FILE, EXPORT_FILE, f"{TRANSFORMER_FOLDER}/{EXPORT_FILE}"):
+            content: Any = read_json(folder / name, "config") if (folder / name).is_file() else None
+            if isinstance(content, dict) and content.get("format") in (FORMAT, EXPORT_FORMAT):
+                return Checkpoint(
+                    state=LazyState({}, {}),
+                    path=folder,
+                    sha256="",
+                    backbone=str(content.get("backbone")),
+                    arguments=dict(content.get("arguments") or {}),
+                    provenance=dict(content.get("provenance") or {}),
+                )
+    except (InputError, OSError, ValueError, TypeError, KeyError):
+        pass
+    return None
+
+
+def _read_bare(path: Path, weights: str | None, whole: bool = True) -> Checkpoint:
     content: Any = None
     if is_safetensors(path):
         stored = read_safetensors(path)
@@ -180,12 +215,21 @@ def _read_bare(path: Path, weights: str | None) -> Checkpoint:
     else:
         state = LazyState.of({n: held.tensors[p] for n, p in chosen.copy.names.items()})
     checkpoint = Checkpoint(
-        state=cleaned(path, state),
+        state=cleaned(path, state) if whole else state,
         path=path,
-        sha256=digest_of((path,)),
+        sha256=digest_of((path,)) if whole else "",
         layout=f"bare state dict ({kind})",
         files=(path,),
         dtypes=dtypes_of(state),
     )
     checkpoint = with_training_facts(checkpoint, content, chosen)
-    return with_record(checkpoint, path.with_name(path.name + SIDECAR_SUFFIX))
+    record = path.with_name(path.name + SIDECAR_SUFFIX)
+    if whole or not record.is_file():
+        return with_record(checkpoint, record)
+    content = read_json(record, "export record")
+    return replace(
+        checkpoint,
+        backbone=content["backbone"],
+        arguments=content["arguments"],
+        provenance=content["provenance"],
+    )

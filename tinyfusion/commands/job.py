@@ -117,6 +117,12 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
 
         resume_run(str(cfg.command), folder)
         return
+    try:
+        cfg = _complete(cfg, hydra)
+    except InputError:
+        if is_first_rank():
+            discard(folder, existing)
+        raise
     if cfg.get("dry_run"):
         discard(folder, existing)
         if hydra.mode == RunMode.MULTIRUN:
@@ -150,3 +156,19 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
         except InputError:
             unclaim(folder, existing)
             raise
+
+
+def _complete(cfg: DictConfig, hydra: DictConfig) -> DictConfig:
+    """The configuration with the groups that its checkpoint brings along.
+
+    Raises:
+        InputError: what was given does not go with them.
+    """
+    given = list(hydra.overrides.task)
+    keys = {text.lstrip("+~").partition("=")[0] for text in given}
+    if "backbone" in keys or not keys & {"checkpoint", "models", "experiment"}:
+        return cfg  # defaults fit each other
+    from tinyfusion.settings.brought import with_brought_along
+
+    own = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    return with_brought_along(cfg, given, [Path(path) for path in own])

@@ -89,6 +89,18 @@ class Process(ABC):
                 f"choose another process={advice}"
             )
 
+    @classmethod
+    def from_training_args(cls, args: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+        """Constructor arguments by the recorded ones of a public training script.
+
+        Args:
+            args: what the script recorded.
+
+        Returns:
+            Each with the key that it was read from; none for a script that records none.
+        """
+        return {}
+
     @abstractmethod
     def corrupt(self, clean: Tensor, draws: Draws) -> Any:
         """Make a network's inputs from clean data.
