@@ -76,8 +76,9 @@ def load_alone(objects: Objects, path: str | None, key: str = "checkpoint") -> B
         expected = expected_teacher(checkpoint, expected)
     net = to_backbone(checkpoint, expected, objects.num_heads, release=True)
     objects.process.check(net, path)
-    for note in process_notes(checkpoint, objects.config["process"]):
-        notice(f"{path} {note}")
+    if key != "models":  # which are timed only
+        for note in process_notes(checkpoint, objects.config["process"]):
+            notice(f"{path} {note}")
     check_own(net)
     return net
 

@@ -83,6 +83,7 @@ class Process(ABC):
         if net.process_kind != self.kind:
             word = type(net).family
             advice = f", or let backbone={word} or a size of it choose one" if word else ""
+            advice += "; without process= a model folder brings its own"
             raise InputError(
                 f"{name}: a {type(net).__name__} needs a process of kind {net.process_kind!r}, "
                 f"but process={type(self).__name__} is of kind {self.kind!r}; "

@@ -7,13 +7,10 @@ and become overrides of the command line. Nothing that a file records is ever bu
 from __future__ import annotations
 
 import inspect
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, ListConfig
 
 from tinyfusion.backbones.by_name import dotted_name
@@ -26,12 +23,11 @@ from tinyfusion.errors import InputError
 from tinyfusion.notices import notice
 from tinyfusion.settings.commands import GROUPS
 from tinyfusion.settings.compose import locate
-from tinyfusion.settings.overview import choices, conf_folder, defaults_of
+from tinyfusion.settings.overview import choices, defaults_of
+from tinyfusion.settings.written import as_overrides, backbone_in, chosen_by, written_in
 
 TRAINED_WITH = "trained_with"
 """Key of a model's provenance under which ``process`` and ``sampler`` are recorded."""
-
-_WORD = re.compile(r"[A-Za-z_][\w.-]*")
 
 
 def brought_along(
@@ -49,7 +45,7 @@ def brought_along(
         Choices of groups, and values in them; nothing where the defaults do, where ``backbone=``
         is given, or where the file does not say what it is.
     """
-    chosen = _chosen_by(given, folders)
+    chosen = chosen_by(given, folders)
     default, _ = defaults_of(command)
     open_groups = {
         group for group, name in default.items() if name != "null" and group not in chosen
@@ -59,7 +55,7 @@ def brought_along(
     overrides: list[str] = []
     names: dict[str, str] = {}
     if checkpoint in PRESETS and checkpoint not in PACKAGED:  # a size, with random weights
-        found, names = None, _read_backbone(checkpoint, folders)[1]
+        found, names = None, backbone_in(checkpoint, folders)[1]
     else:
         found = look_at(checkpoint)
     fitting = _backbone_of(found, folders) if found else None
@@ -76,69 +72,19 @@ def brought_along(
     }
     if found is None:
         return [text for texts in by_group.values() for text in texts]
-    process = _recorded(found, "process", names.get("process", default.get("process")), folders)
-    if process and "process" in open_groups:
-        by_group["process"] = _as_overrides("process", process, default["process"], folders)
-    walks_another = by_group.get("process") and "sampler" not in by_group
+    usual = names.get("process", default["process"])
+    process = _recorded(found, "process", usual, folders)
+    said = as_overrides("process", process, default["process"], folders) if process else None
+    if said is not None and "process" in open_groups:
+        by_group["process"] = said
+    # A default sampler is one for the default process, and a backbone's of no size is for any.
+    another = by_group.get("process") and process.get("_target_") != _class_of(default, folders)
+    unsized = fitting is None or not (fitting[1].keys() - {"_target_"})
     sampler = _recorded(found, "sampler", None, folders)
-    if walks_another and sampler and "sampler" in open_groups:
-        by_group["sampler"] = _as_overrides("sampler", sampler, default["sampler"], folders)
+    if another and sampler and "sampler" in open_groups and (unsized or "sampler" not in by_group):
+        drawn = as_overrides("sampler", sampler, default["sampler"], folders)
+        by_group |= {} if drawn is None else {"sampler": drawn}
     return [*overrides, *(text for texts in by_group.values() for text in texts)]
-
-
-def _chosen_by(given: Sequence[str], folders: Sequence[Path]) -> set[str]:
-    """Groups that overrides choose, by themselves or through an experiment."""
-    chosen: set[str] = set()
-    for text in given:
-        key, _, value = text.lstrip("+~").partition("=")
-        key = key.partition("@")[0]
-        chosen.add(key)
-        if key == "experiment":
-            chosen |= _chosen_in(value.strip("'\""), folders)
-    return chosen
-
-
-def _chosen_in(experiment: str, folders: Sequence[Path]) -> set[str]:
-    """Groups that an experiment chooses, or sets values in."""
-    content = _read("experiment", experiment, folders)
-    chosen = {str(key) for key in content if key in GROUPS}
-    for item in content.get("defaults") or ():
-        if isinstance(item, str) and item != "_self_":
-            chosen |= _chosen_in(item, folders)
-        elif isinstance(item, dict):
-            chosen |= {str(key).removeprefix("override ").strip("/ ") for key in item}
-    return chosen
-
-
-def _read(group: str, name: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """A configuration file as it is written; empty if there is none."""
-    for folder in (*folders, conf_folder()):
-        file = folder / group / f"{name}.yaml"
-        if file.is_file():
-            try:
-                content = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
-                return {}  # composing it says what is wrong
-            return content if isinstance(content, dict) else {}
-    return {}
-
-
-def _read_backbone(name: str, folders: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Class and arguments of a backbone's configuration, and the groups that it chooses."""
-    content = _read("backbone", name, folders)
-    node: dict[str, Any] = {}
-    groups: dict[str, str] = {}
-    for item in content.pop("defaults", None) or ():
-        if isinstance(item, str) and item != "_self_":
-            inner, chosen = _read_backbone(item, folders)
-            node |= inner
-            groups |= chosen
-        elif isinstance(item, dict):
-            for key, value in item.items():
-                groups[str(key).removeprefix("override ").strip("/ ")] = str(value)
-    # With "@package _global_" its own keys are one level further in.
-    own = content.get("backbone") if isinstance(content.get("backbone"), dict) else content
-    return node | dict(own or {}), groups
 
 
 def _backbone_of(
@@ -166,7 +112,7 @@ def _backbone_of(
     best: tuple[str, dict[str, Any], dict[str, str]] | None = None
     rank = (-1, 0)
     for name in choices("backbone", folders):
-        node, groups = _read_backbone(name, folders)
+        node, groups = backbone_in(name, folders)
         sizes = {k: v for k, v in node.items() if not k.startswith("_")}
         sizes = {k: v for k, v in sizes.items() if k not in (*FREE_ARGUMENTS, *counts)}
         if found.arguments is None:
@@ -175,6 +121,11 @@ def _backbone_of(
         if node.get("_target_") == target and fits and (len(sizes), -len(name)) > rank:
             best, rank = (name, node, groups), (len(sizes), -len(name))
     return best
+
+
+def _class_of(default: Mapping[str, str], folders: Sequence[Path]) -> Any:
+    """Dotted name of the class of a command's default process."""
+    return written_in("process", default["process"], folders).get("_target_")
 
 
 def recorded_process(found: Checkpoint, target: str) -> dict[str, tuple[str, Any]]:
@@ -229,43 +180,9 @@ def _recorded(
     node = _record(found, group)
     if node or choice is None:
         return node
-    base = _read(group, choice, folders)
+    base = written_in(group, choice, folders)
     said = recorded_process(found, str(base["_target_"])) if base.get("_target_") else {}
     return {**base, **{key: value for key, (_, value) in said.items()}} if said else {}
-
-
-def _as_overrides(
-    group: str, node: Mapping[str, Any], default: str, folders: Sequence[Path]
-) -> list[str]:
-    """A recorded group by the choice that is most like it, and what differs from that.
-
-    Returns:
-        Overrides; none if no configuration has its class, or if it is the default.
-    """
-    best: tuple[int, str, dict[str, Any]] | None = None
-    for name in sorted(choices(group, folders), key=lambda name: name != default):
-        base = _read(group, name, folders)
-        if base.get("_target_") != node.get("_target_"):
-            continue
-        differing = {k: v for k, v in node.items() if base.get(k) != v and _is_plain(v)}
-        if best is None or len(differing) < best[0]:
-            best = (len(differing), name, differing)
-    if best is None:
-        return []
-    _, name, differing = best
-    values = [f"++{group}.{key}={_written(value)}" for key, value in differing.items()]
-    return [*([f"{group}={name}"] if name != default else []), *values]
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value may be taken from a file: no object, and no text that means more."""
-    return isinstance(value, bool | int | float | None) or (
-        isinstance(value, str) and bool(_WORD.fullmatch(value))
-    )
-
-
-def _written(value: Any) -> str:
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def overrides_for(command: str, given: Sequence[str], folders: Sequence[Path] = ()) -> list[str]:
