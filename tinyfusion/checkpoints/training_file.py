@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeGuard
 
 from torch import Tensor
 
-from tinyfusion.backbones.presets import FAMILIES
+from tinyfusion.backbones.presets import FAMILIES, families_by
 from tinyfusion.checkpoints.averages import Chosen
 from tinyfusion.checkpoints.checkpoint import Checkpoint
 from tinyfusion.checkpoints.tensors import is_state
@@ -21,6 +21,10 @@ TRAINING = "training checkpoint"
 
 ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg")
 """Keys under which training scripts and trainers record what they were told."""
+
+
+_LATENT_FACTORS = (1, 4, 8, 16)
+"""Pixels per position of what networks are trained on: pixels, or an autoencoder's latents."""
 
 
 def refuse_resume_point(path: Path, content: Any) -> None:
@@ -97,7 +101,7 @@ def with_training_facts(checkpoint: Checkpoint, content: Any, chosen: Chosen) ->
         also[f"{len(apart)} further tensor(s)"] = listed
     args = {k: _plain(v) for word in recorded_under for k, v in _as_mapping(rest[word]).items()}
     family, recorded = _from_args(args)
-    notes = _contradictions(args, checkpoint, family, recorded) if family else []
+    notes = _contradictions(args, checkpoint, family, recorded)
     if chosen.filled:
         names = ", ".join(chosen.filled[:3]) + (", ..." if len(chosen.filled) > 3 else "")
         notes.insert(
@@ -108,7 +112,13 @@ def with_training_facts(checkpoint: Checkpoint, content: Any, chosen: Chosen) ->
     layout = checkpoint.layout
     if key:
         layout = f"{TRAINING}, weights under {key!r}"
-        layout += "" if chosen.copy.averaged else " (it holds no averaged ones)"
+        averages = [copy.key for copy in chosen.others if copy.averaged]
+        if not chosen.copy.averaged:
+            layout += (
+                f" (as asked for; averaged ones are under {', '.join(map(repr, averages))})"
+                if averages
+                else " (it holds no averaged ones)"
+            )
     return replace(
         checkpoint,
         backbone=family,
@@ -140,20 +150,50 @@ def _from_args(args: Mapping[str, Any]) -> tuple[str | None, dict[str, tuple[str
 def _contradictions(
     args: Mapping[str, Any],
     checkpoint: Checkpoint,
-    family: str,
+    family: str | None,
     recorded: Mapping[str, tuple[str, Any]],
 ) -> list[str]:
-    """Where the recorded arguments say something else than the tensors, which are believed."""
-    files = FAMILIES[family].public_files
-    assert files is not None
+    """Where the recorded arguments say something else than the tensors, which are believed.
+
+    Args:
+        args: all that is recorded.
+        checkpoint: the weights.
+        family: whose script recorded them; ``None`` for an unknown script, whose arguments are
+            compared where they have the names of the constructor's.
+        recorded: constructor arguments by recorded ones.
+    """
+    fitting = families_by(checkpoint.state)
+    kind = FAMILIES.get(family or next(iter(fitting), ""))
+    if not args or kind is None or kind.public_files is None:
+        return []
     known = {key: value for key, (_, value) in recorded.items()}
-    found = files.infer(checkpoint.state.meta, str(checkpoint.path), known)
-    return [
-        f"its args say {word}={args[word]}, which means {key}={value}, but its tensors have "
-        f"{key}={found[key]}; the tensors are believed"
-        for key, (word, value) in recorded.items()
-        if found[key] != value
-    ]
+    try:
+        found = kind.public_files.infer(
+            checkpoint.state.meta, str(checkpoint.path), {"num_heads": 1, **known}
+        )
+    except InputError:  # building the network says what is wrong
+        return []
+    same = {k: (k, args[k]) for k in found if k not in recorded and _is_number(args.get(k))}
+    notes = []
+    for key, (word, value) in {**recorded, **same}.items():
+        if found[key] != value:
+            means = "" if word == key else f", which means {key}={value}"
+            notes.append(
+                f"its args say {word}={args[word]}{means}, but its tensors have "
+                f"{key}={found[key]}; the tensors are believed"
+            )
+    side = args.get("image_size")
+    sizes = {found["input_size"] * factor for factor in _LATENT_FACTORS}
+    if "input_size" not in {**recorded, **same} and type(side) is int and side not in sizes:
+        notes.append(
+            f"its args say image_size={side}, but its tensors have "
+            f"input_size={found['input_size']}; the tensors are believed"
+        )
+    return notes
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float)
 
 
 def _in_words(value: Any) -> str:

@@ -84,7 +84,8 @@ def brought_along(
     if another and sampler and "sampler" in open_groups and (unsized or "sampler" not in by_group):
         drawn = as_overrides("sampler", sampler, default["sampler"], folders)
         by_group |= {} if drawn is None else {"sampler": drawn}
-    return [*overrides, *(text for texts in by_group.values() for text in texts)]
+    values = [*overrides, *(text for texts in by_group.values() for text in texts)]
+    return [text for text in values if text.lstrip("+").partition("=")[0] not in chosen]
 
 
 def _backbone_of(

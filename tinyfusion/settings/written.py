@@ -20,7 +20,15 @@ _WORD = re.compile(r"[A-Za-z_][\w.-]*")
 
 
 def chosen_by(given: Sequence[str], folders: Sequence[Path]) -> set[str]:
-    """Groups that overrides choose, by themselves or through an experiment."""
+    """Groups that overrides choose and values that they set, also through an experiment.
+
+    Args:
+        given: overrides.
+        folders: further configuration folders.
+
+    Returns:
+        Keys, such as ``process`` and ``process.clip``.
+    """
     chosen: set[str] = set()
     for text in given:
         key, _, value = text.lstrip("+~").partition("=")
@@ -32,9 +40,12 @@ def chosen_by(given: Sequence[str], folders: Sequence[Path]) -> set[str]:
 
 
 def _chosen_in(experiment: str, folders: Sequence[Path]) -> set[str]:
-    """Groups that an experiment chooses, or sets values in."""
     content = written_in("experiment", experiment, folders)
-    chosen = {str(key) for key in content if key in GROUPS}
+    chosen: set[str] = set()
+    for group in content.keys() & GROUPS.keys():
+        values = content[group] if isinstance(content[group], dict) else {"_target_": None}
+        # With a class of its own it is no matter of values in what was chosen.
+        chosen |= {group} if "_target_" in values else {f"{group}.{key}" for key in values}
     for item in content.get("defaults") or ():
         if isinstance(item, str) and item != "_self_":
             chosen |= _chosen_in(item, folders)
