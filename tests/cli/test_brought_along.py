@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tinyfusion.backbones.sit import SiT
 from tinyfusion.checkpoints import load, save_model
 from tinyfusion.settings.brought import TRAINED_WITH, brought_along
 
@@ -107,15 +108,13 @@ def test_a_model_of_another_size_brings_the_sampler_that_it_was_trained_with(tmp
     ]
 
 
-def test_a_model_folder_of_a_run_works_alone(tf, root: Path, caplog) -> None:
+def test_a_model_folder_of_a_run_works_alone(tf, root: Path, tmp_path, caplog) -> None:
+    net = SiT(8, 2, 1, hidden_size=16, depth=2, num_heads=2, num_classes=10)
+    save_model(net, tmp_path / "sit", {})
     folder = root / "first"
     result = tf(
-        "prune",
-        "checkpoint=sit_digits",
-        "pruner=uniform",
-        "scheme=7:14",
-        "process.sample_eps=0.01",
-        "trainer.threads=1",
+        *("prune", f"checkpoint={tmp_path / 'sit'}", "pruner=uniform", "keep=1"),
+        *("process.sample_eps=0.01", "sampler=ode_heun_25", "trainer.threads=1"),
         f"hydra.run.dir={folder}",
         exact=True,
     )
@@ -123,13 +122,13 @@ def test_a_model_folder_of_a_run_works_alone(tf, root: Path, caplog) -> None:
     record = json.loads((folder / "pruned" / "config.json").read_text())["provenance"]
     assert record[TRAINED_WITH]["process"]["sample_eps"] == 0.01
     assert record[TRAINED_WITH]["sampler"]["method"] == "heun2"
-    again = ["checkpoint=" + str(folder / "pruned"), "n=2", "sampler.steps=1"]
-    result = tf("sample", *again, "output_root=" + str(root), "trainer.threads=1", exact=True)
+    again = [f"checkpoint={folder / 'pruned'}", "n=2", "trainer.threads=1", f"output_root={root}"]
+    result = tf("sample", *again, "sampler.steps=1", exact=True)
     assert result.status == 0, result.err
     said = result.out + result.err + caplog.text
-    assert "brings process=sit process.sample_eps=0.01 sampler=ode_heun_10" in said
+    assert "brings process=sit process.sample_eps=0.01 sampler=ode_heun_25" in said
     caplog.clear()
-    result = tf("sample", *again, "process=sit_gvp", "trainer.threads=1", exact=True)
+    result = tf("sample", *again, "sampler.steps=1", "process=sit_gvp", exact=True)
     said = result.out + result.err + caplog.text
     assert "records process.path=linear, but it is run with process.path=gvp" in said
     result = tf("sample", *again, "process=ddpm_pixels", exact=True)

@@ -78,7 +78,9 @@ def brought_along(
     if said is not None and "process" in open_groups:
         by_group["process"] = said
     # A default sampler is one for the default process, and a backbone's of no size is for any.
-    another = by_group.get("process") and process.get("_target_") != _class_of(default, folders)
+    typed = [text.partition("=")[2] for text in given if text.startswith("process=")]
+    used = written_in("process", typed[-1], folders) if typed else process
+    another = used.get("_target_") not in (None, _class_of(default, folders))
     unsized = fitting is None or not (fitting[1].keys() - {"_target_"})
     sampler = _recorded(found, "sampler", None, folders)
     if another and sampler and "sampler" in open_groups and (unsized or "sampler" not in by_group):
