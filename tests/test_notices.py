@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from tinyfusion.notices import SHOWN, captured, notice, repeated, replay, tally
+from tinyfusion.notices import SHOWN, Event, alike, captured, notice, repeated, replay, tally
 
 LEFT_OUT = "image(s) were left out"
 
@@ -49,8 +49,8 @@ def test_events_of_a_worker_are_tallied_where_they_are_replayed(said) -> None:
     with repeated("run"):
         with captured() as events:
             tally(LEFT_OUT, 2)
-        assert not said() and [tuple(event) for event in events] == [(LEFT_OUT, 2, "")]
-        replay([*events, (LEFT_OUT, 3, "b.png")])
+        assert not said() and [tuple(event) for event in events] == [(LEFT_OUT, 2, "", "")]
+        replay([*events, Event(LEFT_OUT, 3, "b.png", "")])
     assert said()[-1] == f"  5 {LEFT_OUT}"
 
 
@@ -61,7 +61,30 @@ def test_further_ranks_say_their_own_events_alone(said, monkeypatch, capsys) -> 
         tally(LEFT_OUT)
     assert not said()
     assert capsys.readouterr().err.splitlines() == [
-        f"rank 1: note: 1 {LEFT_OUT}",
+        f"rank 1: note: 1 {LEFT_OUT}; further ones are counted",
         "rank 1: run: in all, noted on the way:",
         f"  1 {LEFT_OUT}",
     ]
+
+
+def test_what_happens_to_the_same_thing_again_counts_once(said) -> None:
+    with repeated("run"):
+        for name in ("a.png", "a.png", "b\udcff.png"):
+            tally(LEFT_OUT, detail=name, item=name)
+    assert said() == [
+        f"note: 1 {LEFT_OUT}: a.png",
+        f"note: 1 {LEFT_OUT}: b\\udcff.png",
+        "run: in all, noted on the way:",
+        f"  2 {LEFT_OUT}",
+    ]
+
+
+def test_what_all_ranks_notice_is_said_by_the_first(said, monkeypatch, capsys) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with repeated("run"):
+            with alike():
+                tally(LEFT_OUT, item="a.png")
+            tally(LEFT_OUT, item="a.png")
+    assert [line for line in said() if line.startswith("  ")] == [f"  1 {LEFT_OUT}"]
+    assert not capsys.readouterr().err

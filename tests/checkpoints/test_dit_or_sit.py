@@ -24,7 +24,7 @@ def bare(net, tmp_path):
 
 def test_a_bare_file_is_read_as_dit_and_it_is_said_once(bare, caplog):
     assert type(load(bare, num_heads=4)) is type(load(bare, num_heads=4)) is DiT
-    assert [record.getMessage() for record in caplog.records] == [f"note: {bare}: {LINE}"]
+    assert [record.getMessage() for record in caplog.records] == [f"{bare}: {LINE}"]
 
 
 @pytest.mark.parametrize("said", ["sit", {"backbone": "sit"}, {"backbone": "sit", "depth": 4}])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from tinyfusion.checkpoints.tensors import not_finite
 from tinyfusion.checkpoints.training_file import TRAINING
 from tinyfusion.errors import InputError
 from tinyfusion.notices import notice
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -105,8 +109,10 @@ def to_backbone(
         )
     fitting = families_by(checkpoint.state)
     known_family = family or checkpoint.backbone
-    for line in _choices(checkpoint, candidates=[] if known_family else fitting):
+    for line in _unused(checkpoint):
         notice(f"{checkpoint.path}: {line}")
+    if not known_family and len(fitting) > 1:
+        _say_once(_taken_for(checkpoint.path, *fitting))
     family = known_family or (fitting or [*FAMILIES])[0]
     try:
         kind = class_of(family)
@@ -150,24 +156,27 @@ def names_of(families: Sequence[str]) -> str:
     return " or ".join(FAMILIES[family].__name__ for family in families)
 
 
-def _choices(checkpoint: Checkpoint, candidates: Sequence[str]) -> Iterator[str]:
-    """What was assumed in reading a file, in lines for its user.
-
-    Args:
-        checkpoint: as read.
-        candidates: families that the file may be of; it is read as the first.
-    """
+def _unused(checkpoint: Checkpoint) -> Iterator[str]:
+    """What of a file was taken and what was not, in lines for its user."""
     if checkpoint.layout.startswith(TRAINING):
         yield checkpoint.layout
     if checkpoint.also:
         yield f"not used: {', '.join(f'{k} ({v})' for k, v in checkpoint.also.items())}"
     yield from checkpoint.notes
-    if len(candidates) > 1:
-        taken, *others = candidates
-        yield (
-            f"read as {names_of([taken])}; {names_of(others)} files look the same: give "
-            f"backbone={' or '.join(others)} for one"
-        )
+
+
+def _taken_for(path: Path, taken: str, *others: str) -> str:
+    """Which family a file was taken for, of several that it may be of."""
+    return (
+        f"{path}: read as {names_of([taken])}; {names_of(others)} files look the same: give "
+        f"backbone={' or '.join(others)} for one"
+    )
+
+
+@cache
+def _say_once(line: str) -> None:
+    # A warning, because that is what a script's user sees without configuring anything.
+    logger.warning(line)
 
 
 def _published_heads(path: Path, heads: Mapping[int, int], width: int | None) -> int:

@@ -101,6 +101,7 @@ def _scanned(handle: IO[bytes], is_torch: bool) -> Scan:
     protocol, names, is_object = 0, dict[str, None](), None
     strings: list[Any] = []
     memo: dict[int, Any] = {}
+    value: Any
     for code, value, _ in pickletools.genops(handle):
         if code.name == "PROTO":
             protocol = value

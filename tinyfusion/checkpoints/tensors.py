@@ -68,7 +68,7 @@ def read_torch(path: Path) -> Any:
     # By this name alone newer versions of torch would take the file for the other format.
     misnamed = path.suffix == ".safetensors"
     found = scan(path)
-    allowed = [argparse.Namespace, *stand_ins(found.names if found else ())]
+    allowed: list[Any] = [argparse.Namespace, *stand_ins(found.names if found else ())]
     try:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on pickle versions; errors say enough

@@ -177,7 +177,7 @@ def _contradictions(
     notes = []
     for key, (word, value) in {**recorded, **same}.items():
         if found[key] != value:
-            means = "" if word == key else f", which means {key}={value}"
+            means = f", which means {key}={value}" if key in recorded else ""
             notes.append(
                 f"its args say {word}={args[word]}{means}, but its tensors have "
                 f"{key}={found[key]}; the tensors are believed"

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -158,7 +159,7 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
             raise
 
 
-def _complete(cfg: DictConfig, hydra: DictConfig) -> DictConfig:
+def _complete(cfg: DictConfig, hydra: HydraConf) -> DictConfig:
     """The configuration with the groups that its checkpoint brings along.
 
     Raises:
