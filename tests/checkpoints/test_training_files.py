@@ -139,3 +139,17 @@ def test_lightning_checkpoints_say_what_they_are(net, tmp_path):
     torch.save({"global_step": 31, "pytorch-lightning_version": "2.6.0"}, path)
     with pytest.raises(InputError, match="a Lightning trainer at step 31, whose module is not kn"):
         load(path)
+
+
+@pytest.mark.parametrize("key", ["args", "hyper_parameters", "config"])
+def test_arguments_of_unknown_scripts_are_compared_by_their_names(net, tmp_path, key):
+    args = {"image_size": 512, "num_classes": 5, "depth": 9, "learn_sigma": False, "lr": 1e-4}
+    torch.save({"ema": net.state_dict(), key: args}, tmp_path / "net.pt")
+    assert [note.partition(";")[0] for note in read_checkpoint(tmp_path / "net.pt").notes] == [
+        "its args say depth=9, but its tensors have depth=4",
+        "its args say learn_sigma=False, but its tensors have learn_sigma=True",
+        "its args say image_size=512, but its tensors have input_size=8",
+    ]
+    fitting = {"image_size": 64, "num_classes": 5, "depth": 4, "learn_sigma": True}
+    torch.save({"ema": net.state_dict(), key: fitting}, tmp_path / "net.pt")
+    assert read_checkpoint(tmp_path / "net.pt").notes == ()
