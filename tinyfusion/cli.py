@@ -150,6 +150,7 @@ def _compose_and_run(command: str, rest: list[str]) -> int:
 
     # A key of the commands that train; also taken as one that is added.
     rest = [text.removeprefix("+") if text.startswith("+dry_run") else text for text in rest]
+    rest = [*_brought_along(command, rest), *rest]
     arguments = _ordered(rest)
     refuse_null_groups(rest)
     if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(rest):
@@ -173,6 +174,20 @@ def _compose_and_run(command: str, rest: list[str]) -> int:
         sys.argv = before
         job.session = None
     return session.close()
+
+
+def _brought_along(command: str, rest: Sequence[str]) -> list[str]:
+    """Groups that a checkpoint brings, as far as values of them are given.
+
+    The others are chosen once the configuration is composed and known to be right.
+    """
+    if not any(text.startswith("checkpoint=") for text in rest):
+        return []
+    if not any("." in text.partition("=")[0] for text in rest):
+        return []
+    from tinyfusion.settings.brought import overrides_for
+
+    return overrides_for(command, [text for text in rest if "=" in text], _own_folders(rest))
 
 
 def _refuse_ranks() -> None:

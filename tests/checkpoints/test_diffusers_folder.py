@@ -165,7 +165,7 @@ def test_expectations_are_checked_with_three_shapes(theirs, tmp_path):
     ("damage", "message"),
     [
         ("missing", r"-00002-of-.*does not exist, but .*index.json names it"),
-        ("truncated", r"-00002-of-.*not a readable safetensors file, perhaps truncated"),
+        ("truncated", r"-00002-of-.*not a readable safetensors file: it is truncated"),
         ("swapped", r"-00002-of-.*does not fit .*index.json: tensor '.*' is (missing|not in the)"),
         ("nan", r"holds 3 values that are not finite"),
         ("index", r"key 'weight_map' must say which file"),

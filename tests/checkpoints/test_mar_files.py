@@ -152,7 +152,7 @@ def test_averages_of_a_training_checkpoint_are_taken(mar, train, caplog):
 def test_without_averages_the_raw_weights_are_taken_and_it_is_said(mar, train, caplog):
     loaded = load(train(drop=["model_ema"], model="mar_large"), num_heads=4)
     assert torch.equal(loaded.mask_token, mar.mask_token + 1)
-    assert "weights under 'model' (it holds no 'ema')" in caplog.text
+    assert "weights under 'model' (it holds no averaged ones)" in caplog.text
 
 
 def test_args_that_contradict_the_tensors_are_told(train):

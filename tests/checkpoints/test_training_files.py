@@ -52,14 +52,14 @@ def test_without_averages_the_raw_weights_are_taken_and_it_is_said(net, train, c
     path = train(drop=["ema"])
     loaded = load(path, num_heads=4)
     assert torch.equal(loaded.final_layer.linear.bias, net.final_layer.linear.bias + 1)
-    assert "weights under 'model' (it holds no 'ema')" in caplog.text
+    assert "weights under 'model' (it holds no averaged ones)" in caplog.text
 
 
 def test_averages_that_are_no_state_dict_are_told(net, tmp_path, caplog):
     content = {"model": net.state_dict(), "ema": {"decay": 0.9999, "shadow": []}}
     torch.save(content, tmp_path / "net.pt")
     load(tmp_path / "net.pt", num_heads=4)
-    assert "weights under 'model' (it holds no usable 'ema')" in caplog.text
+    assert "weights under 'model' (it holds no averaged ones)" in caplog.text
 
 
 @pytest.mark.parametrize(("model", "kind"), [("DiT-XL/2", DiT), ("SiT-XL/2", SiT), ("mine", DiT)])
@@ -136,6 +136,20 @@ def test_lightning_checkpoints_say_what_they_are(net, tmp_path):
     (tmp_path / "run" / "config.yaml").touch()
     with pytest.raises(InputError, match=f"continue with resume={tmp_path / 'run'}$"):
         load(path)
-    torch.save({k: v for k, v in content.items() if k != "tinyfusion"}, path)
+    torch.save({"global_step": 31, "pytorch-lightning_version": "2.6.0"}, path)
     with pytest.raises(InputError, match="a Lightning trainer at step 31, whose module is not kn"):
         load(path)
+
+
+@pytest.mark.parametrize("key", ["args", "hyper_parameters", "config"])
+def test_arguments_of_unknown_scripts_are_compared_by_their_names(net, tmp_path, key):
+    args = {"image_size": 512, "num_classes": 5, "depth": 9, "learn_sigma": False, "lr": 1e-4}
+    torch.save({"ema": net.state_dict(), key: args}, tmp_path / "net.pt")
+    assert [note.partition(";")[0] for note in read_checkpoint(tmp_path / "net.pt").notes] == [
+        "its args say depth=9, but its tensors have depth=4",
+        "its args say learn_sigma=False, but its tensors have learn_sigma=True",
+        "its args say image_size=512, but its tensors have input_size=8",
+    ]
+    fitting = {"image_size": 64, "num_classes": 5, "depth": 4, "learn_sigma": True}
+    torch.save({"ema": net.state_dict(), key: fitting}, tmp_path / "net.pt")
+    assert read_checkpoint(tmp_path / "net.pt").notes == ()

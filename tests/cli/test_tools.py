@@ -128,3 +128,26 @@ def test_size_that_the_file_does_not_have_is_refused(tf, bare, root) -> None:
     result = tf("sample", f"checkpoint={bare}", "backbone=sit_s_2")
     assert result.status == 2 and not root.exists()
     assert "pos_embed: (1, 16, 16) in the file, (1, 256, 384) expected; x_embedder" in result.err
+
+
+def test_which_weights_of_a_file_can_be_said_of_every_file(tf, model, tmp_path, capsys) -> None:
+    state = load(model).state_dict()
+    content = {"one": state, "other": {name: 0.5 * tensor for name, tensor in state.items()}}
+    torch.save(content, tmp_path / "two.pt")
+    file = str(tmp_path / "two.pt")
+    given = [f"checkpoint={file}", "num_heads=2", "n=1", "backbone=dit"]
+    refused = tf("sample", *given)
+    assert refused.status == 2 and "say which: weights=one or weights=other" in refused.err
+    result = tf("sample", *given, "weights=other")
+    assert result.status == 0, result.err
+    assert result.out.count("weights under 'other'") == 2  # at once, and at the end
+    assert "not used: one (state dict of" in result.out
+    refused = tf("activations", f"teacher.path={file}", "num_heads=2")
+    assert refused.status == 2 and "teacher.weights=one or teacher.weights=other" in refused.err
+    result = tf("activations", f"teacher.path={file}", "num_heads=2", "teacher.weights=one")
+    assert result.status == 0, result.err
+    for tool in (["inspect", file], ["convert", file, str(tmp_path / "x"), "--to", "ours"]):
+        assert main(tool) == 2
+        assert "say which: --weights one or --weights other" in capsys.readouterr().err
+    assert main(["inspect", file, "--weights", "one"]) == 0
+    assert "weights under 'one'" in capsys.readouterr().out

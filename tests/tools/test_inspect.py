@@ -238,7 +238,7 @@ def refused(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     ("name", "content", "message"),
     [
         ("notes.txt", b"these are not weights", "not a readable PyTorch file"),
-        ("net.safetensors", b"", "not a readable safetensors file, perhaps truncated"),
+        ("net.safetensors", b"", "not a readable safetensors file: it is empty"),
         ("x.json", b'{"a": 1}', "a JSON file, not a checkpoint"),
         ("x.json", b"{", "is not valid JSON"),
         ("adapter_config.json", b"{}", "not the config of a PEFT adapter"),
@@ -257,8 +257,10 @@ def test_damaged_and_foreign_models_are_refused(net: DiT, tmp_path: Path, capsys
     state["pos_embed"][0, 0, 0] = float("nan")
     torch.save(state, tmp_path / "nan.pt")
     assert "'pos_embed' holds 1 values that are not finite" in refused(tmp_path / "nan.pt", capsys)
-    torch.save({"ema": state, "args": Path("x")}, tmp_path / "evil.pt")
-    assert "refused, because the file asks to run pathlib" in refused(tmp_path / "evil.pt", capsys)
+    torch.save({"ema": state, "args": torch.nn.Identity()}, tmp_path / "evil.pt")
+    assert "refused, because the file asks to run torch.nn.modules" in refused(
+        tmp_path / "evil.pt", capsys
+    )
     save_file({"conv_in.weight": torch.zeros(2)}, tmp_path / "unet.safetensors")
     assert "not a DiT state dict" in refused(tmp_path / "unet.safetensors", capsys)
     assert "does not exist; valid: a file" in refused(tmp_path / "absent.pt", capsys)
@@ -282,7 +284,7 @@ def test_help_is_quick(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     text, _, modules = run.stdout.rpartition("MODULES")
-    assert text.startswith("usage: tinyfusion inspect [-h] [--json] FILE")
+    assert text.startswith("usage: tinyfusion inspect [-h] [--json] [--weights WEIGHTS] FILE")
     assert not {"torch", "diffusers", "hydra"} & set(modules.split())
 
 

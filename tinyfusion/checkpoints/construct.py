@@ -29,6 +29,7 @@ from tinyfusion.checkpoints.read import Checkpoint, read_checkpoint
 from tinyfusion.checkpoints.tensors import not_finite
 from tinyfusion.checkpoints.training_file import TRAINING
 from tinyfusion.errors import InputError
+from tinyfusion.notices import notice
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def load(
     backbone: str | Mapping[str, Any] | None = None,
     num_heads: int | None = None,
     dtype: torch.dtype | str | None = None,
+    weights: str | None = None,
 ) -> Backbone:
     """Load any supported checkpoint as a module.
 
@@ -57,6 +59,8 @@ def load(
         dtype: type of the module: a floating ``torch.dtype`` or its name, such as ``"bfloat16"``;
             ``"auto"`` for that of the file, of several the one with most elements; ``None`` for
             float32, in which commands train and sample.
+        weights: key of the weights in a file that holds several, such as ``"model"``; ``None`` for
+            the averaged ones.
 
     Returns:
         The module on the CPU in eval mode.
@@ -68,7 +72,7 @@ def load(
             ``dtype`` is unknown or can't hold the weights.
     """
     _check_dtype(dtype)
-    return to_backbone(read_checkpoint(path), backbone, num_heads, dtype, release=True)
+    return to_backbone(read_checkpoint(path, weights), backbone, num_heads, dtype, release=True)
 
 
 def to_backbone(
@@ -105,8 +109,10 @@ def to_backbone(
         )
     fitting = families_by(checkpoint.state)
     known_family = family or checkpoint.backbone
-    for line in _choices(checkpoint, candidates=[] if known_family else fitting):
-        _say_once(line)
+    for line in _unused(checkpoint):
+        notice(f"{checkpoint.path}: {line}")
+    if not known_family and len(fitting) > 1:
+        _say_once(_taken_for(checkpoint.path, *fitting))
     family = known_family or (fitting or [*FAMILIES])[0]
     try:
         kind = class_of(family)
@@ -150,23 +156,21 @@ def names_of(families: Sequence[str]) -> str:
     return " or ".join(FAMILIES[family].__name__ for family in families)
 
 
-def _choices(checkpoint: Checkpoint, candidates: Sequence[str]) -> Iterator[str]:
-    """What was assumed in reading a file, in lines for its user.
-
-    Args:
-        checkpoint: as read.
-        candidates: families that the file may be of; it is read as the first.
-    """
+def _unused(checkpoint: Checkpoint) -> Iterator[str]:
+    """What of a file was taken and what was not, in lines for its user."""
     if checkpoint.layout.startswith(TRAINING):
-        yield f"{checkpoint.path}: {checkpoint.layout}"
-    for note in checkpoint.notes:
-        yield f"{checkpoint.path}: {note}"
-    if len(candidates) > 1:
-        taken, *others = candidates
-        yield (
-            f"{checkpoint.path}: read as {names_of([taken])}; {names_of(others)} files look the "
-            f"same: give backbone={' or '.join(others)} for one"
-        )
+        yield checkpoint.layout
+    if checkpoint.also:
+        yield f"not used: {', '.join(f'{k} ({v})' for k, v in checkpoint.also.items())}"
+    yield from checkpoint.notes
+
+
+def _taken_for(path: Path, taken: str, *others: str) -> str:
+    """Which family a file was taken for, of several that it may be of."""
+    return (
+        f"{path}: read as {names_of([taken])}; {names_of(others)} files look the same: give "
+        f"backbone={' or '.join(others)} for one"
+    )
 
 
 @cache

@@ -17,8 +17,8 @@ from tinyfusion.backbones.presets import (
 from tinyfusion.checkpoints.checkpoint import Checkpoint
 from tinyfusion.errors import InputError
 
-# Start values and training settings: they don't change what the network computes.
-_FREE_ARGUMENTS = {"gate_bias_init", "class_dropout_prob", "dropout"}
+FREE_ARGUMENTS = {"gate_bias_init", "class_dropout_prob", "dropout"}
+"""Start values and training settings: they don't change what the network computes."""
 
 
 def in_words(backbone: str | Mapping[str, Any] | None) -> str:
@@ -97,7 +97,7 @@ def check_claims(checkpoint: Checkpoint, claims: Mapping[str, Any]) -> None:
     """
     for name, value in claims.items():
         recorded = (checkpoint.arguments or {}).get(name, value)
-        if name not in _FREE_ARGUMENTS and recorded != value:
+        if name not in FREE_ARGUMENTS and recorded != value:
             raise InputError(
                 f"{checkpoint.path}: its config says {name}={recorded!r}, but {value!r} was given"
             )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tinyfusion.checkpoints.averages import choose
 from tinyfusion.checkpoints.checkpoint import Checkpoint
 from tinyfusion.checkpoints.diffusers_folder import (
     is_diffusers,
@@ -13,10 +15,13 @@ from tinyfusion.checkpoints.diffusers_folder import (
     weight_files_of,
 )
 from tinyfusion.checkpoints.export_record import with_record
+from tinyfusion.checkpoints.held_tensors import held_in
 from tinyfusion.checkpoints.layout import (
     ADAPTER_FILE,
     CONFIG_FILE,
     DIFFUSERS_STEM,
+    EXPORT_FILE,
+    EXPORT_FORMAT,
     FORMAT,
     PIPELINE_FILE,
     SIDECAR_SUFFIX,
@@ -34,41 +39,60 @@ from tinyfusion.checkpoints.tensors import (
     read_safetensors,
     read_torch,
 )
-from tinyfusion.checkpoints.training_file import pick_state, with_training_facts
+from tinyfusion.checkpoints.training_file import (
+    refuse_resume_point,
+    refuse_without_weights,
+    with_training_facts,
+)
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json
 
-__all__ = ["Checkpoint", "read_checkpoint", "weights_sha256"]
+__all__ = ["Checkpoint", "look_at", "read_checkpoint", "weights_sha256"]
 
 
-def read_checkpoint(path: Path | str) -> Checkpoint:
+def read_checkpoint(path: Path | str, weights: str | None = None) -> Checkpoint:
     """Read a checkpoint.
 
     Supported: a folder written by :func:`~tinyfusion.checkpoints.save_model`; a diffusers folder
     with a ``DiTTransformer2DModel``, in one file or sharded, or of a pipeline around one; a
     PyTorch or safetensors file with a bare state dict (the published DiT, SiT and TinyDiT
-    files); a PyTorch training checkpoint (``ema`` is preferred to ``model``). Of a file inside
+    files); a training checkpoint, of which the averaged weights are taken. Of a file inside
     a folder, the ``config.json`` beside it is used if it belongs to it, and so is the record
     beside an export of ours. Prefixes that ``DistributedDataParallel`` and ``torch.compile`` put
     before names are removed.
 
     Args:
         path: anything that :func:`~tinyfusion.checkpoints.resolve` understands.
+        weights: key of the weights in a file that holds several; ``None`` for the averaged ones.
 
     Returns:
         The checkpoint.
 
     Raises:
         InputError: the file is missing, damaged, changed since its config was written, of an
-            unknown layout, holds anything but tensors, or holds values that are not finite.
+            unknown layout, holds anything but tensors, or holds values that are not finite; it
+            holds several sets of weights and does not say which one is the average, or none under
+            ``weights``.
     """
     path = resolve(path)
     path = path.parent if _stands_for_folder(path) else path
     if path.is_dir():
+        _refuse_choice(path, weights)
         return _read_folder(path)
     if path.suffix == ".json":
         raise InputError(f"{path}: a JSON file, not a checkpoint; 'tinyfusion inspect' may know it")
-    return _read_beside_config(path) or _read_bare(path)
+    found = _read_beside_config(path)
+    if found is not None:
+        _refuse_choice(path, weights)
+    return found or _read_bare(path, weights)
+
+
+def _refuse_choice(path: Path, weights: str | None) -> None:
+    if weights is not None:
+        raise InputError(
+            f"weights={weights!r}: {path} is or belongs to a model folder, which holds one set of "
+            "weights; leave weights= out"
+        )
 
 
 def _stands_for_folder(path: Path) -> bool:
@@ -141,24 +165,71 @@ def _read_beside_config(path: Path) -> Checkpoint | None:
     return None
 
 
-def _read_bare(path: Path) -> Checkpoint:
+def look_at(path: Path | str, weights: str | None = None) -> Checkpoint | None:
+    """What a checkpoint records, without reading a tensor of it: neither hashed nor validated.
+
+    Args:
+        path: as for :func:`read_checkpoint`.
+        weights: as for :func:`read_checkpoint`.
+
+    Returns:
+        The checkpoint, of a folder without state; ``None`` where reading it would be refused.
+    """
+    try:
+        path = resolve(path)
+        path = path.parent if _stands_for_folder(path) else path
+        if not path.is_dir() and not path.with_name(CONFIG_FILE).is_file():
+            return _read_bare(path, weights, whole=False)
+        folder = path if path.is_dir() else path.parent
+        for name in (CONFIG_FILE, EXPORT_FILE, f"{TRANSFORMER_FOLDER}/{EXPORT_FILE}"):
+            content: Any = read_json(folder / name, "config") if (folder / name).is_file() else None
+            if isinstance(content, dict) and content.get("format") in (FORMAT, EXPORT_FORMAT):
+                return Checkpoint(
+                    state=LazyState({}, {}),
+                    path=folder,
+                    sha256="",
+                    backbone=str(content.get("backbone")),
+                    arguments=dict(content.get("arguments") or {}),
+                    provenance=dict(content.get("provenance") or {}),
+                )
+    except (InputError, OSError, ValueError, TypeError, KeyError):
+        pass
+    return None
+
+
+def _read_bare(path: Path, weights: str | None, whole: bool = True) -> Checkpoint:
     content: Any = None
     if is_safetensors(path):
-        state, key = read_safetensors(path), None
-        layout = "bare state dict (safetensors)"
+        stored = read_safetensors(path)
+        kind, held = "safetensors", held_in(stored.meta)
     else:
         content = read_torch(path)
-        picked, key = pick_state(path, content)
-        state = LazyState.of(picked)
-        layout = "bare state dict (PyTorch)"
+        refuse_resume_point(path, content)
+        kind, held = "PyTorch", held_in(content)
+    chosen = choose(held, str(path), weights)
+    if chosen is None:
+        refuse_without_weights(path, content)
+    if content is None:
+        # Of a file without mappings paths are names.
+        state = stored.renamed({n: held.names[p][1] for n, p in chosen.copy.names.items()})
+    else:
+        state = LazyState.of({n: held.tensors[p] for n, p in chosen.copy.names.items()})
     checkpoint = Checkpoint(
-        state=cleaned(path, state),
+        state=cleaned(path, state) if whole else state,
         path=path,
-        sha256=digest_of((path,)),
-        layout=layout,
+        sha256=digest_of((path,)) if whole else "",
+        layout=f"bare state dict ({kind})",
         files=(path,),
         dtypes=dtypes_of(state),
     )
-    if key is not None:
-        return with_training_facts(checkpoint, content, key)
-    return with_record(checkpoint, path.with_name(path.name + SIDECAR_SUFFIX))
+    checkpoint = with_training_facts(checkpoint, content, chosen)
+    record = path.with_name(path.name + SIDECAR_SUFFIX)
+    if whole or not record.is_file():
+        return with_record(checkpoint, record)
+    content = read_json(record, "export record")
+    return replace(
+        checkpoint,
+        backbone=content["backbone"],
+        arguments=content["arguments"],
+        provenance=content["provenance"],
+    )

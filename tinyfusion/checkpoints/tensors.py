@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import pickle
-import re
 import warnings
 import zipfile
 from collections import Counter
@@ -23,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tinyfusion.checkpoints.lazy_state import LazyState
+from tinyfusion.checkpoints.pickles import scan, stand_ins
+from tinyfusion.checkpoints.unreadable import unreadable
 from tinyfusion.errors import InputError, first_line
 from tinyfusion.files import sha256_of, write_atomic
 
@@ -52,9 +52,7 @@ def read_safetensors(path: Path) -> LazyState:
     try:
         return LazyState.of_safetensors(str(path))
     except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path}: not a readable safetensors file, perhaps truncated ({first_line(error)})"
-        ) from None
+        raise unreadable(path, "safetensors", error) from None
 
 
 def read_torch(path: Path) -> Any:
@@ -69,8 +67,10 @@ def read_torch(path: Path) -> Any:
     can_map = zipfile.is_zipfile(path)
     # By this name alone newer versions of torch would take the file for the other format.
     misnamed = path.suffix == ".safetensors"
+    found = scan(path)
+    allowed: list[Any] = [argparse.Namespace, *stand_ins(found.names if found else ())]
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on pickle versions; errors say enough
             with open(path, "rb") if misnamed else contextlib.nullcontext(path) as source:
                 return torch.load(
@@ -83,30 +83,8 @@ def read_torch(path: Path) -> Any:
         raise
     # A damaged pickle can fail in any way: unknown opcodes, bad indices, broken text.
     except Exception as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found:
-            raise InputError(
-                f"{path}: refused, because the file asks to run {found[1]}; valid: a file that "
-                "holds only tensors, numbers, text and an argparse.Namespace"
-            ) from None
-        with open(path, "rb") as handle:
-            start = handle.read(4)
-        if start[:1] == b"\x80" and start[1:2] > b"\x02":  # torch.save writes protocol 2
-            raise InputError(
-                f"{path}: refused, because it is a plain pickle, which may run code; valid: a file "
-                "that torch.save wrote"
-            ) from None
-        reason = first_line(error)
-        if not start:
-            reason = "it is empty"
-        elif start[:1] != b"\x80" and not b"PK\x03\x04".startswith(start):
-            reason = f"it begins with {start!r}, as no such file does"
         # torch's own text on pickles advises to load them without protection: not repeated.
-        elif isinstance(error, pickle.UnpicklingError):
-            reason = "its pickle is damaged or asks for more than plain tensors"
-        raise InputError(
-            f"{path}: not a readable PyTorch file, perhaps truncated ({reason})"
-        ) from None
+        raise unreadable(path, "PyTorch", error) from None
 
 
 def write_tensors(path: Path, state: Mapping[str, Tensor]) -> Path:

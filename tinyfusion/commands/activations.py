@@ -125,7 +125,7 @@ def _pairs(objects: Objects, student: Backbone, teacher: Backbone) -> list[tuple
     """
     if student.kept_from is None and teacher.kept_from is None and student.depth == teacher.depth:
         return alignment(range(student.depth), teacher.depth, None, teacher.borders)
-    known = lineage(read_checkpoint(str(objects.checkpoint))).get("decision") or {}
+    known = lineage(read_checkpoint(str(objects.checkpoint), objects.weights)).get("decision") or {}
     decision = None
     if "kept" in known:
         keys = ("kept", "source_depth", "scheme")

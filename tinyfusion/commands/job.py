@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -118,6 +119,12 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
 
         resume_run(str(cfg.command), folder)
         return
+    try:
+        cfg = _complete(cfg, hydra)
+    except InputError:
+        if is_first_rank():
+            discard(folder, existing)
+        raise
     if cfg.get("dry_run"):
         discard(folder, existing)
         if hydra.mode == RunMode.MULTIRUN:
@@ -152,3 +159,19 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
         except InputError:
             unclaim(folder, existing)
             raise
+
+
+def _complete(cfg: DictConfig, hydra: HydraConf) -> DictConfig:
+    """The configuration with the groups that its checkpoint brings along.
+
+    Raises:
+        InputError: what was given does not go with them.
+    """
+    given = list(hydra.overrides.task)
+    keys = {text.lstrip("+~").partition("=")[0] for text in given}
+    if "backbone" in keys or not keys & {"checkpoint", "models", "experiment"}:
+        return cfg  # defaults fit each other
+    from tinyfusion.settings.brought import with_brought_along
+
+    own = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    return with_brought_along(cfg, given, [Path(path) for path in own])

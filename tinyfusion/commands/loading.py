@@ -20,10 +20,12 @@ from tinyfusion.errors import InputError
 from tinyfusion.group import ALONE, Group
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.speed import parameters
+from tinyfusion.notices import notice
 from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.ranks import is_first_rank, local_rank
 from tinyfusion.samplers.guidance import NO_GUIDANCE
+from tinyfusion.settings.brought import TRAINED_WITH, process_notes
 from tinyfusion.settings.objects import SOURCE, Objects
 from tinyfusion.tracking import Tracking
 
@@ -62,14 +64,29 @@ def load_alone(objects: Objects, path: str | None, key: str = "checkpoint") -> B
     """
     if not path:
         raise InputError(f"{key}= must be given: a checkpoint file or a model folder")
-    checkpoint = read_checkpoint(path)
+    teacher = key == "teacher.path"
+    try:
+        checkpoint = read_checkpoint(path, objects.teacher_weights if teacher else objects.weights)
+    except InputError as error:
+        if not teacher:
+            raise
+        raise InputError(str(error).replace("weights=", "teacher.weights=")) from None
     expected = objects.expected
     if key != "checkpoint":
         expected = expected_teacher(checkpoint, expected)
     net = to_backbone(checkpoint, expected, objects.num_heads, release=True)
     objects.process.check(net, path)
+    if key != "models":  # which are timed only
+        for note in process_notes(checkpoint, objects.config["process"]):
+            notice(f"{path} {note}")
     check_own(net)
     return net
+
+
+def trained_with(objects: Objects) -> dict[str, Any]:
+    """What a model records of its training, so that its folder can be used by itself."""
+    groups = ("process", "sampler")
+    return {TRAINED_WITH: {g: objects.config[g] for g in groups if objects.config.get(g)}}
 
 
 def other_teacher(objects: Objects) -> str | None:

@@ -20,6 +20,7 @@ from tinyfusion.commands.loading import (
     runner_of,
     start_tracking,
     summary,
+    trained_with,
 )
 from tinyfusion.files import write_json
 from tinyfusion.metrics.held_out import HeldOutLoss
@@ -110,6 +111,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
             "skipped_steps": module.skipped_steps,
             "protocol": protocol,
             "metrics": row,
+            **trained_with(objects),
         }
         save_model(net, folder / MODEL, provenance)
     write_json(folder / "metrics.json", {"model": row, "protocol": protocol})

@@ -17,6 +17,7 @@ from tinyfusion.commands.loading import (
     runner_of,
     start_tracking,
     summary,
+    trained_with,
 )
 from tinyfusion.decision import Decision, find_decision
 from tinyfusion.files import write_json
@@ -109,6 +110,7 @@ def write_pruned(objects: Objects, net: Backbone, decision: Decision, folder: Pa
         "source_sha256": objects.source_sha256,
         "decision": decision.summary(),
         "seed": objects.seed,
+        **trained_with(objects),
     }
     save_model(prune(net, decision), target, provenance)
 

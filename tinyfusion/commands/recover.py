@@ -17,6 +17,7 @@ from tinyfusion.commands.loading import (
     runner_of,
     start_tracking,
     summary,
+    trained_with,
 )
 from tinyfusion.commands.prune import METRICS_FILE, unscored
 from tinyfusion.decision import Decision
@@ -195,6 +196,7 @@ def recover_into(
         "images_seen": outcome.images,
         "seed": objects.seed,
         "skipped_steps": module.skipped_steps,
+        **trained_with(objects),
     }
     if isinstance(module, Recovery):
         provenance |= module.record()

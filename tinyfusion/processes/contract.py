@@ -83,11 +83,24 @@ class Process(ABC):
         if net.process_kind != self.kind:
             word = type(net).family
             advice = f", or let backbone={word} or a size of it choose one" if word else ""
+            advice += "; without process= a model folder brings its own"
             raise InputError(
                 f"{name}: a {type(net).__name__} needs a process of kind {net.process_kind!r}, "
                 f"but process={type(self).__name__} is of kind {self.kind!r}; "
                 f"choose another process={advice}"
             )
+
+    @classmethod
+    def from_training_args(cls, args: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+        """Constructor arguments by the recorded ones of a public training script.
+
+        Args:
+            args: what the script recorded.
+
+        Returns:
+            Each with the key that it was read from; none for a script that records none.
+        """
+        return {}
 
     @abstractmethod
     def corrupt(self, clean: Tensor, draws: Draws) -> Any:

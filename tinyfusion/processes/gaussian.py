@@ -9,8 +9,9 @@ Shape suffixes: B batch, C channels, H height, W width, S steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -77,6 +78,18 @@ class GaussianDiffusion(Process):
     kind: ClassVar[str] = "diffusion"
     times = "whole"
     learns_variance: ClassVar[bool] = True
+
+    @classmethod
+    def from_training_args(cls, args: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+        """See `Process`; as scripts of the ADM family record them."""
+        steps, schedule = args.get("diffusion_steps"), args.get("noise_schedule")
+        known = {"linear": "linear", "squaredcos_cap_v2": "squared_cosine"}
+        found: dict[str, tuple[str, Any]] = {}
+        if type(steps) is int:
+            found["num_steps"] = ("diffusion_steps", steps)
+        if isinstance(schedule, str):
+            found["schedule"] = ("noise_schedule", known.get(schedule, schedule))
+        return found
 
     def __init__(
         self,

@@ -9,8 +9,9 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -66,6 +67,18 @@ class Interpolant(Process):
     kind: ClassVar[str] = "interpolant"
     times = "real"
     clean_draw: ClassVar[float] = 1.0
+
+    @classmethod
+    def from_training_args(cls, args: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+        """See `Process`; as SiT's script records them."""
+        found: dict[str, tuple[str, Any]] = {}
+        for key, word in {"path": "path_type", "prediction": "prediction"}.items():
+            if isinstance(args.get(word), str):
+                found[key] = (word, args[word].lower())
+        for key in ("loss_weight", "train_eps", "sample_eps"):
+            if args.get(key) is not None:  # as published
+                found[key] = (key, args[key])
+        return found
 
     def __init__(
         self,

@@ -12,8 +12,9 @@ C channels, H height, W width, N tokens of all samples and repeats.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -83,6 +84,17 @@ class MaskedDiffusion(Process):
     learns_variance: ClassVar[bool] = True
     # The share of hidden tokens is one for the whole batch.
     strata: ClassVar[int] = 16
+
+    @classmethod
+    def from_training_args(cls, args: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+        """See `Process`; as MAR's script records them."""
+        words = {
+            "patch_size": "patch_size",
+            "mask_ratio_min": "mask_ratio_min",
+            "head_repeats": "diffusion_batch_mul",
+        }
+        found = {key: (word, args.get(word)) for key, word in words.items()}
+        return {key: pair for key, pair in found.items() if type(pair[1]) in (int, float)}
 
     def __init__(
         self,

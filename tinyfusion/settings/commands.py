@@ -24,6 +24,7 @@ class Loading:
     output_root: str = "outputs"
     checkpoint: str | None = None
     num_heads: int | None = None
+    weights: str | None = None
     backbone: Any = None
     process: Any = None
     trainer: Any = None
@@ -217,6 +218,7 @@ PART_OF = {"stages": "recovery"}
 
 VALUES: dict[str, str] = {
     "checkpoint": "file, folder, hub id, or packaged: digits, sit_digits, mar_digits",
+    "weights": "which of a file's weights, such as ema or model; null: the averaged ones",
     "models": "list of presets (random weights) and checkpoints; null: checkpoint",
     "depths": "list of numbers of blocks that the first model is cut to",
     "widths": "list of shares of parameters that the first model loses by cut widths",

@@ -51,8 +51,10 @@ class Objects:
         output_root: where run folders and caches are.
         checkpoint: the model to begin with.
         num_heads: attention heads, for a bare state dict of unusual width.
+        weights: which of the checkpoint's weights; ``None`` for the averaged ones.
         expected: family and arguments that ``backbone=`` says, its class imported.
         teacher_path: the network to distil from or compare with; `SOURCE` for the unpruned one.
+        teacher_weights: as ``weights``, of that file.
         decision_path: a decision to apply instead of choosing.
         trainer: device, precision, strategy, intervals.
         devices: devices over all nodes.
@@ -83,8 +85,10 @@ class Objects:
     output_root: Path
     checkpoint: str | None
     num_heads: int | None
+    weights: str | None
     expected: dict[str, Any] | None
     teacher_path: str | None
+    teacher_weights: str | None
     decision_path: str | None
     trainer: TrainerSettings
     devices: int
@@ -166,8 +170,10 @@ def objects_of(cfg: DictConfig, present: bool = True) -> Objects:
         output_root=Path(cfg.output_root),
         checkpoint=cfg.checkpoint,
         num_heads=cfg.num_heads,
+        weights=cfg.get("weights"),
         expected=expected_backbone(cfg.backbone),
         teacher_path=cfg.teacher.path if "teacher" in cfg else None,
+        teacher_weights=cfg.teacher.get("weights") if "teacher" in cfg else None,
         decision_path=cfg.get("decision"),
         trainer=trainer,
         devices=devices,

@@ -111,7 +111,7 @@ def overview(command: str, folders: Sequence[Path] = ()) -> str:
         command: one of ``COMMANDS``.
         folders: further configuration folders (``--config-dir``).
     """
-    chosen, values = _defaults(command)
+    chosen, values = defaults_of(command)
     lines = [
         f"tinyfusion {command}: {SUMMARIES[command]}",
         "",
@@ -142,7 +142,7 @@ def overview(command: str, folders: Sequence[Path] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _defaults(command: str) -> tuple[dict[str, str], dict[str, str]]:
+def defaults_of(command: str) -> tuple[dict[str, str], dict[str, str]]:
     """Default choice of every group and default of every plain value, as written."""
     chosen: dict[str, str] = {}
     values: dict[str, str] = {}

@@ -11,9 +11,11 @@ class TeacherSettings:
 
     Attributes:
         path: ``source`` for the unpruned model, a checkpoint, or ``None`` for none.
+        weights: key of the weights in a file that holds several; ``None`` for the averaged ones.
     """
 
     path: str | None = None
+    weights: str | None = None
 
 
 @dataclass

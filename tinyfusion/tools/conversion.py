@@ -32,6 +32,7 @@ def convert(
     vae_subfolder: str | None = None,
     scheduler: str = "ddim",
     labels: str | None = None,
+    weights: str | None = None,
 ) -> Path:
     """Write a checkpoint in another layout and print what was written.
 
@@ -47,6 +48,7 @@ def convert(
         vae_subfolder: folder inside ``vae``.
         scheduler: key of :data:`~tinyfusion.checkpoints.export.SCHEDULERS`.
         labels: ``"imagenet"`` or a JSON file.
+        weights: as for :func:`tinyfusion.load`.
 
     Returns:
         ``target``.
@@ -58,11 +60,12 @@ def convert(
     place = Path(target).expanduser()
     check_target(place, to, overwrite)
     _check_apart(source, place)
-    checkpoint = read_checkpoint(source)
     try:
+        checkpoint = read_checkpoint(source, weights)
         net = to_backbone(checkpoint, backbone, num_heads, release=True)
     except InputError as error:
-        raise InputError(str(error).replace("give num_heads=", "give --num-heads")) from None
+        text = str(error).replace("give num_heads=", "give --num-heads")
+        raise InputError(text.replace("weights=", "--weights ")) from None
     if to == "diffusers":
         diffusers_files_of(net).check(net)
     provenance = lineage(checkpoint)

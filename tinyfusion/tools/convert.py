@@ -43,6 +43,9 @@ def main(argv: Sequence[str]) -> int:
         "of a class of your own",
     )
     parser.add_argument("--num-heads", type=int, help="attention heads, where SRC does not say")
+    parser.add_argument(
+        "--weights", help="which of SRC's weights, such as model (default: the averaged ones)"
+    )
     pipeline = parser.add_argument_group("options of --to diffusers")
     pipeline.add_argument("--vae", help="folder or hub id of an AutoencoderKL to put in")
     pipeline.add_argument("--vae-subfolder", help="folder inside --vae, such as vae in a pipeline")

@@ -41,20 +41,28 @@ def main(argv: Sequence[str]) -> int:
         "file", metavar="FILE", help="file, folder, packaged model (digits) or hub id owner/name"
     )
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    parser.add_argument(
+        "--weights", help="which of a file's weights, such as model (default: the averaged ones)"
+    )
     options = parser.parse_args(argv)
 
+    from tinyfusion.errors import InputError
     from tinyfusion.tools.report import report
 
-    facts = examine(options.file)
+    try:
+        facts = examine(options.file, options.weights)
+    except InputError as error:
+        raise InputError(str(error).replace("weights=", "--weights ")) from None
     print(json.dumps(facts, indent=2) if options.json else report(facts))
     return 0
 
 
-def examine(name: Path | str) -> dict[str, Any]:
+def examine(name: Path | str, weights: str | None = None) -> dict[str, Any]:
     """Facts about whatever a name means, as data that JSON can hold.
 
     Args:
         name: anything that :func:`tinyfusion.checkpoints.resolve` understands.
+        weights: which of a file's weights; ``None`` for the averaged ones.
 
     Returns:
         Facts; ``kind`` says which: ``model``, ``decision``, ``adapter`` or ``resume checkpoint``.
@@ -79,7 +87,7 @@ def examine(name: Path | str) -> dict[str, Any]:
         found = _decision(path)
     else:
         found = _resume_checkpoint(path)
-    return {"path": str(name), **(found or describe(read_checkpoint(path)))}
+    return {"path": str(name), **(found or describe(read_checkpoint(path, weights)))}
 
 
 def _decision(path: Path) -> dict[str, Any] | None:
@@ -151,12 +159,12 @@ def _adapter(folder: Path) -> dict[str, Any]:
 
 
 def _resume_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Facts about a Lightning checkpoint; ``None`` for other files."""
+    """Facts about what a run of ours is resumed from; ``None`` for other files."""
     from tinyfusion.checkpoints.tensors import is_safetensors, read_torch
     from tinyfusion.checkpoints.training_file import is_lightning, lightning_summary
 
     content = None if is_safetensors(path) else read_torch(path)
-    if not is_lightning(content):
+    if not is_lightning(content) or "tinyfusion" not in content:
         return None
     return {
         "kind": "resume checkpoint",
@@ -164,6 +172,5 @@ def _resume_checkpoint(path: Path) -> dict[str, Any] | None:
         "step": content.get("global_step"),
         "tensors": len(content.get("state_dict", {})),
         "lightning": str(content["pytorch-lightning_version"]),
-        "ours": "tinyfusion" in content,
         "bytes": path.stat().st_size,
     }
