@@ -28,6 +28,8 @@ ORDER = [
     "text",
     "progress",
     "ranks",
+    "interrupts",
+    "notices",
     "group",
     "assets",
     "pixels",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import signal
 from pathlib import Path
 
@@ -115,23 +117,69 @@ def test_resume_file_holds_neither_base_nor_teacher(tf, root, model, monkeypatch
     assert all(name.startswith("student.") for name in kept["recover"]["state_dict"])
 
 
-def test_an_interrupt_from_the_keyboard(tf, only_run, monkeypatch) -> None:
-    step = DenoiserTraining.training_step
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_stops_training_at_the_end_of_its_step(tf, only_run, monkeypatch, name) -> None:
+    step, number, before = DenoiserTraining.training_step, signal.Signals[name], signal.getsignal
 
     def interrupted(self, batch, batch_idx):
-        if self.global_step == 3:
-            raise KeyboardInterrupt
+        if self.global_step == 2:
+            os.kill(os.getpid(), number)
         return step(self, batch, batch_idx)
 
+    handlers = {n: before(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     with monkeypatch.context() as patch:
         patch.setattr(DenoiserTraining, "training_step", interrupted)
-        result = tf("prune", "trainer.resume_every=2")
-    assert result.status == 130 and "resume=" in result.err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        result = tf("prune", "trainer.resume_every=100")
     folder = only_run("prune")
-    assert f"resume={folder}" in result.out
+    assert result.status == 128 + number
+    line = f"interrupted by {name}; continue with: tinyfusion prune resume={folder}"
+    assert result.err == f"tinyfusion: {line}\n"
+    assert "resume=" not in result.out
+    assert torch.load(folder / "prune/resume.ckpt", weights_only=True)["global_step"] == 3
+    assert {n: before(n) for n in handlers} == handlers
     again = tf("prune", f"resume={folder}", exact=True)
     assert again.status == 0 and "resumed from" in again.out
+
+
+def test_a_signal_outside_training_stops_at_once(tf, only_run, monkeypatch) -> None:
+    def interrupted(self, context):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Random, "choose", interrupted)
+        result = tf("prune", "pruner=random")
+    assert result.status == 143
+    assert f"continue with: tinyfusion prune resume={only_run('prune')}\n" in result.err
+    assert tf("prune", f"resume={only_run('prune')}", exact=True).status == 0
+
+
+def test_an_interrupted_sweep_names_its_own_folder(tf, root, monkeypatch) -> None:
+    def interrupted(self, context):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Random, "choose", interrupted)
+    result = tf("prune", "-m", "pruner=random", "seed=0,1")
+    (sweep,) = (root / "prune").iterdir()
+    assert result.status == 130
+    assert result.err.endswith(f"continue with: tinyfusion prune resume={sweep}\n")
+
+
+def test_a_second_interrupt_from_the_keyboard_ends_the_process(tf, root, monkeypatch) -> None:
+    step = DenoiserTraining.training_step
+
+    def impatient(self, batch, batch_idx):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DenoiserTraining, "training_step", impatient)
+    torch.set_num_threads(1)
+    process = multiprocessing.get_context("fork").Process(target=tf, args=("prune",))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGINT
+    assert not list(root.rglob("resume.ckpt"))
 
 
 def test_a_diverging_run_ends_in_one_line_and_keeps_its_checkpoint(tf, only_run, monkeypatch):

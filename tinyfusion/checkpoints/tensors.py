@@ -13,7 +13,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,27 +122,12 @@ def write_tensors(path: Path, state: Mapping[str, Tensor]) -> Path:
 
     def write(file: Path) -> None:
         if path.suffix == ".safetensors":
-            with disk_errors():
-                save_file(dict(state), file, metadata={"format": "pt"})
+            save_file(dict(state), file, metadata={"format": "pt"})
             return
-        with open(file, "wb") as handle:  # given the name, torch would not say what failed
-            try:
-                torch.save(dict(state), handle)
-            except RuntimeError as error:
-                if isinstance(error.__context__, OSError):
-                    raise error.__context__ from None
-                raise
+        with open(file, "wb") as handle:  # given the name, torch would write that into the file
+            torch.save(dict(state), handle)
 
     return write_atomic(path, write)
-
-
-@contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """Let what safetensors can't write be an ``OSError``, as for every other file."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(first_line(error)) from error
 
 
 def is_state(value: Any) -> bool:

@@ -13,8 +13,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.commands.encode import workers
-from tinyfusion.errors import InputError
+from tinyfusion.errors import REPORTED, DiskError, InputError, refused_by_system, system_error
 from tinyfusion.files import write_json
+from tinyfusion.interrupts import Interrupted
+from tinyfusion.notices import repeated
 from tinyfusion.pipeline.devices import devices_per_node, needs_ranks
 from tinyfusion.pipeline.machine import check_machine
 from tinyfusion.ranks import is_first_rank, is_rank
@@ -50,17 +52,23 @@ def execute(cfg: DictConfig, folder: Path, lock: TextIO | None = None) -> None:
         InputError: what is configured can't be done.
         TrainingDivergedError: ten steps in a row had no finite loss or gradient.
         RanksFailedError: a process of a device ended otherwise.
+        DiskError: a file can't be written or read.
+        Interrupted: the work was asked to stop.
     """
-    if is_rank():
-        if issubclass(COMMANDS[cfg.command], SHARED) or is_first_rank():
+    try:
+        if is_rank():
+            if issubclass(COMMANDS[cfg.command], SHARED) or is_first_rank():
+                work(cfg, folder)
+            return
+        count, num_nodes = _ranks(cfg)
+        if not count:
             work(cfg, folder)
-        return
-    count, num_nodes = _ranks(cfg)
-    if not count:
-        work(cfg, folder)
-        return
-    task = json.dumps({"folder": str(folder), "config": OmegaConf.to_yaml(cfg)})
-    launch(RANK_MODULE, task, count, num_nodes, folder, lock)
+            return
+        task = json.dumps({"folder": str(folder), "config": OmegaConf.to_yaml(cfg)})
+        launch(RANK_MODULE, task, count, num_nodes, folder, lock)
+    except Interrupted as stop:
+        stop.resume = folder
+        raise
 
 
 def _ranks(cfg: DictConfig) -> tuple[int, int]:
@@ -82,7 +90,7 @@ def _ranks(cfg: DictConfig) -> tuple[int, int]:
 
 def work(cfg: DictConfig, folder: Path) -> None:
     """Carry out a command in this process; all that is said goes to the run's log as well."""
-    with logged(folder):
+    with logged(folder), repeated(cfg.command):
         log.info("%s in %s", cfg.command, folder)
         command = importlib.import_module(f"tinyfusion.commands.{cfg.command}")
         try:
@@ -93,8 +101,13 @@ def work(cfg: DictConfig, folder: Path) -> None:
                 write_json(folder / FINISHED_FILE, {"finished": now, "version": __version__})
         except InputError:
             raise
-        except BaseException:
+        except Interrupted:
+            raise
+        except BaseException as error:
             log.error("%s stopped; continue with resume=%s", cfg.command, folder)
+            refused = system_error(error)
+            if refused is not None and not isinstance(error, REPORTED):
+                raise DiskError(refused_by_system(refused)) from error
             raise
 
 

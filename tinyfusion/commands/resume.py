@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from tinyfusion.commands.execute import execute
 from tinyfusion.errors import InputError
 from tinyfusion.files import clear_torn
+from tinyfusion.interrupts import Interrupted
 from tinyfusion.ranks import is_first_rank, is_rank
 from tinyfusion.runtime.folder import CONFIG_FILE, FINISHED_FILE, locked
 from tinyfusion.runtime.session import SWEEP_FILE, Session
@@ -60,9 +61,13 @@ def resume_folder(command: str, folder: Path) -> int:
     if not runs:
         raise InputError(f"resume={folder}: no {CONFIG_FILE} in it or in its subfolders")
     several = Session()
-    for run in runs:
-        with several.reporting(run.name if len(runs) > 1 else ""):
-            resume_run(command, run)
+    try:
+        for run in runs:
+            with several.reporting(run.name if len(runs) > 1 else ""):
+                resume_run(command, run)
+    except Interrupted as stop:
+        stop.resume = folder
+        raise
     return several.close()
 
 
