@@ -51,7 +51,8 @@ def one_line(error: BaseException) -> str:
 
 
 _ROOM = "make room"
-_PLACE = "choose a place that may be written"
+_PLACE = "allow it or choose another place"
+_FILE = "a file is in the way: remove it or choose another place"
 _CURES = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
@@ -61,7 +62,8 @@ _CURES = {
     errno.EROFS: _PLACE,
     errno.EACCES: _PLACE,
     errno.EPERM: _PLACE,
-    errno.ENOTDIR: "a file is in the way: remove it or choose another place",
+    errno.EEXIST: _FILE,
+    errno.ENOTDIR: _FILE,
     errno.EISDIR: "a folder is in the way: remove it or choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "its links lead in a circle: choose another place",

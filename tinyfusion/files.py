@@ -19,7 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tinyfusion.errors import InputError, system_error
+from tinyfusion.errors import InputError, refused_by_system, system_error
+from tinyfusion.notices import notice
 
 
 def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
@@ -102,6 +103,15 @@ def publish(temporary: Path, path: Path) -> None:
     """
     _sync(temporary)
     os.replace(temporary, path)
+
+
+@contextmanager
+def dispensable() -> Iterator[None]:
+    """Write what can be computed again: that it can't be kept is noted and ends nothing."""
+    try:
+        yield
+    except OSError as error:
+        notice(f"not kept for further runs: {refused_by_system(error)}")
 
 
 def write_folder_atomic(folder: Path | str, fill: Callable[[Path], object]) -> Path:

@@ -55,15 +55,17 @@ class Folders(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Note it for a single run."""
         if session is not None:
-            # Ranks that can't know the folder are refused when Hydra asks for it itself.
-            with suppress(InterpolationResolutionError):
+            # Ranks that can't know the folder, and one that can't be made, are refused when Hydra
+            # comes to it itself.
+            with suppress(InterpolationResolutionError, OSError):
                 session.existing = existing_part(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Note it, and the folder, for a sweep."""
         if session is not None:
             session.sweep = Path(config.hydra.sweep.dir)
-            session.existing = existing_part(session.sweep)
+            with suppress(OSError):
+                session.existing = existing_part(session.sweep)
 
 
 def attempt(cfg: DictConfig) -> None:

@@ -28,7 +28,9 @@ def stored(folder: Path) -> str:
         return (folder / CONFIG_FILE).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"the run's folder can't be read: {refused_by_system(error)}") from None
+    except UnicodeDecodeError as error:
         raise InputError(f"{folder / CONFIG_FILE} can't be read: {error}") from None
 
 

@@ -25,10 +25,14 @@ def logged(folder: Path) -> Iterator[None]:
     if is_first_rank():
         console = _Console()
         console.setFormatter(logging.Formatter("%(message)s"))
-        file = _File(folder / LOG_FILE, encoding="utf-8", errors="backslashreplace")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        for handler in (console, file):
-            logger.addHandler(handler)
+        logger.addHandler(console)
+        try:
+            file = _File(folder / LOG_FILE, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            _say_lost(error)
+        else:
+            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            logger.addHandler(file)
     if isinstance(sys.stdout, PatientStream):
         sys.stdout.results = folder
     try:
@@ -61,13 +65,16 @@ class _File(logging.FileHandler):
             super().handleError(record)
         elif not self.failed:
             self.failed = True
-            lost = OSError(error.errno, error.strerror, self.baseFilename)
-            print(f"tinyfusion: the log is lost: {refused_by_system(lost)}", file=sys.stderr)
+            _say_lost(OSError(error.errno, error.strerror, self.baseFilename))
 
     def close(self) -> None:
         """Close the file, whether or not what it holds back can still be written."""
         with suppress(OSError):
             super().close()
+
+
+def _say_lost(error: OSError) -> None:
+    print(f"tinyfusion: the log is lost: {refused_by_system(error)}", file=sys.stderr)
 
 
 def _close(logger: logging.Logger) -> None:
