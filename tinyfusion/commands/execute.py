@@ -115,7 +115,8 @@ def work(cfg: DictConfig, folder: Path) -> None:
 
 def _prepare(cfg: DictConfig) -> None:
     """Set what holds for the whole process."""
-    if cfg.trainer.threads:
-        torch.set_num_threads(cfg.trainer.threads)
+    settings: TrainerSettings = build(cfg.trainer)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     # Nothing that matters draws from the global generators; this is for third-party code.
     torch.manual_seed(cfg.get("seed", 0))

@@ -166,7 +166,8 @@ def _check_numbers(value: Any, path: str) -> None:
     """Refuse numbers that nothing can mean, wherever they stand.
 
     Raises:
-        InputError: not a number, an infinite one, or an integer of more than 64 bits.
+        InputError: not a number, an infinite one, or an integer that is too large: counts have 32
+            bits, seeds have 64.
     """
     if isinstance(value, dict):
         for key, part in value.items():
@@ -176,8 +177,10 @@ def _check_numbers(value: Any, path: str) -> None:
             _check_numbers(part, f"{path}[{index}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{path}={value} must be a finite number")
-    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise InputError(f"{path}={value} is too large; valid: numbers of at most 18 digits")
+    elif isinstance(value, int):
+        largest = 2**63 - 1 if "seed" in path.rpartition(".")[2] else 2**31 - 1
+        if abs(value) > largest:
+            raise InputError(f"{path}={value} is too large; valid: at most {largest}")
 
 
 def _check_groups(cfg: DictConfig) -> None:
