@@ -82,8 +82,13 @@ def system_error(error: BaseException | None) -> OSError | None:
     return None
 
 
-def refused_by_system(error: OSError) -> str:
-    """What the system refused, where, and what helps, in one line."""
-    where = f"{error.filename}: " if error.filename is not None else ""
+def refused_by_system(error: OSError, place: object = None) -> str:
+    """What the system refused, where, and what helps, in one line.
+
+    Args:
+        error: the refusal.
+        place: where it was, if the error itself does not say.
+    """
+    where = place if error.filename is None else error.filename
     cure = _CURES.get(error.errno or 0)
-    return f"{where}{error.strerror or error}" + (f"; {cure}" if cure else "")
+    return ("" if where is None else f"{where}: ") + f"{error.strerror or error}" + (f"; {cure}" if cure else "")

@@ -7,6 +7,7 @@ that is being replaced is called ``.NAME.former`` for the moment between two ren
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tinyfusion.errors import InputError, refused_by_system, system_error
 from tinyfusion.notices import notice
@@ -166,6 +167,26 @@ def restore_folder(folder: Path | str) -> None:
         shutil.rmtree(former)
     else:
         os.replace(former, folder)
+
+
+def try_lock(handle: TextIO, how: int = fcntl.LOCK_EX) -> bool:
+    """Whether an open file could be locked at once; the lock ends when it is closed.
+
+    Args:
+        handle: the file.
+        how: ``fcntl.LOCK_EX``, for this process alone, or ``fcntl.LOCK_SH``.
+
+    Returns:
+        ``True`` also on network file systems that have no locks.
+    """
+    try:
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return True
 
 
 def target_of(name: str) -> str | None:

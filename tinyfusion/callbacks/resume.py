@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,9 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         try:
             return torch.load(path, map_location or "cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # of what is damaged, torch raises anything
             raise InputError(
                 f"{path} is damaged ({first_line(error)}); remove it to begin this phase anew"
             ) from None

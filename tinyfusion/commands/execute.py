@@ -107,9 +107,7 @@ def work(cfg: DictConfig, folder: Path) -> None:
             log.error("%s stopped; continue with resume=%s", cfg.command, folder)
             refused = system_error(error)
             if refused is not None and not isinstance(error, REPORTED):
-                if refused.filename is None:  # of files that other packages write
-                    refused = OSError(refused.errno, refused.strerror, str(folder))
-                raise DiskError(refused_by_system(refused)) from error
+                raise DiskError(refused_by_system(refused, folder)) from error
             raise
 
 

@@ -27,7 +27,6 @@ from tinyfusion.interrupts import Interrupted
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.runtime.folder import (
     CONFIG_FILE,
-    FINISHED_FILE,
     claim,
     discard,
     existing_part,
@@ -145,9 +144,7 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
         # A scheduler starts what it has interrupted with the same command.
         from tinyfusion.commands.resume import resume_run
 
-        if first and not (folder / FINISHED_FILE).is_file():
-            print(f"{cfg.command}: continues the interrupted run in {folder}")
-        resume_run(str(cfg.command), folder)
+        resume_run(str(cfg.command), folder, unasked=True)
         return
     from tinyfusion.commands.execute import execute
 

@@ -71,8 +71,13 @@ def resume_folder(command: str, folder: Path) -> int:
     return several.close()
 
 
-def resume_run(command: str, folder: Path) -> None:
+def resume_run(command: str, folder: Path, unasked: bool = False) -> None:
     """Resume one interrupted run.
+
+    Args:
+        command: the command, which is to be the run's.
+        folder: the run's folder.
+        unasked: whether a start turned out to be a resumption, which is said.
 
     Raises:
         InputError: no configuration of a run, a run of another command, or one that another
@@ -96,6 +101,8 @@ def resume_run(command: str, folder: Path) -> None:
         print(f"{command}: {folder} is finished; nothing to do")
         return
     with locked(folder) as lock:
+        if unasked:
+            print(f"{command}: continues the interrupted run in {folder}")
         # Ranks that something else started are at work already: theirs are not torn.
         if not is_rank():
             clear_torn(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tinyfusion.errors import InputError, refused_by_system
-from tinyfusion.files import write_text
+from tinyfusion.files import try_lock, write_text
 
 CONFIG_FILE, COMMAND_FILE = "config.yaml", "command.txt"
 LOG_FILE, FINISHED_FILE = "run.log", "finished.json"
@@ -47,14 +46,19 @@ def claim(folder: Path, config: str, command: str) -> None:
     """
     try:
         # In place, as the lock is on the file; in one piece, so that a kill leaves all or nothing.
-        with open(folder / CONFIG_FILE, "wb", buffering=0) as handle:
-            handle.write(config.encode())
+        content = config.encode()
+        with open(folder / CONFIG_FILE, "wb", buffering=len(content) + 1) as handle:
+            handle.write(content)
+            handle.flush()
             os.fsync(handle.fileno())
         write_text(folder / COMMAND_FILE, command + "\n")
     except OSError as error:
-        raise InputError(
-            f"the run's folder can't be written: {refused_by_system(error)}"
-        ) from None
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    refusal = refused_by_system(error, folder / CONFIG_FILE)
+    return InputError(f"the run's folder can't be written: {refusal}")
 
 
 def unclaim(folder: Path, existing: Path | None = None) -> None:
@@ -113,13 +117,11 @@ def locked(folder: Path) -> Iterator[TextIO]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(file, "a", encoding="utf-8")
     except OSError as error:
-        raise InputError(f"the run's folder can't be written: {refused_by_system(error)}") from None
+        raise _unwritable(folder, error) from None
     with handle:
         busy = InputError(f"another process is working in {folder}; wait for it")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise busy from None
+        if not try_lock(handle):
+            raise busy
         # Whoever held it may have given the folder up and removed the file meanwhile.
         if not file.is_file() or not os.path.samestat(os.fstat(handle.fileno()), file.stat()):
             raise busy

@@ -29,7 +29,7 @@ def logged(folder: Path) -> Iterator[None]:
         try:
             file = _File(folder / LOG_FILE, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
-            _say_lost(error)
+            _say_lost(error, folder / LOG_FILE)
         else:
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(file)
@@ -65,7 +65,7 @@ class _File(logging.FileHandler):
             super().handleError(record)
         elif not self.failed:
             self.failed = True
-            _say_lost(OSError(error.errno, error.strerror, self.baseFilename))
+            _say_lost(error, self.baseFilename)
 
     def close(self) -> None:
         """Close the file, whether or not what it holds back can still be written."""
@@ -73,8 +73,8 @@ class _File(logging.FileHandler):
             super().close()
 
 
-def _say_lost(error: OSError) -> None:
-    print(f"tinyfusion: the log is lost: {refused_by_system(error)}", file=sys.stderr)
+def _say_lost(error: OSError, file: Path | str) -> None:
+    print(f"tinyfusion: the log is lost: {refused_by_system(error, file)}", file=sys.stderr)
 
 
 def _close(logger: logging.Logger) -> None:
