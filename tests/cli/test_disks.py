@@ -106,6 +106,17 @@ def test_a_cache_that_cannot_be_written_costs_no_result(tf, root, only_run) -> N
     assert f"note: {said}" in result.out and f"\n  {said}" in result.out
 
 
+def test_a_full_standard_output_fails_no_run(tf, root, monkeypatch) -> None:
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
+        result = tf("prune", "pruner=random", f"hydra.run.dir={root / 'F'}")
+    assert result.status == 0 and (root / "F/finished.json").is_file()
+    assert result.err == (
+        "tinyfusion: standard output can't be written: No space left on device; make room; the "
+        f"results are in {root / 'F'}\n"
+    )
+
+
 def test_resume_points_are_written_beside_their_target_only(tf, only_run, monkeypatch) -> None:
     def refused(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
