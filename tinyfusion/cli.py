@@ -6,10 +6,10 @@ Nothing heavy is imported before it is known that there is work to do, so ``--he
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import logging
-import errno
 import os
 import shlex
 import sys

@@ -91,4 +91,8 @@ def refused_by_system(error: OSError, place: object = None) -> str:
     """
     where = place if error.filename is None else error.filename
     cure = _CURES.get(error.errno or 0)
-    return ("" if where is None else f"{where}: ") + f"{error.strerror or error}" + (f"; {cure}" if cure else "")
+    return (
+        ("" if where is None else f"{where}: ")
+        + f"{error.strerror or error}"
+        + (f"; {cure}" if cure else "")
+    )

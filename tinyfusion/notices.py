@@ -19,7 +19,7 @@ from tinyfusion.ranks import is_first_rank, rank
 
 log = logging.getLogger(__name__)
 
-SHOWN = 10
+SHOWN = 5
 """So many events of a kind are said one by one; further ones are only counted."""
 
 
@@ -27,14 +27,16 @@ class Event(NamedTuple):
     """One event, as `captured` hands it on: see `tally`."""
 
     kind: str
-    count: int
+    number: int
     detail: str
+    item: str
 
 
 _lock = threading.Lock()
 _facts: dict[str, None] = {}
 _counts: dict[str, int] = {}
 _said: dict[str, int] = {}
+_items: set[int] = set()
 _capturing: list[Event] | None = None
 
 
@@ -51,29 +53,35 @@ def notice(text: str) -> None:
         known = text in _facts
         _facts[text] = None
     if not known and is_first_rank():
-        log.warning("note: %s", text)
+        _say(f"note: {text}")
 
 
-def tally(kind: str, count: int = 1, detail: str = "") -> None:
+def tally(kind: str, count: int = 1, detail: str = "", item: str = "") -> None:
     """Count an event; the first ones are said at once, all are counted at the end of the command.
 
-    Every rank says its own. What all ranks notice alike is tallied by the first of them only.
+    Every rank says its own; see `alike` for what all ranks notice.
 
     Args:
         kind: what happened, to be read after a number: ``"image(s) that can't be decoded were
             left out"``. Equal kinds are added up.
         count: how many at once.
         detail: which one and why; not repeated at the end.
+        item: what it happened to, such as a file that is read again and again; it counts once.
     """
-    event = Event(kind, count, detail)
+    event = Event(kind, count, detail, item)
     if _capturing is not None:
         _capturing.append(event)
         return
     with _lock:
+        if item:
+            if (known := _known(event)) in _items:
+                return
+            _items.add(known)
         _counts[kind] = _counts.get(kind, 0) + count
         said = _said[kind] = _said.get(kind, 0) + 1
-    if said <= SHOWN:
-        more = "; further ones are counted" if said == SHOWN else ""
+    shown = SHOWN if is_first_rank() else 1
+    if said <= shown:
+        more = "; further ones are counted" if said == shown else ""
         _say(f"note: {_counted(event)}{more}")
 
 
@@ -92,10 +100,27 @@ def captured() -> Iterator[list[Event]]:
         _capturing = before
 
 
-def replay(events: Iterable[Event | tuple[str, int, str]]) -> None:
+def replay(events: Iterable[Event]) -> None:
     """Tally events that were `captured` elsewhere."""
-    for kind, count, detail in events:
-        tally(kind, count, detail)
+    for event in events:
+        tally(*event)
+
+
+@contextmanager
+def alike() -> Iterator[None]:
+    """Tally what all ranks notice alike, such as what they read at the start, on the first only.
+
+    The others take note of the items, which then count nowhere else.
+    """
+    try:
+        with captured() as events:
+            yield
+    finally:
+        if is_first_rank():
+            replay(events)
+        else:
+            with _lock:
+                _items.update(_known(event) for event in events)
 
 
 @contextmanager
@@ -119,16 +144,23 @@ def repeated(command: str) -> Iterator[None]:
 def forget() -> None:
     """Forget all that was noticed."""
     with _lock:
-        for book in (_facts, _counts, _said):
+        for book in (_facts, _counts, _said, _items):
             book.clear()
 
 
+def _known(event: Event) -> int:
+    # A number, as there may be a million of them.
+    return hash((event.kind, event.item))
+
+
 def _counted(event: Event) -> str:
-    text = f"{event.count:,} {event.kind}"
+    text = f"{event.number:,} {event.kind}"
     return f"{text}: {event.detail}" if event.detail else text
 
 
 def _say(text: str) -> None:
+    # Names of files may hold bytes that are no text.
+    text = text.encode("utf-8", "backslashreplace").decode()
     if is_first_rank():
         log.warning("%s", text)
     else:  # whose log goes nowhere

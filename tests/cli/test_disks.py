@@ -39,7 +39,11 @@ def in_the_way(path: Path) -> None:
         (["hydra.run.dir=F/x"], lambda: os.symlink("F", "F"), ["F/x: Too many levels", "circle"]),
         (["hydra.run.dir=" + "a" * 300], lambda: None, ["File name too long", "shorter name"]),
         (["hydra.run.dir=/proc/nope"], lambda: None, ["/proc/nope: No such file"]),
-        (["hydra.run.dir=F"], lambda: os.makedirs("F/config.yaml"), ["config.yaml: Is a directory"]),
+        (
+            ["hydra.run.dir=F"],
+            lambda: os.makedirs("F/config.yaml"),
+            ["config.yaml: Is a directory"],
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_made(

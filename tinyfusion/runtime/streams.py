@@ -78,7 +78,7 @@ def patient_streams() -> Iterator[PatientStream]:
     _open_closed()
     before = sys.stdout, sys.stderr
     out, err = PatientStream(sys.stdout), PatientStream(sys.stderr)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]  # as good as text streams
+    sys.stdout, sys.stderr = out, err
     try:
         yield out
     finally:
