@@ -197,9 +197,10 @@ def _compose_and_run(command: str, rest: list[str]) -> int:
         if session.begun or not made:
             raise
         key = "hydra.run.dir" if session.sweep is None else "hydra.sweep.dir"
-        raise InputError(
-            f"the run's folder can't be made ({key}=, output_root=): {refused_by_system(error)}"
-        ) from None
+        what = f"the run's folder can't be made ({key}=, output_root=): "
+        if str(error.filename).endswith(".yaml"):  # a file of configuration, or Hydra's of a sweep
+            what = ""
+        raise InputError(what + refused_by_system(error)) from None
     except Interrupted as stop:
         if session.sweep is not None and (session.sweep / SWEEP_FILE).is_file():
             stop.resume = session.sweep

@@ -153,7 +153,7 @@ def test_a_resume_point_that_is_damaged_is_named(tf, only_run, monkeypatch) -> N
     (folder / "decision.json").unlink()
     (folder / "prune/resume.ckpt").write_bytes(b"half a file")
     result = tf("prune", f"resume={folder}", exact=True)
-    assert result.status == 2 and f"{folder / 'prune/resume.ckpt'} is damaged" in result.err
+    assert result.status == 2 and f"{folder / 'prune/resume.ckpt'}: not a readable" in result.err
 
 
 class _Stop(BaseException):

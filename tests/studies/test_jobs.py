@@ -146,7 +146,10 @@ def test_a_study_says_how_it_ended(tmp_path, capsys) -> None:
 
     assert end(lambda found: f"{len(found)} jobs", None) == (0, "3 jobs\n", "")
     status, out, err = end(lambda _: "report", Commands({"a": 130}))
-    assert (status, out) == (130, "") and err == "mine: interrupted by SIGINT; the same command resumes it\n"
+    assert (status, out) == (
+        130,
+        "",
+    ) and err == "mine: interrupted by SIGINT; the same command resumes it\n"
     failed = f"mine: {tmp_path / 'b'} failed\n"
     assert end(lambda _: "report", Commands({"b": 1})) == (1, "report\n", failed)
     # What failed is said even where nothing can be reported.

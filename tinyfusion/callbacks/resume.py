@@ -10,7 +10,7 @@ from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from tinyfusion.errors import InputError, first_line
+from tinyfusion.checkpoints.tensors import read_torch
 from tinyfusion.files import write_atomic
 from tinyfusion.interrupts import Interrupted, asked
 
@@ -47,14 +47,8 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             InputError: the file is damaged.
         """
-        try:
-            return torch.load(path, map_location or "cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception as error:  # of what is damaged, torch raises anything
-            raise InputError(
-                f"{path} is damaged ({first_line(error)}); remove it to begin this phase anew"
-            ) from None
+        checkpoint: dict[str, Any] = read_torch(Path(path))
+        return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove the file."""
