@@ -180,7 +180,7 @@ class DenoiserTraining(TrainedNetworks):
                 parameter.grad = None
             self.skipped_steps += 1
             self.skipped_in_a_row += 1
-            self._tally(_SKIPPED, f"step {self.global_step}")
+            self._tally(_SKIPPED, f"step {self.global_step + 1}")
             if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise TrainingDivergedError(
                     f"the loss was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to "
@@ -191,7 +191,7 @@ class DenoiserTraining(TrainedNetworks):
         self.log("train/grad_norm", torch.nan_to_num(norm.detach(), posinf=0.0))
 
     def _tally(self, what: str, detail: str, count: int = 1) -> None:
-        """Count steps that were not taken; all ranks notice them alike."""
+        """Count steps that were not taken, numbered from 1; all ranks notice them alike."""
         if is_first_rank():
             tally(f"step(s) of {self.noise.phase} {what}", count, detail)
 
@@ -202,7 +202,7 @@ class DenoiserTraining(TrainedNetworks):
         would save and draw averages that lack the step.
         """
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        step, scale = self.global_step, None if scaler is None else scaler.get_scale()
+        step, scale = self.global_step + 1, None if scaler is None else scaler.get_scale()
         super().optimizer_step(*args, **kwargs)
         if scaler is not None and scaler.get_scale() < scale:
             self._tally("were left out by the gradient scaler: overflow", f"step {step}")
