@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import tinyfusion
@@ -54,6 +58,43 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         write_atomic(target, fail)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(bytes(9000)),
+        lambda path: np.save(path.open("wb"), np.zeros(9000, np.uint8)),
+        lambda path: torch.save(torch.zeros(9000), path),
+        lambda path: torch.save(torch.zeros(9000), path.open("wb")),
+        lambda path: save_file({"a": torch.zeros(9000)}, path),
+        lambda path: Image.effect_noise((200, 200), 99.0).save(path, "png"),
+        lambda path: np.savez(path.open("wb"), a=np.zeros(9000)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of files that stay open, as they can't be closed
+def test_a_full_disk_is_named_whatever_writes(tmp_path: Path, write) -> None:
+    target = write_text(tmp_path / "x.npy", "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_atomic(target, write)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(target))
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+def test_what_is_no_fault_of_the_disk_is_raised_as_it_is(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        write_atomic(tmp_path / "x", fail)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        write_folder_atomic(tmp_path / "y", fail)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_writer_that_was_never_finished_leaves_nothing(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ ORDER = [
     "text",
     "progress",
     "ranks",
+    "interrupts",
     "notices",
     "group",
     "assets",

@@ -6,17 +6,22 @@ Nothing heavy is imported before it is known that there is work to do, so ``--he
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from tinyfusion.errors import InputError
+from tinyfusion.errors import InputError, refused_by_system, system_error
+from tinyfusion.interrupts import Interrupted, handled
 from tinyfusion.notices import repeated
+from tinyfusion.ranks import is_first_rank
+from tinyfusion.runtime.streams import patient_streams, reader_has_left
 from tinyfusion.settings.commands import SUMMARIES
 from tinyfusion.version import __version__
 
@@ -55,16 +60,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; default: those of this process.
 
     Returns:
-        Exit status: 0, 1 (failed at work), 2 (wrong input) or 130 (interrupted).
+        Exit status: 0, 1 (failed at work), 2 (wrong input) or 128 and the number of the signal
+        that interrupted it, such as 130.
     """
+    with patient_streams() as out:
+        status = _reported(list(sys.argv[1:] if argv is None else argv))
+        out.flush()
+        if out.failure is not None and not reader_has_left(out.failure):
+            lost = f"standard output can't be written: {refused_by_system(out.failure)}"
+            if out.results is not None:
+                print(f"tinyfusion: {lost}; the results are in {out.results}", file=sys.stderr)
+            else:  # what is printed was the result
+                print(f"tinyfusion: error: {lost}", file=sys.stderr)
+                status = status or 1
+    return status
+
+
+def _reported(arguments: list[str]) -> int:
+    """The exit status of a command line; what ends it early has been said in one line."""
     try:
-        return _main(list(sys.argv[1:] if argv is None else argv))
+        with handled():
+            return _main(arguments)
     except InputError as error:
         print(f"tinyfusion: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("tinyfusion: interrupted; continue with resume=FOLDER", file=sys.stderr)
-        return 130
+    except Interrupted as stop:
+        if is_first_rank():
+            again = "nothing was begun"
+            if stop.resume is not None:
+                again = f"continue with: tinyfusion {arguments[0]} "
+                again += shlex.quote(f"resume={stop.resume}")
+            print(f"tinyfusion: {stop}; {again}", file=sys.stderr)
+        return stop.status
 
 
 def _main(arguments: list[str]) -> int:
@@ -111,12 +138,7 @@ def _use(tool: str, arguments: list[str]) -> int:
     try:
         module = importlib.import_module(f"tinyfusion.tools.{tool.replace('-', '_')}")
         with repeated(tool):
-            status = module.main(arguments)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # whoever read the output has seen enough, such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+            return module.main(arguments)
     except SystemExit as stop:  # argparse leaves this way after --help
         return int(stop.code or 0)
     finally:
@@ -144,7 +166,7 @@ def _compose_and_run(command: str, rest: list[str]) -> int:
     from yaml import YAMLError
 
     from tinyfusion.commands import job
-    from tinyfusion.runtime.session import Session
+    from tinyfusion.runtime.session import SWEEP_FILE, Session
     from tinyfusion.settings.messages import explain, refuse_null_groups
     from tinyfusion.settings.overview import conf_folder
 
@@ -170,6 +192,22 @@ def _compose_and_run(command: str, rest: list[str]) -> int:
         raise InputError(explain(error, command, _own_folders(rest))) from None
     except SystemExit as stop:  # Hydra leaves this way after --cfg, --info and the like
         return int(stop.code or 0)
+    except UnicodeDecodeError as error:
+        raise InputError(_not_utf_8(error, _own_folders(rest))) from None
+    except OSError as error:
+        # Before a job begins it is Hydra that makes its folder.
+        made = error.errno in (errno.EEXIST, errno.ENOENT) or system_error(error) is not None
+        if session.begun or not made:
+            raise
+        key = "hydra.run.dir" if session.sweep is None else "hydra.sweep.dir"
+        what = f"the run's folder can't be made ({key}=, output_root=): "
+        if str(error.filename).endswith(".yaml"):  # a file of configuration, or Hydra's of a sweep
+            what = ""
+        raise InputError(what + refused_by_system(error)) from None
+    except Interrupted as stop:
+        if session.sweep is not None and (session.sweep / SWEEP_FILE).is_file():
+            stop.resume = session.sweep
+        raise
     finally:
         sys.argv = before
         job.session = None
@@ -224,6 +262,18 @@ def _ordered(rest: list[str]) -> list[str]:
         last = report.getvalue().strip().splitlines()[-1]
         raise InputError(last.rpartition("error: ")[2]) from None
     return [text for text in rest if text not in overrides] + list(overrides)
+
+
+def _not_utf_8(error: UnicodeDecodeError, folders: Sequence[Path]) -> str:
+    """Which configuration file is not UTF-8: the error itself does not say."""
+    for file in (file for folder in folders for file in sorted(folder.rglob("*.yaml"))):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as found:
+            return f"{file} is not UTF-8 text ({found}); save it as UTF-8"
+        except OSError:
+            continue
+    return f"a configuration file is not UTF-8 text ({error}); save it as UTF-8"
 
 
 def _own_folders(rest: Sequence[str]) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 
@@ -12,6 +13,10 @@ class InputError(ValueError):
     """
 
 
+class DiskError(RuntimeError):
+    """A file or folder can't be written or read; what was finished before is kept."""
+
+
 class TrainingDivergedError(RuntimeError):
     """The loss or its gradient was not finite for ten steps in a row."""
 
@@ -20,7 +25,7 @@ class RanksFailedError(RuntimeError):
     """A rank failed without reporting why; its output may show more."""
 
 
-REPORTED = (InputError, TrainingDivergedError, RanksFailedError)
+REPORTED = (InputError, TrainingDivergedError, RanksFailedError, DiskError)
 """What the command line reports in one line."""
 
 
@@ -43,3 +48,51 @@ def one_line(error: BaseException) -> str:
     if key and key["key"] not in joined:
         joined = f"{key['key']}: {joined}"
     return joined or type(error).__name__
+
+
+_ROOM = "make room"
+_PLACE = "allow it or choose another place"
+_FILE = "a file is in the way: remove it or choose another place"
+_CURES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close some files",
+    errno.EROFS: _PLACE,
+    errno.EACCES: _PLACE,
+    errno.EPERM: _PLACE,
+    errno.EEXIST: _FILE,
+    errno.ENOTDIR: _FILE,
+    errno.EISDIR: "a folder is in the way: remove it or choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its links lead in a circle: choose another place",
+    errno.EIO: "the disk fails: choose another one",
+    errno.ESTALE: "the network file system has lost it: mount it anew",
+}
+"""What helps against errors of the system that are about files and places, not about this code."""
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The system's refusal behind an exception, if a file or place is what it is about."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _CURES:
+            return error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+def refused_by_system(error: OSError, place: object = None) -> str:
+    """What the system refused, where, and what helps, in one line.
+
+    Args:
+        error: the refusal.
+        place: where it was, if the error itself does not say.
+    """
+    where = place if error.filename is None else error.filename
+    cure = _CURES.get(error.errno or 0)
+    return (
+        ("" if where is None else f"{where}: ")
+        + f"{error.strerror or error}"
+        + (f"; {cure}" if cure else "")
+    )

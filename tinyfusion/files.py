@@ -6,18 +6,22 @@ that is being replaced is called ``.NAME.former`` for the moment between two ren
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from tinyfusion.errors import InputError
+from tinyfusion.errors import InputError, refused_by_system, system_error
+from tinyfusion.notices import notice
 
 
 def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
@@ -38,12 +42,57 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
         # Some writers make files that nobody else may read: take the mode that the umask gives.
         temporary.touch()
         mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)
-        publish(temporary, path)
+        with _naming(path, temporary):
+            write(temporary)
+            temporary.chmod(mode)
+            publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def _naming(path: Path, written: Path) -> Iterator[None]:
+    """Raise what the disk refuses as an ``OSError`` that names the final place.
+
+    Libraries raise what they like when a disk is full, some of them without saying that it is.
+
+    Args:
+        path: the final place.
+        written: a file beside it that can be made longer to see whether anything more fits.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        number = _refusal(error) or _no_room(written)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _refusal(error: Exception) -> int | None:
+    """Number of the system's error that an exception is or tells of."""
+    refused = system_error(error)
+    told = _TOLD_BY_RUST.search(str(error))
+    return refused.errno if refused is not None else int(told[1]) if told else None
+
+
+_TOLD_BY_RUST = re.compile(r"\(os error (\d+)\)")
+_PROBE = 2**20
+"""Bytes that are written to find out whether more fit: some may be left of a full disk."""
+
+
+def _no_room(file: Path) -> int | None:
+    """Number of the system's error when a file is made longer; ``None`` if that works."""
+    try:
+        with open(file, "ab", buffering=0) as handle:
+            handle.write(bytes(_PROBE))
+            os.fsync(handle.fileno())
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -55,6 +104,15 @@ def publish(temporary: Path, path: Path) -> None:
     """
     _sync(temporary)
     os.replace(temporary, path)
+
+
+@contextmanager
+def dispensable() -> Iterator[None]:
+    """Write what can be computed again: that it can't be kept is noted and ends nothing."""
+    try:
+        yield
+    except OSError as error:
+        notice(f"not kept for further runs: {refused_by_system(error)}")
 
 
 def write_folder_atomic(folder: Path | str, fill: Callable[[Path], object]) -> Path:
@@ -77,7 +135,9 @@ def write_folder_atomic(folder: Path | str, fill: Callable[[Path], object]) -> P
     temporary, former = _temporary(folder), _former(folder)
     try:
         temporary.mkdir()
-        fill(temporary)
+        with _naming(folder, temporary / ".room"):
+            fill(temporary)
+        (temporary / ".room").unlink(missing_ok=True)
         # As for single files.
         mode = temporary.stat().st_mode & 0o666
         for file in temporary.rglob("*"):
@@ -107,6 +167,26 @@ def restore_folder(folder: Path | str) -> None:
         shutil.rmtree(former)
     else:
         os.replace(former, folder)
+
+
+def try_lock(handle: TextIO, how: int = fcntl.LOCK_EX) -> bool:
+    """Whether an open file could be locked at once; the lock ends when it is closed.
+
+    Args:
+        handle: the file.
+        how: ``fcntl.LOCK_EX``, for this process alone, or ``fcntl.LOCK_SH``.
+
+    Returns:
+        ``True`` also on network file systems that have no locks.
+    """
+    try:
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return True
 
 
 def target_of(name: str) -> str | None:

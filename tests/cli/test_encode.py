@@ -385,7 +385,7 @@ def test_a_published_experiment_in_miniature_interrupted_and_resumed(
 
         def interrupted(module: Recovery) -> None:
             if module.global_step == 3:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
 
         patched.setattr(Recovery, "after_step", interrupted)
         assert tf(*line, f"hydra.run.dir={broken}", exact=True).status == 130

@@ -278,8 +278,10 @@ def test_folder_in_use(tf, root) -> None:
     again = ("prune", "pruner=random", f"hydra.run.dir={folder}")
     assert tf(*again).status == 0
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    result = tf(*again)
-    assert result.status == 2 and f"resume={folder}" in result.err
+    result = tf(*again, "seed=1")
+    assert (
+        result.status == 2 and f"seed=0 there, 1 here; resume it by resume={folder}" in result.err
+    )
     assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -99,7 +100,7 @@ def test_prune_recover_and_sample_from_files(tf, own_model, only_run, capsys) ->
 
 def test_an_interrupted_run_goes_on(tf, own_model, only_run, monkeypatch) -> None:
     def interrupt(*_):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr("tinyfusion.commands.run.recover_into", interrupt)

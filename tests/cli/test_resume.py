@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import signal
 from pathlib import Path
 
@@ -115,23 +117,134 @@ def test_resume_file_holds_neither_base_nor_teacher(tf, root, model, monkeypatch
     assert all(name.startswith("student.") for name in kept["recover"]["state_dict"])
 
 
-def test_an_interrupt_from_the_keyboard(tf, only_run, monkeypatch) -> None:
-    step = DenoiserTraining.training_step
+def test_the_same_command_in_the_same_folder_continues(tf, root, killed_when) -> None:
+    """As a scheduler starts again what it has interrupted."""
+    folder = root / "F"
+    line = ["prune", f"hydra.run.dir={folder}", "trainer.resume_every=2", *STEPS]
+    assert tf("prune", "seed=7", "pruner=random", f"hydra.run.dir={root / 'G'}").status == 0
+    arguments = (root / "G/command.txt").read_text().split()[1:]
+    same = [a for a in arguments if not a.startswith(("seed", "pruner", "hydra"))] + line[1:]
+    killed_when((folder / "prune/resume.ckpt").is_file, same)
+    again = tf(*same, exact=True)
+    assert again.status == 0, again.err
+    assert again.out.startswith(f"prune: continues the interrupted run in {folder}\n")
+    assert "resumed from" in again.out and (folder / "finished.json").is_file()
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    finished = tf(*same, exact=True)
+    assert (finished.status, finished.err) == (0, "")
+    assert finished.out == f"prune: {folder} is finished; nothing to do\n"
+    for change, said in (("seed=3", "seed=0 there, 3 here"), ("+name=x", "name=None there, x")):
+        other = tf(*same, change, exact=True)
+        assert other.status == 2
+        assert f"{folder} already holds a run of another configuration: {said}" in other.err
+    other = tf("run", *same[1:], exact=True)
+    assert other.status == 2 and "command=prune there, run here and" in other.err
+    assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+
+
+def test_a_further_rank_has_nothing_to_do_in_a_finished_run(tf, root, monkeypatch) -> None:
+    line = ("pruner=random", f"hydra.run.dir={root / 'F'}")
+    assert tf("prune", *line).status == 0
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(Random, "choose", None)
+    result = tf("prune", *line)
+    assert (result.status, result.out, result.err) == (0, "", "")
+    refused = tf("prune", *line, "seed=3")
+    assert refused.status == 2 and "seed=0 there, 3 here" in refused.err
+
+
+def test_a_folder_whose_run_died_before_it_began_is_taken(tf, root) -> None:
+    (root / "F").mkdir(parents=True)
+    (root / "F/config.yaml").touch()
+    assert tf("prune", "pruner=random", f"hydra.run.dir={root / 'F'}").status == 0
+    (root / "F/config.yaml").write_text("a: [")
+    result = tf("prune", "pruner=random", f"hydra.run.dir={root / 'F'}")
+    assert result.status == 2 and "F/config.yaml can't be read" in result.err
+
+
+def test_two_processes_that_start_at_once(tf, root) -> None:
+    """Whoever has the lock works; the other one is refused and leaves nothing."""
+    import fcntl
+
+    (root / "F").mkdir(parents=True)
+    with open(root / "F/config.yaml", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        result = tf("prune", "pruner=random", f"hydra.run.dir={root / 'F'}")
+    assert result.status == 2 and "another process is working" in result.err
+    assert [file.name for file in (root / "F").iterdir()] == ["config.yaml"]
+
+
+def test_the_same_sweep_in_the_same_folder_adds_what_is_missing(tf, root) -> None:
+    line = ("-m", "pruner=random", f"hydra.sweep.dir={root / 'S'}")
+    assert tf("prune", *line, "seed=0,1").status == 0
+    again = tf("prune", *line, "seed=0,1,2")
+    assert again.status == 0 and again.out.count("nothing to do") == 2
+    assert len(list(root.rglob("finished.json"))) == 3
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_stops_training_at_the_end_of_its_step(tf, only_run, monkeypatch, name) -> None:
+    step, number, before = DenoiserTraining.training_step, signal.Signals[name], signal.getsignal
 
     def interrupted(self, batch, batch_idx):
-        if self.global_step == 3:
-            raise KeyboardInterrupt
+        if self.global_step == 2:
+            os.kill(os.getpid(), number)
         return step(self, batch, batch_idx)
 
+    handlers = {n: before(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     with monkeypatch.context() as patch:
         patch.setattr(DenoiserTraining, "training_step", interrupted)
-        result = tf("prune", "trainer.resume_every=2")
-    assert result.status == 130 and "resume=" in result.err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        result = tf("prune", "trainer.resume_every=100")
     folder = only_run("prune")
-    assert f"resume={folder}" in result.out
+    assert result.status == 128 + number
+    line = f"interrupted by {name}; continue with: tinyfusion prune resume={folder}"
+    assert result.err == f"tinyfusion: {line}\n"
+    assert "resume=" not in result.out
+    assert torch.load(folder / "prune/resume.ckpt", weights_only=True)["global_step"] == 3
+    assert {n: before(n) for n in handlers} == handlers
     again = tf("prune", f"resume={folder}", exact=True)
     assert again.status == 0 and "resumed from" in again.out
+
+
+def test_a_signal_outside_training_stops_at_once(tf, only_run, monkeypatch) -> None:
+    def interrupted(self, context):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Random, "choose", interrupted)
+        result = tf("prune", "pruner=random")
+    assert result.status == 143
+    assert f"continue with: tinyfusion prune resume={only_run('prune')}\n" in result.err
+    assert tf("prune", f"resume={only_run('prune')}", exact=True).status == 0
+
+
+def test_an_interrupted_sweep_names_its_own_folder(tf, root, monkeypatch) -> None:
+    def interrupted(self, context):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Random, "choose", interrupted)
+    result = tf("prune", "-m", "pruner=random", "seed=0,1")
+    (sweep,) = (root / "prune").iterdir()
+    assert result.status == 130
+    assert result.err.endswith(f"continue with: tinyfusion prune resume={sweep}\n")
+
+
+def test_a_second_interrupt_from_the_keyboard_ends_the_process(tf, root, monkeypatch) -> None:
+    step = DenoiserTraining.training_step
+
+    def impatient(self, batch, batch_idx):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DenoiserTraining, "training_step", impatient)
+    torch.set_num_threads(1)
+    process = multiprocessing.get_context("fork").Process(target=tf, args=("prune",))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGINT
+    assert not list(root.rglob("resume.ckpt"))
 
 
 def test_a_diverging_run_ends_in_one_line_and_keeps_its_checkpoint(tf, only_run, monkeypatch):

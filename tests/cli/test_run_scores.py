@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_scores_of_a_run_that_was_killed_before_logging_them_are_logged(
     folder = root / "run"
 
     def killed(self: Tracking, values: Any) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(Tracking, "scores", killed)

@@ -127,7 +127,7 @@ def test_a_choice_that_does_not_exist_stops_the_sweep_before_it_begins(prune, ro
 
 def test_the_same_run_twice_in_a_sweep(prune, root) -> None:
     result = prune("pruner=random", "seed=3,3")
-    assert result.status == 2 and "already holds a run" in result.err
+    assert result.status == 0 and "is finished; nothing to do" in result.out
     assert len(list(root.rglob("finished.json"))) == 1
 
 

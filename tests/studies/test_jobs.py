@@ -10,6 +10,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tinyfusion.errors import InputError
+from tinyfusion.interrupts import Interrupted
 from tinyfusion.studies.digits import OTHERS, PRUNERS, WIDTH, plan
 from tinyfusion.studies.jobs import (
     Job,
@@ -145,7 +146,10 @@ def test_a_study_says_how_it_ended(tmp_path, capsys) -> None:
 
     assert end(lambda found: f"{len(found)} jobs", None) == (0, "3 jobs\n", "")
     status, out, err = end(lambda _: "report", Commands({"a": 130}))
-    assert (status, out) == (130, "") and err == "mine: interrupted; the same command resumes it\n"
+    assert (status, out) == (
+        130,
+        "",
+    ) and err == "mine: interrupted by SIGINT; the same command resumes it\n"
     failed = f"mine: {tmp_path / 'b'} failed\n"
     assert end(lambda _: "report", Commands({"b": 1})) == (1, "report\n", failed)
     # What failed is said even where nothing can be reported.
@@ -183,7 +187,7 @@ def test_a_folder_with_other_settings_is_refused_before_any_work(tmp_path) -> No
 
 def test_an_interrupted_job_ends_the_study(tmp_path) -> None:
     command = Commands({"a": 130})
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         carry_out([job(tmp_path / "a"), job(tmp_path / "b")], command)
     assert command.seen == ["a"]
 

@@ -13,6 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from tinyfusion.errors import TrainingDivergedError
+from tinyfusion.notices import forget, repeated
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.training.module import MAX_SKIPPED_IN_A_ROW, Prepared
 from tinyfusion.training.recovery import Recovery
@@ -124,10 +125,34 @@ def test_nine_in_a_row_do_not(faulty, run) -> None:
     assert (module.skipped_steps, module.skipped_in_a_row) == (9, 0)
 
 
+def test_skipped_steps_are_said_at_once_and_counted_over_a_resumption(
+    faulty, run, tmp_path, caplog
+) -> None:
+    forget()
+    kind = "step(s) of test were skipped: loss or gradient not finite"
+    with repeated("first"):
+        module = faulty(4)
+        module.bad_loss = (1, 2)
+        run(module, resume_every=3)
+    said = [record.getMessage() for record in caplog.records if "note" in record.getMessage()]
+    assert said == [
+        f"note: 1 {kind}: step 2",
+        f"note: 1 {kind}: step 3",
+        f"first: in all, noted on the way:\n  2 {kind}",
+    ]
+    caplog.clear()
+    with repeated("again"):
+        module = faulty(4)
+        module.bad_gradient = (3,)
+        run(module)
+    assert f"again: in all, noted on the way:\n  3 {kind}" in caplog.messages
+
+
 @pytest.mark.parametrize(("kind", "skipped"), [("bad_gradient", 0), ("bad_loss", 2)])
 def test_overflow_of_scaled_gradients_is_left_to_the_scaler(
-    faulty, run, monkeypatch, kind: str, skipped: int
+    faulty, run, monkeypatch, caplog, kind: str, skipped: int
 ) -> None:
+    forget()
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
 
     def trainer(precision: str, plugins: list[Any], **rest: Any) -> Trainer:
@@ -138,6 +163,10 @@ def test_overflow_of_scaled_gradients_is_left_to_the_scaler(
     setattr(module, kind, (2, 3))
     run(module, callbacks=[seen])
     assert module.skipped_steps == skipped
+    left_out = "step(s) of test were left out by the gradient scaler: overflow"
+    assert [f"note: 1 {left_out}: step {step}" in caplog.messages for step in (3, 4)] == (
+        [not skipped] * 2
+    )
     weights = [[v for k, v in after.items() if "student" in k] for after in seen.after.values()]
     pairs = [all(map(torch.equal, *pair)) for pair in pairwise(weights)]
     assert pairs == [False, True, True, False], "both steps are left out"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from tinyfusion.gating.deltas import Frozen, Full, Lora
 from tinyfusion.gating.gates import Gates
+from tinyfusion.interrupts import Interrupted
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.teacher import FrozenTeacher
 from tinyfusion.scheme import parse_scheme
@@ -283,3 +286,26 @@ def test_other_ways_to_compute(trained, on_two_ranks, strategy: str, how: dict) 
     ):
         assert rank["losses"] == pytest.approx(one["losses"], rel=loose)
         assert all(value.dtype == torch.float32 for value in rank["state"].values())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(
+    on_two_ranks, run, make_net, shared, tmp_path, strategy
+) -> None:
+    class Signal(Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 1 and trainer.global_rank == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    def work() -> tuple[int, int]:
+        module = Recovery(make_net(2), None, Objective(), [], 0.9, **shared(5))
+        try:
+            run(module, callbacks=[Signal()], devices=2, strategy=strategy)
+        except Interrupted as stop:
+            return stop.number, module.global_step
+        return 0, 0
+
+    assert on_two_ranks(work) == [(signal.SIGUSR1, 2)] * 2
+    saved = torch.load(tmp_path / "resume.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert all(value.shape for value in saved["state_dict"].values())

@@ -5,32 +5,60 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from tinyfusion.checkpoints.tensors import read_torch
 from tinyfusion.files import write_atomic
+from tinyfusion.interrupts import Interrupted, asked
 
 RESUME_FILE = "resume.ckpt"
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name and renames, so that a kill never leaves half a checkpoint."""
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes beside the file and renames, so that a kill never leaves half a checkpoint.
+
+    Lightning's own makes two more copies: one in memory, one in the system's temporary folder,
+    which often is too small for it.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Save ``checkpoint`` at ``path`` atomically."""
-        write_atomic(
-            Path(path),
-            lambda temporary: super(AtomicCheckpointIO, self).save_checkpoint(
-                checkpoint, temporary, storage_options
-            ),
-        )
+        """Save ``checkpoint`` at ``path`` atomically.
+
+        Raises:
+            OSError: it can't be written.
+        """
+
+        def write(file: Path) -> None:
+            with open(file, "wb") as handle:
+                torch.save(checkpoint, handle)
+
+        write_atomic(Path(path), write)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """What `save_checkpoint` has written, on the CPU.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        checkpoint: dict[str, Any] = read_torch(Path(path))
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove the file."""
+        Path(path).unlink(missing_ok=True)
 
 
 class ResumeCheckpoint(Checkpoint):
     """Saves the state of training every few optimiser steps, replacing the one before.
+
+    When a process of the run is asked to stop, all ranks save at the end of the same step.
 
     A subclass of Lightning's ``Checkpoint`` because those are called after the module's own
     hooks: the averages must have taken the step that is saved.
@@ -44,14 +72,35 @@ class ResumeCheckpoint(Checkpoint):
     def __init__(self, folder: Path, every: int, at_end: bool = False) -> None:
         self.path = folder / RESUME_FILE
         self.every, self.at_end = every, at_end
-        self._saved_at = -1
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where the run begins, which a resumed one does in the middle."""
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time; never between the micro-batches of one step."""
+        """Save if it is time; never between the micro-batches of one step.
+
+        Raises:
+            Interrupted: a process of the run was asked to stop; the step has been saved.
+        """
         step = trainer.global_step
-        due = step % self.every == 0 or (self.at_end and step == trainer.max_steps)
-        if due and step != self._saved_at and step > 0:
-            self._saved_at = step
+        if step == self._step:
+            return
+        self._step = step
+        stop = _asked_of_any(trainer)
+        if stop or step % self.every == 0 or (self.at_end and step == trainer.max_steps):
             trainer.save_checkpoint(self.path)
+        if stop:
+            raise Interrupted(stop)
+
+
+def _asked_of_any(trainer: Trainer) -> int:
+    """Number of the signal that asked any rank to stop; 0 for none."""
+    number = asked()
+    if trainer.world_size > 1:
+        tensor = torch.tensor(number, device=trainer.strategy.root_device)
+        number = int(trainer.strategy.reduce(tensor, reduce_op="max"))
+    return number

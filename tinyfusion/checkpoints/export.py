@@ -25,7 +25,7 @@ from tinyfusion.checkpoints.layout import (
 )
 from tinyfusion.checkpoints.read import weights_sha256
 from tinyfusion.checkpoints.target import check_target
-from tinyfusion.checkpoints.tensors import disk_errors, write_tensors
+from tinyfusion.checkpoints.tensors import write_tensors
 from tinyfusion.checkpoints.write import save_model, stored, stored_state
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_folder_atomic, write_json, write_text
@@ -179,7 +179,7 @@ def save_diffusers(
     def fill(target: Path) -> None:
         inner = target / TRANSFORMER_FOLDER
         # diffusers remarks on saving; what goes wrong it raises.
-        with at_least(logging.ERROR, "diffusers"), disk_errors():
+        with at_least(logging.ERROR, "diffusers"):
             transformer.save_pretrained(inner, max_shard_size=shard_size)
             walk.save_pretrained(target / "scheduler")
             pipeline.save_config(target)

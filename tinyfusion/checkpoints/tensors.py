@@ -11,7 +11,7 @@ import hashlib
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from tinyfusion.checkpoints.lazy_state import LazyState
 from tinyfusion.checkpoints.pickles import scan, stand_ins
 from tinyfusion.checkpoints.unreadable import unreadable
-from tinyfusion.errors import InputError, first_line
+from tinyfusion.errors import InputError
 from tinyfusion.files import sha256_of, write_atomic
 
 # The format allows no longer header; what starts with other bytes is no safetensors file.
@@ -100,27 +100,12 @@ def write_tensors(path: Path, state: Mapping[str, Tensor]) -> Path:
 
     def write(file: Path) -> None:
         if path.suffix == ".safetensors":
-            with disk_errors():
-                save_file(dict(state), file, metadata={"format": "pt"})
+            save_file(dict(state), file, metadata={"format": "pt"})
             return
-        with open(file, "wb") as handle:  # given the name, torch would not say what failed
-            try:
-                torch.save(dict(state), handle)
-            except RuntimeError as error:
-                if isinstance(error.__context__, OSError):
-                    raise error.__context__ from None
-                raise
+        with open(file, "wb") as handle:  # given the name, torch would write that into the file
+            torch.save(dict(state), handle)
 
     return write_atomic(path, write)
-
-
-@contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """Let what safetensors can't write be an ``OSError``, as for every other file."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(first_line(error)) from error
 
 
 def is_state(value: Any) -> bool:

@@ -40,8 +40,6 @@ def main(cfg: DictConfig, folder: Path) -> None:
     root = Path(cfg.store)
     part, parts = _part(cfg)
     trainer: TrainerSettings = build(cfg.trainer)
-    if trainer.threads:
-        torch.set_num_threads(trainer.threads)
     device = _device(trainer)
     size = workers(cfg)
     if rank() >= size:

@@ -13,8 +13,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.commands.encode import workers
-from tinyfusion.errors import InputError
+from tinyfusion.errors import REPORTED, DiskError, InputError, refused_by_system, system_error
 from tinyfusion.files import write_json
+from tinyfusion.interrupts import Interrupted
 from tinyfusion.notices import repeated
 from tinyfusion.pipeline.devices import devices_per_node, needs_ranks
 from tinyfusion.pipeline.machine import check_machine
@@ -51,18 +52,24 @@ def execute(cfg: DictConfig, folder: Path, lock: TextIO | None = None) -> None:
         InputError: what is configured can't be done.
         TrainingDivergedError: ten steps in a row had no finite loss or gradient.
         RanksFailedError: a process of a device ended otherwise.
+        DiskError: a file can't be written or read.
+        Interrupted: the work was asked to stop.
     """
-    if is_rank():
-        if issubclass(COMMANDS[cfg.command], SHARED) or is_first_rank():
+    try:
+        if is_rank():
+            if issubclass(COMMANDS[cfg.command], SHARED) or is_first_rank():
+                work(cfg, folder)
+            return
+        count, num_nodes = _ranks(cfg)
+        if not count:
             work(cfg, folder)
-        return
-    count, num_nodes = _ranks(cfg)
-    if not count:
-        work(cfg, folder)
-        return
-    task = json.dumps({"folder": str(folder), "config": OmegaConf.to_yaml(cfg)})
-    with repeated(cfg.command):  # what this process has noticed; its ranks say their own
-        launch(RANK_MODULE, task, count, num_nodes, folder, lock)
+            return
+        task = json.dumps({"folder": str(folder), "config": OmegaConf.to_yaml(cfg)})
+        with repeated(cfg.command):  # what this process has noticed; its ranks say their own
+            launch(RANK_MODULE, task, count, num_nodes, folder, lock)
+    except Interrupted as stop:
+        stop.resume = folder
+        raise
 
 
 def _ranks(cfg: DictConfig) -> tuple[int, int]:
@@ -95,14 +102,20 @@ def work(cfg: DictConfig, folder: Path) -> None:
                 write_json(folder / FINISHED_FILE, {"finished": now, "version": __version__})
         except InputError:
             raise
-        except BaseException:
+        except Interrupted:
+            raise
+        except BaseException as error:
             log.error("%s stopped; continue with resume=%s", cfg.command, folder)
+            refused = system_error(error)
+            if refused is not None and not isinstance(error, REPORTED):
+                raise DiskError(refused_by_system(refused, folder)) from error
             raise
 
 
 def _prepare(cfg: DictConfig) -> None:
     """Set what holds for the whole process."""
-    if cfg.trainer.threads:
-        torch.set_num_threads(cfg.trainer.threads)
+    settings: TrainerSettings = build(cfg.trainer)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     # Nothing that matters draws from the global generators; this is for third-party code.
     torch.manual_seed(cfg.get("seed", 0))

@@ -10,6 +10,7 @@ import os
 import shlex
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -22,17 +23,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from tinyfusion.errors import InputError
-from tinyfusion.files import write_text
+from tinyfusion.errors import InputError, one_line
+from tinyfusion.interrupts import Interrupted
 from tinyfusion.notices import repeated
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.runtime.folder import (
-    COMMAND_FILE,
     CONFIG_FILE,
     claim,
     discard,
     existing_part,
     locked,
+    stored,
     unclaim,
 )
 from tinyfusion.runtime.session import Session
@@ -55,20 +56,24 @@ class Folders(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Note it for a single run."""
         if session is not None:
-            # Ranks that can't know the folder are refused when Hydra asks for it itself.
-            with suppress(InterpolationResolutionError):
+            # Ranks that can't know the folder, and one that can't be made, are refused when Hydra
+            # comes to it itself.
+            with suppress(InterpolationResolutionError, OSError):
                 session.existing = existing_part(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Note it, and the folder, for a sweep."""
         if session is not None:
             session.sweep = Path(config.hydra.sweep.dir)
-            session.existing = existing_part(session.sweep)
+            with suppress(OSError):
+                session.existing = existing_part(session.sweep)
 
 
 def attempt(cfg: DictConfig) -> None:
     """Run a composed configuration; a failure is reported and does not end a sweep."""
     hydra = HydraConfig.get()
+    if session is not None:
+        session.begun = True
     sweep = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
     name = Path(hydra.runtime.output_dir).name if sweep else ""
     resuming = bool(hydra.callbacks.get("tinyfusion", {}).get("resuming", False))
@@ -138,23 +143,30 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
     first = is_first_rank()
     try:
         cfg = check(cfg, hydra.overrides.task)
-        if first:
-            claim(folder)
-    except InputError:
+        config = OmegaConf.to_yaml(cfg)
+        again = _refuse_another(folder, config)
+    except (InputError, Interrupted):
         if first:
             discard(folder, existing)
         raise
+    if again:
+        # A scheduler starts what it has interrupted with the same command.
+        from tinyfusion.commands.resume import resume_run
+
+        resume_run(str(cfg.command), folder, unasked=True)
+        return
     from tinyfusion.commands.execute import execute
 
     if not first:
         # A further rank or machine of a run whose first one owns the folder.
         execute(cfg, folder)
         return
-    write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(cfg))
     words = ["tinyfusion", cfg.command, *hydra.overrides.task]
-    write_text(folder / COMMAND_FILE, shlex.join(words) + "\n")
     with locked(folder) as lock:
+        if stored(folder):
+            raise InputError(f"another process has begun a run in {folder}; start this one again")
         try:
+            claim(folder, config, shlex.join(words))
             execute(cfg, folder, lock)
         except InputError:
             unclaim(folder, existing)
@@ -175,3 +187,37 @@ def _complete(cfg: DictConfig, hydra: HydraConf) -> DictConfig:
 
     own = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     return with_brought_along(cfg, given, [Path(path) for path in own])
+
+
+def _refuse_another(folder: Path, config: str) -> bool:
+    """Whether a folder holds a run of this very configuration.
+
+    Raises:
+        InputError: it holds one of another configuration, or one that can't be read.
+    """
+    found = stored(folder)
+    if not found:
+        return False
+    try:
+        there, here = (OmegaConf.to_container(OmegaConf.create(text)) for text in (found, config))
+    except Exception as error:
+        raise InputError(f"{folder / CONFIG_FILE} can't be read: {one_line(error)}") from None
+    differing = list(_differences(there, here))
+    if differing:
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise InputError(
+            f"{folder} already holds a run of another configuration: {differing[0]}{more}; resume "
+            f"it by resume={folder}, or choose another folder (hydra.run.dir=...)"
+        )
+    return True
+
+
+def _differences(there: Any, here: Any, key: str = "") -> Iterator[str]:
+    """Where two configurations differ, each as ``key=1 there, 2 here``."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in [*there, *(name for name in here if name not in there)]:
+            path = f"{key}.{name}" if key else str(name)
+            yield from _differences(there.get(name), here.get(name), path)
+    # Texts, as nan is not equal to itself.
+    elif repr(there) != repr(here):
+        yield f"{key}={there} there, {here} here"

@@ -12,7 +12,9 @@ from omegaconf import OmegaConf
 
 from tinyfusion.commands.execute import work
 from tinyfusion.errors import REPORTED, InputError
+from tinyfusion.interrupts import Interrupted, handled
 from tinyfusion.runtime.launch import REFUSED
+from tinyfusion.runtime.streams import patient_streams
 from tinyfusion.settings.check import check
 
 
@@ -25,6 +27,11 @@ def main(report: int) -> int:
     Returns:
         Exit status, as of the command line.
     """
+    with patient_streams(), handled():
+        return _work(report)
+
+
+def _work(report: int) -> int:
     task = json.loads(_first_line())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -35,8 +42,8 @@ def main(report: int) -> int:
         line = json.dumps({"kind": kind, "message": str(error)[:8000]}) + "\n"
         os.write(report, line.encode())
         return REFUSED if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
-        return 130
+    except Interrupted as stop:
+        return stop.status
     return 0
 
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from tinyfusion.commands.execute import execute
 from tinyfusion.errors import InputError
 from tinyfusion.files import clear_torn
+from tinyfusion.interrupts import Interrupted
 from tinyfusion.ranks import is_first_rank, is_rank
 from tinyfusion.runtime.folder import CONFIG_FILE, FINISHED_FILE, locked
 from tinyfusion.runtime.session import SWEEP_FILE, Session
@@ -60,14 +61,23 @@ def resume_folder(command: str, folder: Path) -> int:
     if not runs:
         raise InputError(f"resume={folder}: no {CONFIG_FILE} in it or in its subfolders")
     several = Session()
-    for run in runs:
-        with several.reporting(run.name if len(runs) > 1 else ""):
-            resume_run(command, run)
+    try:
+        for run in runs:
+            with several.reporting(run.name if len(runs) > 1 else ""):
+                resume_run(command, run)
+    except Interrupted as stop:
+        stop.resume = folder
+        raise
     return several.close()
 
 
-def resume_run(command: str, folder: Path) -> None:
+def resume_run(command: str, folder: Path, unasked: bool = False) -> None:
     """Resume one interrupted run.
+
+    Args:
+        command: the command, which is to be the run's.
+        folder: the run's folder.
+        unasked: whether a start turned out to be a resumption, which is said.
 
     Raises:
         InputError: no configuration of a run, a run of another command, or one that another
@@ -91,6 +101,8 @@ def resume_run(command: str, folder: Path) -> None:
         print(f"{command}: {folder} is finished; nothing to do")
         return
     with locked(folder) as lock:
+        if unasked:
+            print(f"{command}: continues the interrupted run in {folder}")
         # Ranks that something else started are at work already: theirs are not torn.
         if not is_rank():
             clear_torn(folder)

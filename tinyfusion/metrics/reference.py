@@ -19,7 +19,7 @@ from tinyfusion.data.adm_batch import IMAGES, names_in, read_statistics
 from tinyfusion.data.image_sets import ImageSet
 from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
-from tinyfusion.files import known_sha256, write_atomic
+from tinyfusion.files import dispensable, known_sha256, write_atomic
 from tinyfusion.group import ALONE, Group
 from tinyfusion.metrics.features import (
     extract,
@@ -207,14 +207,15 @@ def _write(file: Path, reference: Reference) -> None:
     for name, statistics in reference.statistics.items():
         content |= {f"{name}.mu": statistics.mu, f"{name}.sigma": statistics.sigma}
     content = {name: np.ascontiguousarray(array) for name, array in content.items()}
-    write_atomic(file, lambda path: save_file(content, path))
+    with dispensable():
+        write_atomic(file, lambda path: save_file(content, path))
 
 
 def _read(file: Path) -> Reference | None:
     """What a cache file holds; ``None`` if there is none, or one that is torn."""
-    if not file.is_file():
-        return None
     try:
+        if not file.is_file():
+            return None
         content = load_file(file)
     except (SafetensorError, OSError):
         return None

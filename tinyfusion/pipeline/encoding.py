@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 import torch
 
@@ -19,6 +17,7 @@ from tinyfusion.data.imagefolder import ImageFolder
 from tinyfusion.data.latent_plan import INDEX_FILE, StorePlan
 from tinyfusion.data.latent_writer import begin, finish, is_complete, remove_torn
 from tinyfusion.errors import InputError
+from tinyfusion.files import try_lock
 from tinyfusion.group import ALONE, Group
 from tinyfusion.notices import tally
 from tinyfusion.text import readable_bytes
@@ -149,28 +148,15 @@ def _claimed(root: Path, part: int, parts: int, group: Group) -> Iterator[None]:
         def claim() -> None:
             # First for it alone, to see that nobody else is here, then together with the others.
             for how in (fcntl.LOCK_EX, fcntl.LOCK_SH):
-                if not _locked(handle, how):
+                if not try_lock(handle, how):
                     raise taken
 
         group.from_first(claim)
-        if not group.first and not _locked(handle, fcntl.LOCK_SH):
+        if not group.first and not try_lock(handle, fcntl.LOCK_SH):
             raise taken
         # Before any of them may be killed with the lock in its hands alone.
         group.barrier()
         yield
-
-
-def _locked(handle: TextIO, how: int) -> bool:
-    """Whether a lock could be taken."""
-    try:
-        fcntl.flock(handle, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        # Some network file systems have no locks; two processes would write the same bytes.
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-    return True
 
 
 def _conclude(root: Path, plan: StorePlan, part: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from tinyfusion.data.datamodule import TrainingData
 from tinyfusion.data.source import ImageSource
 from tinyfusion.data.stream import BatchStream, StreamData
 from tinyfusion.errors import InputError
+from tinyfusion.interrupts import stoppable
 from tinyfusion.pipeline.batching import split_batch
 from tinyfusion.pipeline.devices import (
     devices_per_node,
@@ -269,15 +269,11 @@ def new_trainer(settings: TrainerSettings, **options: Any) -> Trainer:
 def _train(
     trainer: Trainer, module: DenoiserTraining, data: LightningDataModule, resume: Path | None
 ) -> None:
-    """``trainer.fit``, with an interrupt from the keyboard passed on as one."""
-    try:
+    """``trainer.fit``, which may be interrupted at the end of each step."""
+    # Lightning's handlers would talk to the other ranks amid a step, and requeue a SLURM job.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    with stoppable():
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SystemExit:
-        # Lightning turns the interrupt into an exit and leaves further ones ignored.
-        if trainer.interrupted:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from None
-        raise
 
 
 @contextmanager

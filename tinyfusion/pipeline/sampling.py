@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +37,8 @@ def draw_missing(
             part of one counts, too.
 
     Raises:
-        InputError: a full disk, or too little memory on the device.
+        InputError: too little memory on the device.
+        OSError: the disk is full or can't be written; what is there is kept.
         RanksFailedError: another rank has failed; what is there is kept.
     """
     steps = drawing.sampler.num_steps(drawing.process)
@@ -50,7 +50,7 @@ def draw_missing(
         if show is not None:
             show(there + done / steps)
 
-    with group.counting(drawn) as count, _refusing(store, drawing):
+    with group.counting(drawn) as count, _refusing(drawing):
 
         def draw(batch: int) -> Tensor:
             left = len(drawing.rows(batch)) * steps
@@ -70,17 +70,10 @@ def draw_missing(
 
 
 @contextmanager
-def _refusing(store: SampleStore, drawing: Drawing) -> Iterator[None]:
+def _refusing(drawing: Drawing) -> Iterator[None]:
     """Raise what the user can mend as an `InputError`."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(
-            f"{store.root} can't be written: {error.strerror}; what is there is kept: make room "
-            "and resume with resume=FOLDER"
-        ) from None
     except torch.OutOfMemoryError:
         raise InputError(
             f"batch_size={drawing.batch_size} needs more memory than the device has; choose a "

@@ -59,6 +59,10 @@ class ReverseStep:
     clean: Tensor
 
 
+MAX_STEPS = 1_000_000
+"""Longest chain: tables hold a number for each of its steps."""
+
+
 class GaussianDiffusion(Process):
     """The 1000-step process of DDPM; its linear schedule is that of DiT.
 
@@ -103,10 +107,10 @@ class GaussianDiffusion(Process):
             raise InputError(
                 f"process.schedule={schedule!r} is not known; valid: {', '.join(SCHEDULES)}"
             )
-        if num_steps < 1 or not 0 < beta_start <= beta_end < 1:
+        if not 1 <= num_steps <= MAX_STEPS or not 0 < beta_start <= beta_end < 1:
             raise InputError(
-                "diffusion needs num_steps >= 1 and 0 < beta_start <= beta_end < 1, got "
-                f"{num_steps}, {beta_start}, {beta_end}"
+                f"diffusion needs num_steps of 1 to {MAX_STEPS} and 0 < beta_start <= beta_end "
+                f"< 1, got {num_steps}, {beta_start}, {beta_end}"
             )
         if schedule == "linear":
             betas = torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)

@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from tinyfusion.errors import InputError
+from tinyfusion.errors import InputError, refused_by_system
+from tinyfusion.files import try_lock, write_text
 
 CONFIG_FILE, COMMAND_FILE = "config.yaml", "command.txt"
 LOG_FILE, FINISHED_FILE = "run.log", "finished.json"
 
 
-def claim(folder: Path) -> None:
-    """Take an empty folder for a run: whoever creates the configuration file owns it.
+def stored(folder: Path) -> str:
+    """The configuration of the run that a folder holds; empty if it holds none.
+
+    A run that was killed before it had written one left nothing else either.
 
     Raises:
-        InputError: it holds a run already.
+        InputError: it can't be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        os.close(os.open(folder / CONFIG_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except FileExistsError:
-        raise InputError(
-            f"{folder} already holds a run; resume it by resume={folder}, or choose another "
-            "folder (hydra.run.dir=...)"
-        ) from None
+        return (folder / CONFIG_FILE).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise InputError(f"the run's folder can't be read: {refused_by_system(error)}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{folder / CONFIG_FILE} can't be read: {error}") from None
+
+
+def claim(folder: Path, config: str, command: str) -> None:
+    """Write what makes a folder that of a run: its configuration and its command line.
+
+    Args:
+        folder: the folder, which is held (see `locked`).
+        config: the configuration.
+        command: the command line.
+
+    Raises:
+        InputError: it can't be written; nothing is left.
+    """
+    try:
+        # In place, as the lock is on the file; in one piece, so that a kill leaves all or nothing.
+        content = config.encode()
+        with open(folder / CONFIG_FILE, "wb", buffering=len(content) + 1) as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        write_text(folder / COMMAND_FILE, command + "\n")
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    refusal = refused_by_system(error, folder / CONFIG_FILE)
+    return InputError(f"the run's folder can't be written: {refusal}")
 
 
 def unclaim(folder: Path, existing: Path | None = None) -> None:
@@ -74,15 +104,25 @@ def entries(folder: Path) -> set[str]:
 def locked(folder: Path) -> Iterator[TextIO]:
     """Hold the folder; the lock ends with the last process that has the file open.
 
+    A folder that holds no run yet gets an empty configuration file, which carries the lock.
+
     Yields:
         The open file that carries the lock.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or it can't be written.
     """
-    with open(folder / CONFIG_FILE) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is working in {folder}; wait for it") from None
+    file = folder / CONFIG_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(file, "a", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    with handle:
+        busy = InputError(f"another process is working in {folder}; wait for it")
+        if not try_lock(handle):
+            raise busy
+        # Whoever held it may have given the folder up and removed the file meanwhile.
+        if not file.is_file() or not os.path.samestat(os.fstat(handle.fileno()), file.stat()):
+            raise busy
         yield handle

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TextIO
 
-from tinyfusion.errors import InputError, RanksFailedError, TrainingDivergedError
+from tinyfusion.errors import DiskError, InputError, RanksFailedError, TrainingDivergedError
+from tinyfusion.interrupts import Interrupted
 
 REFUSED = 2
 """Exit status of a rank that has refused its input."""
@@ -74,7 +75,9 @@ def launch(
     Raises:
         InputError: unknown other machines, or what a rank refused.
         TrainingDivergedError: ten steps in a row had no finite loss or gradient.
+        DiskError: a file can't be written or read.
         RanksFailedError: a rank ended otherwise.
+        Interrupted: this process was asked to stop; the ranks have stopped.
     """
     shared = _meeting_point(num_nodes, count)
     first = int(shared["NODE_RANK"]) * count
@@ -86,12 +89,13 @@ def launch(
             environment = _environment(count) | shared | own
             ranks.append(_start(module, first + local, environment, task, lock))
         _wait(ranks)
-    except KeyboardInterrupt:
-        # They are out of reach of the keyboard, so that each is interrupted once.
-        _end(ranks, signal.SIGINT)
+    except Interrupted as stop:
+        # They are out of reach of the keyboard, so that each is interrupted once; to the end of a
+        # step it may be long, and the keyboard's next interrupt ends them by ending this process.
+        _end(ranks, signal.Signals(stop.number), patience=None)
         raise
     finally:
-        _end(ranks, signal.SIGTERM)
+        _end(ranks, signal.SIGKILL)
     _raise_report(ranks, world, folder)
 
 
@@ -168,16 +172,16 @@ def _wait(ranks: Sequence[_Rank]) -> None:
         time.sleep(0.05)
 
 
-def _end(ranks: Sequence[_Rank], how: signal.Signals) -> None:
-    """End those that are still there: by a signal, then by force."""
+def _end(ranks: Sequence[_Rank], how: signal.Signals, patience: float | None = GRACE) -> None:
+    """End those that are still there: by a signal, then, after so many seconds, by force."""
     left = [rank for rank in ranks if rank.process.poll() is None]
     for rank in left:
         rank.process.send_signal(how)
-    deadline = time.monotonic() + GRACE
+    deadline = None if patience is None else time.monotonic() + patience
     try:
         for rank in left:
             with suppress(subprocess.TimeoutExpired):
-                rank.process.wait(max(0.0, deadline - time.monotonic()))
+                rank.process.wait(deadline and max(0.0, deadline - time.monotonic()))
     finally:  # also if the user has lost patience
         for rank in left:
             rank.process.kill()
@@ -198,7 +202,7 @@ def _raise_report(ranks: Sequence[_Rank], world: int, folder: Path) -> None:
         if any(report["kind"] == RanksFailedError.__name__ for report in own):
             followed.append(rank)
         reports += own
-    for kind in (InputError, TrainingDivergedError):
+    for kind in (InputError, TrainingDivergedError, DiskError):
         for report in reports:
             if report["kind"] == kind.__name__:
                 raise kind(report["message"])

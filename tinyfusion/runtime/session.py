@@ -29,6 +29,7 @@ class Session:
         done: number of jobs that did not.
         sweep: folder of the sweep, if it is one.
         existing: the deepest folder on the path of the run or sweep that existed before.
+        begun: a job's folder has been made.
         quiet: keep failures to itself.
     """
 
@@ -36,6 +37,7 @@ class Session:
     done: int = 0
     sweep: Path | None = None
     existing: Path | None = None
+    begun: bool = False
     quiet: bool = False
 
     @contextmanager

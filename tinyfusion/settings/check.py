@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import types
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -66,6 +67,11 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     typed = {re.split(r"[=.@]", text.lstrip("+~"))[0] for text in overrides}
     foreign = {key for other in COMMANDS.values() for key in other.__dataclass_fields__} - typed
     unknown = [key for key in keys_of(cfg) if key not in schema and key not in foreign]
+    if unknown == ["experiment"]:
+        raise InputError(
+            "experiment: the file puts its keys under 'experiment' instead of the whole "
+            "configuration; its first line must be '# @package _global_', keys follow"
+        )
     if unknown:
         raise InputError(
             f"unknown key {unknown[0]!r} for 'tinyfusion {command}'; "
@@ -95,6 +101,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         raise InputError(one_line(error)) from None
     assert isinstance(merged, DictConfig)  # as both parts are
     _check_groups(merged)
+    _check_numbers(OmegaConf.to_container(merged), "")
     for path, node in _targets(merged, ""):
         _check_target(path, node)
     return merged
@@ -151,6 +158,27 @@ def _make_others_absolute(node: DictConfig | ListConfig) -> None:
         path = Path(text).expanduser()
         if ("/" in text or path.suffix) and not path.is_absolute() and path.exists():
             node[key] = str(path.absolute())
+
+
+def _check_numbers(value: Any, path: str) -> None:
+    """Refuse numbers that nothing can mean, wherever they stand.
+
+    Raises:
+        InputError: not a number, an infinite one, or an integer that is too large: counts have 32
+            bits, seeds have 64.
+    """
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_numbers(part, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            _check_numbers(part, f"{path}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{path}={value} must be a finite number")
+    elif isinstance(value, int):
+        largest = 2**63 - 1 if "seed" in path.rpartition(".")[2] else 2**31 - 1
+        if abs(value) > largest:
+            raise InputError(f"{path}={value} is too large; valid: at most {largest}")
 
 
 def _check_groups(cfg: DictConfig) -> None:

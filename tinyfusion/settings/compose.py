@@ -105,9 +105,15 @@ def build(node: Any) -> Any:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, InputError):
-                raise cause from None
+                raise _led(cause, node) from None
             cause = cause.__cause__
         raise
+
+
+def _led(error: InputError, node: Any) -> InputError:
+    """A refusal that names the node's key, as constructors that don't know it can't."""
+    key = node._get_full_key("") if isinstance(node, DictConfig) else ""
+    return InputError(f"{key}: {error}") if key and key not in str(error) else error
 
 
 def plain(node: Any) -> dict[str, Any]:

@@ -12,11 +12,9 @@ from pathlib import Path
 
 from tinyfusion.decision import Decision, find_decision
 from tinyfusion.errors import InputError
+from tinyfusion.interrupts import Interrupted, handled
 from tinyfusion.runtime.folder import COMMAND_FILE
 from tinyfusion.studies.collect import CONFIG_FILE, METRICS_FILE
-
-INTERRUPTED = 130
-"""Exit status of a command that Ctrl-C ended."""
 
 NOT_OF_PRUNE = ("evaluation", "recovery", "stages", "teacher", "start")
 """Settings that `tinyfusion prune` does not have."""
@@ -144,7 +142,7 @@ def carry_out(
 
     Raises:
         InputError: a job's folder holds one with other settings; nothing is run then.
-        KeyboardInterrupt: a job was interrupted by the user.
+        Interrupted: a job was interrupted.
     """
     jobs = list(jobs)
     for job in jobs:
@@ -155,8 +153,8 @@ def carry_out(
             continue
         waits = job.decided is not None and not decision_file(job.decided).is_file()
         status = 1 if waits else command(job.arguments(passed_on))
-        if status == INTERRUPTED:
-            raise KeyboardInterrupt
+        if status > 128:
+            raise Interrupted(status - 128)
         if status:
             failed.append(job)
     return failed
@@ -181,19 +179,21 @@ def run_study(
         part: share to carry out and number of shares, see `share_of`.
 
     Returns:
-        Exit status: 0, 1 if a job failed, 2 for bad input, 130 if interrupted by the user.
+        Exit status: 0, 1 if a job failed, 2 for bad input, 128 and the number of the signal if
+        interrupted.
     """
     failed: list[Job] = []
     status = 0
     try:
-        jobs = plan()
-        if command is not None:
-            number, parts = part
-            failed = carry_out(shares(jobs, parts)[number], command, passed_on)
-        print(report(jobs))
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command resumes it", file=sys.stderr)
-        return INTERRUPTED
+        with handled():
+            jobs = plan()
+            if command is not None:
+                number, parts = part
+                failed = carry_out(shares(jobs, parts)[number], command, passed_on)
+            print(report(jobs))
+    except Interrupted as stop:
+        print(f"{name}: {stop}; the same command resumes it", file=sys.stderr)
+        return stop.status
     except InputError as error:
         print(f"{name}: {error}", file=sys.stderr)
         status = 2

@@ -19,7 +19,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.data.datamodule import Batch
 from tinyfusion.errors import TrainingDivergedError
+from tinyfusion.notices import tally
 from tinyfusion.processes.contract import Corrupted, Process, batch_means
+from tinyfusion.ranks import is_first_rank
 from tinyfusion.seeding import Rows, StepDraws, StepNoise
 from tinyfusion.training.networks import TrainedNetworks
 from tinyfusion.training.schedules import LearningRate
@@ -29,6 +31,7 @@ OptimizerPartial = Callable[[Iterable[dict[str, Any]]], Optimizer]
 """What `conf/optimizer/*.yaml` builds: an optimiser that still lacks its parameter groups."""
 
 MAX_SKIPPED_IN_A_ROW = 10
+_SKIPPED = "were skipped: loss or gradient not finite"
 
 
 class Prepared(NamedTuple):
@@ -177,6 +180,7 @@ class DenoiserTraining(TrainedNetworks):
                 parameter.grad = None
             self.skipped_steps += 1
             self.skipped_in_a_row += 1
+            self._tally(_SKIPPED, f"step {self.global_step + 1}")
             if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise TrainingDivergedError(
                     f"the loss was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to "
@@ -186,13 +190,22 @@ class DenoiserTraining(TrainedNetworks):
         self.log("train/skipped_steps", float(self.skipped_steps))
         self.log("train/grad_norm", torch.nan_to_num(norm.detach(), posinf=0.0))
 
+    def _tally(self, what: str, detail: str, count: int = 1) -> None:
+        """Count steps that were not taken, numbered from 1; all ranks notice them alike."""
+        if is_first_rank():
+            tally(f"step(s) of {self.noise.phase} {what}", count, detail)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step and let the averages take it, unless it is skipped.
 
         Done here, as Lightning calls ``on_train_batch_end`` of callbacks before the module's: they
         would save and draw averages that lack the step.
         """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        step, scale = self.global_step + 1, None if scaler is None else scaler.get_scale()
         super().optimizer_step(*args, **kwargs)
+        if scaler is not None and scaler.get_scale() < scale:
+            self._tally("were left out by the gradient scaler: overflow", f"step {step}")
         if self._skips_step:
             return
         for ema, module in self.averages.values():
@@ -244,4 +257,6 @@ class DenoiserTraining(TrainedNetworks):
         for name, (ema, _) in self.averages.items():
             ema.load_state_dict(state["averages"][name])
         self.skipped_steps = state["skipped_steps"]
+        if self.skipped_steps:
+            self._tally(_SKIPPED, "before the run was resumed", self.skipped_steps)
         self.skipped_in_a_row = state["skipped_in_a_row"]

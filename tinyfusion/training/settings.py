@@ -15,6 +15,14 @@ Weights in half precision are left out: at the rates used here their updates rou
 """
 
 
+_RANGES = {
+    **dict.fromkeys(("num_nodes", "resume_every", "log_every", "micro_batch"), (1, None)),
+    "num_workers": (0, None),
+    "threads": (1, 1024),
+}
+"""Least and largest values of settings; those that may be null have them if they are given."""
+
+
 @dataclass(frozen=True)
 class TrainerSettings:
     """Where and how training runs.
@@ -58,18 +66,17 @@ class TrainerSettings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("num_nodes", "resume_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"trainer.{name}={getattr(self, name)} must be at least 1")
-        if self.devices < 1 and self.devices != -1:
-            raise InputError(f"trainer.devices={self.devices} must be at least 1, or -1 for all")
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"trainer.{name}={value} must be at least {least}")
+            if value is not None and most is not None and value > most:
+                raise InputError(f"trainer.{name}={value} must be at most {most}")
+        if not 1 <= self.devices <= 1024 and self.devices != -1:
+            raise InputError(f"trainer.devices={self.devices} must be 1 to 1024, or -1 for all")
         if self.precision not in PRECISIONS:
             raise InputError(
                 f"trainer.precision={self.precision} is not known; valid: {', '.join(PRECISIONS)}"
-            )
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise InputError(
-                f"trainer.micro_batch={self.micro_batch} must be at least 1, or null for all"
             )
 
 
