@@ -64,6 +64,7 @@ ORDER = [
     "studies",
     "tools",
     "cli",
+    "__main__",
 ]
 
 

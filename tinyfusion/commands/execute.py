@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.commands.encode import workers
@@ -17,7 +18,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.files import write_json
 from tinyfusion.pipeline.devices import devices_per_node, needs_ranks
 from tinyfusion.pipeline.machine import check_machine
-from tinyfusion.ranks import is_first_rank, is_rank
+from tinyfusion.ranks import is_first_rank, is_rank, rank
 from tinyfusion.runtime.folder import FINISHED_FILE
 from tinyfusion.runtime.launch import launch
 from tinyfusion.runtime.run_log import logged
@@ -102,5 +103,7 @@ def _prepare(cfg: DictConfig) -> None:
     """Set what holds for the whole process."""
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
+    # Lightning reads other variables than `tinyfusion.ranks`, when it is imported.
+    rank_zero_only.rank = rank()
     # Nothing that matters draws from the global generators; this is for third-party code.
     torch.manual_seed(cfg.get("seed", 0))

@@ -23,7 +23,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from tinyfusion.errors import InputError
 from tinyfusion.files import write_text
-from tinyfusion.ranks import is_first_rank
+from tinyfusion.ranks import clear_leftovers, is_first_rank
 from tinyfusion.runtime.folder import (
     COMMAND_FILE,
     CONFIG_FILE,
@@ -35,6 +35,7 @@ from tinyfusion.runtime.folder import (
 )
 from tinyfusion.runtime.session import Session
 from tinyfusion.settings.check import check
+from tinyfusion.settings.processes import agree_on_processes
 
 session: Session | None = None
 """Set by the command line; ``None`` in processes that a parallel launcher started."""
@@ -51,8 +52,18 @@ class Folders(Callback):
         self.resuming = resuming
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Note it for a single run."""
+        """Note it for a single run.
+
+        Raises:
+            SystemExit: other processes were started than are asked for, so that none is to make a
+                folder; Hydra would only warn of another exception.
+        """
         if session is not None:
+            try:
+                agree_on_processes(config)
+            except InputError as error:
+                session.refusal = error
+                raise SystemExit(2) from None
             # Ranks that can't know the folder are refused when Hydra asks for it itself.
             with suppress(InterpolationResolutionError):
                 session.existing = existing_part(Path(config.hydra.run.dir))
@@ -73,6 +84,7 @@ def attempt(cfg: DictConfig) -> None:
     if session is None:
         # Elsewhere, so that its outcome is left where the command line finds it.
         assert sweep is not None
+        clear_leftovers()
         _end_with_parent()
         here = Session(quiet=True)
         with here.reporting(name):
@@ -109,6 +121,7 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
+    agree_on_processes(cfg)  # in a sweep this is the first time
     # Of a sweep the folder above belongs to other jobs as well.
     alone = hydra.mode != RunMode.MULTIRUN
     existing = session.existing if session is not None and alone else None

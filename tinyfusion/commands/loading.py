@@ -17,7 +17,7 @@ from tinyfusion.checkpoints.expected import expected_teacher
 from tinyfusion.commands.check_scores import check_extractor, check_files, check_held_out
 from tinyfusion.commands.checks import check_data, check_decoder, check_latents, check_sampling
 from tinyfusion.errors import InputError
-from tinyfusion.group import ALONE, Group
+from tinyfusion.group import Group
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.pipeline.devices import joined_ranks
@@ -214,7 +214,7 @@ def runner_of(objects: Objects, tracking: Tracking | None) -> PhaseRunner:
 
 def ranks_of(objects: Objects) -> Group:
     """The ranks that share the command, this process among them."""
-    return joined_ranks(objects.trainer, objects.devices) or ALONE
+    return joined_ranks(objects.trainer, objects.devices)
 
 
 def flat(models: dict[str, Any]) -> dict[str, Any]:

@@ -137,8 +137,6 @@ def score(
     source = nets[SOURCE]
     metrics = folder / METRICS_FILE
     group = joined_ranks(objects.trainer, objects.devices)
-    if group is None:
-        return
     # Told when the first rank has written what all load below.
     if group.from_first(metrics.is_file):
         if group.first:  # it may have been killed before they were logged

@@ -23,8 +23,8 @@ from tinyfusion.data.stream import BatchStream, StreamData
 from tinyfusion.errors import InputError
 from tinyfusion.pipeline.batching import split_batch
 from tinyfusion.pipeline.devices import (
+    RankEnvironment,
     devices_per_node,
-    environment,
     loader_processes,
     strategy_of,
 )
@@ -251,11 +251,12 @@ def new_trainer(settings: TrainerSettings, **options: Any) -> Trainer:
     Raises:
         InputError: devices, strategy and precision that don't go together or are not there.
     """
-    plugins = [*options.pop("plugins", []), *environment()]
+    devices = devices_per_node(settings)
+    plugins = [*options.pop("plugins", []), RankEnvironment(devices)]
     with _quiet():
         return Trainer(
             accelerator=settings.accelerator,
-            devices=devices_per_node(settings),
+            devices=devices,
             num_nodes=settings.num_nodes,
             strategy=strategy_of(settings),
             precision=cast(Any, settings.precision),  # one of PRECISIONS, by its own check
