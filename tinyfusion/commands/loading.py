@@ -25,7 +25,7 @@ from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.ranks import is_first_rank, local_rank
 from tinyfusion.samplers.guidance import NO_GUIDANCE
 from tinyfusion.settings.objects import SOURCE, Objects
-from tinyfusion.tracking import Tracking
+from tinyfusion.tracking import Trackers
 
 
 def load(objects: Objects, path: str | None, key: str = "checkpoint") -> Backbone:
@@ -184,14 +184,18 @@ def summary(objects: Objects, net: Backbone, teacher: Backbone | None = None) ->
     return row
 
 
-def start_tracking(objects: Objects, folder: Path) -> Tracking:
-    """The command's tracker, started; further ranks train along but log nothing."""
-    tracking = objects.make_tracking() if is_first_rank() else Tracking()
+def start_tracking(objects: Objects, folder: Path) -> Trackers:
+    """Where the command logs, begun; further ranks train along but log nothing.
+
+    Raises:
+        InputError: one of the loggers can't be built or does not begin.
+    """
+    tracking = objects.make_tracking(folder) if is_first_rank() else Trackers()
     tracking.start(folder, objects.name or folder.name, objects.config)
     return tracking
 
 
-def runner_of(objects: Objects, tracking: Tracking | None) -> PhaseRunner:
+def runner_of(objects: Objects, tracking: Trackers | None) -> PhaseRunner:
     """What executes the command's phases.
 
     Args:

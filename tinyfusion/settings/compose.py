@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -95,6 +96,14 @@ def locate(target: str, path: str) -> Callable[..., Any]:
             "class or function, such as my_module.MyClass"
         )
     return found
+
+
+def parameters_of(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Parameters of a class or function; none where Python can't tell, as of some built-in ones."""
+    try:
+        return inspect.signature(target).parameters
+    except ValueError:
+        return {}
 
 
 def build(node: Any) -> Any:
