@@ -14,7 +14,7 @@ import shutil
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 INIT_TIMEOUT = 20.0
 """Seconds that W&B's server is given to answer before a job begins."""
 
-WANDB_MODES = ("online", "offline", "disabled")
+WandbMode = Literal["online", "offline", "disabled", "shared"]
+WANDB_MODES: tuple[WandbMode, ...] = get_args(WandbMode)
 
 
 _ALWAYS = "(CSV files)"
@@ -308,7 +309,7 @@ class Wandb(Tracking):
             raise
         self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
 
-    def _checked_mode(self) -> str | None:
+    def _checked_mode(self) -> WandbMode | None:
         """The mode that is asked for, if any.
 
         Raises:
@@ -352,17 +353,18 @@ def log_picture(logger: Logger, key: str, path: Path, step: int | None) -> None:
         path: the picture.
         step: the optimiser step, if it belongs to one.
     """
+    whole = logger
     if isinstance(logger, _OfPhase):
-        logger, key = logger.whole, f"{logger.phase}/{key}"
+        whole, key = logger.whole, f"{logger.phase}/{key}"
     steps = {} if step is None else {"step": step}
-    if hasattr(logger, "log_image"):
-        logger.log_image(key, [str(path)], **steps)
+    if hasattr(whole, "log_image"):
+        whole.log_image(key, [str(path)], **steps)
         return
-    experiment = logger.experiment
+    experiment: Any = getattr(whole, "experiment", None)
     if hasattr(experiment, "add_image"):
         experiment.add_image(key, _pixels(path), step, dataformats="HWC")
-    elif hasattr(experiment, "log_artifact") and hasattr(logger, "run_id"):
-        experiment.log_artifact(logger.run_id, str(path), f"{key}/{step}" if steps else key)
+    elif hasattr(experiment, "log_artifact") and hasattr(whole, "run_id"):
+        experiment.log_artifact(whole.run_id, str(path), f"{key}/{step}" if steps else key)
 
 
 def _pixels(path: Path) -> Any:

@@ -104,6 +104,6 @@ def _prepare(cfg: DictConfig) -> None:
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     # Lightning reads other variables than `tinyfusion.ranks`, when it is imported.
-    rank_zero_only.rank = rank()
+    rank_zero_only.rank = rank()  # type: ignore[attr-defined]  # a function with an attribute
     # Nothing that matters draws from the global generators; this is for third-party code.
     torch.manual_seed(cfg.get("seed", 0))

@@ -246,7 +246,8 @@ def _trackers(nodes: DictConfig | dict[str, Any], folder: Path) -> Trackers:
         InputError: what their constructors refuse, in their own words.
     """
     built = {}
-    for name, node in nodes.items():
+    for key, node in nodes.items():
+        name = str(key)
         if node is None:
             continue
         target = locate(node["_target_"], f"logger.{name}")
@@ -255,7 +256,7 @@ def _trackers(nodes: DictConfig | dict[str, Any], folder: Path) -> Trackers:
         if unset and "save_dir" not in node:
             node = OmegaConf.merge(node, {"save_dir": str(folder)})
         try:
-            built[str(name)] = build(node)
+            built[name] = build(node)
         # A library's refusals are of all kinds, such as that a package is not there.
         except Exception as error:
             raise InputError(f"logger.{name}: {one_line(error.__cause__ or error)}") from error

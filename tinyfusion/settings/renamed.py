@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -52,17 +52,15 @@ def update_loggers(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     if "_target_" in node:
         target = str(node["_target_"])
         arguments = parameters_of(locate(target, "logger"))
+        content = cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
         named = {
-            key: node._get_node(key)
-            for key in list(node)
-            if key not in arguments
-            and OmegaConf.is_dict(node._get_node(key))
-            and "_target_" in node[key]
+            key: value
+            for key, value in content.items()
+            if key not in arguments and isinstance(value, dict) and "_target_" in value
         }
-        own = {key: node._get_node(key) for key in list(node) if key not in named}
+        own = {key: value for key, value in content.items() if key not in named}
         if target == "tinyfusion.tracking.Wandb" and "offline" in own:
-            said = node["offline"]
-            del own["offline"]
+            said = own.pop("offline")
             own["mode"] = None if said is None else "offline" if said else "online"
         name = _LOGGERS.get(target, target.rpartition(".")[2].lower())
         cfg["logger"] = {**named, name: own}
