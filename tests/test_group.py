@@ -143,7 +143,7 @@ def test_ranks_of_srun_meet_without_being_told_where(on_ranks) -> None:
             del os.environ[name]
         os.environ |= {"SLURM_PROCID": number, "SLURM_LOCALID": number, "SLURM_NTASKS": "2"}
         os.environ |= {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "8731", "SLURM_JOB_NAME": "job"}
-        os.environ |= {"SLURM_NODELIST": "127.0.0.1", "SLURM_NTASKS_PER_NODE": "2"}
+        os.environ |= {"SLURM_NODELIST": "127.0.0.1"}
         return joined().gather_objects(int(number))
 
     assert on_ranks(2, work) == [[0, 1], [0, 1]]

@@ -66,6 +66,7 @@ ORDER = [
     "studies",
     "tools",
     "cli",
+    "__main__",
 ]
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.loggers import Logger
 from PIL import Image
 
+from tinyfusion import tracking as tracking_module
 from tinyfusion.errors import InputError
-from tinyfusion.tracking import TensorBoard, Tracking, Wandb
+from tinyfusion.tracking import TensorBoard, Trackers, Tracking, Wandb
 
 CONFIG = {"seed": 3, "pruner": {"_target_": "x"}}
 
@@ -115,20 +117,22 @@ def test_wandb_without_an_account_is_offline_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("environment", "offline", "mode", "resume"),
+    ("environment", "asked", "mode", "resume"),
     [
         ({"WANDB_API_KEY": "k" * 40}, None, None, "allow"),
         ({"WANDB_MODE": "offline", "WANDB_API_KEY": "k" * 40}, None, "offline", None),
-        ({"WANDB_MODE": "disabled"}, None, None, "allow"),
-        ({"WANDB_API_KEY": "k" * 40}, True, "offline", None),
+        ({"WANDB_MODE": "dryrun"}, None, "offline", None),
+        ({"WANDB_MODE": "disabled"}, None, "disabled", "allow"),
+        ({"WANDB_API_KEY": "k" * 40}, "offline", "offline", None),
+        ({"WANDB_MODE": "offline"}, "online", "online", "allow"),
     ],
 )
 def test_wandb_mode(
-    tmp_path, no_account, recorder, monkeypatch, environment, offline, mode, resume
+    tmp_path, no_account, recorder, monkeypatch, environment, asked, mode, resume
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    Wandb(offline=offline).start(tmp_path, "name", CONFIG)
+    Wandb(mode=asked).start(tmp_path, "name", CONFIG)
     assert recorder.arguments["mode"] == mode and recorder.arguments["resume"] == resume
 
 
@@ -156,3 +160,124 @@ def test_wandb_writes_offline(tmp_path: Path, picture: Path, no_account) -> None
     for text in (b"recover/train/loss", b"prune/decision", b"recovered/fid", b"pruner"):
         assert text in content
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/prune/*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        ({"project": "a/b"}, {}, "project='a/b': must not be empty or hold any of"),
+        ({"project": ""}, {}, "project=''"),
+        ({"project": "p:q"}, {}, "project='p:q'"),
+        ({"project": "x" * 129}, {}, "exceeded 128 characters"),
+        ({"entity": "my team"}, {}, "entity='my team'"),
+        ({"mode": "banana"}, {}, "mode=banana is not known; valid: online, offline, disabled"),
+        ({}, {"WANDB_MODE": "offlin"}, "WANDB_MODE=offlin is not known"),
+        ({}, {"WANDB_API_KEY": "abc"}, "does not take the account: WANDB_API_KEY invalid"),
+        ({"mode": "online"}, {"WANDB_API_KEY": "a b" * 14}, "WANDB_API_KEY invalid"),
+    ],
+)
+def test_what_wandb_does_not_take_is_refused_and_nothing_is_left(
+    tmp_path, no_account, monkeypatch, arguments, environment, said
+) -> None:
+    """By the real library, without network."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError) as refused:
+        Trackers({"wandb": Wandb(**arguments), "mine": Tracking()}).start(
+            tmp_path / "run", "name", CONFIG
+        )
+    assert str(refused.value).startswith("logger.wandb: ") and said in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(
+    "message", ["Timed out while retrying: no such host\nConsider more", "permission denied"]
+)
+def test_no_network_or_an_entity_that_is_not_there(
+    tmp_path, no_account, monkeypatch, message
+) -> None:
+    import wandb
+
+    found = {}
+
+    def init(settings, dir: str, **_) -> None:
+        found["timeout"] = settings.init_timeout
+        (Path(dir) / "wandb").mkdir()
+        raise wandb.errors.CommError(message)
+
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "teardown", lambda: None)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError) as refused:
+        Trackers({"board": TensorBoard(), "wandb": Wandb()}).start(tmp_path / "run", "name", CONFIG)
+    assert message.splitlines()[0] in str(refused.value)
+    assert "logger.wandb.mode=offline or WANDB_MODE=offline" in str(refused.value)
+    assert found["timeout"] == tracking_module.INIT_TIMEOUT <= 30
+    assert not list((tmp_path / "run").iterdir())  # what TensorBoard began is gone as well
+
+
+class _Own(Logger):
+    """A logger of a user's, which takes pictures if it has a method for them."""
+
+    def __init__(self, save_dir: str | None = None) -> None:
+        super().__init__()
+        self.rows, self.ended, self.config, self.saved_in = [], "", {}, save_dir
+
+    name, version, experiment = "own", 0, None
+
+    def log_metrics(self, metrics, step=None) -> None:
+        self.rows.append((dict(metrics), step))
+
+    def log_hyperparams(self, params, *_) -> None:
+        self.config = params
+
+    def finalize(self, status: str) -> None:
+        self.ended = status
+
+
+class _OwnOfPictures(_Own):
+    def log_image(self, key: str, images: list, step: int | None = None) -> None:
+        self.rows.append(({key: Path(images[0]).name}, step))
+
+
+class _MLflow(_Own):
+    """As Lightning's ``MLFlowLogger`` is, as far as pictures go."""
+
+    run_id = "r"
+
+    @property
+    def experiment(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            log_artifact=lambda run, path, folder: self.rows.append(((run, folder), None))
+        )
+
+
+def test_several_loggers_take_all_and_csv_is_always_there(tmp_path: Path, picture: Path) -> None:
+    own, pictures, flow = _Own(), _OwnOfPictures(), _MLflow()
+    tracking = Trackers({"a": own, "b": pictures, "c": flow, "board": TensorBoard()})
+    tracking.start(tmp_path, "name", CONFIG)
+    loggers = tracking.loggers("recover")
+    for logger in loggers:
+        logger.log_metrics({"loss": 0.5}, 3)
+        tracking_module.log_picture(logger, "samples", picture, 3)
+        logger.finalize("success")
+    tracking.image("decision", picture)
+    assert not own.ended  # a phase is not the job
+    tracking.scores({"recovered/fid": 1.5, "recovered/name": "text"})
+    tracking.finish()
+    assert own.rows == [({"recover/loss": 0.5}, 3), ({"recovered/fid": 1.5}, None)]
+    assert ({"recover/samples": "picture.png"}, 3) in pictures.rows
+    assert ({"decision": "picture.png"}, None) in pictures.rows
+    assert (("r", "recover/samples/3"), None) in flow.rows
+    assert (("r", "decision"), None) in flow.rows
+    assert own.config == CONFIG and own.ended == "success"
+    assert (tmp_path / "recover/log/version_0/metrics.csv").read_text().splitlines()[1] == "0.5,3"
+    assert list((tmp_path / "tensorboard/recover").iterdir())
+
+
+def test_what_is_no_logger() -> None:
+    with pytest.raises(InputError, match=r"logger\.mine: a dict is neither"):
+        Trackers({"mine": {}})

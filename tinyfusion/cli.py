@@ -20,7 +20,8 @@ from pathlib import Path
 from tinyfusion.errors import InputError, refused_by_system, system_error
 from tinyfusion.interrupts import Interrupted, handled
 from tinyfusion.notices import repeated
-from tinyfusion.ranks import is_first_rank
+from tinyfusion.ranks import clear_leftovers, is_first_rank, is_one_of_several_nodes, place
+from tinyfusion.runtime.report import report
 from tinyfusion.runtime.streams import patient_streams, reader_has_left
 from tinyfusion.settings.commands import SUMMARIES
 from tinyfusion.version import __version__
@@ -82,7 +83,7 @@ def _reported(arguments: list[str]) -> int:
         with handled():
             return _main(arguments)
     except InputError as error:
-        print(f"tinyfusion: error: {' '.join(str(error).split())}", file=sys.stderr)
+        report(str(error))
         return 2
     except Interrupted as stop:
         if is_first_rank():
@@ -101,6 +102,7 @@ def _main(arguments: list[str]) -> int:
     if arguments[0] in ("-V", "--version", "version"):
         print(f"tinyfusion {__version__}")
         return 0
+    clear_leftovers()
     command, *rest = arguments
     if command in TOOLS:
         return _use(command, rest)
@@ -191,6 +193,8 @@ def _compose_and_run(command: str, rest: list[str]) -> int:
             cause = cause.__cause__ or cause.__context__
         raise InputError(explain(error, command, _own_folders(rest))) from None
     except SystemExit as stop:  # Hydra leaves this way after --cfg, --info and the like
+        if session.refusal is not None:
+            raise session.refusal from None
         return int(stop.code or 0)
     except UnicodeDecodeError as error:
         raise InputError(_not_utf_8(error, _own_folders(rest))) from None
@@ -235,9 +239,7 @@ def _refuse_ranks() -> None:
         InputError: this process was started as a rank by torchrun, srun or the like, or is on
             one of several nodes.
     """
-    from tinyfusion.ranks import is_one_of_several_nodes, is_rank
-
-    if is_rank() or is_one_of_several_nodes():
+    if place().size > 1 or is_one_of_several_nodes():
         raise InputError(
             "a sweep can't be run by ranks that were started apart (torchrun, srun, NODE_RANK): "
             "each would run all of it; start 'tinyfusion COMMAND -m' once, which starts the "

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tinyfusion.errors import InputError, RanksFailedError, first_line
-from tinyfusion.ranks import is_rank, is_slurm_rank, rank, world_size
+from tinyfusion.ranks import is_rank, is_slurm_rank, rank, slurm_meeting_point, world_size
 
 T = TypeVar("T")
 
@@ -286,26 +286,25 @@ def joined(size: int | None = None, cuda: bool = False) -> Group:
     """
     size = world_size() or size or 1
     if size > 1 and is_rank() and not dist.is_initialized():
-        _set_meeting_point()
+        set_meeting_point()
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         with _reaching():
             dist.init_process_group(backend, rank=rank(), world_size=size, timeout=PATIENCE)
     return current()
 
 
-def _set_meeting_point() -> None:
-    """Set ``MASTER_ADDR`` and ``MASTER_PORT``, unless whoever started the ranks has."""
-    if is_slurm_rank():
-        from lightning.fabric.plugins.environments import SLURMEnvironment
+def set_meeting_point() -> None:
+    """Set ``MASTER_ADDR`` and ``MASTER_PORT`` of a SLURM step, unless whoever started it has.
 
-        try:
-            slurm = SLURMEnvironment(auto_requeue=False)
-            os.environ["MASTER_ADDR"] = slurm.main_address
-            os.environ["MASTER_PORT"] = str(slurm.main_port)
-        except RuntimeError as error:
-            raise InputError(f"srun: {first_line(error)}") from None
+    Raises:
+        InputError: they are not set, and this process is a rank of something else than SLURM.
+    """
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
+    if missing and is_slurm_rank():
+        address, port = slurm_meeting_point()
+        os.environ["MASTER_ADDR"] = os.environ.get("MASTER_ADDR") or address
+        os.environ["MASTER_PORT"] = os.environ.get("MASTER_PORT") or str(port)
+    elif missing:
         raise InputError(
             f"this process is one of several ranks, but {' and '.join(missing)} do(es) not say "
             "where they meet; start them by torchrun or srun, or leave it to trainer.devices=N"

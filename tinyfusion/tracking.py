@@ -1,7 +1,7 @@
-"""Where a job's numbers, figures and samples are logged: CSV, TensorBoard or Weights & Biases.
+"""Where a job's numbers, figures and samples are logged: CSV files and any loggers besides.
 
-One object per job; each training phase gets a Lightning logger from it, and the results of phases
-(scores, figures, grids) are logged through it as well.
+One object per job (`Trackers`); each training phase gets its Lightning loggers from it, and the
+results of phases (scores, figures, grids) are logged through it as well.
 """
 
 from __future__ import annotations
@@ -10,20 +10,31 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from tinyfusion.errors import InputError
+from tinyfusion.errors import InputError, first_line, one_line
 
 log = logging.getLogger(__name__)
 
+INIT_TIMEOUT = 20.0
+"""Seconds that W&B's server is given to answer before a job begins."""
+
+WandbMode = Literal["online", "offline", "disabled", "shared"]
+WANDB_MODES: tuple[WandbMode, ...] = get_args(WandbMode)
+
+
+_ALWAYS = "(CSV files)"
+"""What no logger in a configuration is called."""
+
 
 class Tracking:
-    """CSV files only, and the base of the other trackers.
+    """One place that a job is logged to: CSV files, and the base of the others.
 
     Each phase writes ``<phase>/log/version_<n>/metrics.csv``; a resumed phase begins a new
     version, so that nothing logged before is lost.
@@ -52,6 +63,136 @@ class Tracking:
 
     def finish(self) -> None:
         """End the job."""
+
+
+class Trackers:
+    """All places that a job is logged to; CSV files are always among them.
+
+    Args:
+        places: by the name of each in the configuration, a `Tracking` or a Lightning logger.
+
+    Raises:
+        InputError: one of them is neither.
+    """
+
+    def __init__(self, places: Mapping[str, Any] | None = None) -> None:
+        self._places: dict[str, Tracking] = {_ALWAYS: Tracking()}
+        for name, place in (places or {}).items():
+            if isinstance(place, Logger):
+                self._places[name] = LightningTracking(place)
+            elif not isinstance(place, Tracking):
+                raise InputError(
+                    f"logger.{name}: a {type(place).__name__} is neither a Lightning logger nor a "
+                    "tinyfusion.tracking.Tracking"
+                )
+            elif type(place) is not Tracking:
+                self._places[name] = place
+
+    def start(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+        """See `Tracking.start`.
+
+        Raises:
+            InputError: one of them can't be logged to; those that have begun are ended, and nothing
+            is left of them in the folder.
+        """
+        begun: list[Tracking] = []
+        before = set(folder.iterdir()) if folder.is_dir() else set()
+        for key, place in self._places.items():
+            try:
+                place.start(folder, name, config)
+            # A library's refusals are of all kinds.
+            except Exception as error:
+                for other in begun:
+                    other.finish()
+                for made in set(folder.iterdir()) - before if folder.is_dir() else ():
+                    shutil.rmtree(made) if made.is_dir() else made.unlink()
+                raise InputError(f"logger.{key}: {one_line(error)}") from error
+            begun.append(place)
+
+    def loggers(self, phase: str) -> list[Logger]:
+        """Loggers for one training phase."""
+        return [place.logger(phase) for place in self._places.values()]
+
+    def scores(self, values: Mapping[str, Any]) -> None:
+        """See `Tracking.scores`."""
+        for place in self._places.values():
+            place.scores(values)
+
+    def image(self, key: str, path: Path) -> None:
+        """See `Tracking.image`."""
+        for place in self._places.values():
+            place.image(key, path)
+
+    def finish(self) -> None:
+        """See `Tracking.finish`."""
+        for place in self._places.values():
+            place.finish()
+
+
+class LightningTracking(Tracking):
+    """Any of Lightning's loggers, or one's own: one for the whole job, its curves named by phase.
+
+    Args:
+        logger: the logger.
+    """
+
+    def __init__(self, logger: Logger) -> None:
+        self._logger = logger
+
+    def start(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+        """See `Tracking.start`."""
+        super().start(folder, name, config)
+        self._logger.log_hyperparams(dict(config))
+
+    def logger(self, phase: str) -> Logger:
+        """Curves of one phase, prefixed by its name."""
+        return _OfPhase(self._logger, phase)
+
+    def scores(self, values: Mapping[str, Any]) -> None:
+        """Those that are numbers, as metrics without a step."""
+        numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
+        self._logger.log_metrics(numbers)
+
+    def image(self, key: str, path: Path) -> None:
+        """The picture, if the logger takes any."""
+        log_picture(self._logger, key, path, None)
+
+    def finish(self) -> None:
+        """End the logger's run."""
+        self._logger.finalize("success")
+
+
+class _OfPhase(Logger):
+    """A logger as one phase sees it, whose end is not the logger's."""
+
+    def __init__(self, logger: Logger, phase: str) -> None:
+        super().__init__()
+        self.whole, self.phase = logger, phase
+
+    @property
+    def name(self) -> str | None:
+        return self.whole.name
+
+    @property
+    def version(self) -> int | str | None:
+        return self.whole.version
+
+    @property
+    def save_dir(self) -> str | None:
+        return self.whole.save_dir
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Each metric with the phase's name before it."""
+        self.whole.log_metrics({f"{self.phase}/{name}": metrics[name] for name in metrics}, step)
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Done for the job."""
+
+    def save(self) -> None:
+        self.whole.save()
+
+    def finalize(self, status: str) -> None:
+        self.whole.save()
 
 
 class TensorBoard(Tracking):
@@ -107,46 +248,79 @@ class Wandb(Tracking):
     Args:
         project: W&B project.
         entity: W&B user or team.
-        offline: ``None`` logs offline, with a message, where no account is set up.
+        mode: one of `WANDB_MODES`; ``None`` is what ``WANDB_MODE`` says, else offline, with a
+            message, where no account is set up.
     """
 
     def __init__(
-        self, project: str = "tinyfusion", entity: str | None = None, offline: bool | None = None
+        self, project: str = "tinyfusion", entity: str | None = None, mode: str | None = None
     ) -> None:
-        self.project, self.entity, self.offline = project, entity, offline
+        self.project, self.entity, self.mode = project, entity, mode
 
     def start(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
-        """See `Tracking.start`."""
+        """See `Tracking.start`.
+
+        Raises:
+            InputError: a name or a mode that W&B does not take, an account that it does not know,
+                or no answer from its server.
+        """
         super().start(folder, name, config)
+        mode = self._checked_mode()
+        for key, value, wrong in (
+            ("project", self.project, "/\\#?%:"),
+            ("entity", self.entity, "/\\#?%: "),
+        ):
+            if value is not None and (not value or set(value) & set(wrong)):
+                raise InputError(f"{key}={value!r}: must not be empty or hold any of {wrong!r}")
+        os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        offline = self.offline
-        if offline is None:
-            mode = os.environ.get("WANDB_MODE")
-            offline = mode == "offline" or (mode is None and not _has_account())
-            if offline and mode is None:
-                log.info(
-                    "no Weights & Biases account found: logging offline to %s; "
-                    "upload later with 'wandb sync'",
-                    folder / "wandb",
-                )
-        os.environ.setdefault("WANDB_SILENT", "true")
+        if mode is None and not _has_account():
+            mode = "offline"
+            log.info(
+                "no Weights & Biases account found: logging offline to %s; "
+                "upload later with 'wandb sync'",
+                folder / "wandb",
+            )
         identity = hashlib.blake2b(str(folder.absolute()).encode(), digest_size=8).hexdigest()
-        self._run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            name=name,
-            dir=str(folder),
-            config=dict(config),
-            id=identity,
-            # Offline there is nothing to resume: the parts are joined when they are uploaded.
-            resume=None if offline else "allow",
-            mode="offline" if offline else None,
-            reinit="finish_previous",
-            # Else W&B takes over stdout, and progress bars with it.
-            settings=wandb.Settings(console="off"),
-        )
+        try:
+            self._run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                name=name,
+                dir=str(folder),
+                config=dict(config),
+                id=identity,
+                # Offline there is nothing to resume: the parts are joined when they are uploaded.
+                resume=None if mode == "offline" else "allow",
+                mode=mode,
+                reinit="finish_previous",
+                # Else W&B takes over stdout, and progress bars with it.
+                settings=wandb.Settings(console="off", init_timeout=INIT_TIMEOUT),
+            )
+        except wandb.errors.CommError as error:  # also of keys that are not right
+            wandb.teardown()  # its process writes into the folder
+            raise InputError(
+                f"W&B can't be reached, or does not take the account: {first_line(error)}; without "
+                "them: logger.wandb.mode=offline or WANDB_MODE=offline, and 'wandb sync' later"
+            ) from error
+        except (wandb.Error, ValueError):
+            wandb.teardown()
+            raise
         self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+
+    def _checked_mode(self) -> WandbMode | None:
+        """The mode that is asked for, if any.
+
+        Raises:
+            InputError: one that is not known.
+        """
+        key = "mode" if self.mode else "WANDB_MODE"
+        said = self.mode or os.environ.get("WANDB_MODE") or None
+        mode = {"dryrun": "offline", "run": "online"}.get(said or "", said)  # W&B's former names
+        if mode is not None and mode not in WANDB_MODES:
+            raise InputError(f"{key}={said} is not known; valid: {', '.join(WANDB_MODES)}")
+        return mode
 
     def logger(self, phase: str) -> Logger:
         """Curves of one phase, prefixed by its name."""
@@ -167,19 +341,30 @@ class Wandb(Tracking):
         self._run.finish()
 
 
-def log_picture(logger: Logger, key: str, path: Path, step: int) -> None:
-    """Log a picture at a step of training; where a logger takes none, its file has to do.
+def log_picture(logger: Logger, key: str, path: Path, step: int | None) -> None:
+    """Log a picture; where a logger takes none, its file has to do.
+
+    Taken are `log_image`, as some of Lightning's loggers have it, and what the experiments of
+    TensorBoard and MLflow do instead.
 
     Args:
-        logger: logger of a phase.
+        logger: logger of a job or of a phase.
         key: its name there, without the phase's.
         path: the picture.
-        step: the optimiser step.
+        step: the optimiser step, if it belongs to one.
     """
-    if isinstance(logger, WandbLogger):
-        logger.log_image(key, [str(path)], step=step)
-    elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(key, _pixels(path), step, dataformats="HWC")
+    whole = logger
+    if isinstance(logger, _OfPhase):
+        whole, key = logger.whole, f"{logger.phase}/{key}"
+    steps = {} if step is None else {"step": step}
+    if hasattr(whole, "log_image"):
+        whole.log_image(key, [str(path)], **steps)
+        return
+    experiment: Any = getattr(whole, "experiment", None)
+    if hasattr(experiment, "add_image"):
+        experiment.add_image(key, _pixels(path), step, dataformats="HWC")
+    elif hasattr(experiment, "log_artifact") and hasattr(whole, "run_id"):
+        experiment.log_artifact(whole.run_id, str(path), f"{key}/{step}" if steps else key)
 
 
 def _pixels(path: Path) -> Any:

@@ -71,7 +71,7 @@ def learn(tmp_path: Path) -> Callable[..., MaskLearning]:
             tmp_path,
             "mask_learning",
             0,
-            CSVLogger(tmp_path, name="log", flush_logs_every_n_steps=1),
+            [CSVLogger(tmp_path, name="log", flush_logs_every_n_steps=1)],
             callbacks,
         )
         return module

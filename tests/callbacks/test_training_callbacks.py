@@ -76,7 +76,7 @@ def trained(
         folder,
         kind,
         0,
-        logger or CSVLogger(folder, name="log", flush_logs_every_n_steps=1),
+        [logger or CSVLogger(folder, name="log", flush_logs_every_n_steps=1)],
         callbacks,
     )
     return module

@@ -74,9 +74,9 @@ def pretrain(folder: Path, monkeypatch: pytest.MonkeyPatch, **trainer: Any) -> d
     watching = EvaluateDuringTraining(2, evaluation)
     callbacks = [watching, SampleGrid(2, AncestralSampler(2))]
     first = os.environ.get("RANK", "0") == "0"
-    logger = CSVLogger(folder, name="log", flush_logs_every_n_steps=1) if first else None
+    loggers = [CSVLogger(folder, name="log", flush_logs_every_n_steps=1)] if first else []
     settings = TrainerSettings("cpu", progress=False, resume_every=2, log_every=2, **trainer)
-    fit(module, source, TrainingSettings(STEPS, 8), settings, folder, "p", 0, logger, callbacks)
+    fit(module, source, TrainingSettings(STEPS, 8), settings, folder, "p", 0, loggers, callbacks)
     return {"history": watching.history, "drawn": drawn}
 
 

@@ -165,6 +165,12 @@ def small_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def ranks_leave_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test wait for other ranks to find out that an error has been reported."""
+    monkeypatch.setattr("tinyfusion.runtime.report.HOLD", 0.0)
+
+
+@pytest.fixture(autouse=True)
 def own_rank() -> Iterator[None]:
     """Let no test that poses as a further rank silence Lightning's loggers in later ones."""
     from lightning_utilities.core.rank_zero import rank_zero_only

@@ -215,7 +215,7 @@ def test_workers_are_those_that_were_started(encode, tmp_path, monkeypatch) -> N
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     result = encode(tmp_path / "store", "workers=3", f"hydra.run.dir={tmp_path / 'run'}")
-    assert result.status == 2 and "workers=3, but 2 rank(s) were started" in result.err
+    assert result.status == 2 and "workers=3: 3 process(es), but 2 were started" in result.err
 
 
 def test_a_part_that_another_process_works_on_is_left_to_it(encode, tmp_path) -> None:

@@ -318,7 +318,10 @@ def test_a_further_rank_takes_no_lock_and_writes_nothing(tf, only_run, monkeypat
     (folder / "finished.json").unlink()
     (folder / ".torn.0123abcd.json").write_text("half")
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tinyfusion.commands.resume.agree_on_processes", lambda _: None)
+    monkeypatch.setattr("tinyfusion.commands.execute.work", lambda *_: None)
     with open(folder / "config.yaml") as first_rank:
         fcntl.flock(first_rank, fcntl.LOCK_EX)
         result = tf("prune", f"resume={folder}", exact=True)

@@ -249,14 +249,6 @@ TWO = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp")
 THREE = ("trainer.accelerator=cpu", "trainer.devices=3", "trainer.strategy=ddp")
 
 
-def test_ranks_that_nobody_started_are_not_waited_for(tf, root, monkeypatch) -> None:
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
-    result = tf("sample", *BASE, *TWO, f"hydra.run.dir={root / 'shared'}")
-    assert result.status == 2
-    assert "trainer.devices=2 trainer.num_nodes=1 are 2 rank(s), but 1 were started" in result.err
-
-
 @pytest.mark.parametrize("form", ["png", pytest.param("npz", marks=pytest.mark.slow)])
 def test_two_ranks_draw_what_one_draws(tf, sample, root, on_ranks, assert_same_files, form) -> None:
     forms = (f"format={form}", "shard_size=16")
@@ -393,14 +385,6 @@ def test_blocks_are_compiled_and_precision_is_the_trainers(tf, sample, monkeypat
     half = ("trainer.compile=true", "trainer.compile_backend=eager", "trainer.precision=bf16-mixed")
     assert (packed(sample("half", *half))["arr_0"] != plain).any()
     assert compiled == ["eager"]
-
-
-def test_ranks_that_are_numbered_on_their_machine_only_are_refused(tf, root, monkeypatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("NODE_RANK", "1")
-    nodes = ("trainer.num_nodes=2", "trainer.devices=1", "trainer.accelerator=cpu")
-    result = tf("sample", *BASE, *nodes, f"hydra.run.dir={root / 'shared'}")
-    assert result.status == 2 and "are numbered on their machines only" in result.err
 
 
 def test_a_callbacks_reference_is_looked_at_before_training(tf, root) -> None:

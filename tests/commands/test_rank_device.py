@@ -19,5 +19,6 @@ def test_each_rank_has_its_own_gpu(monkeypatch) -> None:
 
     assert device() == torch.device("cuda")
     for local, expected in ((0, 0), (1, 1), (3, 1)):
-        monkeypatch.setenv("LOCAL_RANK", str(local))
+        for name, value in {"RANK": local, "LOCAL_RANK": local, "WORLD_SIZE": 4}.items():
+            monkeypatch.setenv(name, str(value))
         assert device() == torch.device("cuda", expected)

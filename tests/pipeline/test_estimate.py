@@ -122,7 +122,7 @@ def test_estimates_are_what_a_step_holds(
         folder = tmp_path / phase.name
         source = planned.objects.source
         fit_module.fit(
-            module, source, settings, trainer_settings, folder, phase.name, 0, None, [held]
+            module, source, settings, trainer_settings, folder, phase.name, 0, [], [held]
         )
         averages = size(t for ema, _ in module.averages.values() for t in ema.shadow.values())
         counted = {

@@ -355,6 +355,7 @@ def test_further_ranks_choose_alike_and_write_nothing(
     for path in tmp_path.iterdir():
         path.unlink()
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert Random(**MANY).choose(context(4, net=deep)).kept == first.kept
     assert not list(tmp_path.iterdir())
 

@@ -107,7 +107,7 @@ def run(tmp_path: Path, source: Checkers) -> Callable[..., None]:
             **trainer,
         )
         folder = tmp_path if folder is None else folder
-        fit(module, source, settings, settings_of_trainer, folder, "test", 0, None, callbacks)
+        fit(module, source, settings, settings_of_trainer, folder, "test", 0, [], callbacks)
 
     return train
 

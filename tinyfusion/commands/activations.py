@@ -48,6 +48,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     for net in (student, teacher):
         if net is not None:
             net.to(objects.device)
+    tracking = start_tracking(objects, folder)
     with Progress("activations", cfg.samples, bar=objects.bars) as progress:
         found = collect(
             student,
@@ -83,7 +84,6 @@ def main(cfg: DictConfig, folder: Path) -> None:
     if compared:
         _print_pairs(compared, names)
     _warn(models)
-    tracking = start_tracking(objects, folder)
     tracking.scores(flat({name: _scalars(model["whole"]) for name, model in models.items()}))
     if all(model["whole"]["count"] for model in models.values()):
         figure = massive_activations(models, symlog_edges().tolist(), folder / FIGURE_FILE)

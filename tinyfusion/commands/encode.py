@@ -22,7 +22,7 @@ from tinyfusion.group import joined
 from tinyfusion.notices import Event, alike, captured, replay
 from tinyfusion.pipeline.encoding import fill_store
 from tinyfusion.progress import Progress
-from tinyfusion.ranks import local_rank, rank, world_size
+from tinyfusion.ranks import local_rank, world_size
 from tinyfusion.settings.compose import build, locate, plain
 from tinyfusion.text import readable_bytes
 from tinyfusion.training.settings import TrainerSettings
@@ -41,10 +41,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     part, parts = _part(cfg)
     trainer: TrainerSettings = build(cfg.trainer)
     device = _device(trainer)
-    size = workers(cfg)
-    if rank() >= size:
-        return
-    group = joined(size)
+    group = joined(workers(cfg))
     autoencoder = _autoencoder(cfg)
 
     def planned() -> tuple[ImageFolder, StorePlan, list[Event]]:
@@ -84,19 +81,14 @@ def workers(cfg: DictConfig) -> int:
     """Number of processes that share this part of the work.
 
     Raises:
-        InputError: less than one, another number than were started, or a device that is not there.
+        InputError: less than one, or a device that is not there.
     """
     trainer: TrainerSettings = build(cfg.trainer)
-    gpus, started, asked = _gpus(trainer), world_size(), cfg.workers
+    gpus, asked = _gpus(trainer), cfg.workers
     if asked is not None and asked < 1:
         raise InputError(f"workers={asked} must be at least 1")
-    if started is not None and asked not in (None, started):
-        raise InputError(
-            f"workers={asked}, but {started} rank(s) were started; start as many, or leave "
-            "workers= out"
-        )
     default = trainer.devices if trainer.devices > 0 else max(1, gpus)
-    return started or asked or default
+    return world_size() or asked or default
 
 
 # -- what is asked for -------------------------------------------------------------------------

@@ -52,8 +52,6 @@ def main(cfg: DictConfig, folder: Path) -> None:
     if evaluation is None:
         raise InputError("evaluation=none leaves nothing to do; choose a protocol to score by")
     group = joined_ranks(objects.trainer, objects.devices)
-    if group is None:
-        return
     if cfg.images is not None:
         _score_images(objects, evaluation, cfg.images, group, folder)
         return

@@ -26,7 +26,7 @@ from omegaconf.errors import InterpolationResolutionError
 from tinyfusion.errors import InputError, one_line
 from tinyfusion.interrupts import Interrupted
 from tinyfusion.notices import repeated
-from tinyfusion.ranks import is_first_rank
+from tinyfusion.ranks import clear_leftovers, is_first_rank
 from tinyfusion.runtime.folder import (
     CONFIG_FILE,
     claim,
@@ -38,6 +38,7 @@ from tinyfusion.runtime.folder import (
 )
 from tinyfusion.runtime.session import Session
 from tinyfusion.settings.check import check
+from tinyfusion.settings.processes import agree_on_processes
 
 session: Session | None = None
 """Set by the command line; ``None`` in processes that a parallel launcher started."""
@@ -54,8 +55,18 @@ class Folders(Callback):
         self.resuming = resuming
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Note it for a single run."""
+        """Note it for a single run.
+
+        Raises:
+            SystemExit: other processes were started than are asked for, so that none is to make a
+                folder; Hydra would only warn of another exception.
+        """
         if session is not None:
+            try:
+                agree_on_processes(config)
+            except InputError as error:
+                session.refusal = error
+                raise SystemExit(2) from None
             # Ranks that can't know the folder, and one that can't be made, are refused when Hydra
             # comes to it itself.
             with suppress(InterpolationResolutionError, OSError):
@@ -80,6 +91,7 @@ def attempt(cfg: DictConfig) -> None:
     if session is None:
         # Elsewhere, so that its outcome is left where the command line finds it.
         assert sweep is not None
+        clear_leftovers()
         _end_with_parent()
         here = Session(quiet=True)
         with here.reporting(name):
@@ -116,6 +128,7 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
+    agree_on_processes(cfg)  # in a sweep this is the first time
     # Of a sweep the folder above belongs to other jobs as well.
     alone = hydra.mode != RunMode.MULTIRUN
     existing = session.existing if session is not None and alone else None

@@ -17,7 +17,7 @@ from tinyfusion.checkpoints.expected import expected_teacher
 from tinyfusion.commands.check_scores import check_extractor, check_files, check_held_out
 from tinyfusion.commands.checks import check_data, check_decoder, check_latents, check_sampling
 from tinyfusion.errors import InputError
-from tinyfusion.group import ALONE, Group
+from tinyfusion.group import Group
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.notices import notice
@@ -27,7 +27,7 @@ from tinyfusion.ranks import is_first_rank, local_rank
 from tinyfusion.samplers.guidance import NO_GUIDANCE
 from tinyfusion.settings.brought import TRAINED_WITH, process_notes
 from tinyfusion.settings.objects import SOURCE, Objects
-from tinyfusion.tracking import Tracking
+from tinyfusion.tracking import Trackers
 
 
 def load(objects: Objects, path: str | None, key: str = "checkpoint") -> Backbone:
@@ -201,14 +201,18 @@ def summary(objects: Objects, net: Backbone, teacher: Backbone | None = None) ->
     return row
 
 
-def start_tracking(objects: Objects, folder: Path) -> Tracking:
-    """The command's tracker, started; further ranks train along but log nothing."""
-    tracking = objects.make_tracking() if is_first_rank() else Tracking()
+def start_tracking(objects: Objects, folder: Path) -> Trackers:
+    """Where the command logs, begun; further ranks train along but log nothing.
+
+    Raises:
+        InputError: one of the loggers can't be built or does not begin.
+    """
+    tracking = objects.make_tracking(folder) if is_first_rank() else Trackers()
     tracking.start(folder, objects.name or folder.name, objects.config)
     return tracking
 
 
-def runner_of(objects: Objects, tracking: Tracking | None) -> PhaseRunner:
+def runner_of(objects: Objects, tracking: Trackers | None) -> PhaseRunner:
     """What executes the command's phases.
 
     Args:
@@ -231,7 +235,7 @@ def runner_of(objects: Objects, tracking: Tracking | None) -> PhaseRunner:
 
 def ranks_of(objects: Objects) -> Group:
     """The ranks that share the command, this process among them."""
-    return joined_ranks(objects.trainer, objects.devices) or ALONE
+    return joined_ranks(objects.trainer, objects.devices)
 
 
 def flat(models: dict[str, Any]) -> dict[str, Any]:

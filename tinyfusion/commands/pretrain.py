@@ -76,8 +76,6 @@ def main(cfg: DictConfig, folder: Path) -> None:
     own = folder / "pretrain"
     (module,) = runner.run([pretraining_phase(runner, net, held_out)], own).values()
     group = joined_ranks(objects.trainer, objects.devices)
-    if group is None:
-        return
     settings = runner.settings(PRETRAIN)
     outcome = Recovered(module, settings.steps, settings.steps * settings.batch_size)
     evaluation = objects.evaluation

@@ -15,6 +15,7 @@ from tinyfusion.runtime.folder import CONFIG_FILE, FINISHED_FILE, locked
 from tinyfusion.runtime.session import SWEEP_FILE, Session
 from tinyfusion.settings.check import check
 from tinyfusion.settings.commands import COMMANDS
+from tinyfusion.settings.processes import agree_on_processes
 
 _RESUMING = "hydra.callbacks.tinyfusion.resuming="
 _OWN = ("hydra.sweep.dir=", "hydra.mode=", _RESUMING)
@@ -80,8 +81,8 @@ def resume_run(command: str, folder: Path, unasked: bool = False) -> None:
         unasked: whether a start turned out to be a resumption, which is said.
 
     Raises:
-        InputError: no configuration of a run, a run of another command, or one that another
-            process is working on.
+        InputError: no configuration of a run, a run of another command, one that another process
+            is working on, or other processes than it asks for.
     """
     try:
         cfg = OmegaConf.load(folder / CONFIG_FILE)
@@ -91,6 +92,7 @@ def resume_run(command: str, folder: Path, unasked: bool = False) -> None:
         raise InputError(f"resume={folder}: {CONFIG_FILE} is not the configuration of a run")
     if cfg.command != command:
         raise InputError(_other_command(folder, cfg.command))
+    agree_on_processes(cfg)
     finished = (folder / FINISHED_FILE).is_file()
     if not is_first_rank():
         # The first rank holds the folder.

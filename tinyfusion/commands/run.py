@@ -43,7 +43,7 @@ from tinyfusion.ranks import is_first_rank
 from tinyfusion.samplers.generate import balanced_labels
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.surgery import prune
-from tinyfusion.tracking import Tracking
+from tinyfusion.tracking import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def write_sizes(
     folder: Path,
     nets: dict[str, Backbone],
     decision: Decision,
-    tracking: Tracking,
+    tracking: Trackers,
 ) -> None:
     """Write ``metrics.json`` of a run without scores: depths and parameters only."""
     nets = nets | {AVERAGED: load_recovered(folder)}
@@ -120,7 +120,7 @@ def score(
     evaluation: Evaluation,
     nets: dict[str, Backbone],
     decision: Decision,
-    tracking: Tracking,
+    tracking: Trackers,
 ) -> None:
     """Score source and students; write ``metrics.json``, ``table.md`` and ``samples.png``.
 
@@ -137,8 +137,6 @@ def score(
     source = nets[SOURCE]
     metrics = folder / METRICS_FILE
     group = joined_ranks(objects.trainer, objects.devices)
-    if group is None:
-        return
     # Told when the first rank has written what all load below.
     if group.from_first(metrics.is_file):
         if group.first:  # it may have been killed before they were logged

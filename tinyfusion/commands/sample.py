@@ -39,8 +39,6 @@ def main(cfg: DictConfig, folder: Path) -> None:
     """
     objects = objects_of(cfg)
     group = joined_ranks(objects.trainer, objects.devices)
-    if group is None:
-        return
     drawing = _drawing(objects, cfg)
     store = SampleStore(
         folder / SAMPLES, cfg.n, drawing.shape, cfg.batch_size, cfg.shard_size, cfg.format

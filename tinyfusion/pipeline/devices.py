@@ -8,16 +8,9 @@ import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from tinyfusion import ranks
 from tinyfusion.errors import InputError
-from tinyfusion.group import PATIENCE, Group, joined
-from tinyfusion.ranks import (
-    is_numbered,
-    is_rank,
-    is_slurm_rank,
-    is_torchrun_rank,
-    rank,
-    world_size,
-)
+from tinyfusion.group import PATIENCE, Group, joined, set_meeting_point
 from tinyfusion.training.settings import TrainerSettings
 from tinyfusion.training.sharding import FullySharded
 
@@ -80,39 +73,65 @@ def strategy_of(settings: TrainerSettings) -> str | Strategy:
     return FullySharded(devices_per_node(settings) * settings.num_nodes)
 
 
-def joined_ranks(settings: TrainerSettings, world: int) -> Group | None:
+def joined_ranks(settings: TrainerSettings, world: int) -> Group:
     """The ranks that share a command's work, which meet here; this process alone, if it is none.
 
     Args:
         settings: what was configured of devices.
-        world: number of ranks that follow from it.
-
-    Returns:
-        ``None`` for a process beyond those that are asked for, which has nothing to do.
+        world: number of ranks that follow from it; as many were started (`tinyfusion.ranks.agree`).
 
     Raises:
-        InputError: other ranks were started than were configured, so that some would be waited
-            for in vain; or they can't know where to meet.
+        InputError: the ranks can't know where to meet.
         RanksFailedError: they did not all come.
     """
-    started = world_size()
-    asked = f"trainer.devices={settings.devices} trainer.num_nodes={settings.num_nodes}"
-    if started is not None and started != world:
-        raise InputError(f"{asked} are {world} rank(s), but {started} were started; start as many")
-    if is_rank() and settings.num_nodes > 1 and not is_numbered():
-        raise InputError(
-            f"{asked}: the ranks are numbered on their machines only (LOCAL_RANK); start them by "
-            "torchrun or srun, or one command per machine with NODE_RANK, without LOCAL_RANK"
-        )
-    if rank() >= world:
-        return None
     wants_gpu = settings.accelerator in ("gpu", "cuda", "auto")
     return joined(world, cuda=wants_gpu and torch.cuda.is_available())
 
 
-def environment() -> list[LightningEnvironment]:
-    """How Lightning learns of the other ranks, as plugins: left to it under a cluster's launcher.
+class RankEnvironment(LightningEnvironment):
+    """What Lightning asks of the other ranks, answered by `tinyfusion.ranks` alone.
 
-    Inside a SLURM job of one task it would otherwise wait for ranks that this package starts.
+    Its own environments read other variables, and differ in what they take for a rank.
+
+    Args:
+        devices: ranks on each machine.
     """
-    return [] if is_torchrun_rank() or is_slurm_rank() else [LightningEnvironment()]
+
+    def __init__(self, devices: int) -> None:
+        super().__init__()
+        self._devices = devices
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Lightning is never to start any."""
+        return True
+
+    @property
+    def main_address(self) -> str:
+        """Address of the first machine."""
+        set_meeting_point()
+        return os.environ["MASTER_ADDR"]
+
+    @property
+    def main_port(self) -> int:
+        """Port there."""
+        set_meeting_point()
+        return int(os.environ["MASTER_PORT"])
+
+    def set_global_rank(self, rank: int) -> None:
+        """Known already; Lightning would count by machines, and SLURM may deal them out in turn."""
+
+    def global_rank(self) -> int:
+        """Number over all machines."""
+        return ranks.rank()
+
+    def local_rank(self) -> int:
+        """Number among those of this machine."""
+        return ranks.local_rank() % self._devices
+
+    def node_rank(self) -> int:
+        """Number of the machine."""
+        return ranks.rank() // self._devices
+
+    def teardown(self) -> None:
+        """Leave the environment as it is: the ranks work on."""

@@ -23,8 +23,8 @@ from tinyfusion.errors import InputError
 from tinyfusion.interrupts import stoppable
 from tinyfusion.pipeline.batching import split_batch
 from tinyfusion.pipeline.devices import (
+    RankEnvironment,
     devices_per_node,
-    environment,
     loader_processes,
     strategy_of,
 )
@@ -56,7 +56,7 @@ def fit(
     folder: Path,
     phase: str,
     seed: int,
-    logger: Logger | None,
+    loggers: Sequence[Logger],
     callbacks: Sequence[Callback] = (),
     recipe: str | None = None,
     keep_end: bool = False,
@@ -71,7 +71,7 @@ def fit(
         folder: folder of the phase, for the resume checkpoint and what callbacks write.
         phase: name of the phase; enters the random draws.
         seed: the run's seed.
-        logger: Lightning logger.
+        loggers: Lightning loggers.
         callbacks: further callbacks.
         recipe: published recipe that the settings are meant to follow, if any.
         keep_end: leave a resume checkpoint of the last step, which restores the outcome.
@@ -95,7 +95,7 @@ def fit(
             max_steps=settings.steps,
             max_epochs=-1,
             log_every_n_steps=min(trainer_settings.log_every, settings.steps),
-            logger=logger if logger is not None else False,
+            logger=list(loggers),
             callbacks=[
                 *callbacks,
                 *extra,
@@ -251,11 +251,12 @@ def new_trainer(settings: TrainerSettings, **options: Any) -> Trainer:
     Raises:
         InputError: devices, strategy and precision that don't go together or are not there.
     """
-    plugins = [*options.pop("plugins", []), *environment()]
+    devices = devices_per_node(settings)
+    plugins = [*options.pop("plugins", []), RankEnvironment(devices)]
     with _quiet():
         return Trainer(
             accelerator=settings.accelerator,
-            devices=devices_per_node(settings),
+            devices=devices,
             num_nodes=settings.num_nodes,
             strategy=strategy_of(settings),
             precision=cast(Any, settings.precision),  # one of PRECISIONS, by its own check

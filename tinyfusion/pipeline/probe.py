@@ -120,7 +120,7 @@ def probe_training(
     quiet = at_least(logging.CRITICAL, "tinyfusion")
     with tempfile.TemporaryDirectory() as folder, quiet:
         try:
-            fit(module, source, short, alone, Path(folder), phase, seed, None, [clock])
+            fit(module, source, short, alone, Path(folder), phase, seed, [], [clock])
         except torch.cuda.OutOfMemoryError:
             raise InputError(
                 f"{phase}: micro-batches of {split.images} don't fit into this GPU's memory; give "

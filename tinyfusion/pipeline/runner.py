@@ -17,7 +17,7 @@ from tinyfusion.pipeline.batching import Split, split_batch
 from tinyfusion.pipeline.fit import fit, fit_within
 from tinyfusion.processes.contract import Process
 from tinyfusion.seeding import StepNoise
-from tinyfusion.tracking import Tracking
+from tinyfusion.tracking import Trackers
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.phases import Phase
 from tinyfusion.training.schedules import LearningRate
@@ -55,7 +55,7 @@ class PhaseRunner:
     optimizer: MakeOptimizer
     seed: int = 0
     devices: int = 1
-    tracking: Tracking | None = None
+    tracking: Trackers | None = None
     make_callbacks: Callable[[], Sequence[Callback]] = field(default=list)
 
     def settings(self, name: str) -> TrainingSettings:
@@ -157,7 +157,7 @@ class PhaseRunner:
                 own,
                 phase.name,
                 self.seed,
-                None if self.tracking is None else self.tracking.logger(_log_name(folder, own)),
+                [] if self.tracking is None else self.tracking.loggers(_log_name(folder, own)),
                 self.make_callbacks(),
                 self.training.recipe,
                 keep_end=len(phases) > 1,

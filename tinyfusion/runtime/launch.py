@@ -111,7 +111,7 @@ def _meeting_point(num_nodes: int, count: int) -> dict[str, str]:
                 f"in the environment, or by torchrun or srun with {count} process(es) each"
             )
         number = os.environ["NODE_RANK"]
-        if not number.isdigit() or int(number) >= num_nodes:
+        if not (number.isascii() and number.isdigit()) or int(number) >= num_nodes:
             raise InputError(f"NODE_RANK={number} must be between 0 and {num_nodes - 1}")
         return {name: os.environ[name] for name in names}
     with socket.socket() as free:
@@ -126,7 +126,9 @@ def _environment(count: int) -> dict[str, str]:
     path = os.pathsep.join(entry for entry in sys.path if entry)
     # A rank that is gone is reported once, not by what torch's C++ says of its connections.
     quiet = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    return {**quiet, **os.environ, "PYTHONPATH": path}
+    # Of a torchrun whose variables are left over, torch would look for its store.
+    own = {k: v for k, v in os.environ.items() if not k.startswith("TORCHELASTIC_")}
+    return {**quiet, **own, "PYTHONPATH": path}
 
 
 _LINUX = hasattr(os, "sched_getaffinity")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tinyfusion.errors import REPORTED, InputError
 from tinyfusion.files import read_json, write_json
-from tinyfusion.ranks import is_first_rank, is_rank, rank
 from tinyfusion.runtime.folder import discard, entries
+from tinyfusion.runtime.report import report
 
 SWEEP_FILE = "multirun.yaml"
 """What Hydra writes into the folder of a sweep."""
@@ -31,6 +31,7 @@ class Session:
         existing: the deepest folder on the path of the run or sweep that existed before.
         begun: a job's folder has been made.
         quiet: keep failures to itself.
+        refusal: why Hydra was stopped before it made the folder of a single run.
     """
 
     failures: list[tuple[str, int]] = field(default_factory=list)
@@ -39,6 +40,7 @@ class Session:
     existing: Path | None = None
     begun: bool = False
     quiet: bool = False
+    refusal: InputError | None = None
 
     @contextmanager
     def reporting(self, where: str = "") -> Iterator[None]:
@@ -59,9 +61,7 @@ class Session:
         message = " ".join(message.split())
         self.failures.append((message, status))
         if not self.quiet:
-            # Of ranks that were started apart, each reports: what fails on one may do so alone.
-            who = f"rank {rank()}: " if is_rank() and not is_first_rank() else ""
-            print(f"tinyfusion: error: {who}{message}", file=sys.stderr)
+            report(message)
 
     def leave(self, sweep: Path, name: str) -> None:
         """Leave the outcome of a job, run in another process, for the command line."""

@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 from tinyfusion.errors import InputError, one_line
 from tinyfusion.notices import notice
 from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS
-from tinyfusion.settings.compose import keys_of, locate
+from tinyfusion.settings.compose import keys_of, locate, parameters_of
 from tinyfusion.settings.overview import choices
-from tinyfusion.settings.renamed import update_targets
+from tinyfusion.settings.renamed import update_loggers, update_targets
 
 _PATHS = (
     "checkpoint",
@@ -63,6 +63,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     if command not in COMMANDS:
         raise InputError(f"command={command!r} is not known; valid: {', '.join(COMMANDS)}")
     update_targets(cfg)
+    update_loggers(cfg, overrides)
     schema = OmegaConf.structured(COMMANDS[command])
     typed = {re.split(r"[=.@]", text.lstrip("+~"))[0] for text in overrides}
     foreign = {key for other in COMMANDS.values() for key in other.__dataclass_fields__} - typed
@@ -191,9 +192,9 @@ def _check_groups(cfg: DictConfig) -> None:
             if group in OPTIONAL_GROUPS:
                 continue
             raise InputError(f"{group}=null: choose one of {', '.join(choices(group))}")
-        # Callbacks are a dictionary of nodes by name.
+        # Callbacks and loggers are dictionaries of nodes by name.
         nodes = {group: node}
-        if group == "callbacks" and isinstance(node, DictConfig):
+        if group in ("callbacks", "logger") and isinstance(node, DictConfig):
             nodes = {f"{group}.{key}": node[key] for key in keys_of(node) if node[key] is not None}
         for path, value in nodes.items():
             if not isinstance(value, DictConfig) or "_target_" not in value:
@@ -217,7 +218,7 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
 
 def _check_target(path: str, node: DictConfig) -> None:
     target = locate(node["_target_"], path)
-    parameters = inspect.signature(target).parameters
+    parameters = parameters_of(target)
     names = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     given = [str(key) for key in node if not str(key).startswith("_")]
@@ -228,6 +229,8 @@ def _check_target(path: str, node: DictConfig) -> None:
         )
     unset = [key for key in given if OmegaConf.is_missing(node, key)]
     required = [n for n in names if parameters[n].default is inspect.Parameter.empty]
+    if path.startswith("logger."):
+        required = [name for name in required if name != "save_dir"]  # the run's folder
     if not node.get("_partial_", False):
         unset += [name for name in required if name not in given]
     if unset:

@@ -205,12 +205,12 @@ GROUPS: dict[str, str] = {
     "sampler": "how images are drawn",
     "evaluation": "samples and scores",
     "callbacks": "what is recorded and drawn during training",
-    "logger": "where metrics and figures are logged",
+    "logger": "where metrics and figures are logged, besides CSV files; several: logger=[A,B]",
     "trainer": "device, precision, progress and resume intervals",
 }
 """What each configuration group decides, in the order of the help."""
 
-OPTIONAL_GROUPS = ("autoencoder", "backbone", "callbacks", "delta", "evaluation")
+OPTIONAL_GROUPS = ("autoencoder", "backbone", "callbacks", "delta", "evaluation", "logger")
 """Groups that may be null."""
 
 PART_OF = {"stages": "recovery"}

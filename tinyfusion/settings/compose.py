@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from tinyfusion.errors import InputError, first_line
 from tinyfusion.quiet import at_least
 from tinyfusion.ranks import shared_stamp
+from tinyfusion.settings.processes import agree_on_processes
 from tinyfusion.training.recipes import published
 
 MAX_NAME = 120
@@ -51,12 +53,18 @@ def _published(name: str) -> Any:
     return OmegaConf.create(value) if isinstance(value, list) else value
 
 
+def _stamp(stamp: str, *, _root_: DictConfig) -> str:
+    """See `tinyfusion.ranks.shared_stamp`; processes too many are not asked for a folder."""
+    agree_on_processes(_root_)
+    return shared_stamp(stamp)
+
+
 # Registered on import, because launchers that start the runs of a sweep in other processes
 # resolve a run's folder before they call anything of ours.
 OmegaConf.register_new_resolver(
     "tinyfusion.run_name", lambda overrides: run_name(list(overrides)), replace=True
 )
-OmegaConf.register_new_resolver("tinyfusion.stamp", shared_stamp, replace=True)
+OmegaConf.register_new_resolver("tinyfusion.stamp", _stamp, replace=True)
 OmegaConf.register_new_resolver("tinyfusion.recipe", _published, replace=True)
 
 
@@ -88,6 +96,14 @@ def locate(target: str, path: str) -> Callable[..., Any]:
             "class or function, such as my_module.MyClass"
         )
     return found
+
+
+def parameters_of(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Parameters of a class or function; none where Python can't tell, as of some built-in ones."""
+    try:
+        return inspect.signature(target).parameters
+    except ValueError:
+        return {}
 
 
 def build(node: Any) -> Any:

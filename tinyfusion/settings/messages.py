@@ -10,8 +10,9 @@ from pathlib import Path
 from tinyfusion.errors import InputError, one_line
 from tinyfusion.settings.commands import COMMANDS, GROUPS
 from tinyfusion.settings.overview import choices
+from tinyfusion.settings.renamed import KEYS
 
-_NO_SUCH_FILE = re.compile(r"Could not find '(?P<group>[\w/]+)/(?P<choice>[^'/]*)'")
+_NO_SUCH_FILE = re.compile(r"Could not (?:find|load) '(?P<group>[\w/]+)/(?P<choice>[^'/]*)'")
 _NO_SUCH_KEY = re.compile(r"Could not (?:override|append|delete)[^']*'(?P<key>[^']+)'")
 _NO_SUCH_GROUP = re.compile(r"Could not override '(?P<key>[\w/]+)'\.\s*No match in the defaults")
 
@@ -49,6 +50,8 @@ def explain(error: BaseException, command: str, folders: Sequence[Path] = ()) ->
     found = _NO_SUCH_GROUP.search(text) or _NO_SUCH_KEY.search(text)
     if found:
         key = found["key"]
+        if key in KEYS:
+            return f"{key}= is {KEYS[key]}= now"
         if "." not in key:
             near = get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""

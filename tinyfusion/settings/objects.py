@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.autoencoder import Autoencoder
 from tinyfusion.backbones.by_name import as_backbone_class
 from tinyfusion.backbones.presets import family_of
 from tinyfusion.checkpoints import weights_sha256
 from tinyfusion.data.source import ImageSource
-from tinyfusion.errors import InputError
+from tinyfusion.errors import InputError, one_line
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.pipeline.machine import check_machine, count_devices, scoring_device
@@ -31,8 +31,8 @@ from tinyfusion.recovery.objective import Objective
 from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.settings.compose import build, locate, plain
-from tinyfusion.tracking import Tracking
+from tinyfusion.settings.compose import build, locate, parameters_of, plain
+from tinyfusion.tracking import Trackers
 from tinyfusion.training.settings import PhaseSettings, TrainerSettings
 
 SOURCE = "source"
@@ -74,7 +74,7 @@ class Objects:
         recovery: what recovery minimises.
         start: weights that recovery starts from.
         rounds: pruning in several rounds.
-        make_tracking: builds the tracker.
+        make_tracking: builds the loggers of a run in a folder.
         make_callbacks: builds fresh callbacks by name.
     """
 
@@ -108,7 +108,7 @@ class Objects:
     recovery: Objective | PhasedRecovery | None
     start: str
     rounds: Rounds | None
-    make_tracking: Callable[[], Tracking]
+    make_tracking: Callable[[Path], Trackers]
     make_callbacks: Callable[[], dict[str, Callback]]
 
     @cached_property
@@ -193,7 +193,7 @@ def objects_of(cfg: DictConfig, present: bool = True) -> Objects:
         recovery=_recovery(cfg),
         start=cfg.get("start", "kept"),
         rounds=_rounds(cfg),
-        make_tracking=lambda: build(cfg.logger),
+        make_tracking=lambda folder: _trackers(cfg.get("logger") or {}, folder),
         make_callbacks=lambda: {
             str(name): build(node)
             for name, node in (cfg.get("callbacks") or {}).items()
@@ -243,6 +243,30 @@ def _recovery(cfg: DictConfig) -> Objective | PhasedRecovery | None:
     if isinstance(built, Objective):
         return built
     return _with(built, "recovery", ("uses_teacher", "check", "phases"))
+
+
+def _trackers(nodes: DictConfig | dict[str, Any], folder: Path) -> Trackers:
+    """The loggers, which write into the run's folder where nothing else is said.
+
+    Raises:
+        InputError: what their constructors refuse, in their own words.
+    """
+    built = {}
+    for key, node in nodes.items():
+        name = str(key)
+        if node is None:
+            continue
+        target = locate(node["_target_"], f"logger.{name}")
+        wanted = parameters_of(target).get("save_dir")
+        unset = wanted is not None and wanted.default in (wanted.empty, None, ".")
+        if unset and "save_dir" not in node:
+            node = OmegaConf.merge(node, {"save_dir": str(folder)})
+        try:
+            built[name] = build(node)
+        # A library's refusals are of all kinds, such as that a package is not there.
+        except Exception as error:
+            raise InputError(f"logger.{name}: {one_line(error.__cause__ or error)}") from error
+    return Trackers(built)
 
 
 def _rounds(cfg: DictConfig) -> Rounds | None:
