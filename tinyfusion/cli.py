@@ -91,7 +91,7 @@ def _main(arguments: list[str]) -> int:
             raise InputError(
                 f"resume= takes the configuration stored in the folder; remove {others[0]!r}"
             )
-        return _resume(command, Path(resume[-1].removeprefix("resume=")).expanduser())
+        return _resume(command, resume[-1].removeprefix("resume="))
     return _compose_and_run(command, rest)
 
 
@@ -123,17 +123,29 @@ def _use(tool: str, arguments: list[str]) -> int:
         logger.propagate = propagate
 
 
-def _resume(command: str, folder: Path) -> int:
-    from tinyfusion.commands.resume import resume_folder, sweep_overrides
+def _resume(command: str, value: str) -> int:
+    from tinyfusion.commands.resume import resume_folder, stored_sweep
+    from tinyfusion.settings.overrides import text_of
+    from tinyfusion.settings.paths import existing
 
-    overrides = sweep_overrides(command, folder)
-    if overrides is None:
+    found = existing("resume", value) or existing("resume", text_of(value))
+    folder = Path(found or value).absolute()
+    sweep = stored_sweep(command, folder)
+    if sweep is None:
         return resume_folder(command, folder)
-    return _compose_and_run(command, overrides)
+    # What configuration files say of paths is relative to where the sweep was started.
+    with contextlib.chdir(sweep.cwd if sweep.cwd.is_dir() else Path.cwd()):
+        return _compose_and_run(command, sweep.arguments, typed=False)
 
 
-def _compose_and_run(command: str, rest: list[str]) -> int:
-    """Let Hydra compose the configuration(s), make the folder(s) and call the job(s)."""
+def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
+    """Let Hydra compose the configuration(s), make the folder(s) and call the job(s).
+
+    Args:
+        command: the command.
+        rest: flags and overrides.
+        typed: whether a user typed the overrides; else they are in Hydra's grammar already.
+    """
     # Hydra prints its own report and exits unless asked for the plain exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
@@ -143,18 +155,22 @@ def _compose_and_run(command: str, rest: list[str]) -> int:
 
     from tinyfusion.commands import job
     from tinyfusion.runtime.session import Session
-    from tinyfusion.settings.messages import explain, refuse_null_groups
+    from tinyfusion.settings.messages import explain, refuse_bad_choices
+    from tinyfusion.settings.overrides import as_typed
     from tinyfusion.settings.overview import conf_folder
 
     # A key of the commands that train; also taken as one that is added.
     rest = [text.removeprefix("+") if text.startswith("+dry_run") else text for text in rest]
-    arguments = _ordered(rest)
-    refuse_null_groups(rest)
-    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(rest):
+    flags, overrides = _divided(rest)
+    refuse_bad_choices(overrides)
+    sweeping = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(rest))
+    if sweeping:
         _refuse_ranks()
+    if typed:
+        overrides = [as_typed(text, sweeping) for text in overrides]
     before = sys.argv
     job.session = session = Session()
-    sys.argv = [f"tinyfusion {command}", *arguments]
+    sys.argv = [f"tinyfusion {command}", *flags, *overrides]
     run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)
     try:
         run(job.attempt)()
@@ -191,8 +207,8 @@ def _refuse_ranks() -> None:
         )
 
 
-def _ordered(rest: list[str]) -> list[str]:
-    """Flags first, because Hydra's parser wants overrides in one piece.
+def _divided(rest: list[str]) -> tuple[list[str], list[str]]:
+    """Flags and overrides; Hydra's parser wants overrides in one piece.
 
     Raises:
         InputError: a flag that Hydra does not know.
@@ -206,7 +222,7 @@ def _ordered(rest: list[str]) -> list[str]:
     except SystemExit:
         last = report.getvalue().strip().splitlines()[-1]
         raise InputError(last.rpartition("error: ")[2]) from None
-    return [text for text in rest if text not in overrides] + list(overrides)
+    return [text for text in rest if text not in overrides], list(overrides)
 
 
 def _own_folders(rest: Sequence[str]) -> list[Path]:

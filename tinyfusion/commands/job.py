@@ -35,6 +35,7 @@ from tinyfusion.runtime.folder import (
 )
 from tinyfusion.runtime.session import Session
 from tinyfusion.settings.check import check
+from tinyfusion.settings.overrides import config_flags
 
 session: Session | None = None
 """Set by the command line; ``None`` in processes that a parallel launcher started."""
@@ -60,14 +61,16 @@ class Folders(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Note it, and the folder, for a sweep."""
         if session is not None:
-            session.sweep = Path(config.hydra.sweep.dir)
+            session.sweep = Path(config.hydra.sweep.dir).absolute()
             session.existing = existing_part(session.sweep)
 
 
 def attempt(cfg: DictConfig) -> None:
     """Run a composed configuration; a failure is reported and does not end a sweep."""
     hydra = HydraConfig.get()
-    sweep = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
+    # With hydra.job.chdir=true this is the run's folder by now; paths are relative to the other.
+    os.chdir(hydra.runtime.cwd)
+    sweep = Path(hydra.sweep.dir).absolute() if hydra.mode == RunMode.MULTIRUN else None
     name = Path(hydra.runtime.output_dir).name if sweep else ""
     resuming = bool(hydra.callbacks.get("tinyfusion", {}).get("resuming", False))
     if session is None:
@@ -97,6 +100,13 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _command_line(command: str, hydra: DictConfig) -> str:
+    """The command that composes this run's configuration, from whichever folder it is given."""
+    given: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+    searched = [text for text in given["hydra"] if text.startswith("hydra.searchpath=")]
+    return shlex.join(["tinyfusion", command, *config_flags(hydra), *given["task"], *searched])
+
+
 def start(cfg: DictConfig, resuming: bool = False) -> None:
     """Run a freshly composed configuration in the folder that Hydra made for it.
 
@@ -115,6 +125,8 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
     if resuming and (folder / CONFIG_FILE).is_file():
         from tinyfusion.commands.resume import resume_run
 
+        if hydra.job.chdir:
+            os.chdir(folder)
         resume_run(str(cfg.command), folder)
         return
     if cfg.get("dry_run"):
@@ -137,13 +149,14 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
         raise
     from tinyfusion.commands.execute import execute
 
+    if hydra.job.chdir:
+        os.chdir(folder)
     if not first:
         # A further rank or machine of a run whose first one owns the folder.
         execute(cfg, folder)
         return
     write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(cfg))
-    words = ["tinyfusion", cfg.command, *hydra.overrides.task]
-    write_text(folder / COMMAND_FILE, shlex.join(words) + "\n")
+    write_text(folder / COMMAND_FILE, _command_line(str(cfg.command), hydra) + "\n")
     with locked(folder) as lock:
         try:
             execute(cfg, folder, lock)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tinyfusion.errors import InputError, one_line
 from tinyfusion.settings.commands import COMMANDS, GROUPS
+from tinyfusion.settings.overrides import split
 from tinyfusion.settings.overview import choices
 
 _NO_SUCH_FILE = re.compile(r"Could not find '(?P<group>[\w/]+)/(?P<choice>[^'/]*)'")
@@ -16,16 +17,17 @@ _NO_SUCH_KEY = re.compile(r"Could not (?:override|append|delete)[^']*'(?P<key>[^
 _NO_SUCH_GROUP = re.compile(r"Could not override '(?P<key>[\w/]+)'\.\s*No match in the defaults")
 
 
-def refuse_null_groups(overrides: Sequence[str]) -> None:
-    """Refuse ``group=null``, which Hydra can't read.
+def refuse_bad_choices(overrides: Sequence[str]) -> None:
+    """Refuse what can't be the choice of a group, and what Hydra does not say so of.
 
     Raises:
-        InputError: a group that must have a choice is set to ``null``.
+        InputError: a group that must have a choice is set to ``null`` or to a dictionary.
     """
     for text in overrides:
-        group, _, value = text.partition("=")
-        if group in GROUPS and value in ("", "null", "None"):
-            raise InputError(f"{text}: choose one of {', '.join(choices(group))}")
+        group, value = split(text)
+        if group in GROUPS and value is not None:
+            if value in ("", "null", "None") or value.startswith("{"):
+                raise InputError(f"{text}: choose one of {', '.join(choices(group))}")
 
 
 def explain(error: BaseException, command: str, folders: Sequence[Path] = ()) -> str:
