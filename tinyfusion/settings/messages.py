@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from tinyfusion.errors import InputError, one_line
+from hydra.errors import OverrideParseException
+
+from tinyfusion.errors import InputError, full_key, one_line
 from tinyfusion.settings.commands import COMMANDS, GROUPS
 from tinyfusion.settings.overrides import split
 from tinyfusion.settings.overview import choices
 
+_MERGING = "Error merging override "
 _NO_SUCH_FILE = re.compile(r"Could not find '(?P<group>[\w/]+)/(?P<choice>[^'/]*)'")
 _NO_SUCH_KEY = re.compile(r"Could not (?:override|append|delete)[^']*'(?P<key>[^']+)'")
 _NO_SUCH_GROUP = re.compile(r"Could not override '(?P<key>[\w/]+)'\.\s*No match in the defaults")
@@ -39,6 +42,18 @@ def explain(error: BaseException, command: str, folders: Sequence[Path] = ()) ->
         folders: further configuration folders (``--config-dir``).
     """
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: the value can't be read; close every quote and bracket, or quote "
+            "what is text, such as key='a, b'"
+        )
+    if text.startswith(_MERGING) and error.__cause__ is not None:
+        override = text.removeprefix(_MERGING).strip()
+        key, value = split(override)
+        if "Cannot merge" not in str(error.__cause__) or value is None:
+            return f"{override} can't be: {one_line(error.__cause__)}"
+        valid = f"a part at a time, {key}.KEY=VALUE" if value.startswith("[") else "a list, as [0,1]"
+        return f"{override} must be given as {valid}"
     known = list(COMMANDS[command].__dataclass_fields__)
     found = _NO_SUCH_FILE.search(text)
     if found:
@@ -50,7 +65,8 @@ def explain(error: BaseException, command: str, folders: Sequence[Path] = ()) ->
         return f"unknown group {group!r}; valid: {', '.join(known)}"
     found = _NO_SUCH_GROUP.search(text) or _NO_SUCH_KEY.search(text)
     if found:
-        key = found["key"]
+        # Of key={a:1}, the part that is not known.
+        key = full_key(error.__cause__) or found["key"]
         if "." not in key:
             near = get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""

@@ -152,12 +152,14 @@ def _inside(key: str, raw: str) -> str | None:
     if brackets not in ("[]", "{}") or len(raw) < 2:
         return None
     separator = ":" if brackets == "{}" else ""
-    written = []
+    written, found = [], False
     for piece in _pieces(key, raw[1:-1], separator):
         name, colon, value = piece.partition(separator) if separator else ("", "", piece)
-        written.append(f"{name}{colon}{_one(key, value)}")
+        one = _one(key, value)
+        found = found or (one != value and existing(key, text_of(one)) is not None)
+        written.append(f"{name}{colon}{one}")
     inside = f"{raw[0]}{','.join(written)}{raw[-1]}"
-    return inside if _read(inside) is not _UNREADABLE else None
+    return inside if found and _read(inside) is not _UNREADABLE else None
 
 
 def _pieces(key: str, raw: str, separator: str = "") -> Iterator[str]:
