@@ -71,7 +71,8 @@ def attempt(cfg: DictConfig) -> None:
     # With hydra.job.chdir=true this is the run's folder by now; paths are relative to the other.
     os.chdir(hydra.runtime.cwd)
     sweep = Path(hydra.sweep.dir).absolute() if hydra.mode == RunMode.MULTIRUN else None
-    name = Path(hydra.runtime.output_dir).name if sweep else ""
+    # A user's own subfolders may be deeper, and alike in their last part.
+    name = os.path.relpath(hydra.runtime.output_dir, sweep) if sweep else ""
     resuming = bool(hydra.callbacks.get("tinyfusion", {}).get("resuming", False))
     if session is None:
         # Elsewhere, so that its outcome is left where the command line finds it.
@@ -81,7 +82,7 @@ def attempt(cfg: DictConfig) -> None:
         with here.reporting(name):
             start(cfg, resuming)
         if is_first_rank():
-            here.leave(sweep, name)
+            here.leave(sweep, hydra.job.num)
         return
     with session.reporting(name):
         start(cfg, resuming)
