@@ -23,6 +23,7 @@ from tinyfusion.runtime.launch import launch
 from tinyfusion.runtime.run_log import logged
 from tinyfusion.settings.commands import COMMANDS, Encode, Evaluate, Sample, Training
 from tinyfusion.settings.compose import build
+from tinyfusion.text import shell_word
 from tinyfusion.training.settings import TrainerSettings
 from tinyfusion.version import __version__
 
@@ -94,7 +95,7 @@ def work(cfg: DictConfig, folder: Path) -> None:
         except InputError:
             raise
         except BaseException:
-            log.error("%s stopped; continue with resume=%s", cfg.command, folder)
+            log.error("%s stopped; continue with %s", cfg.command, shell_word("resume", folder))
             raise
 
 

@@ -16,6 +16,7 @@ from tinyfusion.runtime.session import SWEEP_FILE, Session
 from tinyfusion.settings.check import check
 from tinyfusion.settings.commands import COMMANDS
 from tinyfusion.settings.overrides import config_flags, quote
+from tinyfusion.text import shell_word
 
 _RESUMING = "hydra.callbacks.tinyfusion.resuming="
 _OWN = ("hydra.sweep.dir=", "hydra.mode=", _RESUMING)
@@ -116,5 +117,5 @@ def resume_run(command: str, folder: Path) -> None:
 def _other_command(folder: Path, command: str) -> str:
     return (
         f"resume={folder} is a run of 'tinyfusion {command}'; "
-        f"write 'tinyfusion {command} resume={folder}'"
+        f"write tinyfusion {command} {shell_word('resume', folder)}"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tinyfusion.errors import InputError
+from tinyfusion.text import shell_word
 
 CONFIG_FILE, COMMAND_FILE = "config.yaml", "command.txt"
 LOG_FILE, FINISHED_FILE = "run.log", "finished.json"
@@ -26,8 +27,8 @@ def claim(folder: Path) -> None:
         os.close(os.open(folder / CONFIG_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
         raise InputError(
-            f"{folder} already holds a run; resume it by resume={folder}, or choose another "
-            "folder (hydra.run.dir=...)"
+            f"{folder} already holds a run; resume it by {shell_word('resume', folder)}, or choose "
+            "another folder (hydra.run.dir=...)"
         ) from None
 
 

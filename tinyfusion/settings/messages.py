@@ -14,6 +14,7 @@ from tinyfusion.settings.commands import COMMANDS, GROUPS
 from tinyfusion.settings.overrides import split
 from tinyfusion.settings.overview import choices
 
+_KEY = re.compile(r"[~+]*[\w$.@:/-]+", re.ASCII)
 _MERGING = "Error merging override "
 _NO_SUCH_FILE = re.compile(r"Could not find '(?P<group>[\w/]+)/(?P<choice>[^'/]*)'")
 _NO_SUCH_KEY = re.compile(r"Could not (?:override|append|delete)[^']*'(?P<key>[^']+)'")
@@ -43,6 +44,9 @@ def explain(error: BaseException, command: str, folders: Sequence[Path] = ()) ->
     """
     text = str(error)
     if isinstance(error, OverrideParseException):
+        key, value = split(error.override)
+        if value is None or not _KEY.fullmatch(key):
+            return f"{error.override!r} can't be read; write KEY=VALUE, such as seed=1"
         return (
             f"{error.override}: the value can't be read; close every quote and bracket, or quote "
             "what is text, such as key='a, b'"
@@ -52,8 +56,8 @@ def explain(error: BaseException, command: str, folders: Sequence[Path] = ()) ->
         key, value = split(override)
         if "Cannot merge" not in str(error.__cause__) or value is None:
             return f"{override} can't be: {one_line(error.__cause__)}"
-        valid = f"a part at a time, {key}.KEY=VALUE" if value.startswith("[") else "a list, as [0,1]"
-        return f"{override} must be given as {valid}"
+        parts = f"a part at a time, {key}.KEY=VALUE"
+        return f"{override} must be given as {parts if value[0] == '[' else 'a list, as [0,1]'}"
     known = list(COMMANDS[command].__dataclass_fields__)
     found = _NO_SUCH_FILE.search(text)
     if found:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyfusion.errors import InputError
@@ -44,10 +45,11 @@ _CLOSING = {"[": "]", "{": "}"}
 _UNREADABLE = object()
 
 
-def quote(text: str) -> str:
+def quote(value: str | Path) -> str:
     """A text as a value that Hydra reads as this text: bare where that is so, else quoted."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
+    text = str(value)
     if _BARE.fullmatch(text) and text.lower() not in _RESERVED:
         return text
     return QuotedString(text, Quote.single).with_quotes()
