@@ -116,7 +116,8 @@ def test_in_a_sweep_a_comma_separates_but_not_within_what_exists(here) -> None:
         ("hydra.run.dir=true", "hydra.run.dir={here}/true"),
         # lists, dictionaries and keys of a user's own
         ("models=[a=b,digits,[x]]", "models=['{here}/a=b',digits,'{here}/[x]']"),
-        ("models=[scheme=1of2,delta=lora,a,b]", "models=['{here}/scheme=1of2,delta=lora','{here}/a,b']"),
+        ("models=[scheme=1of2,delta=lora]", "models=['{here}/scheme=1of2,delta=lora']"),
+        ("models=[a,b,m]", "models=['{here}/a,b',m]"),
         ("pruner.marks={x:./a=b,y:no}", "pruner.marks={x:'{here}/a=b',y:no}"),
         ("+pruner.table=./a=b", "+pruner.table='{here}/a=b'"),
         ("+pruner.table=a=b", "+pruner.table='a=b'"),
