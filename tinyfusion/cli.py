@@ -159,6 +159,7 @@ def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
     from tinyfusion.settings.overrides import as_typed
     from tinyfusion.settings.overview import conf_folder
 
+    _check_working_folder()
     # A key of the commands that train; also taken as one that is added.
     rest = [text.removeprefix("+") if text.startswith("+dry_run") else text for text in rest]
     flags, overrides = _divided(rest)
@@ -187,6 +188,23 @@ def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
         sys.argv = before
         job.session = None
     return session.close()
+
+
+def _check_working_folder() -> None:
+    """Refuse a working folder that paths can't be resolved against.
+
+    Raises:
+        InputError: it has been removed, or its name can't stand in a configuration.
+    """
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the working folder has been removed; change to another") from None
+    if "${" in here:
+        raise InputError(
+            f"the working folder is {here}: in a configuration '${{' begins a reference to another "
+            "key; start the command elsewhere"
+        )
 
 
 def _refuse_ranks() -> None:

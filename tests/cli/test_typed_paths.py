@@ -117,6 +117,17 @@ def test_folders_named_by_hydra_itself(tf, here) -> None:
     assert tf("sample", "resume=sweep", exact=True).out.count("is finished") == 2
 
 
+def test_references_that_stand_for_nothing_and_names_like_them(tf, here, monkeypatch) -> None:
+    (here / "${a}").mkdir()
+    for value, fragment in (("${b}/x", "Interpolation key 'b'"), ("${a}", "begins a reference")):
+        result = tf("sample", *ONE, f"checkpoint={value}", exact=True)
+        assert result.status == 2 and len(result.err.strip().splitlines()) == 1, result.err
+        assert "error: checkpoint=" in result.err and fragment in result.err
+    monkeypatch.chdir(here / "${a}")
+    assert "the working folder is" in tf("sample", *ONE, exact=True).err
+    assert not (here / "outputs").exists()
+
+
 def test_a_comma_without_a_sweep_is_explained(tf, here) -> None:
     result = tf("sample", *ONE, "checkpoint=digits,sit_digits", exact=True)
     assert result.status == 2 and "--multirun" in result.err

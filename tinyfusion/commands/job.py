@@ -35,7 +35,7 @@ from tinyfusion.runtime.folder import (
 )
 from tinyfusion.runtime.session import Session
 from tinyfusion.settings.check import check
-from tinyfusion.settings.overrides import config_flags
+from tinyfusion.settings.overrides import as_given, config_flags
 
 session: Session | None = None
 """Set by the command line; ``None`` in processes that a parallel launcher started."""
@@ -103,9 +103,9 @@ def _end_with_parent() -> None:
 
 def _command_line(command: str, hydra: DictConfig) -> str:
     """The command that composes this run's configuration, from whichever folder it is given."""
-    given: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
-    searched = [text for text in given["hydra"] if text.startswith("hydra.searchpath=")]
-    return shlex.join(["tinyfusion", command, *config_flags(hydra), *given["task"], *searched])
+    own, task = as_given(hydra)
+    searched = [text for text in own if text.startswith("hydra.searchpath=")]
+    return shlex.join(["tinyfusion", command, *config_flags(hydra), *task, *searched])
 
 
 def start(cfg: DictConfig, resuming: bool = False) -> None:
@@ -137,11 +137,11 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
         if is_first_rank():
             from tinyfusion.commands import dry_run
 
-            dry_run.start(cfg, hydra.overrides.task)
+            dry_run.start(cfg, as_given(hydra)[1])
         return
     first = is_first_rank()
     try:
-        cfg = check(cfg, hydra.overrides.task)
+        cfg = check(cfg, as_given(hydra)[1])
         if first:
             claim(folder)
     except InputError:

@@ -15,7 +15,7 @@ from tinyfusion.runtime.folder import CONFIG_FILE, FINISHED_FILE, locked
 from tinyfusion.runtime.session import SWEEP_FILE, Session
 from tinyfusion.settings.check import check
 from tinyfusion.settings.commands import COMMANDS
-from tinyfusion.settings.overrides import config_flags, quote
+from tinyfusion.settings.overrides import as_given, config_flags, quote
 from tinyfusion.text import shell_word
 
 _RESUMING = "hydra.callbacks.tinyfusion.resuming="
@@ -49,16 +49,15 @@ def stored_sweep(command: str, folder: Path) -> StoredSweep | None:
         hydra = OmegaConf.load(file).hydra
         found = hydra.job.config_name
         flags = config_flags(hydra)
-        # As they were written: there may be interpolations in them.
-        given = OmegaConf.to_container(hydra.overrides, resolve=False)
-        settings = [text for text in given["hydra"] if not text.startswith(_OWN)]
-        task, cwd = given["task"], Path(hydra.runtime.cwd)
+        settings, task = as_given(hydra)
+        cwd = Path(hydra.runtime.cwd)
     except Exception as error:
         raise InputError(f"resume={folder}: {SWEEP_FILE} can't be read: {error}") from None
     if found != command:
         raise InputError(_other_command(folder, found))
     again = [f"hydra.sweep.dir={quote(str(folder.absolute()))}", f"{_RESUMING}true"]
-    return StoredSweep(["-m", *flags, *task, *settings, *again], cwd)
+    kept = [text for text in settings if not text.startswith(_OWN)]
+    return StoredSweep(["-m", *flags, *task, *kept, *again], cwd)
 
 
 def resume_folder(command: str, folder: Path) -> int:

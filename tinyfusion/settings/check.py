@@ -69,7 +69,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         del cfg.recovery["stages"]
     try:
         _make_absolute(cfg)
-        OmegaConf.resolve(cfg)
+        _resolve(cfg)
         check_fields(cfg, COMMANDS[command])
         merged = OmegaConf.merge(schema, cfg)
     except OmegaConfBaseException as error:
@@ -94,6 +94,29 @@ def _warn_of_idle(cfg: DictConfig, typed: Set[str]) -> None:
         if referred is None and group in typed:
             target = str(cfg.pruner.get("_target_")).rpartition(".")[2]
             log.warning("%s= changes nothing: the pruner (%s) takes none", group, target)
+
+
+def _resolve(node: DictConfig | ListConfig, path: str = "") -> None:
+    """Replace interpolations by what they stand for, in place.
+
+    Raises:
+        InputError: one that stands for nothing.
+    """
+    try:
+        OmegaConf.resolve(node)
+    except OmegaConfBaseException as error:
+        # Which of them it is, the message need not say.
+        for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+            inner = f"{path}.{key}".lstrip(".") if isinstance(node, DictConfig) else path
+            raw = node._get_node(key)
+            try:
+                value = node[key]
+            except OmegaConfBaseException as own:
+                text = raw._value() if isinstance(raw, Node) else None
+                raise InputError(f"{inner}={text}: {one_line(own)}") from None
+            if isinstance(value, DictConfig | ListConfig):
+                _resolve(value, inner)
+        raise InputError(one_line(error)) from None
 
 
 def _make_absolute(node: DictConfig | ListConfig, path: str = "") -> None:

@@ -71,6 +71,8 @@ def explain(error: BaseException, command: str, folders: Sequence[Path] = ()) ->
     if found:
         # Of key={a:1}, the part that is not known.
         key = full_key(error.__cause__) or found["key"]
+        if "already at" in text:
+            return f"+{key}=: the configuration has it; write {key}=... to change it"
         if "." not in key:
             near = get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""

@@ -13,14 +13,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.errors import InputError
 from tinyfusion.settings.commands import COMMANDS, GROUPS
 from tinyfusion.settings.paths import absolute, existing, holds_path
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 _BARE = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 _RESERVED = ("null", "true", "false", "inf", "nan")
@@ -79,6 +78,16 @@ def config_flags(hydra: DictConfig) -> list[str]:
     """
     sources = hydra.runtime.config_sources
     return [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
+
+
+def as_given(hydra: DictConfig) -> tuple[list[str], list[str]]:
+    """The overrides of Hydra's own part and those of the command, interpolations as written.
+
+    Args:
+        hydra: Hydra's part of a composed configuration.
+    """
+    found: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+    return found["hydra"], found["task"]
 
 
 def as_typed(override: str, sweeping: bool = False) -> str:

@@ -50,7 +50,8 @@ def existing(key: str, text: str) -> str | None:
         text: its value.
 
     Raises:
-        InputError: a path below the home folder of a user that there is not.
+        InputError: a path below the home folder of a user that there is not, or one that the
+            configuration can't hold.
     """
     known = holds_path(key)
     if not text or not (known or "/" in text or Path(text).suffix):
@@ -58,20 +59,30 @@ def existing(key: str, text: str) -> str | None:
     if text in _NAMES.get(key, ()) or (key == "models" and text in choices("backbone")):
         return None
     if os.path.exists(text):
-        return str(Path(text).absolute())
+        return _located(key, text)
     expanded = os.path.expanduser(text)
     if text.startswith("~") and expanded == text and _one_of(READ, key):
         user = text.partition("/")[0]
         raise InputError(f"{key}={text}: there is no such file, and no home folder {user!r}")
-    return str(Path(expanded).absolute()) if os.path.exists(expanded) else None
+    return _located(key, expanded) if os.path.exists(expanded) else None
 
 
 def absolute(key: str, text: str) -> str | None:
     """As `existing`, and the absolute path of a folder that is to be made."""
     found = existing(key, text)
     if found is None and text and _one_of(WRITTEN, key):
-        return str(Path(os.path.expanduser(text)).absolute())
+        return _located(key, os.path.expanduser(text))
     return found
+
+
+def _located(key: str, text: str) -> str:
+    path = str(Path(text).absolute())
+    if "${" in path:
+        raise InputError(
+            f"{key}={path}: '${{' begins a reference to another key, in the names of folders too; "
+            "rename it, or give a link to it"
+        )
+    return path
 
 
 def _one_of(keys: tuple[str, ...], key: str) -> bool:
