@@ -101,7 +101,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _command_line(command: str, hydra: DictConfig) -> str:
+def _command_line(command: str, hydra: Any) -> str:
     """The command that composes this run's configuration, from whichever folder it is given."""
     own, task = as_given(hydra)
     searched = [text for text in own if text.startswith("hydra.searchpath=")]

@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from tinyfusion.errors import InputError
 from tinyfusion.settings.commands import COMMANDS, GROUPS
@@ -70,7 +70,7 @@ def text_of(value: str) -> str:
     return text if isinstance(text, str) else value
 
 
-def config_flags(hydra: DictConfig) -> list[str]:
+def config_flags(hydra: Any) -> list[str]:
     """The flags that named a user's own configuration folder.
 
     Args:
@@ -80,7 +80,7 @@ def config_flags(hydra: DictConfig) -> list[str]:
     return [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
 
 
-def as_given(hydra: DictConfig) -> tuple[list[str], list[str]]:
+def as_given(hydra: Any) -> tuple[list[str], list[str]]:
     """The overrides of Hydra's own part and those of the command, interpolations as written.
 
     Args:

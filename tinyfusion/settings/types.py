@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import BooleanNode, DictConfig, FloatNode, IntegerNode, ListConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -57,7 +57,7 @@ def check_type(path: str, value: Any, hint: Any, converted: bool = False) -> Non
             return
         raise InputError(f"{path}=null: a value must be given: {_valid(wanted)}")
     for option in wanted:
-        if is_dataclass(option) and converted and isinstance(value, DictConfig):
+        if _has_fields(option) and converted and isinstance(value, DictConfig):
             return _check_fields(path, value, option)
     if not any(_fits(value, option, converted) for option in wanted):
         # 1e3 is a float in YAML, whatever it is meant to count.
@@ -83,6 +83,10 @@ def _check_fields(path: str, cfg: DictConfig, schema: type[Any]) -> None:
                 f"unknown key '{path}.{key}'; valid for {path}: {', '.join(sorted(hints))}"
             )
         check_type(f"{path}.{key}" if path else key, cfg[key], hints[key], converted=True)
+
+
+def _has_fields(option: Any) -> TypeGuard[type[Any]]:
+    return inspect.isclass(option) and is_dataclass(option)
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -148,7 +152,7 @@ def _valid(wanted: Sequence[Any]) -> str:
             found[f"a list{of}, such as {example}"] = None
         elif origin in (dict, Mapping):
             found["a dictionary, such as {a:1}"] = None
-        elif is_dataclass(option):
+        elif _has_fields(option):
             keys = ", ".join(hints_of(option))
             found[f"a configuration with a _target_, or with keys of its own ({keys})"] = None
         else:
