@@ -132,6 +132,7 @@ def test_in_a_sweep_a_comma_separates_but_not_within_what_exists(here) -> None:
         ("scheme=1:2", "scheme=1:2"),
         # choices and deletions
         ("trainer=3", "trainer='3'"),
+        ("pruner=größe", "pruner='größe'"),
         ("experiment=[iterative,demo]", "experiment=[iterative,demo]"),
         ("hydra/launcher=joblib", "hydra/launcher=joblib"),
         ("~callbacks", "~callbacks"),
@@ -149,6 +150,11 @@ def test_as_typed(here, monkeypatch, typed: str, written: str) -> None:
 )
 def test_sweeps_over_other_values_stay_as_they_are(here, typed: str) -> None:
     assert as_typed(typed, sweeping=True) == typed
+
+
+def test_choices_are_names(here) -> None:
+    assert as_typed("trainer=cpu,3,größe", sweeping=True) == "trainer=cpu,'3','größe'"
+    assert as_typed("trainer=cpu,gpu") == "trainer=cpu,gpu"
 
 
 def test_a_word_stays_a_word_whatever_lies_in_the_working_folder(here) -> None:

@@ -117,9 +117,10 @@ def as_typed(override: str, sweeping: bool = False) -> str:
         ) from None
     key = prefixed.lstrip("+")
     if key in GROUPS or "/" in key or "@" in key:
-        # A choice is a name; to Hydra, a number is none.
-        number = isinstance(_read(raw), int | float)
-        return f"{prefixed}={quote(raw)}" if number else override
+        if raw[:1] in ("[", "{", "'", '"') or "(" in raw:
+            return override
+        names = raw.split(",") if sweeping else [raw]
+        return f"{prefixed}={','.join(map(_choice, names))}"
     if sweeping and key.partition(".")[0] not in _ALONE:
         if raw.startswith("choice(") and raw.endswith(")") and existing(key, raw) is None:
             raw = raw.removeprefix("choice(").removesuffix(")")
@@ -130,6 +131,12 @@ def as_typed(override: str, sweeping: bool = False) -> str:
 def is_text(key: str) -> bool:
     """Whether the value of a key is one text, in which brackets are characters like any other."""
     return key in _TEXTS or (holds_path(key) and key not in _LISTS)
+
+
+def _choice(name: str) -> str:
+    """A choice of a group: a name, which to Hydra a number is not."""
+    read = _read(name)
+    return quote(name) if read is _UNREADABLE or isinstance(read, int | float) else name
 
 
 def _one(key: str, raw: str) -> str:
