@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tinyfusion.cli import main as tinyfusion
+from tinyfusion.settings.overrides import quote
 from tinyfusion.studies.collect import read_sweep
 from tinyfusion.studies.compare import compare
 from tinyfusion.text import readable_bytes
@@ -19,13 +20,13 @@ PRUNERS = ("learned", "random", "shortgpt")
 def main() -> int:
     """Run the sweep, print the table and where the pictures are; overrides pass through."""
     began = time.perf_counter()
-    folder = Path("outputs") / "demo" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    folder = Path("outputs/demo", datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")).absolute()
     # The root decides where scores are cached: this run's own folder, so that its time is true.
     overrides = [
         "experiment=demo",
         f"pruner={','.join(PRUNERS)}",
-        f"hydra.sweep.dir={folder}",
-        f"output_root={folder}",
+        f"hydra.sweep.dir={quote(folder)}",
+        f"output_root={quote(folder)}",
     ]
     status = tinyfusion(["run", "-m", *overrides, *sys.argv[1:]])
     if status:

@@ -16,11 +16,11 @@ from pathlib import Path
 from tinyfusion.cli import main as tinyfusion
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
+from tinyfusion.settings.overrides import quote
 from tinyfusion.studies.collect import read_run, summarise
 from tinyfusion.studies.jobs import (
     Job,
     options_and_overrides,
-    quoted,
     run_study,
     seed_list,
 )
@@ -58,7 +58,7 @@ def plan(root: Path, seeds: Sequence[int]) -> list[Job]:
         for teacher, weights in product(NAMES, NAMES):
             overrides = (
                 "experiment=[iterative,digits_study]",
-                f"iterative.previous={quoted(halved / 'recovered')}",
+                f"iterative.previous={quote(halved / 'recovered')}",
                 f"iterative.weights={weights}",
                 f"iterative.teacher={teacher}",
                 f"seed={seed}",

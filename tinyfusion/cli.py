@@ -121,7 +121,7 @@ def _main(arguments: list[str]) -> int:
             raise InputError(
                 f"resume= takes the configuration stored in the folder; remove {others[0]!r}"
             )
-        return _resume(command, Path(resume[-1].removeprefix("resume=")).expanduser())
+        return _resume(command, resume[-1].removeprefix("resume="))
     return _compose_and_run(command, rest)
 
 
@@ -149,17 +149,29 @@ def _use(tool: str, arguments: list[str]) -> int:
         logger.propagate = propagate
 
 
-def _resume(command: str, folder: Path) -> int:
-    from tinyfusion.commands.resume import resume_folder, sweep_overrides
+def _resume(command: str, value: str) -> int:
+    from tinyfusion.commands.resume import resume_folder, stored_sweep
+    from tinyfusion.settings.overrides import text_of
+    from tinyfusion.settings.paths import existing
 
-    overrides = sweep_overrides(command, folder)
-    if overrides is None:
+    found = existing("resume", value) or existing("resume", text_of(value))
+    folder = Path(found or value).absolute()
+    sweep = stored_sweep(command, folder)
+    if sweep is None:
         return resume_folder(command, folder)
-    return _compose_and_run(command, overrides)
+    # What configuration files say of paths is relative to where the sweep was started.
+    with contextlib.chdir(sweep.cwd if sweep.cwd.is_dir() else Path.cwd()):
+        return _compose_and_run(command, sweep.arguments, typed=False)
 
 
-def _compose_and_run(command: str, rest: list[str]) -> int:
-    """Let Hydra compose the configuration(s), make the folder(s) and call the job(s)."""
+def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
+    """Let Hydra compose the configuration(s), make the folder(s) and call the job(s).
+
+    Args:
+        command: the command.
+        rest: flags and overrides.
+        typed: whether a user typed the overrides; else they are in Hydra's grammar already.
+    """
     # Hydra prints its own report and exits unless asked for the plain exception.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
@@ -169,19 +181,24 @@ def _compose_and_run(command: str, rest: list[str]) -> int:
 
     from tinyfusion.commands import job
     from tinyfusion.runtime.session import SWEEP_FILE, Session
-    from tinyfusion.settings.messages import explain, refuse_null_groups
+    from tinyfusion.settings.messages import explain, refuse_bad_choices
+    from tinyfusion.settings.overrides import as_typed
     from tinyfusion.settings.overview import conf_folder
 
+    _check_working_folder()
     # A key of the commands that train; also taken as one that is added.
     rest = [text.removeprefix("+") if text.startswith("+dry_run") else text for text in rest]
-    rest = [*_brought_along(command, rest), *rest]
-    arguments = _ordered(rest)
-    refuse_null_groups(rest)
-    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(rest):
+    flags, overrides = _divided(rest)
+    refuse_bad_choices(overrides)
+    sweeping = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(rest))
+    if sweeping:
         _refuse_ranks()
+    if typed:
+        overrides = [as_typed(text, sweeping) for text in overrides]
+    overrides = [*_brought_along(command, overrides, _own_folders(rest)), *overrides]
     before = sys.argv
     job.session = session = Session()
-    sys.argv = [f"tinyfusion {command}", *arguments]
+    sys.argv = [f"tinyfusion {command}", *flags, *overrides]
     run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)
     try:
         run(job.attempt)()
@@ -218,18 +235,35 @@ def _compose_and_run(command: str, rest: list[str]) -> int:
     return session.close()
 
 
-def _brought_along(command: str, rest: Sequence[str]) -> list[str]:
+def _brought_along(command: str, overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """Groups that a checkpoint brings, as far as values of them are given.
 
     The others are chosen once the configuration is composed and known to be right.
     """
-    if not any(text.startswith("checkpoint=") for text in rest):
+    if not any(text.startswith("checkpoint=") for text in overrides):
         return []
-    if not any("." in text.partition("=")[0] for text in rest):
+    if not any("." in text.partition("=")[0] for text in overrides):
         return []
     from tinyfusion.settings.brought import overrides_for
 
-    return overrides_for(command, [text for text in rest if "=" in text], _own_folders(rest))
+    return overrides_for(command, [text for text in overrides if "=" in text], folders)
+
+
+def _check_working_folder() -> None:
+    """Refuse a working folder that paths can't be resolved against.
+
+    Raises:
+        InputError: it has been removed, or its name can't stand in a configuration.
+    """
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the working folder has been removed; change to another") from None
+    if "${" in here:
+        raise InputError(
+            f"the working folder is {here}: in a configuration '${{' begins a reference to another "
+            "key; start the command elsewhere"
+        )
 
 
 def _refuse_ranks() -> None:
@@ -248,8 +282,8 @@ def _refuse_ranks() -> None:
         )
 
 
-def _ordered(rest: list[str]) -> list[str]:
-    """Flags first, because Hydra's parser wants overrides in one piece.
+def _divided(rest: list[str]) -> tuple[list[str], list[str]]:
+    """Flags and overrides; Hydra's parser wants overrides in one piece.
 
     Raises:
         InputError: a flag that Hydra does not know.
@@ -263,7 +297,7 @@ def _ordered(rest: list[str]) -> list[str]:
     except SystemExit:
         last = report.getvalue().strip().splitlines()[-1]
         raise InputError(last.rpartition("error: ")[2]) from None
-    return [text for text in rest if text not in overrides] + list(overrides)
+    return [text for text in rest if text not in overrides], list(overrides)
 
 
 def _not_utf_8(error: UnicodeDecodeError, folders: Sequence[Path]) -> str:

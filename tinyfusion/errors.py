@@ -39,14 +39,20 @@ _KEY = re.compile(r"full_key: (?P<key>\S+)")
 _NOISE = ("full_key:", "object_type=", "reference_type=", "Set the environment variable")
 
 
+def full_key(error: BaseException | None) -> str:
+    """The key that a message of OmegaConf is about; empty if it names none."""
+    found = _KEY.search(str(error))
+    return found["key"] if found else ""
+
+
 def one_line(error: BaseException) -> str:
     """A library's message on one line, led by the key it is about."""
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     joined = "; ".join(line for line in lines if not line.startswith(_NOISE))
-    key = _KEY.search(text)
-    if key and key["key"] not in joined:
-        joined = f"{key['key']}: {joined}"
+    key = full_key(error)
+    if key not in joined:
+        joined = f"{key}: {joined}"
     return joined or type(error).__name__
 
 

@@ -1,6 +1,9 @@
-"""Amounts as people read them."""
+"""Amounts as people read them, and words as shells read them."""
 
 from __future__ import annotations
+
+import shlex
+from pathlib import Path
 
 UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
@@ -18,3 +21,8 @@ def readable_duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def shell_word(key: str, value: str | Path) -> str:
+    """``key=value`` as one word of a command line, to be copied from a message into a shell."""
+    return shlex.quote(f"{key}={value}")

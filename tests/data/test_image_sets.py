@@ -100,7 +100,7 @@ def test_samples_of_a_run_are_found_in_its_folder(tmp_path, pictures):
     save(tmp_path, pictures[2:], ["grid.png"])
     (tmp_path / "config.yaml").touch()
     with pytest.raises(
-        InputError, match=r"is not finished; resume it with 'tinyfusion sample resume="
+        InputError, match=r"is not finished; resume it with tinyfusion sample resume="
     ):
         opened(tmp_path)
     (tmp_path / "finished.json").write_text(json.dumps({}))

@@ -11,13 +11,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tinyfusion.errors import InputError
 from tinyfusion.interrupts import Interrupted
+from tinyfusion.settings.overrides import quote
 from tinyfusion.studies.digits import OTHERS, PRUNERS, WIDTH, plan
 from tinyfusion.studies.jobs import (
     Job,
     carry_out,
     decision_file,
     options_and_overrides,
-    quoted,
     run_study,
     seed_list,
     share_of,
@@ -77,7 +77,7 @@ def test_command_line_of_a_job(tmp_path) -> None:
 def test_folders_of_any_name_can_be_given_to_a_command(name: str) -> None:
     path = Path("/root") / name
     parse = OverridesParser.create().parse_override
-    assert parse(f"decision={quoted(path)}").value() == str(path)
+    assert parse(f"decision={quote(path)}").value() == str(path)
     _, decision, place = job(path, decided=path).arguments()
     assert parse(decision).value() == str(path / "decision.json")
     assert parse(place).value() == str(path)

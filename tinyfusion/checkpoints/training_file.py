@@ -15,6 +15,7 @@ from tinyfusion.checkpoints.averages import Chosen
 from tinyfusion.checkpoints.checkpoint import Checkpoint
 from tinyfusion.checkpoints.tensors import is_state
 from tinyfusion.errors import InputError
+from tinyfusion.text import shell_word
 
 TRAINING = "training checkpoint"
 """How the layout of a file with more than the weights begins."""
@@ -68,7 +69,7 @@ def lightning_summary(path: Path, content: Mapping[str, Any]) -> str:
     runs = [parent for parent in path.absolute().parents[:2] if (parent / "config.yaml").is_file()]
     return (
         f"resume checkpoint of a run at step {step}, not a model; continue with "
-        f"resume={runs[0] if runs else 'FOLDER'}"
+        f"{shell_word('resume', runs[0] if runs else 'FOLDER')}"
     )
 
 

@@ -26,6 +26,7 @@ from tinyfusion.runtime.launch import launch
 from tinyfusion.runtime.run_log import logged
 from tinyfusion.settings.commands import COMMANDS, Encode, Evaluate, Sample, Training
 from tinyfusion.settings.compose import build
+from tinyfusion.text import shell_word
 from tinyfusion.training.settings import TrainerSettings
 from tinyfusion.version import __version__
 
@@ -106,7 +107,7 @@ def work(cfg: DictConfig, folder: Path) -> None:
         except Interrupted:
             raise
         except BaseException as error:
-            log.error("%s stopped; continue with resume=%s", cfg.command, folder)
+            log.error("%s stopped; continue with %s", cfg.command, shell_word("resume", folder))
             refused = system_error(error)
             if refused is not None and not isinstance(error, REPORTED):
                 raise DiskError(refused_by_system(refused, folder)) from error

@@ -38,7 +38,9 @@ from tinyfusion.runtime.folder import (
 )
 from tinyfusion.runtime.session import Session
 from tinyfusion.settings.check import check
+from tinyfusion.settings.overrides import as_given, config_flags
 from tinyfusion.settings.processes import agree_on_processes
+from tinyfusion.text import shell_word
 
 session: Session | None = None
 """Set by the command line; ``None`` in processes that a parallel launcher started."""
@@ -75,7 +77,7 @@ class Folders(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Note it, and the folder, for a sweep."""
         if session is not None:
-            session.sweep = Path(config.hydra.sweep.dir)
+            session.sweep = Path(config.hydra.sweep.dir).absolute()
             with suppress(OSError):
                 session.existing = existing_part(session.sweep)
 
@@ -85,8 +87,11 @@ def attempt(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     if session is not None:
         session.begun = True
-    sweep = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
-    name = Path(hydra.runtime.output_dir).name if sweep else ""
+    # With hydra.job.chdir=true this is the run's folder by now; paths are relative to the other.
+    os.chdir(hydra.runtime.cwd)
+    sweep = Path(hydra.sweep.dir).absolute() if hydra.mode == RunMode.MULTIRUN else None
+    # A user's own subfolders may be deeper, and alike in their last part.
+    name = os.path.relpath(hydra.runtime.output_dir, sweep) if sweep else ""
     resuming = bool(hydra.callbacks.get("tinyfusion", {}).get("resuming", False))
     if session is None:
         # Elsewhere, so that its outcome is left where the command line finds it.
@@ -97,7 +102,7 @@ def attempt(cfg: DictConfig) -> None:
         with here.reporting(name):
             start(cfg, resuming)
         if is_first_rank():
-            here.leave(sweep, name)
+            here.leave(sweep, hydra.job.num)
         return
     with session.reporting(name):
         start(cfg, resuming)
@@ -114,6 +119,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _command_line(command: str, hydra: Any) -> str:
+    """The command that composes this run's configuration, from whichever folder it is given."""
+    own, task = as_given(hydra)
+    searched = [text for text in own if text.startswith("hydra.searchpath=")]
+    return shlex.join(["tinyfusion", command, *config_flags(hydra), *task, *searched])
 
 
 def start(cfg: DictConfig, resuming: bool = False) -> None:
@@ -135,6 +147,8 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
     if resuming and (folder / CONFIG_FILE).is_file():
         from tinyfusion.commands.resume import resume_run
 
+        if hydra.job.chdir:
+            os.chdir(folder)
         resume_run(str(cfg.command), folder)
         return
     try:
@@ -151,17 +165,19 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
             from tinyfusion.commands import dry_run
 
             with repeated(f"{cfg.command}, dry run"):
-                dry_run.start(cfg, hydra.overrides.task)
+                dry_run.start(cfg, as_given(hydra)[1])
         return
     first = is_first_rank()
     try:
-        cfg = check(cfg, hydra.overrides.task)
+        cfg = check(cfg, as_given(hydra)[1])
         config = OmegaConf.to_yaml(cfg)
         again = _refuse_another(folder, config)
     except (InputError, Interrupted):
         if first:
             discard(folder, existing)
         raise
+    if hydra.job.chdir:
+        os.chdir(folder)
     if again:
         # A scheduler starts what it has interrupted with the same command.
         from tinyfusion.commands.resume import resume_run
@@ -174,12 +190,11 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
         # A further rank or machine of a run whose first one owns the folder.
         execute(cfg, folder)
         return
-    words = ["tinyfusion", cfg.command, *hydra.overrides.task]
     with locked(folder) as lock:
         if stored(folder):
             raise InputError(f"another process has begun a run in {folder}; start this one again")
         try:
-            claim(folder, config, shlex.join(words))
+            claim(folder, config, _command_line(str(cfg.command), hydra))
             execute(cfg, folder, lock)
         except InputError:
             unclaim(folder, existing)
@@ -192,7 +207,7 @@ def _complete(cfg: DictConfig, hydra: HydraConf) -> DictConfig:
     Raises:
         InputError: what was given does not go with them.
     """
-    given = list(hydra.overrides.task)
+    given = as_given(hydra)[1]
     keys = {text.lstrip("+~").partition("=")[0] for text in given}
     if "backbone" in keys or not keys & {"checkpoint", "models", "experiment"}:
         return cfg  # defaults fit each other
@@ -220,7 +235,7 @@ def _refuse_another(folder: Path, config: str) -> bool:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise InputError(
             f"{folder} already holds a run of another configuration: {differing[0]}{more}; resume "
-            f"it by resume={folder}, or choose another folder (hydra.run.dir=...)"
+            f"it by {shell_word('resume', folder)}, or choose another folder (hydra.run.dir=...)"
         )
     return True
 

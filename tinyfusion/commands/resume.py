@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,15 +16,30 @@ from tinyfusion.runtime.folder import CONFIG_FILE, FINISHED_FILE, locked
 from tinyfusion.runtime.session import SWEEP_FILE, Session
 from tinyfusion.settings.check import check
 from tinyfusion.settings.commands import COMMANDS
+from tinyfusion.settings.overrides import as_given, config_flags, quote
 from tinyfusion.settings.processes import agree_on_processes
+from tinyfusion.text import shell_word
 
 _RESUMING = "hydra.callbacks.tinyfusion.resuming="
 _OWN = ("hydra.sweep.dir=", "hydra.mode=", _RESUMING)
 """Overrides that this package adds to a resumed sweep."""
 
 
-def sweep_overrides(command: str, folder: Path) -> list[str] | None:
-    """Arguments that run a sweep again in its folder; ``None`` if it is the folder of no sweep.
+@dataclass(frozen=True)
+class StoredSweep:
+    """How a sweep was started.
+
+    Attributes:
+        arguments: flags and overrides that run it again in its folder.
+        cwd: the folder where it was started.
+    """
+
+    arguments: list[str]
+    cwd: Path
+
+
+def stored_sweep(command: str, folder: Path) -> StoredSweep | None:
+    """The sweep of a folder; ``None`` if it is the folder of no sweep.
 
     Raises:
         InputError: the sweep is one of another command, or its file can't be read.
@@ -34,16 +50,16 @@ def sweep_overrides(command: str, folder: Path) -> list[str] | None:
     try:
         hydra = OmegaConf.load(file).hydra
         found = hydra.job.config_name
-        own = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
-        settings = [text for text in hydra.overrides.hydra if not text.startswith(_OWN)]
-        task = list(hydra.overrides.task)
+        flags = config_flags(hydra)
+        settings, task = as_given(hydra)
+        cwd = Path(hydra.runtime.cwd)
     except Exception as error:
         raise InputError(f"resume={folder}: {SWEEP_FILE} can't be read: {error}") from None
     if found != command:
         raise InputError(_other_command(folder, found))
-    flags = [word for path in own for word in ("--config-dir", path)]
-    again = [f"hydra.sweep.dir='{folder.absolute()}'", f"{_RESUMING}true"]
-    return ["-m", *flags, *task, *settings, *again]
+    again = [f"hydra.sweep.dir={quote(str(folder.absolute()))}", f"{_RESUMING}true"]
+    kept = [text for text in settings if not text.startswith(_OWN)]
+    return StoredSweep(["-m", *flags, *task, *kept, *again], cwd)
 
 
 def resume_folder(command: str, folder: Path) -> int:
@@ -114,5 +130,5 @@ def resume_run(command: str, folder: Path, unasked: bool = False) -> None:
 def _other_command(folder: Path, command: str) -> str:
     return (
         f"resume={folder} is a run of 'tinyfusion {command}'; "
-        f"write 'tinyfusion {command} resume={folder}'"
+        f"write tinyfusion {command} {shell_word('resume', folder)}"
     )

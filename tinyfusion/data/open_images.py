@@ -14,6 +14,7 @@ from tinyfusion.data.image_sets import ImageSet, pictures_in
 from tinyfusion.data.walk import LeftOut, listed
 from tinyfusion.errors import InputError
 from tinyfusion.notices import notice
+from tinyfusion.text import shell_word
 
 SAMPLES = "samples"
 """In a run's folder: where `tinyfusion sample` puts its images."""
@@ -85,8 +86,8 @@ def open_images(path: Path | str, limit: int | None, key: str) -> ImageSet:
     if inner.is_dir() and (path / "config.yaml").is_file():
         if not (path / "finished.json").is_file():
             raise InputError(
-                f"{key}={str(path)!r} is not finished; resume it with 'tinyfusion sample "
-                f"resume={path}', or give {key}={inner} for what there is"
+                f"{key}={str(path)!r} is not finished; resume it with tinyfusion sample "
+                f"{shell_word('resume', path)}, or give {shell_word(key, inner)} for what there is"
             )
         path = inner
     others = LeftOut()

@@ -27,6 +27,7 @@ from typing import IO, TextIO
 
 from tinyfusion.errors import DiskError, InputError, RanksFailedError, TrainingDivergedError
 from tinyfusion.interrupts import Interrupted
+from tinyfusion.text import shell_word
 
 REFUSED = 2
 """Exit status of a rank that has refused its input."""
@@ -216,5 +217,5 @@ def _raise_report(ranks: Sequence[_Rank], world: int, folder: Path) -> None:
     how = f"with exit status {code}" if code > 0 else f"by {signal.Signals(-code).name}"
     raise RanksFailedError(
         f"rank {rank.number} of {world} ended {how}; what it printed stands above; resume with "
-        f"resume={folder}"
+        f"{shell_word('resume', folder)}"
     )

@@ -63,9 +63,14 @@ class Session:
         if not self.quiet:
             report(message)
 
-    def leave(self, sweep: Path, name: str) -> None:
-        """Leave the outcome of a job, run in another process, for the command line."""
-        write_json(sweep / _ELSEWHERE / f"{name}.json", self.failures)
+    def leave(self, sweep: Path, number: int) -> None:
+        """Leave the outcome of a job, run in another process, for the command line.
+
+        Args:
+            sweep: folder of the sweep.
+            number: number of the job in it.
+        """
+        write_json(sweep / _ELSEWHERE / f"{number:06}.json", self.failures)
 
     def collect(self) -> None:
         """Report the outcomes of jobs that ran in other processes."""

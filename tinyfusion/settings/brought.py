@@ -23,6 +23,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.notices import notice
 from tinyfusion.settings.commands import GROUPS
 from tinyfusion.settings.compose import locate
+from tinyfusion.settings.overrides import text_of
 from tinyfusion.settings.overview import choices, defaults_of
 from tinyfusion.settings.written import as_overrides, backbone_in, chosen_by, written_in
 
@@ -195,7 +196,7 @@ def overrides_for(command: str, given: Sequence[str], folders: Sequence[Path] = 
 
     Args:
         command: the command.
-        given: overrides as typed.
+        given: overrides, in Hydra's grammar.
         folders: further configuration folders (``--config-dir``).
 
     Returns:
@@ -203,14 +204,15 @@ def overrides_for(command: str, given: Sequence[str], folders: Sequence[Path] = 
     """
     keys = [text.lstrip("+~").partition("=")[0] for text in given]
     deeper = {key.partition(".")[0] for key in keys if "." in key} & set(GROUPS) - set(keys)
-    files = [
-        text.partition("=")[2].strip("'\"") for text in given if text.startswith("checkpoint=")
-    ]
-    if not deeper or not files or "," in files[-1]:
+    written = [text.partition("=")[2] for text in given if text.startswith("checkpoint=")]
+    if not deeper or not written:
         return []
-    found = brought_along(command, files[-1], given, folders)
+    file = text_of(written[-1])
+    if "," in file and file == written[-1]:  # not quoted: several
+        return []
+    found = brought_along(command, file, given, folders)
     if found:
-        notice(_brings("checkpoint", files[-1], found))
+        notice(_brings("checkpoint", file, found))
     return found
 
 

@@ -5,40 +5,20 @@ from __future__ import annotations
 import inspect
 import math
 import re
-import types
-from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import is_dataclass
-from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Sequence, Set
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyfusion.errors import InputError, one_line
 from tinyfusion.notices import notice
-from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS
+from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS, PARTS
 from tinyfusion.settings.compose import keys_of, locate, parameters_of
 from tinyfusion.settings.overview import choices
+from tinyfusion.settings.paths import absolute
 from tinyfusion.settings.renamed import update_loggers, update_targets
-
-_PATHS = (
-    "checkpoint",
-    "decision",
-    "teacher.path",
-    "data.root",
-    "autoencoder.path",
-    "evaluation.reference",
-    "iterative.previous",
-    "pruner.losses",
-    "store",
-    "output_root",
-    "models",
-    "images",
-    "evaluation.weights",
-    "callbacks.evaluate.evaluation.reference",
-    "callbacks.evaluate.evaluation.weights",
-)
-_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+from tinyfusion.settings.types import check_fields, check_type, hints_of
 
 
 def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
@@ -93,10 +73,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     if isinstance(cfg.get("recovery"), DictConfig) and cfg.recovery.get("stages", ...) is None:
         del cfg.recovery["stages"]
     try:
-        for key in _PATHS:
-            _make_absolute(cfg, key)
-        _make_others_absolute(cfg)
-        OmegaConf.resolve(cfg)
+        _make_absolute(cfg)
+        _resolve(cfg)
+        check_fields(cfg, COMMANDS[command])
         merged = OmegaConf.merge(schema, cfg)
     except OmegaConfBaseException as error:
         raise InputError(one_line(error)) from None
@@ -123,42 +102,46 @@ def _warn_of_idle(cfg: DictConfig, typed: Set[str]) -> None:
             notice(f"{group}= changes nothing: the pruner ({target}) takes none")
 
 
-def _make_absolute(cfg: DictConfig, key: str) -> None:
-    """Replace a relative path by the absolute one if it exists; names and hub ids stay."""
-    value = OmegaConf.select(cfg, key)
-    if isinstance(value, ListConfig):
-        for index in range(len(value)):
-            _make_absolute(cfg, f"{key}[{index}]")
-        return
-    if key.startswith("models[") and value in choices("backbone"):
-        return  # the preset, whatever lies in the working folder
-    # To pathlib, the empty string is the working folder.
-    if not isinstance(value, str) or not value or (key, value) == ("teacher.path", "source"):
-        return
-    path = Path(value).expanduser()
-    if path.exists() or key in ("output_root", "store"):
-        OmegaConf.update(cfg, key, str(path.absolute()))
+def _resolve(node: DictConfig | ListConfig, path: str = "") -> None:
+    """Replace interpolations by what they stand for, in place.
 
-
-def _make_others_absolute(node: DictConfig | ListConfig) -> None:
-    """Make absolute what looks like a path and exists, under whichever key, a user's own included.
-
-    Looking like a path means a separator or a file's ending in it: a plain word such as ``cpu``
-    stays, whatever lies in the working folder.
+    Raises:
+        InputError: one that stands for nothing.
     """
+    try:
+        OmegaConf.resolve(node)
+    except OmegaConfBaseException as error:
+        # Which of them it is, the message need not say.
+        for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+            inner = f"{path}.{key}".lstrip(".") if isinstance(node, DictConfig) else path
+            raw = node._get_node(key)
+            try:
+                value = node[key]
+            except OmegaConfBaseException as own:
+                text = raw._value() if isinstance(raw, Node) else None
+                raise InputError(f"{inner}={text}: {one_line(own)}") from None
+            if isinstance(value, DictConfig | ListConfig):
+                _resolve(value, inner)
+        raise InputError(one_line(error)) from None
+
+
+def _make_absolute(node: DictConfig | ListConfig, path: str = "") -> None:
+    """Replace what names an existing path by the absolute one, under whichever key."""
     keys = list(node) if isinstance(node, DictConfig) else range(len(node))
     for key in keys:
         value = node._get_node(key)
+        # The parts of a list go under its key.
+        inner = f"{path}.{key}".lstrip(".") if isinstance(node, DictConfig) else path
         if isinstance(value, DictConfig | ListConfig):
             if not (value._is_none() or value._is_missing() or value._is_interpolation()):
-                _make_others_absolute(value)
+                _make_absolute(value, inner)
             continue
         text = value._value() if isinstance(value, Node) else None
         if not isinstance(text, str) or "${" in text or str(key).startswith("_"):
             continue
-        path = Path(text).expanduser()
-        if ("/" in text or path.suffix) and not path.is_absolute() and path.exists():
-            node[key] = str(path.absolute())
+        found = absolute(inner, text)
+        if found is not None:
+            node[key] = found
 
 
 def _check_numbers(value: Any, path: str) -> None:
@@ -184,12 +167,12 @@ def _check_numbers(value: Any, path: str) -> None:
 
 def _check_groups(cfg: DictConfig) -> None:
     """Every group is chosen and says what to build."""
-    for group in GROUPS:
+    for group in (*GROUPS, *PARTS):
         if group not in cfg or group == "teacher":
             continue
         node = cfg[group]
         if node is None:
-            if group in OPTIONAL_GROUPS:
+            if group in (*OPTIONAL_GROUPS, *PARTS):
                 continue
             raise InputError(f"{group}=null: choose one of {', '.join(choices(group))}")
         # Callbacks and loggers are dictionaries of nodes by name.
@@ -198,9 +181,11 @@ def _check_groups(cfg: DictConfig) -> None:
             nodes = {f"{group}.{key}": node[key] for key in keys_of(node) if node[key] is not None}
         for path, value in nodes.items():
             if not isinstance(value, DictConfig) or "_target_" not in value:
+                found = path if isinstance(value, DictConfig) else f"{path}={value!r}"
+                some = f"choose one of {', '.join(choices(group))}, or " if choices(group) else ""
                 raise InputError(
-                    f"{path} has no _target_ (the class to build); choose one of "
-                    f"{', '.join(choices(group))}, or write a configuration file with a _target_"
+                    f"{found} has no _target_ (the class to build); {some}write a configuration "
+                    f"file with a _target_, or give {path}.KEY=VALUE to change a part"
                 )
 
 
@@ -235,48 +220,7 @@ def _check_target(path: str, node: DictConfig) -> None:
         unset += [name for name in required if name not in given]
     if unset:
         raise InputError(f"'{path}.{unset[0]}' must be given: {path}.{unset[0]}=...")
-    hints = _hints(target)
+    hints = hints_of(target)
     for key in given:
         if key in hints:
-            _check_type(f"{path}.{key}", node[key], hints[key])
-
-
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations of a callable's arguments; none where they can't be read."""
-    # The fields of a dataclass may be annotated in modules of its bases.
-    of_fields = inspect.isclass(target) and is_dataclass(target)
-    try:
-        if of_fields or not inspect.isclass(target):
-            return get_type_hints(target)
-        return get_type_hints(target.__init__)
-    except Exception:  # an annotation may name what is only imported for type checkers
-        return {}
-
-
-def _check_type(path: str, value: Any, hint: Any) -> None:
-    """Refuse what can't be of the annotated type; unusual annotations are passed over."""
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    wanted = [option for option in options if option is not type(None)]
-    if value is None:
-        if hint is Any or len(wanted) < len(options):
-            return
-        raise InputError(f"{path}=null: a value must be given")
-    if isinstance(value, DictConfig):
-        return  # an object of its own, checked as such
-    if all(option in _PLAIN for option in wanted):
-        if not any(_fits(value, option) for option in wanted):
-            valid = " or ".join(_PLAIN[option] for option in wanted)
-            raise InputError(f"{path}={value!r} must be {valid}")
-    elif len(wanted) == 1 and not isinstance(value, ListConfig):
-        option = wanted[0]
-        if get_origin(option) in (list, tuple, Sequence):
-            raise InputError(f"{path}={value!r} must be a list, such as [0,1]")
-        # Any class but those that text and numbers are made into.
-        if inspect.isclass(option) and option.__module__ not in ("builtins", "pathlib"):
-            raise InputError(f"{path}={value!r} must be a configuration with a _target_")
-
-
-def _fits(value: Any, plain: type) -> bool:
-    if isinstance(value, bool):
-        return plain is bool
-    return isinstance(value, int | float if plain is float else plain)
+            check_type(f"{path}.{key}", node[key], hints[key])

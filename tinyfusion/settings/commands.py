@@ -213,6 +213,9 @@ GROUPS: dict[str, str] = {
 OPTIONAL_GROUPS = ("autoencoder", "backbone", "callbacks", "delta", "evaluation", "logger")
 """Groups that may be null."""
 
+PARTS = ("guidance",)
+"""Objects that a command's own configuration describes, without a group to choose from."""
+
 PART_OF = {"stages": "recovery"}
 """Groups whose choice is a key of another group's: ``recovery.stages``."""
 

@@ -13,11 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from tinyfusion.errors import InputError, first_line
 from tinyfusion.quiet import at_least
 from tinyfusion.ranks import shared_stamp
+from tinyfusion.settings.overrides import split, text_of
 from tinyfusion.settings.processes import agree_on_processes
 from tinyfusion.training.recipes import published
 
 MAX_NAME = 120
-"""Longest run-folder name; longer ones are cut and end in a hash."""
+"""Most bytes of a run-folder's name; longer ones are cut and end in a hash."""
 
 
 def run_name(overrides: Sequence[str]) -> str:
@@ -31,9 +32,8 @@ def run_name(overrides: Sequence[str]) -> str:
     overrides = [text for text in overrides if not text.startswith("output_root=")]
     cleaned, lossy = [], False
     for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        value = value.replace("\\", "").strip("'\"")
-        last = value.rstrip("/").rpartition("/")[2]
+        key, value = split(override.lstrip("+~"))
+        last = text_of(value or "").rstrip("/").rpartition("/")[2]
         text = f"{key.rpartition('/')[2]}={last}".replace(":", "of").replace("],[", "_")
         text = text.replace(",", "-")
         kept = "".join(c for c in text if c not in "[]{}'\" ")
@@ -41,9 +41,9 @@ def run_name(overrides: Sequence[str]) -> str:
         lossy = lossy or "/" in override or safe != text
         cleaned.append(safe)
     name = ",".join(cleaned) or "default"
-    if lossy or len(name) > MAX_NAME:
+    if lossy or len(name.encode()) > MAX_NAME:
         digest = hashlib.blake2b("\0".join(overrides).encode(), digest_size=3).hexdigest()
-        name = f"{name[:MAX_NAME]}-{digest}"
+        name = f"{name.encode()[:MAX_NAME].decode(errors='ignore')}-{digest}"
     return name
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from tinyfusion.settings.commands import GROUPS
+from tinyfusion.settings.overrides import text_of
 from tinyfusion.settings.overview import choices, conf_folder
 
 _WORD = re.compile(r"[A-Za-z_][\w.-]*")
@@ -35,7 +36,8 @@ def chosen_by(given: Sequence[str], folders: Sequence[Path]) -> set[str]:
         key = key.partition("@")[0]
         chosen.add(key)
         if key == "experiment":
-            chosen |= _chosen_in(value.strip("'\""), folders)
+            for name in text_of(value).strip("[]").split(","):
+                chosen |= _chosen_in(name.strip(), folders)
     return chosen
 
 

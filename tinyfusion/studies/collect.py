@@ -12,6 +12,7 @@ import yaml
 
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json
+from tinyfusion.text import shell_word
 
 METRICS_FILE, CONFIG_FILE = "metrics.json", "config.yaml"
 
@@ -62,7 +63,8 @@ def read_run(folder: Path | str) -> FinishedRun:
         raise InputError(f"{folder} holds no run: {CONFIG_FILE} is missing")
     if not (folder / METRICS_FILE).is_file():
         raise InputError(
-            f"{folder} is not finished; resume it with 'tinyfusion run resume={folder}'"
+            f"{folder} is not finished; resume it with: tinyfusion run "
+            f"{shell_word('resume', folder.absolute())}"
         )
     metrics = read_json(folder / METRICS_FILE, "metrics")
     config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))

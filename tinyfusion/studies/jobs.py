@@ -14,12 +14,13 @@ from tinyfusion.decision import Decision, find_decision
 from tinyfusion.errors import InputError
 from tinyfusion.interrupts import Interrupted, handled
 from tinyfusion.runtime.folder import COMMAND_FILE
+from tinyfusion.settings.overrides import as_typed, quote, split
 from tinyfusion.studies.collect import CONFIG_FILE, METRICS_FILE
 
 NOT_OF_PRUNE = ("evaluation", "recovery", "stages", "teacher", "start")
 """Settings that `tinyfusion prune` does not have."""
 
-NOT_OF_RESULTS = ("trainer", "output_root", "logger", "callbacks", "name")
+NOT_OF_RESULTS = ("trainer", "output_root", "logger", "callbacks", "name", "hydra", "--config-dir")
 """Settings that may change from one process of a study to the next."""
 
 PLACES = ("decision", "iterative.previous", "pruner.losses", "pruner.marks")
@@ -66,8 +67,8 @@ class Job:
         own, passed_on = self.settings(passed_on)
         decision = []
         if self.decided is not None:
-            decision = [f"decision={quoted(decision_file(self.decided))}"]
-        return [self.command, *own, *decision, f"hydra.run.dir={quoted(self.folder)}", *passed_on]
+            decision = [f"decision={quote(decision_file(self.decided))}"]
+        return [self.command, *own, *decision, f"hydra.run.dir={quote(self.folder)}", *passed_on]
 
     def settings(self, passed_on: Sequence[str] = ()) -> tuple[list[str], list[str]]:
         """Its own overrides that ``passed_on`` does not replace, and those passed on to it."""
@@ -98,23 +99,16 @@ class Job:
 
 
 def _of_results(overrides: Iterable[str]) -> set[str]:
-    """The overrides that results depend on."""
+    """The overrides that results depend on, as they are recorded."""
     return {
-        text
+        as_typed(text)
         for text in overrides
         if _key(text).split(".")[0] not in NOT_OF_RESULTS and _key(text) not in PLACES
     }
 
 
 def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
-
-
-def quoted(path: Path) -> str:
-    """A path as the value of an override: quoted where Hydra would read more into it."""
-    if re.fullmatch(r"[\w./-]+", str(path), re.ASCII):
-        return str(path)
-    return "'" + str(path).replace("'", "\\'") + "'"
+    return split(override)[0].lstrip("+~")
 
 
 def decision_file(place: Path) -> Path:

@@ -14,9 +14,10 @@ from typing import Any
 from tinyfusion.decision import Decision
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
+from tinyfusion.settings.overrides import quote
 from tinyfusion.studies.collect import read_run, summarise
 from tinyfusion.studies.digits import PRUNERS, RECOVERIES, slug
-from tinyfusion.studies.jobs import Job, decision_file, quoted
+from tinyfusion.studies.jobs import Job, decision_file
 
 METHODS = ("sensitivity", "shortgpt", "flux_lite", "laptop_diff", "oracle", "learned 1:2")
 """Marked among the random candidates, by their names in `studies.digits.PRUNERS`."""
@@ -80,14 +81,14 @@ def plan(
         if found is None:
             overrides = (*PRUNERS[name].overrides, f"seed={first}")
             jobs.append(Job(places[name], "prune", overrides, name, "", first))
-    marks = ",".join(f"{_key(name)}:{quoted(places[name] / 'decision.json')}" for name in METHODS)
+    marks = ",".join(f"{_key(name)}:{quote(places[name] / 'decision.json')}" for name in METHODS)
     for pick, name in PICKS.items():
         places[name] = root / "decisions" / f"random_{pick}"
         # The first one evaluates the candidates; the others choose from its list.
         own = (
             f"pruner.marks={{{marks}}}"
             if pick == FIRST_PICK
-            else f"pruner.losses={quoted(root / 'decisions' / f'random_{FIRST_PICK}' / LIST)}"
+            else f"pruner.losses={quote(root / 'decisions' / f'random_{FIRST_PICK}' / LIST)}"
         )
         overrides = (
             *("pruner=random", "scheme=1:2", f"seed={first}", f"pruner.choose={pick}", own),
