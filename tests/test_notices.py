@@ -56,6 +56,7 @@ def test_events_of_a_worker_are_tallied_where_they_are_replayed(said) -> None:
 
 def test_further_ranks_say_their_own_events_alone(said, monkeypatch, capsys) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with repeated("run"):
         notice("seen by all ranks")
         tally(LEFT_OUT)
@@ -80,6 +81,7 @@ def test_what_happens_to_the_same_thing_again_counts_once(said) -> None:
 
 
 def test_what_all_ranks_notice_is_said_by_the_first(said, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         with repeated("run"):

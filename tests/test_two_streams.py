@@ -82,7 +82,7 @@ def test_a_block_that_shortens_one_stream_is_named(net, two_streams) -> None:
 def test_gates_blend_both_streams_of_every_sample(net, seen, kind: str) -> None:
     units = net.units(kind)
     gates = Gates(parse_scheme("1:2", len(units)))
-    gumbel_BK = StepNoise(1, "test").gumbel("gumbel", Rows(0, 0, 6, 6), gates.num_choices)
+    gumbel_BK = StepNoise(1, "test").gumbel("gumbel", Rows(0, 0, 6), gates.num_choices)
     gated = GatedBackbone(net, gates, kind)
     out = gated(*seen, gumbel_BK)
     kept_BL = gates(gumbel_BK) > 0.5

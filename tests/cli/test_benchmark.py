@@ -133,7 +133,7 @@ def test_models_are_found_from_any_folder(tf, only_run, tmp_path, make_model, mo
         (["models=[nothing]"], "'nothing' does not exist"),
         (["batch_size=0"], "batch_size=0 must be at least 1"),
         (["rounds=0"], "rounds=0 must be at least 1"),
-        (["depths=[x]"], "depths[0]"),
+        (["depths=[x]"], "depths=['x'] must be a list of whole numbers"),
         (["depths=[4]"], "4 must be between 1 and 3"),
         (["sampler.steps=2000"], "2000"),
         (["guidance.channels=2"], "guidance channels=2, but the data has 1 channel"),

@@ -373,12 +373,13 @@ def test_a_published_experiment_in_miniature_interrupted_and_resumed(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     result = tf(*line, f"hydra.run.dir={whole}", exact=True)
     assert (result.status, result.err) == (0, "")
-    # Of each phase that it is not the recipe; of the gates that they hardly left their start.
+    # Of each phase that it is not the recipe; of the averages that they hardly left their start.
     warned = [text.split("warning: ")[1] for text in result.out.splitlines() if "warning" in text]
     assert [text[:30] for text in warned] == [
         "differs from the recipe 'tinyf",
         "the average of the gates will ",
         "differs from the recipe 'tinyf",
+        "the average of the student wil",
     ]
 
     with monkeypatch.context() as patched:

@@ -145,7 +145,10 @@ def test_the_same_command_in_the_same_folder_continues(tf, root, killed_when) ->
 def test_a_further_rank_has_nothing_to_do_in_a_finished_run(tf, root, monkeypatch) -> None:
     line = ("pruner=random", f"hydra.run.dir={root / 'F'}")
     assert tf("prune", *line).status == 0
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    # As if it had been the run of two devices.
+    monkeypatch.setattr("tinyfusion.settings.processes.agree", lambda *_: None)
     monkeypatch.setattr(Random, "choose", None)
     result = tf("prune", *line)
     assert (result.status, result.out, result.err) == (0, "", "")

@@ -48,7 +48,7 @@ def test_a_model_and_folders_of_any_name(tf, here, monkeypatch) -> None:
     assert again.status == 0, again.err
     assert config(here / "again") == config(run)
     # What is to be copied into a shell survives it.
-    taken = tf(*words, f"hydra.run.dir={run}", exact=True)
+    taken = tf(*words, "seed=1", f"hydra.run.dir={run}", exact=True)
     assert taken.status == 2 and shlex.quote(f"resume={run}") in taken.err
     assert tf("sample", f"resume={run}", exact=True).status == 0
     assert "finished" in tf("sample", f"resume='{here}/again'", exact=True).out

@@ -20,7 +20,7 @@ Inputs = tuple[tuple[Tensor, Tensor], ClassLabels]
 def gated(net: DiT, scheme: object) -> tuple[GatedBackbone, Tensor]:
     gates = Gates(parse_scheme(scheme, net.depth))
     gates.temperature, gates.scale = 2.0, 100.0
-    noise = StepNoise(1, "test").gumbel("gumbel", Rows(0, 0, 8, 8), gates.num_choices)
+    noise = StepNoise(1, "test").gumbel("gumbel", Rows(0, 0, 8), gates.num_choices)
     return GatedBackbone(net, gates), noise
 
 

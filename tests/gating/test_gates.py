@@ -13,7 +13,7 @@ from tinyfusion.seeding import Rows, StepNoise
 
 
 def gumbel(num_rows: int, num_choices: int) -> torch.Tensor:
-    return StepNoise(7, "test").gumbel("gumbel", Rows(0, 0, num_rows, num_rows), num_choices)
+    return StepNoise(7, "test").gumbel("gumbel", Rows(0, 0, num_rows), num_choices)
 
 
 @pytest.mark.parametrize(("keep", "size"), [(1, 2), (2, 3), (2, 4), (3, 4), (7, 14)])

@@ -167,7 +167,7 @@ class Trajectory:
         settings = TrainingSettings(self.config["steps"], self.config["batch"])
         trainer = TrainerSettings("cpu", progress=False, log_every=1)
         images, recorder, watcher = RecordedImages(self.data, net), Recorder(), Watcher()
-        fit(module, images, settings, trainer, self.folder, "test", 0, recorder, [watcher])
+        fit(module, images, settings, trainer, self.folder, "test", 0, [recorder], [watcher])
         assert module.skipped_steps == 0
         return recorder.values, watcher
 

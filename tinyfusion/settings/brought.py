@@ -235,11 +235,14 @@ def with_brought_along(
 
     from tinyfusion.settings.messages import explain
 
-    command, models = str(cfg.command), cfg.get("models")
-    key, first = "checkpoint", cfg.get("checkpoint")
-    if isinstance(models, ListConfig) and models:
-        key, first = "models", models[0]
-    if cfg.get("images") is not None or not isinstance(first, str):
+    try:
+        command, models = str(cfg.command), cfg.get("models")
+        key, first = "checkpoint", cfg.get("checkpoint")
+        if isinstance(models, ListConfig) and models:
+            key, first = "models", models[0]
+        if cfg.get("images") is not None or not isinstance(first, str):
+            return cfg
+    except OmegaConfBaseException:  # a reference to nothing, which checking will name
         return cfg
     overrides = brought_along(command, first, given, folders)
     if not overrides:
