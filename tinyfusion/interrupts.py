@@ -99,17 +99,23 @@ def stoppable() -> Iterator[None]:
     """Work that stops by itself, at points where it asks `asked`; no later than at its end.
 
     Raises:
-        Interrupted: this process was asked to stop, and the work has come to its end before it
-            asked.
+        Interrupted: this process was asked to stop.
+        KeyboardInterrupt: the same by the keyboard, in a script or notebook, which knows no other.
     """
-    with handled():
-        _state.waits = True
-        try:
-            yield
-        finally:
-            _state.waits = False
-        if _state.asked:
-            raise Interrupted(_state.asked)
+    of_command = _state.owner == os.getpid()
+    try:
+        with handled():
+            _state.waits = True
+            try:
+                yield
+            finally:
+                _state.waits = False
+            if _state.asked:  # and the work came to its end before it asked
+                raise Interrupted(_state.asked)
+    except Interrupted as stop:
+        if of_command or stop.number != signal.SIGINT:
+            raise
+        raise KeyboardInterrupt from None
 
 
 def asked() -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -115,6 +117,23 @@ def test_recovered_weights_are_the_averaged_ones(net, batches) -> None:
         tf.recover(student, batches, ema_decay=decay, **STEPS).state_dict() for decay in (0.0, 0.9)
     )
     assert any(not torch.equal(last[name], averaged[name]) for name in last)
+
+
+def test_a_keyboard_interrupt_is_one_in_a_script_and_resumes(net, batches, tmp_path) -> None:
+    class Interrupt(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    shallow, before = tf.prune(net, [0, 2]), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        tf.recover(shallow, batches, folder=tmp_path, callbacks=[Interrupt()], **STEPS)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert torch.load(tmp_path / "resume.ckpt", weights_only=True)["global_step"] == 2
+    resumed = tf.recover(shallow, batches, folder=tmp_path, **STEPS)
+    whole = tf.recover(shallow, batches, **STEPS)
+    for a, b in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_recipe_gives_every_number_that_is_not_given(net, batches, monkeypatch) -> None:
