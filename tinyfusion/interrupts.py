@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -86,9 +87,11 @@ def handled() -> Iterator[None]:
             before[number] = known
             signal.signal(number, _receive)
     _state.owner, _state.waits, _state.asked = os.getpid(), False, 0
+    hook, sys.unraisablehook = sys.unraisablehook, _again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         _state.owner = _state.asked = 0
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -139,6 +142,20 @@ def _receive(number: int, frame: FrameType | None) -> None:
         text = f"tinyfusion: {name}: stopping after this step (Ctrl-C stops at once)\n"
         with suppress(OSError):  # not printed: this may have come amid printing
             os.write(2, text.encode())
+
+
+def _again(lost: Any) -> None:
+    """Raise `Interrupted` once more where Python has dropped it, as it does within a ``__del__``.
+
+    Args:
+        lost: what was dropped and where; see `sys.unraisablehook`.
+    """
+    if not isinstance(lost.exc_value, Interrupted):
+        sys.__unraisablehook__(lost)
+    elif not _state.waits:  # else it is asked for
+        number, _state.asked = lost.exc_value.number, 0
+        # Later: here it would be dropped again.
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
 
 def _receive_forked(number: int) -> None:

@@ -137,7 +137,7 @@ def test_models_are_found_from_any_folder(tf, only_run, tmp_path, make_model, mo
         (["depths=[4]"], "4 must be between 1 and 3"),
         (["sampler.steps=2000"], "2000"),
         (["guidance.channels=2"], "guidance channels=2, but the data has 1 channel"),
-        (["guidance.scale=-1"], "guidance scale=-1"),
+        (["guidance.scale=-1"], "guidance.scale=-1 must"),
         (["trainer.compile=true", "trainer.compile_backend=fast"], "compile_backend='fast'"),
         (["data=digits"], "unknown key 'data'"),
         (["model=[digits]"], "did you mean 'models'?"),

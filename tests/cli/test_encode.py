@@ -418,3 +418,18 @@ def test_what_does_not_fit_is_refused(encode, tf, tmp_path, overrides, message) 
     line = ("data=latents", f"data.root={tmp_path / 'store'}", "data.held_out=3")
     result = tf("run", *line, *overrides)
     assert result.status == 2 and message in result.err, result
+
+
+def test_a_file_where_the_store_is_to_be_is_named(encode, tmp_path, root) -> None:
+    (tmp_path / "store").write_text("precious")
+    result = encode(tmp_path / "store")
+    assert result.status == 2 and not root.exists()
+    (line,) = result.err.splitlines()
+    assert "store= can't be written" in line and f"{tmp_path}/store: File exists; a file" in line
+    assert (tmp_path / "store").read_text() == "precious"
+
+
+def test_more_workers_than_a_machine_can_bear_are_refused(encode, tmp_path, root) -> None:
+    result = encode(tmp_path / "store", "workers=5000")
+    assert result.status == 2 and "workers=5000: too many processes" in result.err
+    assert not root.exists() and not (tmp_path / "store").exists()

@@ -115,3 +115,8 @@ def test_wrong_layout_is_refused(images, tmp_path):
         comparison_grid({"a": images, "b": images[:4]}, path)
     with pytest.raises(InputError, match="no rows"):
         comparison_grid({}, path)
+
+
+@pytest.mark.parametrize("name", ["a$\\frac$b", "x$_{$", "^$a^$"])
+def test_dollar_signs_of_names_are_no_formulas(images, tmp_path, name):
+    image_grid(images, 3, tmp_path / "grid.png", row_labels=[name, name], title=name)

@@ -18,7 +18,7 @@ from tinyfusion.errors import REPORTED, DiskError, InputError, refused_by_system
 from tinyfusion.files import write_json
 from tinyfusion.interrupts import Interrupted
 from tinyfusion.notices import repeated
-from tinyfusion.pipeline.devices import devices_per_node, needs_ranks
+from tinyfusion.pipeline.devices import check_count, devices_per_node, needs_ranks
 from tinyfusion.pipeline.machine import check_machine
 from tinyfusion.ranks import is_first_rank, is_rank, rank
 from tinyfusion.runtime.folder import FINISHED_FILE
@@ -82,11 +82,13 @@ def _ranks(cfg: DictConfig) -> tuple[int, int]:
     kind = COMMANDS[cfg.command]
     if issubclass(kind, Encode):
         count = workers(cfg)
+        check_count("trainer.devices" if cfg.workers is None else "workers", count)
         return (count if count > 1 else 0), 1
     settings: TrainerSettings = build(cfg.trainer)
     if not (issubclass(kind, SHARED) and needs_ranks(settings)):
         return 0, 1
     count = devices_per_node(settings)
+    check_count("trainer.devices", count)
     check_machine(settings, None, torch.device("cpu"))
     return count, settings.num_nodes
 

@@ -66,6 +66,7 @@ class Folders(Callback):
         if session is not None:
             try:
                 agree_on_processes(config)
+                _refuse_nameless(config, "hydra.run.dir")
             except InputError as error:
                 session.refusal = error
                 raise SystemExit(2) from None
@@ -75,11 +76,36 @@ class Folders(Callback):
                 session.existing = existing_part(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Note it, and the folder, for a sweep."""
+        """Note it, and the folder, for a sweep.
+
+        Raises:
+            SystemExit: the folder has no name; Hydra would only warn of another exception.
+        """
         if session is not None:
+            try:
+                _refuse_nameless(config, "hydra.sweep.dir")
+            except InputError as error:
+                session.refusal = error
+                raise SystemExit(2) from None
             session.sweep = Path(config.hydra.sweep.dir).absolute()
             with suppress(OSError):
                 session.existing = existing_part(session.sweep)
+
+
+def _refuse_nameless(config: DictConfig, key: str) -> None:
+    """Refuse an empty name, as of a shell's variable that is not set: it would mean some folder.
+
+    Args:
+        config: composed configuration.
+        key: what names the folder that is to be made.
+
+    Raises:
+        InputError: that key or ``output_root`` is empty.
+    """
+    for name in ("output_root", key):
+        with suppress(InterpolationResolutionError):
+            if OmegaConf.select(config, name) == "":
+                raise InputError(f"{name}= is empty; give a folder, or leave the key out")
 
 
 def attempt(cfg: DictConfig) -> None:

@@ -25,7 +25,7 @@ from tinyfusion.data.latent_plan import (
     record_name,
     size_of,
 )
-from tinyfusion.errors import InputError
+from tinyfusion.errors import InputError, refused_by_system
 from tinyfusion.files import read_json, target_of, write_bytes, write_json
 
 _NAMES = {
@@ -52,7 +52,7 @@ def begin(root: Path, plan: StorePlan) -> None:
                 raise InputError(f"store={root}: is not empty and holds no {PLAN_FILE} of a store")
             write_json(file, {"format": FORMAT, "version": VERSION, **asdict(plan)})
         except OSError as error:
-            raise InputError(f"store={root} can't be written: {error.strerror}") from None
+            raise InputError(f"store= can't be written: {refused_by_system(error)}") from None
         return
     begun = read_plan(file)
     for field in fields(StorePlan):

@@ -184,7 +184,7 @@ def _draw_dropped(
                 linewidth=1.0,
             )
             if index == 0:
-                ends[f"{key}$\\sigma$"] = shares
+                ends[f"{key}\N{GREEK SMALL LETTER SIGMA}"] = shares
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(numticks=12))
     axes.yaxis.set_minor_locator(NullLocator())

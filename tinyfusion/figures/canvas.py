@@ -11,6 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from tinyfusion.files import write_atomic
 
@@ -48,8 +49,16 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def save_figure(figure: Figure, path: Path | str, dots_per_inch: int = 200) -> Path:
-    """Write a figure as PNG, atomically, and return ``path``."""
+    """Write a figure as PNG, atomically, and return ``path``.
+
+    Names of models may have dollar signs, so that only numbers along axes are read as formulas.
+    """
     FigureCanvasAgg(figure)
+    axes = [axis for part in figure.axes for axis in (part.xaxis, part.yaxis)]
+    along = {text for axis in axes for text in axis.findobj(Text)}
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text not in along:
+            text.set_parse_math(False)
     return write_atomic(
         path,
         lambda temporary: figure.savefig(

@@ -141,8 +141,8 @@ def _write(
 ) -> Path:
     """Put the labels around the mosaic; its pixels are copied, never resampled."""
     height, width, _ = mosaic.shape
-    style = {"fontsize": 8.5, "color": INK}
-    title_style = {"fontsize": 10, "color": INK}
+    style = {"fontsize": 8.5, "color": INK, "parse_math": False}
+    title_style = {"fontsize": 10, "color": INK, "parse_math": False}
     left, label_height = _extent(row_labels, **style)
     left = MARGIN + (left + LABEL_GAP if row_labels is not None else 0)
     top = MARGIN

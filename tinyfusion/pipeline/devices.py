@@ -46,9 +46,32 @@ def devices_per_node(settings: TrainerSettings) -> int:
 
 def loader_processes(settings: TrainerSettings) -> int:
     """Data-loading processes of a device: as configured, at most one per processor it may use."""
+    return min(settings.num_workers, _processors())
+
+
+def check_count(key: str, count: int) -> None:
+    """Refuse to start so many processes that the machine would come to a stop.
+
+    Args:
+        key: what says how many, for the message.
+        count: processes on this machine.
+
+    Raises:
+        InputError: more than 16, and more than four for each processor.
+    """
+    most = max(16, 4 * _processors())
+    if count > most:
+        raise InputError(
+            f"{key}={count}: too many processes for this machine, which has {_processors()} "
+            f"processor(s); valid: at most {most}"
+        )
+
+
+def _processors() -> int:
+    """Number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return min(settings.num_workers, len(os.sched_getaffinity(0)))
-    return min(settings.num_workers, os.cpu_count() or 1)
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def strategy_of(settings: TrainerSettings) -> str | Strategy:

@@ -16,7 +16,7 @@ from tinyfusion.data.encoding import UNDECODABLE, encode_shards
 from tinyfusion.data.imagefolder import ImageFolder
 from tinyfusion.data.latent_plan import INDEX_FILE, StorePlan
 from tinyfusion.data.latent_writer import begin, finish, is_complete, remove_torn
-from tinyfusion.errors import InputError
+from tinyfusion.errors import InputError, refused_by_system
 from tinyfusion.files import try_lock
 from tinyfusion.group import ALONE, Group
 from tinyfusion.notices import tally
@@ -138,7 +138,7 @@ def _claimed(root: Path, part: int, parts: int, group: Group) -> Iterator[None]:
     try:
         handle = open(root / _lock_name(part, parts), "a")
     except OSError as error:
-        raise InputError(f"store={root} can't be written: {error.strerror}") from None
+        raise InputError(f"store= can't be written: {refused_by_system(error)}") from None
     taken = InputError(
         f"store={root}: another process is encoding part={part} parts={parts}; wait for it, or "
         "divide the work by part= and parts="

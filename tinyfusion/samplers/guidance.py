@@ -35,10 +35,10 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise InputError(f"guidance scale={self.scale}: must be a finite number >= 0")
+            raise InputError(f"scale={self.scale} must be a finite number >= 0")
         if self.channels is not None and self.channels < 1:
             raise InputError(
-                f"guidance channels={self.channels}: must be at least 1, or null for all channels"
+                f"channels={self.channels} must be at least 1, or null for all channels"
             )
 
     def predict(self, net: Backbone, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:

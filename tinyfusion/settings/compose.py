@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,9 @@ def _stamp(stamp: str, *, _root_: DictConfig) -> str:
     agree_on_processes(_root_)
     return shared_stamp(stamp)
 
+
+_ARGUMENT = re.compile(r"[a-z_]+=")
+"""How a refusal begins that names an argument."""
 
 # Registered on import, because launchers that start the runs of a sweep in other processes
 # resolve a run's folder before they call anything of ours.
@@ -121,15 +125,27 @@ def build(node: Any) -> Any:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, InputError):
-                raise _led(cause, node) from None
+                raise _led(cause, node, str(error)) from None
             cause = cause.__cause__
         raise
 
 
-def _led(error: InputError, node: Any) -> InputError:
-    """A refusal that names the node's key, as constructors that don't know it can't."""
+def _led(error: InputError, node: Any, report: str) -> InputError:
+    """A refusal that names the node's key, as constructors that don't know it can't.
+
+    Args:
+        error: what a constructor refused.
+        node: what was built.
+        report: Hydra's, whose last line names the part whose constructor it was.
+    """
+    message = str(error)
     key = node._get_full_key("") if isinstance(node, DictConfig) else ""
-    return InputError(f"{key}: {error}") if key and key not in str(error) else error
+    if not key or key in message:
+        return error
+    part = report.rpartition("full_key: ")[2].strip()
+    if part.startswith(key) and _ARGUMENT.match(message):
+        return InputError(f"{part}.{message}")
+    return InputError(f"{key}: {message}")
 
 
 def plain(node: Any) -> dict[str, Any]:

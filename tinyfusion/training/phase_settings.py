@@ -45,17 +45,15 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "held_out_every"):
             if getattr(self, name) < 1:
-                raise InputError(f"training: {name}={getattr(self, name)} must be at least 1")
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("learning_rate", "clip_norm"):
             if getattr(self, name) <= 0:
-                raise InputError(f"training: {name}={getattr(self, name)} must be positive")
+                raise InputError(f"{name}={getattr(self, name)} must be positive")
         if self.warm_up < 0:
-            raise InputError(f"training: warm_up={self.warm_up} must be at least 0")
+            raise InputError(f"warm_up={self.warm_up} must be at least 0")
         if self.learning_rate_end is not None and self.learning_rate_end < 0:
-            raise InputError(
-                f"training: learning_rate_end={self.learning_rate_end} must not be negative"
-            )
+            raise InputError(f"learning_rate_end={self.learning_rate_end} must not be negative")
         if not 0 <= self.ema_decay < 1:
-            raise InputError(f"training: ema_decay={self.ema_decay} must be in [0, 1)")
+            raise InputError(f"ema_decay={self.ema_decay} must be in [0, 1)")
         if self.label_drop is not None and not 0 <= self.label_drop < 1:
-            raise InputError(f"training: label_drop={self.label_drop} must be in [0, 1)")
+            raise InputError(f"label_drop={self.label_drop} must be in [0, 1)")
