@@ -121,8 +121,9 @@ def _refuse_unusable(held: Held, copies: list[Copy], origin: str) -> None:
     for path, count in held.arrays.items():
         if not copies or any(map(is_average, path)):
             raise InputError(
-                f"{origin}: under {'.'.join(path) or TOP!r} are {count} arrays of numpy, not tensors; "
-                "save them as {k: torch.as_tensor(v) for k, v in arrays.items()}" + otherwise
+                f"{origin}: under {'.'.join(path) or TOP!r} are {count} arrays of numpy, not "
+                "tensors; save them as {k: torch.as_tensor(v) for k, v in arrays.items()}"
+                + otherwise
             )
     used = {path for copy in copies for path in copy.names.values()}
     for at in prefixes_of_averages(held):

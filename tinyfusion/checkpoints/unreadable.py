@@ -136,8 +136,8 @@ def _of_pickle(path: Path, found: Scan | None, error: BaseException) -> str:
     names = ", ".join(found.foreign[:3]) + (", ..." if len(found.foreign) > 3 else "")
     if found.is_torch and not found.protocol:
         return (
-            "was saved with pickle_protocol=0, which torch itself can't read; save the weights again "
-            "where they come from, by torch's default (2)"
+            "was saved with pickle_protocol=0, which torch itself can't read; save the weights "
+            "again where they come from, by torch's default (2)"
         )
     if found.is_torch and found.protocol not in (2, 3):
         harm = (
