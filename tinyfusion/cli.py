@@ -240,7 +240,7 @@ def _brought_along(command: str, overrides: Sequence[str], folders: Sequence[Pat
 
     The others are chosen once the configuration is composed and known to be right.
     """
-    if not any(text.startswith("checkpoint=") for text in overrides):
+    if not any(text.startswith(("checkpoint=", "models=")) for text in overrides):
         return []
     if not any("." in text.partition("=")[0] for text in overrides):
         return []

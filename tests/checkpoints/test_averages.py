@@ -1,10 +1,12 @@
 """Files that hold several copies of a network: the average is taken, wherever it is, or none."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tinyfusion.checkpoints import load, read_checkpoint
+from tinyfusion.checkpoints import load, read_checkpoint, save_diffusers, save_model
 from tinyfusion.checkpoints.copies import is_average
 from tinyfusion.errors import InputError
 
@@ -60,6 +62,8 @@ def test_averages_are_known_by_their_key(copies, taken, key):
         (lambda sd: {"shadow": sd, "step": torch.tensor(3)}, "model_ema.shadow"),
         (lambda sd: prefixed("module._orig_mod.", sd), "model_ema"),
         (lambda sd: {**sd, "num_updates": torch.tensor(4), "decay": 0.99}, "model_ema"),
+        (lambda sd: {**sd, "decay": torch.tensor([0.9]), "power": torch.tensor(0.7)}, "model_ema"),
+        (lambda sd: {0.999: sd}, "model_ema.0.999"),
         (lambda sd: {**prefixed("module.", sd), "n_averaged": torch.tensor(4)}, "model_ema"),
         (
             lambda sd: {
@@ -162,6 +166,37 @@ def test_averages_without_names_are_refused(copies, tmp_path, kind):
     message = r"'ema.shadow_params' are 52 tensors without names; .*copy_to.*: weights=model$"
     refused(tmp_path, {"model": raw, "ema": shadow}, message)
     refused(tmp_path, shadow, r"'shadow_params' are 52 tensors without names; .*state_dict\(\)$")
+
+
+def test_averages_beside_the_state_of_an_optimizer_are_seen(copies, taken, tmp_path):
+    raw, averaged = copies
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1.0}]}
+    content = {"model": raw, "optimizer": {**optimizer, "ema": averaged}}
+    assert taken(content) == ("averaged", "optimizer.ema")
+    several = {"model": raw, "optimizers": [{**optimizer, "ema": tuple(averaged.values())}]}
+    refused(tmp_path, several, r"'optimizers.0.ema' are 52 tensors without names; .*weights=model$")
+    assert taken({"model": raw, "optimizer": optimizer}) == ("raw", "model")
+
+
+def test_averages_that_are_arrays_of_numpy_are_refused(copies, tmp_path):
+    raw, averaged = copies
+    arrays = {name: tensor.numpy() for name, tensor in averaged.items()}
+    message = r"'ema' are 52 arrays of numpy, not tensors; .*as_tensor.*: weights=model$"
+    refused(tmp_path, {"model": raw, "ema": arrays}, message)
+    refused(tmp_path, arrays, r"under '\.' are 52 arrays of numpy, not tensors; .*items\(\)\}$")
+
+
+def test_folders_with_averages_beside_the_weights_are_not_guessed_at(net, tmp_path):
+    save_model(net, tmp_path / "ours", {})
+    shutil.copy(tmp_path / "ours/model.safetensors", tmp_path / "ours/model_ema.safetensors")
+    save_diffusers(net, tmp_path / "pipe")
+    shutil.copytree(tmp_path / "pipe/transformer", tmp_path / "pipe/transformer_ema")
+    for folder, named in (("ours", "model_ema.safetensors"), ("pipe", "transformer_ema")):
+        with pytest.raises(InputError, match=rf"averages beside its weights \({named}\); give"):
+            read_checkpoint(tmp_path / folder)
+        read_checkpoint(tmp_path / folder / named, weights=None)
+    read_checkpoint(tmp_path / "ours/model.safetensors")
+    read_checkpoint(tmp_path / "pipe/transformer")
 
 
 def test_what_is_no_copy_of_the_network_changes_nothing(copies, taken):

@@ -122,8 +122,8 @@ def test_archives_of_something_else_are_refused_with_what_they_hold(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("protocol", [4, 5])
-def test_later_pickle_protocols_are_the_cause_that_is_named(net, tmp_path, protocol, zipped):
+@pytest.mark.parametrize("protocol", [1, 4, 5])
+def test_other_pickle_protocols_are_the_cause_that_is_named(net, tmp_path, protocol, zipped):
     path = tmp_path / "net.pt"
     torch.save(
         net.state_dict(), path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped
@@ -137,6 +137,11 @@ def test_later_pickle_protocols_are_the_cause_that_is_named(net, tmp_path, proto
     (code,) = re.findall(r'python -c "(.*)" \(', text)
     exec(code)
     assert load(tmp_path / "net-weights.pt", num_heads=4).depth == 4
+
+
+def test_a_protocol_that_torch_can_not_read_is_named(net, tmp_path):
+    torch.save(net.state_dict(), tmp_path / "net.pt", pickle_protocol=0)
+    refused(tmp_path / "net.pt", "was saved with pickle_protocol=0, which torch itself can't read")
 
 
 def test_a_later_protocol_says_what_its_file_would_run(net, tmp_path):

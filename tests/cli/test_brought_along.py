@@ -10,6 +10,7 @@ import torch
 
 from tinyfusion.backbones.sit import SiT
 from tinyfusion.checkpoints import load, save_model
+from tinyfusion.cli import _brought_along
 from tinyfusion.settings.brought import TRAINED_WITH, brought_along
 
 SIT = ["process=sit", "sampler=ode_heun_10"]
@@ -50,6 +51,19 @@ def test_what_is_given_is_left_alone(given, brought, tmp_path) -> None:
     (folder / "mine.yaml").write_text("defaults:\n  - override /process: sit_vp\n")
     (folder / "values.yaml").write_text("# @package _global_\nsampler:\n  steps: 3\n")
     assert brought_along("sample", "sit_digits", given, [tmp_path]) == brought
+
+
+@pytest.mark.parametrize("models", ["[mar_digits]", "[mar_digits,digits]", "['mar_digits']"])
+def test_the_first_of_several_models_brings_what_values_are_given_of(models) -> None:
+    given = [f"models={models}", "sampler.iterations=2"]
+    assert _brought_along("benchmark", given, []) == ["process=mar_pixels", "sampler=mar_16"]
+    assert _brought_along("benchmark", [*given, "models=[digits]"], []) == ["process=ddpm_pixels"]
+
+
+def test_a_value_of_a_group_without_choice_is_named_whole(tf) -> None:
+    result = tf("run", "backbone.depth=3")
+    assert result.status == 2
+    assert "unknown key 'backbone.depth': the chosen configuration does not have" in result.err
 
 
 def test_recorded_values_are_written_as_overrides_and_nothing_else_is(tmp_path) -> None:

@@ -28,8 +28,8 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
 
 
-def deep_colour_png(file: Path) -> None:
-    rows = np.stack([DEEP] * 3, -1).astype(">u2")
+def deep_colour_png(file: Path, numbers: np.ndarray = DEEP) -> None:
+    rows = np.stack([numbers] * 3, -1).astype(">u2")
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 12, 8, 16, 2, 0, 0, 0))
     ends = chunk(b"IDAT", data) + chunk(b"IEND", b"")
@@ -158,6 +158,10 @@ def test_numbers_that_come_out_dark_are_counted(tmp_path: Path) -> None:
     assert (
         "come out dark" in events[-1].kind and "no number above 4095 of 65535" in events[-1].detail
     )
+    deep_colour_png(tmp_path / "b.png", DEEP // 256)  # 8 bits in 16: black, where colour is cut
+    with captured() as events:
+        read_picture(str(tmp_path / "b.png"), "RGB")
+    assert "come out dark" in events[-1].kind
 
 
 def test_what_is_wrong_is_said_before_the_start_with_a_count(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def walked(root: Path) -> tuple[list[str], str]:
     [
         "a/.ipynb_checkpoints/0-checkpoint.png",
         "a/@eaDir/0.png/SYNOPHOTO_THUMB.jpg",
+        "a/@Recycle/0.png",
         "__MACOSX/a/0.png",
         "a/deep/#recycle/0.png",
         "b/._1.png",

@@ -106,7 +106,8 @@ def _refuse_unusable(held: Held, copies: list[Copy], origin: str) -> None:
     """Refuse a file whose averages can't be taken, instead of taking the weights beside them.
 
     Raises:
-        InputError: averages without names, or of names that the weights don't have.
+        InputError: averages that are no tensors or without names, or of names that the weights
+            don't have.
     """
     otherwise = ", or take what is not averaged: " if copies else ""
     otherwise += " or ".join(f"weights={copy.key or TOP}" for copy in copies)
@@ -116,6 +117,13 @@ def _refuse_unusable(held: Held, copies: list[Copy], origin: str) -> None:
                 f"{origin}: under {'.'.join(path)!r} are {count} tensors without names; let the "
                 "class that made the list put them into the network (such as "
                 "ema.copy_to(model.parameters())) and save its state_dict()" + otherwise
+            )
+    for path, count in held.arrays.items():
+        if not copies or any(map(is_average, path)):
+            raise InputError(
+                f"{origin}: under {'.'.join(path) or TOP!r} are {count} arrays of numpy, not "
+                "tensors; save them as {k: torch.as_tensor(v) for k, v in arrays.items()}"
+                + otherwise
             )
     used = {path for copy in copies for path in copy.names.values()}
     for at in prefixes_of_averages(held):

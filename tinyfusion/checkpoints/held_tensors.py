@@ -7,11 +7,14 @@ prefixes of names in one state dict. Here all are paths: ``("ema", "module", "bl
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+
+from tinyfusion.checkpoints.pickles import is_array
 
 Path = tuple[str, ...]
 
@@ -19,7 +22,8 @@ _DEEPEST = 6
 """Mappings inside mappings that are looked into."""
 _COUNTERS = re.compile(
     r"(ema_|_)*(decay|beta|n_averaged|num_updates|optimization_step|initted|iter|iteration|"
-    r"iterations|epoch|(global_|train_|cur_|num_)?steps?|seen|count(er)?)"
+    r"iterations|epoch|(global_|train_|cur_|num_)?steps?|seen|count(er)?|(num_|n_)?updates|power|"
+    r"inv_gamma|update_(after_step|every)|(min|max)_(decay|value)|momentum|warmup(_steps)?)"
 )
 
 
@@ -33,6 +37,7 @@ class Held:
         states: paths of mappings that hold tensors themselves.
         unnamed: lists of tensors, with their lengths.
         counters: single numbers that stand among tensors.
+        arrays: mappings that hold arrays of numpy, with how many.
     """
 
     tensors: dict[Path, Tensor] = field(default_factory=dict)
@@ -40,6 +45,7 @@ class Held:
     states: list[Path] = field(default_factory=list)
     unnamed: dict[Path, int] = field(default_factory=dict)
     counters: list[Path] = field(default_factory=list)
+    arrays: Counter[Path] = field(default_factory=Counter)
 
     def under(self, prefix: Path) -> list[Path]:
         """Paths of tensors that begin with a prefix."""
@@ -52,7 +58,7 @@ def begins(path: Path, prefix: Path) -> bool:
 
 
 def held_in(content: Any) -> Held:
-    """Find the tensors of what a file holds; optimizer states are passed over.
+    """Find the tensors of what a file holds; the moments of optimizers are passed over.
 
     Args:
         content: what the file holds, or tensors by name.
@@ -61,6 +67,9 @@ def held_in(content: Any) -> Held:
     for state, name, value in _walk(content, ()):
         if isinstance(value, list):
             held.unnamed[(*state, name)] = len(value)
+            continue
+        if is_array(value):
+            held.arrays[state] += 1
             continue
         path = (*state, *parts_of(name))
         if _counts(value, path[-1]):
@@ -86,15 +95,18 @@ def parts_of(name: str) -> Path:
 
 
 def _walk(content: Any, at: Path) -> Iterator[tuple[Path, str, Any]]:
-    """Every tensor, and every list of tensors, with the keys to it and its own."""
+    """Every tensor or array, and every list of tensors, with the keys to it and its own."""
     if not isinstance(content, Mapping) or len(at) > _DEEPEST:
         return
-    if {"state", "param_groups"} <= set(content):
-        return  # of an optimizer
+    of_optimizer = {"state", "param_groups"} <= set(content)
     for key, value in content.items():
+        if of_optimizer and key in ("state", "param_groups"):
+            continue  # some keep averages beside these
         if not isinstance(key, str):
+            # Averages are kept by number or by decay, too: {"ema": {0.999: ...}}.
+            yield from _walk(value, (*at, str(key)))
             continue
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) or is_array(value):
             yield at, key, value
         elif isinstance(value, list | tuple):
             tensors = [item for item in value if isinstance(item, Tensor) and item.ndim]
@@ -110,4 +122,6 @@ def _counts(tensor: Tensor, name: str) -> bool:
     """Whether a tensor is a counter or a flag, such as ``num_updates``, and no weight."""
     if tensor.numel() != 1:
         return False
-    return not tensor.is_floating_point() or (not tensor.ndim and bool(_COUNTERS.fullmatch(name)))
+    # A norm of one channel may have a beta.
+    named = bool(_COUNTERS.fullmatch(name)) and (not tensor.ndim or name != "beta")
+    return not tensor.is_floating_point() or named

@@ -1,6 +1,7 @@
 """Names of and in checkpoint files, shared by reading and writing."""
 
 WEIGHTS_FILE = "model.safetensors"
+WEIGHT_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".safetensors"})
 CONFIG_FILE = "config.json"
 FORMAT = "tinyfusion-model"
 FORMAT_VERSION = 1

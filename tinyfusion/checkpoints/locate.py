@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tinyfusion.assets
-from tinyfusion.checkpoints.layout import DIFFUSERS_STEM, PIPELINE_FILE, TRANSFORMER_FOLDER
+from tinyfusion.checkpoints.layout import (
+    DIFFUSERS_STEM,
+    PIPELINE_FILE,
+    TRANSFORMER_FOLDER,
+    WEIGHT_SUFFIXES,
+)
 from tinyfusion.errors import InputError, first_line
 
 PACKAGED = {name: f"{name}_teacher" for name in ("digits", "sit_digits", "mar_digits")}
@@ -16,7 +21,7 @@ PACKAGED = {name: f"{name}_teacher" for name in ("digits", "sit_digits", "mar_di
 ASSETS = Path(tinyfusion.assets.__file__).parent
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".json"}
+_SUFFIXES = WEIGHT_SUFFIXES | {".json"}
 
 
 def resolve(path_or_name: Path | str) -> Path:
@@ -56,7 +61,7 @@ def resolve(path_or_name: Path | str) -> Path:
 def _is_hub_id(name: str) -> bool:
     # "outputs/recovered" has the form of a hub id too: with a local folder of the first name,
     # or the suffix of a weight file, a mistyped path is more likely than a hub id.
-    if not _HUB_ID.fullmatch(name) or Path(name).suffix in _WEIGHT_SUFFIXES:
+    if not _HUB_ID.fullmatch(name) or Path(name).suffix in _SUFFIXES:
         return False
     return not Path(name).parent.is_dir()
 

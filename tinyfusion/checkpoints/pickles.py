@@ -36,7 +36,7 @@ _OWN_OF_TORCH = re.compile(
     r"builtins\.(set|bytearray|complex)"
 )
 """Names that files of torch need and that torch's protected loader allows."""
-_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 """What files from before torch 1.6 begin with."""
 
 
@@ -86,8 +86,9 @@ def scan(path: Path) -> Scan | None:
                 pickle = archive.read(inner[0])
             return _scanned(BytesIO(pickle), is_torch)
         with open(path, "rb") as handle:
-            first = [value for code, value, _ in pickletools.genops(handle) if code.name == "LONG1"]
-            is_torch = first == [_TORCH_MAGIC]
+            genops = pickletools.genops(handle)
+            first = [value for code, value, _ in genops if code.name in ("LONG", "LONG1")]
+            is_torch = first == [TORCH_MAGIC]
             if is_torch:  # then the protocol and facts about the machine, before the content
                 for _ in range(2):
                     list(pickletools.genops(handle))
@@ -103,9 +104,9 @@ def _scanned(handle: IO[bytes], is_torch: bool) -> Scan:
     memo: dict[int, Any] = {}
     value: Any
     for code, value, _ in pickletools.genops(handle):
-        if code.name == "PROTO":
-            protocol = value
-        elif code.name == "GLOBAL":
+        # The first two protocols are only known by their instructions.
+        protocol = max(protocol, value if code.name == "PROTO" else code.proto)
+        if code.name == "GLOBAL":
             names[_present(*value.split(" ", 1))] = None
             strings.append(None)
         elif code.name == "STACK_GLOBAL":
@@ -146,6 +147,11 @@ class Unread:
 
     def __str__(self) -> str:
         return f"{self.name}, not read"
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value stands for an array of numpy that was put aside."""
+    return isinstance(value, Unread) and value.name.endswith("multiarray._reconstruct")
 
 
 def stand_ins(names: Iterable[str]) -> Iterator[tuple[Any, str]]:

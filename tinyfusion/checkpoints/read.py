@@ -8,6 +8,7 @@ from typing import Any
 
 from tinyfusion.checkpoints.averages import choose
 from tinyfusion.checkpoints.checkpoint import Checkpoint
+from tinyfusion.checkpoints.copies import is_average
 from tinyfusion.checkpoints.diffusers_folder import (
     is_diffusers,
     read_diffusers,
@@ -26,6 +27,7 @@ from tinyfusion.checkpoints.layout import (
     PIPELINE_FILE,
     SIDECAR_SUFFIX,
     TRANSFORMER_FOLDER,
+    WEIGHT_SUFFIXES,
     WEIGHTS_FILE,
 )
 from tinyfusion.checkpoints.lazy_state import LazyState
@@ -119,6 +121,7 @@ def weights_sha256(path: Path | str) -> str:
 
 
 def _read_folder(folder: Path) -> Checkpoint:
+    _refuse_averages_beside(folder)
     config_path = folder / CONFIG_FILE
     if not config_path.is_file():
         if (folder / PIPELINE_FILE).is_file():
@@ -133,6 +136,24 @@ def _read_folder(folder: Path) -> Checkpoint:
         f'{config_path}: not the config of a model folder, which says "format": "{FORMAT}", nor '
         'of a diffusers model, which says "_class_name"'
     )
+
+
+def _refuse_averages_beside(folder: Path) -> None:
+    """Refuse a folder that holds averages beside its weights: it does not say which are meant.
+
+    Raises:
+        InputError: it does; such as ``transformer_ema`` in a pipeline.
+    """
+    files = [file for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES]
+    models = [file.parent for file in folder.glob(f"*/{CONFIG_FILE}")]
+    for beside in (files, models) if (folder / PIPELINE_FILE).is_file() else (files,):
+        averages = [entry for entry in beside if is_average(entry.stem)]
+        if averages and len(averages) < len(beside):
+            listed = ", ".join(str(entry) for entry in sorted(beside)[:5])
+            raise InputError(
+                f"{folder}: holds averages beside its weights ({sorted(averages)[0].name}); give "
+                f"the path of those to take, one of {listed}"
+            )
 
 
 def _content_of(folder: Path) -> str:

@@ -9,7 +9,7 @@ import shlex
 import zipfile
 from pathlib import Path
 
-from tinyfusion.checkpoints.pickles import Scan, scan
+from tinyfusion.checkpoints.pickles import TORCH_MAGIC, Scan, scan
 from tinyfusion.errors import InputError, first_line
 
 _STARTS = {
@@ -54,7 +54,7 @@ def _cause(path: Path, error: BaseException) -> str:
         return found
     if start[8:9] == b"{":
         return _of_safetensors(path, size, start, error)
-    if start[:1] == b"\x80":
+    if start.startswith((b"\x80", b"L%d" % TORCH_MAGIC)):  # the second of protocols 0 and 1
         return _of_pickle(path, scan(path), error)
     return (
         f"begins with {start[:4]!r}, as no weights file does; valid: one of PyTorch or safetensors"
@@ -134,7 +134,12 @@ def _of_pickle(path: Path, found: Scan | None, error: BaseException) -> str:
         return "is truncated or damaged: its pickle does not end; fetch or save it again"
     # A protected loader knows the instructions of protocols 2 and 3.
     names = ", ".join(found.foreign[:3]) + (", ..." if len(found.foreign) > 3 else "")
-    if found.is_torch and found.protocol > 3:
+    if found.is_torch and not found.protocol:
+        return (
+            "was saved with pickle_protocol=0, which torch itself can't read; save the weights "
+            "again where they come from, by torch's default (2)"
+        )
+    if found.is_torch and found.protocol not in (2, 3):
         harm = (
             f"which runs what the file names ({names}), so only if you trust where it is from"
             if names

@@ -126,6 +126,7 @@ def _refused(file: str, reason: str) -> UndecodableImageError:
 def _decoded(image: Image.Image, file: str, mode: Mode) -> Image.Image:
     _tally(image, file)
     largest, inverted, turned = _largest(image), _white_is_zero(image), _orientation(image) != 1
+    deep = _is_deep_colour(image)  # to be seen only before the pixels are read
     image.load()
     # Of a PNG it may stand behind the pixels; a TIFF has been turned by Pillow by now.
     if _orientation(image) != 1:
@@ -137,6 +138,8 @@ def _decoded(image: Image.Image, file: str, mode: Mode) -> Image.Image:
     upright = ImageOps.exif_transpose(image) if turned else image
     if largest is not None:
         upright = _scaled(upright, file, largest, inverted)
+    elif deep:
+        _tally_dark(float(np.asarray(upright.convert("RGB")).max()), 255, file)
     return upright.convert(mode)
 
 
@@ -166,14 +169,20 @@ def _scaled(image: Image.Image, file: str, largest: int, inverted: bool) -> Imag
             f"has no number above {top:.0f}, and would be black, as white is {largest} in Pillow's "
             f"mode {image.mode!r}; scale it, or convert it to 8 bits per channel",
         )
-    if 0 < top < largest / 15:
+    if top > 0:
+        _tally_dark(top, largest, file)
+    return Image.fromarray(pixels)
+
+
+def _tally_dark(top: float, largest: int, file: str) -> None:
+    """Count a picture of more than 8 bits whose numbers 0..top are few of 0..largest."""
+    if top < largest / 15:
         _count(
             "picture(s) of more than 8 bits use less than a fifteenth of their range and come out "
             "dark; numbers of 10 or 12 bits are to be scaled beforehand",
             file,
             f" has no number above {top:.0f} of {largest}",
         )
-    return Image.fromarray(pixels)
 
 
 def _largest(image: Image.Image) -> int | None:

@@ -23,7 +23,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.notices import notice
 from tinyfusion.settings.commands import GROUPS
 from tinyfusion.settings.compose import locate
-from tinyfusion.settings.overrides import text_of
+from tinyfusion.settings.overrides import first_text, split
 from tinyfusion.settings.overview import choices, defaults_of
 from tinyfusion.settings.written import as_overrides, backbone_in, chosen_by, written_in
 
@@ -204,15 +204,16 @@ def overrides_for(command: str, given: Sequence[str], folders: Sequence[Path] = 
     """
     keys = [text.lstrip("+~").partition("=")[0] for text in given]
     deeper = {key.partition(".")[0] for key in keys if "." in key} & set(GROUPS) - set(keys)
-    written = [text.partition("=")[2] for text in given if text.startswith("checkpoint=")]
+    written = [split(text) for text in given if text.startswith(("checkpoint=", "models="))]
     if not deeper or not written:
         return []
-    file = text_of(written[-1])
-    if "," in file and file == written[-1]:  # not quoted: several
-        return []
+    key, value = written[-1]
+    file = first_text(value or "")
+    if file is None or (key == "models" and any(text.startswith("images=") for text in given)):
+        return []  # several, by a sweep
     found = brought_along(command, file, given, folders)
     if found:
-        notice(_brings("checkpoint", file, found))
+        notice(_brings(key, file, found))
     return found
 
 

@@ -72,6 +72,8 @@ def explain(error: BaseException, command: str, folders: Sequence[Path] = ()) ->
     if found:
         # Of key={a:1}, the part that is not known.
         key = full_key(error.__cause__) or found["key"]
+        if key in known:  # a group of which nothing is chosen
+            key = found["key"]
         if key in KEYS:
             return f"{key}= is {KEYS[key]}= now"
         if "already at" in text:

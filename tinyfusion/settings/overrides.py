@@ -209,6 +209,15 @@ def _end(key: str, atoms: Sequence[str], start: int, separator: str) -> int:
     return start + 1
 
 
+def first_text(value: str) -> str | None:
+    """What Hydra reads first in a list, or the one text; ``None`` for anything else."""
+    read = _read(value)
+    if isinstance(read, list) and read:
+        read = read[0]
+    text = getattr(read, "text", read)
+    return text if isinstance(text, str) else None
+
+
 def _read(raw: str) -> Any:
     """What Hydra reads in a value; ``_UNREADABLE`` if nothing."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
