@@ -45,6 +45,12 @@ def test_an_error_does_not_lose_them_and_many_are_only_counted(said) -> None:
     assert said()[-1] == f"  {SHOWN + 5} {LEFT_OUT}"
 
 
+def test_what_is_only_said_is_not_repeated(said) -> None:
+    with repeated("run"):
+        notice("a default was chosen", again=False)
+    assert said() == ["note: a default was chosen"]
+
+
 def test_events_of_a_worker_are_tallied_where_they_are_replayed(said) -> None:
     with repeated("run"):
         with captured() as events:

@@ -33,14 +33,14 @@ class Event(NamedTuple):
 
 
 _lock = threading.Lock()
-_facts: dict[str, None] = {}
+_facts: dict[str, bool] = {}
 _counts: dict[str, int] = {}
 _said: dict[str, int] = {}
 _items: set[int] = set()
 _capturing: list[Event] | None = None
 
 
-def notice(text: str) -> None:
+def notice(text: str, again: bool = True) -> None:
     """Say a fact, once however often it is noticed, and again at the end of the command.
 
     Of several ranks only the first one says it: all notice the same.
@@ -48,10 +48,11 @@ def notice(text: str) -> None:
     Args:
         text: a whole message with what it is about, such as a key or file, and its count if there
             is one: ``"data.root='x': left out 3 hidden folder(s)"``.
+        again: at the end as well, as is due to what was skipped, replaced or not used.
     """
     with _lock:
         known = text in _facts
-        _facts[text] = None
+        _facts[text] = again
     if not known and is_first_rank():
         _say(f"note: {text}")
 
@@ -135,7 +136,7 @@ def repeated(command: str) -> Iterator[None]:
     finally:
         lines = [f"{count:,} {kind}" for kind, count in _counts.items()]
         if is_first_rank():
-            lines = [*_facts, *lines]
+            lines = [*(text for text, again in _facts.items() if again), *lines]
         if lines:
             _say("\n  ".join([f"{command}: in all, noted on the way:", *lines]))
         forget()

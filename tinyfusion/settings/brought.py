@@ -213,7 +213,7 @@ def overrides_for(command: str, given: Sequence[str], folders: Sequence[Path] = 
         return []  # several, by a sweep
     found = brought_along(command, file, given, folders)
     if found:
-        notice(_brings(key, file, found))
+        notice(_brings(key, file, found), again=False)
     return found
 
 
@@ -248,7 +248,7 @@ def with_brought_along(
     overrides = brought_along(command, first, given, folders)
     if not overrides:
         return cfg
-    notice(_brings(key, first, overrides))
+    notice(_brings(key, first, overrides), again=False)
     try:
         return compose(command, [*overrides, *given])
     except (HydraException, OmegaConfBaseException) as error:
