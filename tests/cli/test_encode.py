@@ -36,7 +36,7 @@ from tinyfusion.cli import main
 
 whole, killed, *rest = sys.argv[1:]
 assert main(["encode", f"store={whole}", *rest]) == 0
-for last in range(4, 40):  # the first three are of the run's folder
+for last in range(3, 40):  # the first two are of the run's folder
     child = os.fork()
     if not child:
         calls, replace = 0, os.replace
@@ -50,7 +50,7 @@ for last in range(4, 40):  # the first three are of the run's folder
         os._exit(main(["encode", f"store={killed}", *rest]))
     status = os.waitpid(child, 0)[1]
     if not os.WIFSIGNALED(status):
-        print("KILLS", last - 4, "STATUS", os.WEXITSTATUS(status))
+        print("KILLS", last - 3, "STATUS", os.WEXITSTATUS(status))
         break
 """
 
@@ -207,7 +207,9 @@ def test_a_dead_worker_ends_the_command_though_others_are_busy(
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - killed < 10
     assert process.returncode == 1
-    assert "rank 1 of 2 ended by SIGKILL" in err and len(err.splitlines()) == 1, err
+    # What it has enlarged it said itself.
+    lines = [line for line in err.splitlines() if not line.startswith("rank 1: note: ")]
+    assert "rank 1 of 2 ended by SIGKILL" in err and len(lines) == 1, err
     assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
