@@ -11,9 +11,10 @@ import pytest
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 
-from tinyfusion import tracking as tracking_module
 from tinyfusion.errors import InputError
-from tinyfusion.tracking import TensorBoard, Trackers, Tracking, Wandb
+from tinyfusion.tracking.contract import Trackers, Tracking, log_picture
+from tinyfusion.tracking.tensorboard import TensorBoard
+from tinyfusion.tracking.wandb import INIT_TIMEOUT, Wandb
 
 CONFIG = {"seed": 3, "pruner": {"_target_": "x"}}
 
@@ -215,7 +216,7 @@ def test_no_network_or_an_entity_that_is_not_there(
         Trackers({"board": TensorBoard(), "wandb": Wandb()}).start(tmp_path / "run", "name", CONFIG)
     assert message.splitlines()[0] in str(refused.value)
     assert "logger.wandb.mode=offline or WANDB_MODE=offline" in str(refused.value)
-    assert found["timeout"] == tracking_module.INIT_TIMEOUT <= 30
+    assert found["timeout"] == INIT_TIMEOUT <= 30
     assert not list((tmp_path / "run").iterdir())  # what TensorBoard began is gone as well
 
 
@@ -262,7 +263,7 @@ def test_several_loggers_take_all_and_csv_is_always_there(tmp_path: Path, pictur
     loggers = tracking.loggers("recover")
     for logger in loggers:
         logger.log_metrics({"loss": 0.5}, 3)
-        tracking_module.log_picture(logger, "samples", picture, 3)
+        log_picture(logger, "samples", picture, 3)
         logger.finalize("success")
     tracking.image("decision", picture)
     assert not own.ended  # a phase is not the job

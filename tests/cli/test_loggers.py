@@ -10,9 +10,11 @@ import pytest
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
-from tinyfusion.settings.renamed import update_loggers
-from tinyfusion.tracking import Tracking
+import tinyfusion
+from tinyfusion.settings.renamed import update_loggers, update_targets
+from tinyfusion.tracking.contract import Tracking
 
+CONF = Path(tinyfusion.__file__).parents[1] / "conf"
 SEEN: dict[str, list[str]] = {}
 
 
@@ -100,7 +102,7 @@ def test_wandb_beside_csv(tf, only_run, no_account, monkeypatch) -> None:
         summary, config = {}, {}
 
     monkeypatch.setattr("wandb.init", lambda **arguments: begun.append(arguments) or Run())
-    monkeypatch.setattr("tinyfusion.tracking._PhaseLogger", lambda **_: OwnLogger("w"))
+    monkeypatch.setattr("tinyfusion.tracking.wandb._PhaseLogger", lambda **_: OwnLogger("w"))
     result = tf(
         "prune", "logger=[csv,wandb]", "logger.wandb.project=p", "training.mask_learning.steps=1"
     )
@@ -166,9 +168,12 @@ def test_a_key_without_network_is_found_out_before_work(tf, root, no_account, mo
 )
 def test_configurations_of_former_versions(old, new) -> None:
     cfg = OmegaConf.create({"command": "run", "logger": old})
+    update_targets(cfg)
     update_loggers(cfg)
     (name,) = cfg.logger
-    assert name == new and cfg.logger[name]._target_ == old["_target_"]
+    assert name == new
+    own_file = OmegaConf.load(CONF / f"logger/{new}.yaml")
+    assert cfg.logger[name]._target_ == own_file[new]._target_
     if "offline" in old:
         assert cfg.logger.wandb.project == "p" and "offline" not in cfg.logger.wandb
         assert cfg.logger.wandb.mode == ("offline" if old["offline"] else None)

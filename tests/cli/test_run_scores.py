@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from tinyfusion.samplers.generate import Drawing
-from tinyfusion.tracking import Tracking
+from tinyfusion.tracking.contract import Tracking
 
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp")
 SMALL = ("pruner=random", "recovery=finetune", "evaluation.num_samples=30")

@@ -27,7 +27,7 @@ from tinyfusion.ranks import is_first_rank, local_rank
 from tinyfusion.samplers.guidance import NO_GUIDANCE
 from tinyfusion.settings.brought import TRAINED_WITH, process_notes
 from tinyfusion.settings.objects import SOURCE, Objects
-from tinyfusion.tracking import Trackers
+from tinyfusion.tracking.contract import Trackers
 
 
 def load(objects: Objects, path: str | None, key: str = "checkpoint") -> Backbone:

@@ -43,7 +43,7 @@ from tinyfusion.ranks import is_first_rank
 from tinyfusion.samplers.generate import balanced_labels
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.surgery import prune
-from tinyfusion.tracking import Trackers
+from tinyfusion.tracking.contract import Trackers
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from tinyfusion.pipeline.batching import Split, split_batch
 from tinyfusion.pipeline.fit import fit, fit_within
 from tinyfusion.processes.contract import Process
 from tinyfusion.seeding import StepNoise
-from tinyfusion.tracking import Trackers
+from tinyfusion.tracking.contract import Trackers
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.phases import Phase
 from tinyfusion.training.schedules import LearningRate

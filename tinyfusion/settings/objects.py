@@ -32,7 +32,7 @@ from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
 from tinyfusion.settings.compose import build, locate, parameters_of, plain
-from tinyfusion.tracking import Trackers
+from tinyfusion.tracking.contract import Trackers
 from tinyfusion.training.settings import PhaseSettings, TrainerSettings
 
 SOURCE = "source"

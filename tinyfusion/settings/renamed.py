@@ -14,6 +14,9 @@ RENAMED: dict[str, str] = {
     "tinyfusion.settings.schema.StageTraining": "tinyfusion.training.settings.PhaseSettings",
     "tinyfusion.settings.schema.TrainingSettings": "tinyfusion.training.settings.TrainingSettings",
     "tinyfusion.settings.schema.TrainerSettings": "tinyfusion.training.settings.TrainerSettings",
+    "tinyfusion.tracking.Tracking": "tinyfusion.tracking.contract.Tracking",
+    "tinyfusion.tracking.TensorBoard": "tinyfusion.tracking.tensorboard.TensorBoard",
+    "tinyfusion.tracking.Wandb": "tinyfusion.tracking.wandb.Wandb",
 }
 """Present dotted name of a ``_target_`` by its former one."""
 
@@ -26,10 +29,11 @@ KEYS: dict[str, str] = {
 }
 """Present key by its former one, for who types it."""
 
+_WANDB = "tinyfusion.tracking.wandb.Wandb"
 _LOGGERS = {
-    "tinyfusion.tracking.Tracking": "csv",
-    "tinyfusion.tracking.TensorBoard": "tensorboard",
-    "tinyfusion.tracking.Wandb": "wandb",
+    "tinyfusion.tracking.contract.Tracking": "csv",
+    "tinyfusion.tracking.tensorboard.TensorBoard": "tensorboard",
+    _WANDB: "wandb",
 }
 
 
@@ -39,7 +43,7 @@ def update_loggers(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     So it was written when there could be one alone, and so it may be in a user's own file.
 
     Args:
-        cfg: a configuration of any command.
+        cfg: a configuration of any command, its classes by their present names.
         overrides: what the command line said.
 
     Raises:
@@ -59,7 +63,7 @@ def update_loggers(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             if key not in arguments and isinstance(value, dict) and "_target_" in value
         }
         own = {key: value for key, value in content.items() if key not in named}
-        if target == "tinyfusion.tracking.Wandb" and "offline" in own:
+        if target == _WANDB and "offline" in own:
             said = own.pop("offline")
             own["mode"] = None if said is None else "offline" if said else "online"
         name = _LOGGERS.get(target, target.rpartition(".")[2].lower())

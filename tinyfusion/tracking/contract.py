@@ -6,28 +6,14 @@ results of phases (scores, figures, grids) are logged through it as well.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
 import shutil
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
-from tinyfusion.errors import InputError, first_line, one_line
-
-log = logging.getLogger(__name__)
-
-INIT_TIMEOUT = 20.0
-"""Seconds that W&B's server is given to answer before a job begins."""
-
-WandbMode = Literal["online", "offline", "disabled", "shared"]
-WANDB_MODES: tuple[WandbMode, ...] = get_args(WandbMode)
-
+from tinyfusion.errors import InputError, one_line
 
 _ALWAYS = "(CSV files)"
 """What no logger in a configuration is called."""
@@ -83,7 +69,7 @@ class Trackers:
             elif not isinstance(place, Tracking):
                 raise InputError(
                     f"logger.{name}: a {type(place).__name__} is neither a Lightning logger nor a "
-                    "tinyfusion.tracking.Tracking"
+                    "tinyfusion.tracking.contract.Tracking"
                 )
             elif type(place) is not Tracking:
                 self._places[name] = place
@@ -195,152 +181,6 @@ class _OfPhase(Logger):
         self.whole.save()
 
 
-class TensorBoard(Tracking):
-    """TensorBoard event files beside the run's other files."""
-
-    def start(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
-        """See `Tracking.start`.
-
-        Raises:
-            InputError: TensorBoard is not installed.
-        """
-        super().start(folder, name, config)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise InputError(
-                "logger=tensorboard needs the package tensorboard: "
-                "pip install 'tinyfusion[tensorboard]'"
-            ) from None
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
-        # TensorBoard renders indented text verbatim.
-        text = json.dumps(dict(config), indent=2)
-        self._writer.add_text("config", textwrap.indent(text, "    "))
-
-    def logger(self, phase: str) -> Logger:
-        """Event files of one phase."""
-        return TensorBoardLogger(self.folder, name="tensorboard", version=phase)
-
-    def scores(self, values: Mapping[str, Any]) -> None:
-        """Scalars at step 0."""
-        for key, value in values.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(key, value)
-
-    def image(self, key: str, path: Path) -> None:
-        """The picture."""
-        self._writer.add_image(key, _pixels(path), dataformats="HWC")
-
-    def finish(self) -> None:
-        """Flush."""
-        self._writer.close()
-
-
-class _PhaseLogger(WandbLogger):
-    """Curves named ``phase/metric``, so that W&B shows each phase's in a section of its own."""
-
-    LOGGER_JOIN_CHAR = "/"
-
-
-class Wandb(Tracking):
-    """One Weights & Biases run per job, its curves named by phase; a resumed job continues it.
-
-    Args:
-        project: W&B project.
-        entity: W&B user or team.
-        mode: one of `WANDB_MODES`; ``None`` is what ``WANDB_MODE`` says, else offline, with a
-            message, where no account is set up.
-    """
-
-    def __init__(
-        self, project: str = "tinyfusion", entity: str | None = None, mode: str | None = None
-    ) -> None:
-        self.project, self.entity, self.mode = project, entity, mode
-
-    def start(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
-        """See `Tracking.start`.
-
-        Raises:
-            InputError: a name or a mode that W&B does not take, an account that it does not know,
-                or no answer from its server.
-        """
-        super().start(folder, name, config)
-        mode = self._checked_mode()
-        for key, value, wrong in (
-            ("project", self.project, "/\\#?%:"),
-            ("entity", self.entity, "/\\#?%: "),
-        ):
-            if value is not None and (not value or set(value) & set(wrong)):
-                raise InputError(f"{key}={value!r}: must not be empty or hold any of {wrong!r}")
-        os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
-
-        if mode is None and not _has_account():
-            mode = "offline"
-            log.info(
-                "no Weights & Biases account found: logging offline to %s; "
-                "upload later with 'wandb sync'",
-                folder / "wandb",
-            )
-        identity = hashlib.blake2b(str(folder.absolute()).encode(), digest_size=8).hexdigest()
-        try:
-            self._run = wandb.init(
-                project=self.project,
-                entity=self.entity,
-                name=name,
-                dir=str(folder),
-                config=dict(config),
-                id=identity,
-                # Offline there is nothing to resume: the parts are joined when they are uploaded.
-                resume=None if mode == "offline" else "allow",
-                mode=mode,
-                reinit="finish_previous",
-                # Else W&B takes over stdout, and progress bars with it.
-                settings=wandb.Settings(console="off", init_timeout=INIT_TIMEOUT),
-            )
-        except wandb.errors.CommError as error:  # also of keys that are not right
-            wandb.teardown()  # its process writes into the folder
-            raise InputError(
-                f"W&B can't be reached, or does not take the account: {first_line(error)}; without "
-                "them: logger.wandb.mode=offline or WANDB_MODE=offline, and 'wandb sync' later"
-            ) from error
-        except (wandb.Error, ValueError):
-            wandb.teardown()
-            raise
-        self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-
-    def _checked_mode(self) -> WandbMode | None:
-        """The mode that is asked for, if any.
-
-        Raises:
-            InputError: one that is not known.
-        """
-        key = "mode" if self.mode else "WANDB_MODE"
-        said = self.mode or os.environ.get("WANDB_MODE") or None
-        mode = {"dryrun": "offline", "run": "online"}.get(said or "", said)  # W&B's former names
-        if mode is not None and mode not in WANDB_MODES:
-            raise InputError(f"{key}={said} is not known; valid: {', '.join(WANDB_MODES)}")
-        return mode
-
-    def logger(self, phase: str) -> Logger:
-        """Curves of one phase, prefixed by its name."""
-        return _PhaseLogger(experiment=self._run, prefix=phase, save_dir=str(self.folder))
-
-    def scores(self, values: Mapping[str, Any]) -> None:
-        """Into the run's summary."""
-        self._run.summary.update(dict(values))
-
-    def image(self, key: str, path: Path) -> None:
-        """The picture."""
-        import wandb
-
-        self._run.log({key: wandb.Image(str(path))})
-
-    def finish(self) -> None:
-        """Close the W&B run."""
-        self._run.finish()
-
-
 def log_picture(logger: Logger, key: str, path: Path, step: int | None) -> None:
     """Log a picture; where a logger takes none, its file has to do.
 
@@ -362,28 +202,15 @@ def log_picture(logger: Logger, key: str, path: Path, step: int | None) -> None:
         return
     experiment: Any = getattr(whole, "experiment", None)
     if hasattr(experiment, "add_image"):
-        experiment.add_image(key, _pixels(path), step, dataformats="HWC")
+        experiment.add_image(key, pixels(path), step, dataformats="HWC")
     elif hasattr(experiment, "log_artifact") and hasattr(whole, "run_id"):
         experiment.log_artifact(whole.run_id, str(path), f"{key}/{step}" if steps else key)
 
 
-def _pixels(path: Path) -> Any:
+def pixels(path: Path) -> Any:
     """A picture's pixels, uint8, shape (H, W, 3)."""
     import numpy as np
     from PIL import Image
 
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def _has_account() -> bool:
-    """Whether an API key is known, without asking the network."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import netrc
-
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

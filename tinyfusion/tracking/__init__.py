@@ -1,0 +1,1 @@
+"""Where a job's numbers, figures and samples are logged."""
