@@ -103,7 +103,10 @@ def test_a_step_that_is_started_from_a_persons_shell_is_none(environment, monkey
     """It inherits the shell's job name and terminal port; its task has no terminal."""
     inherited = TASK | {"SLURM_JOB_NAME": "bash", "SLURM_PTY_PORT": "40123"}
     environment(**inherited, SLURM_TASK_PID=str(os.getpid()))
-    assert ranks.is_slurm_rank()
+    for terminal in (False, True):  # as `srun --pty` gives its first task one
+        with monkeypatch.context() as patched:
+            patched.setattr(ranks, "_parent_and_terminal", lambda _, at=terminal: (1, at))
+            assert ranks.is_slurm_rank()
     # A task that runs this by a script of its own, and a shell.
     environment(**inherited, SLURM_TASK_PID="7")
     for terminal in (False, True):
