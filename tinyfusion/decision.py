@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from tinyfusion.decision_files import (
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
 from tinyfusion.scheme import Scheme, parse_scheme
+from tinyfusion.units import Unit
 from tinyfusion.version import __version__
 
 
@@ -158,6 +159,15 @@ class Decision:
             return ()
         stay = {*self.kept, *(block for interval in self.replaced for block in interval.blocks)}
         return tuple(i for i in range(self.source_depth) if i not in stay)
+
+    def kept_units(self, units: Sequence[Unit]) -> tuple[int, ...]:
+        """Numbers of the units that stay whole, of a list of the source model's."""
+        stay = None if self.kept is None else set(self.kept)
+        return tuple(
+            number
+            for number, unit in enumerate(units)
+            if unit.name not in self.removed and (stay is None or unit.index in stay)
+        )
 
     @property
     def groups(self) -> Scheme | None:

@@ -15,6 +15,9 @@ from typing import Any
 
 from tinyfusion.errors import InputError
 
+EVEN = "even"
+"""Word for the smallest equal groups that keep a number of blocks, see `even_scheme`."""
+
 EXAMPLES = "valid: '1:2', '2:4', '7:14', or a list of [keep, size] groups such as [[3,4],[2,4]]"
 
 MAX_CHOICES = 100_000
@@ -103,7 +106,7 @@ def parse_scheme(value: Any, depth: int, borders: Sequence[int] = ()) -> Scheme:
                 f'(base 60); write scheme: "{keep}:{size}" with quotes'
             )
         raise InputError(f"scheme={value} is a number, not a scheme; {EXAMPLES}")
-    pairs = _repeated(value, depth, borders) if _is_ratio(value) else _listed(value)
+    pairs = _repeated(value, depth, borders) if _is_ratio(value) else group_sizes(value)
     for keep, size in pairs:
         if not 0 < keep <= size:
             raise InputError(
@@ -216,22 +219,31 @@ def _repeated(value: str, depth: int, borders: Sequence[int]) -> list[tuple[int,
     return [(keep, size)] * (depth // size)
 
 
-def _listed(value: Any) -> list[tuple[int, int]]:
+def group_sizes(value: Any, key: str = "scheme") -> list[tuple[int, int]]:
+    """Pairs of two whole numbers, from a list or its text.
+
+    Args:
+        value: what the user gave.
+        key: name of the value in messages.
+
+    Raises:
+        InputError: anything else, or no pair.
+    """
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value.strip())
         except (ValueError, TypeError, SyntaxError):
-            raise InputError(f"scheme={value!r} can't be read; {EXAMPLES}") from None
+            raise InputError(f"{key}={value!r} can't be read; {EXAMPLES}") from None
     pairs = []
     for pair in value if isinstance(value, Iterable) else [value]:
         items = list(pair) if isinstance(pair, Iterable) and not isinstance(pair, str) else []
         if len(items) != 2 or not all(
             isinstance(i, int) and not isinstance(i, bool) for i in items
         ):
-            raise InputError(f"scheme={_show(value)}: {pair!r} is not a [keep, size] pair")
+            raise InputError(f"{key}={_show(value)}: {pair!r} is not a [keep, size] pair")
         pairs.append((items[0], items[1]))
     if not pairs:
-        raise InputError(f"scheme={_show(value)} has no groups; {EXAMPLES}")
+        raise InputError(f"{key}={_show(value)} has no groups; {EXAMPLES}")
     return pairs
 
 

@@ -21,7 +21,7 @@ from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.pipeline.pretraining import pretraining_phase
 from tinyfusion.pipeline.probe import NoiseImages
-from tinyfusion.pipeline.pruning import budget, context_of, cuts_width, planned
+from tinyfusion.pipeline.pruning import context_of, cuts_width, planned
 from tinyfusion.pipeline.recovering import (
     RecoveryContext,
     check_recovery,
@@ -90,7 +90,7 @@ class DryCommand:
         if left:
             return left[-1]
         net = self.on_meta(self.arguments)
-        return planned(objects.pruner, net, objects.scheme, objects.keep, objects.seed)
+        return planned(objects.pruner, net, objects.wanted, objects.seed)
 
     @cached_property
     def student(self) -> dict[str, Any]:
@@ -181,8 +181,8 @@ class DryCommand:
     def _pruning(self, make: Make) -> Sequence[Phase]:
         objects, net = self.objects, make(self.arguments)
         assert objects.pruner is not None
-        laid, keep = budget(objects.scheme, objects.keep, net, objects.pruner)
-        return phases_of(objects.pruner, context_of(net, self.runner, laid, keep, Path(".")))
+        budget = objects.wanted.budget(net, objects.pruner)
+        return phases_of(objects.pruner, context_of(net, self.runner, budget, Path(".")))
 
     def _recovery(self, make: Make) -> Sequence[Phase]:
         objects, decision = self.objects, self.decision

@@ -58,7 +58,7 @@ def round_objects(objects: Objects, checkpoint: str, depth: int, number: int | N
     return replace(
         objects,
         checkpoint=checkpoint,
-        keep=depth,
+        wanted=replace(objects.wanted, keep=depth),
         name=name,
         config=config,
         make_source=lambda: objects.source,
@@ -81,15 +81,20 @@ def check_rounds(objects: Objects, source: Backbone) -> Backbone | None:
     """
     rounds, pruner = objects.rounds, objects.pruner
     assert rounds is not None and pruner is not None
-    given = {"scheme": objects.scheme, "keep": objects.keep, "decision": objects.decision_path}
     rounds.check(
-        source.depth, objects.checkpoint, given, objects.start, objects.teacher_path, pruner
+        source.depth,
+        objects.checkpoint,
+        objects.wanted,
+        objects.decision_path,
+        objects.start,
+        objects.teacher_path,
+        pruner,
     )
     previous = None
     if rounds.previous is not None:
         previous = load(objects, rounds.previous, key="iterative.previous")
         check_previous(rounds.previous, previous, source, rounds.depths[-2])
-    rounds.check_budgets(source, pruner)
+    rounds.check_budgets(source, pruner, objects.wanted)
     return previous
 
 

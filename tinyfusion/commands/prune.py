@@ -73,18 +73,18 @@ def decide(objects: Objects, source: Backbone, runner: PhaseRunner, folder: Path
     else:
         pruner = objects.pruner
         assert pruner is not None
-        if objects.keep is not None and not getattr(pruner, "uses_keep", True):
+        said = objects.wanted.said
+        if said and not getattr(pruner, "uses_keep", True):
             log.warning(
-                "prune: keep=%s is not used: %s says itself what stays",
-                objects.keep,
+                "prune: %s is not used: %s says itself what stays",
+                ", ".join(said),
                 method_of(pruner),
             )
         decision = choose(
             pruner,
             source,
             runner,
-            objects.scheme,
-            objects.keep,
+            objects.wanted,
             folder=folder / "prune",
             device=objects.device,
             source_sha256=objects.source_sha256,

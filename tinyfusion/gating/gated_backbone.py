@@ -1,6 +1,6 @@
 """A backbone whose units are switched per sample by a sampled mask.
 
-Shape suffixes: B batch, K choices, L units.
+Shape suffixes: B batch, K noise numbers, L units.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tinyfusion.backbones.branches import Branch
 from tinyfusion.backbones.contract import Backbone, predict, run_plain
 from tinyfusion.conditioning import Conditioning
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.contract import Gates
 from tinyfusion.states import States, blend
 from tinyfusion.units import BLOCKS
 
@@ -37,7 +37,7 @@ class GatedBackbone(nn.Module):
     def __init__(self, net: Backbone, gates: Gates, kind: str = BLOCKS) -> None:
         super().__init__()
         self.units = net.units(kind)
-        assert gates.scheme.depth == len(self.units)
+        assert gates.count == len(self.units)
         self.net = net
         self.gates = gates
 

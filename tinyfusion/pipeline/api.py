@@ -34,6 +34,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.gating.deltas import Lora
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.pipeline import pruning, recovering
+from tinyfusion.pipeline.budgets import Wanted
 from tinyfusion.pipeline.defaults import process_for, sampler_for
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.processes.contract import Process
@@ -45,6 +46,7 @@ from tinyfusion.samplers.generate import generate_images
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.training.recipes import Recipe, tinydit_d14
 from tinyfusion.training.settings import PhaseSettings, TrainerSettings, TrainingSettings
+from tinyfusion.units import BLOCKS
 
 Data = ImageSource | Iterable[Pair]
 
@@ -65,8 +67,10 @@ def learn_mask(
     net: Backbone,
     data: Data,
     *,
-    scheme: Any = None,
     keep: int | None = None,
+    scheme: Any = None,
+    units: str = BLOCKS,
+    budget: Mapping[str, Any] | None = None,
     delta: Delta | None = None,
     recipe: Recipe | None = None,
     process: Process | None = None,
@@ -76,13 +80,17 @@ def learn_mask(
     seed: int = 0,
     **settings: Any,
 ) -> Decision:
-    """Learn which blocks to keep (TinyFusion, section 3).
+    """Learn which units to keep (TinyFusion, section 3).
 
     Args:
         net: the pretrained network; left as it is.
         data: training data.
-        scheme: which groups keep how many blocks, such as ``"1:2"`` or ``[[3, 4], [2, 4]]``.
-        keep: number of blocks that stay, in equal groups; an alternative to ``scheme``.
+        keep: number of units that stay; with nothing said, half of them.
+        scheme: decide within groups, as in the paper: ``"1:2"``, ``[[3, 4], [2, 4]]``, or
+            ``"even"`` for the smallest equal groups that keep ``keep``.
+        units: what is chosen among: ``"blocks"``, or ``"branches"`` (attention, MLP) of blocks.
+        budget: fields of `Wanted` instead of ``keep``, such as ``{"parameters": 0.5}``, and
+            constraints: ``{"protected": [0]}``.
         delta: the co-trained weight update; ``None`` for LoRA.
         recipe: published numbers for everything that is not given otherwise.
         process: the process that ``net`` was trained on; ``None`` for the usual one of its kind.
@@ -106,10 +114,11 @@ def learn_mask(
         gates.gate_rate_factor,
         None if recipe is None else gates.gate_ema_decay,  # follows the length of the run
     )
-    if recipe is not None and scheme is None and keep is None:
-        scheme = recipe.scheme
+    wanted = Wanted(scheme, keep, units, **(budget or {}))
+    if recipe is not None and wanted == Wanted():
+        wanted = Wanted(recipe.scheme)
     runner = _runner(net, data, MASK_LEARNING, settings, process, trainer, callbacks, seed, recipe)
-    return _chosen(pruner, net, runner, scheme, keep, folder)
+    return _chosen(pruner, net, runner, wanted, folder)
 
 
 def choose(
@@ -117,8 +126,10 @@ def choose(
     data: Data,
     pruner: Pruner,
     *,
-    scheme: Any = None,
     keep: int | None = None,
+    scheme: Any = None,
+    units: str = BLOCKS,
+    budget: Mapping[str, Any] | None = None,
     process: Process | None = None,
     trainer: Trainer | TrainerSettings | None = None,
     folder: Path | str | None = None,
@@ -130,8 +141,10 @@ def choose(
         net: the pretrained network; left as it is.
         data: training data, on which the pruner calibrates.
         pruner: the pruner.
+        keep: see `learn_mask`.
         scheme: see `learn_mask`.
-        keep: number of blocks that stay.
+        units: see `learn_mask`.
+        budget: see `learn_mask`.
         process: see `learn_mask`.
         trainer: see `learn_mask`; for a pruner that trains.
         folder: see `learn_mask`.
@@ -141,7 +154,7 @@ def choose(
         InputError: see `learn_mask`.
     """
     runner = _runner(net, data, MASK_LEARNING, {}, process, trainer, (), seed, None)
-    return _chosen(pruner, net, runner, scheme, keep, folder)
+    return _chosen(pruner, net, runner, Wanted(scheme, keep, units, **(budget or {})), folder)
 
 
 def recover(
@@ -291,12 +304,11 @@ def _chosen(
     pruner: Pruner,
     net: Backbone,
     runner: PhaseRunner,
-    scheme: Any,
-    keep: int | None,
+    wanted: Wanted,
     folder: Path | str | None,
 ) -> Decision:
     with _folder(folder) as place:
-        return pruning.choose(pruner, net, runner, scheme, keep, folder=place)
+        return pruning.choose(pruner, net, runner, wanted, folder=place)
 
 
 def _runner(

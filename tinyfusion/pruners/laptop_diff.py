@@ -39,8 +39,9 @@ class LaptopDiff(Scored):
         self, context: PruningContext, calibration: Any, selection: Selection
     ) -> dict[str, Any]:
         """How well scores add up to the change by the whole set."""
-        (change,) = self._changes(context.net, calibration, [selection.kept])
-        dropped = [i for i in range(context.net.depth) if i not in selection.kept]
+        net = context.as_blocks
+        (change,) = self._changes(net, calibration, [selection.kept])
+        dropped = [i for i in range(net.depth) if i not in selection.kept]
         summed = float(selection.scores[dropped].sum())
         gap = abs(change - summed) / change if change else None
         return {"set_change": change, "additivity_gap": gap}

@@ -1,21 +1,24 @@
-"""TinyFusion's own pruner: learn the distribution over keep-patterns (arXiv 2412.01199)."""
+"""TinyFusion's own pruner: learn which units stay (arXiv 2412.01199)."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
 
-from tinyfusion.decision import Decision
+from tinyfusion.budget import placeholders
 from tinyfusion.errors import InputError
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.contract import Gates
+from tinyfusion.gating.draws import Draw, GumbelTopK
+from tinyfusion.gating.pattern_gates import PatternGates, entropy
+from tinyfusion.gating.unit_gates import UnitGates
 from tinyfusion.pruners.contract import Choice, PruningContext
-from tinyfusion.scheme import Scheme, check_keep
 from tinyfusion.seeding import seed_of
 from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.phases import Phase
 from tinyfusion.training.schedules import Linear
+from tinyfusion.units import BLOCKS, BRANCHES
 
 MASK_LEARNING = "mask_learning"
 
@@ -28,7 +31,11 @@ class Delta(Protocol):
 
 
 class Learned:
-    """Learn gates together with a weight update, then keep the most probable patterns.
+    """Learn gates together with a weight update, then keep what they have come to prefer.
+
+    Under a budget there is one logit per unit, and every set of units that the budget allows can
+    be learned. Within the groups of a scheme there is one for each of a group's keep-patterns, as
+    in the paper.
 
     Args:
         delta: the weight update.
@@ -36,6 +43,7 @@ class Learned:
         scale: factor from logits to log-probabilities over the run.
         gate_rate_factor: learning rate of the gates over that of the update.
         gate_ema_decay: decay of the gates' average; ``None`` follows the run's length.
+        draw: distribution over the sets of units that a budget allows; not used with a scheme.
 
     Raises:
         InputError: a factor, temperature or scale that is not positive, or a decay outside
@@ -43,6 +51,7 @@ class Learned:
     """
 
     uses_scheme = True
+    kinds: ClassVar[tuple[str, ...]] = (BLOCKS, BRANCHES)
 
     def __init__(
         self,
@@ -51,6 +60,7 @@ class Learned:
         scale: Linear,
         gate_rate_factor: float = 10.0,
         gate_ema_decay: float | None = None,
+        draw: Draw | None = None,
     ) -> None:
         if gate_rate_factor <= 0:
             raise InputError(f"pruner.gate_rate_factor={gate_rate_factor} must be positive")
@@ -63,6 +73,7 @@ class Learned:
                 f"pruner.gate_ema_decay={gate_ema_decay} must be at least 0 and less than 1"
             )
         self.delta = delta
+        self.draw: Draw = GumbelTopK() if draw is None else draw
         self.temperature, self.scale = temperature, scale
         self.gate_rate_factor, self.gate_ema_decay = gate_rate_factor, gate_ema_decay
 
@@ -70,47 +81,60 @@ class Learned:
         """Mask learning.
 
         Raises:
-            InputError: there is no scheme, or ``keep`` differs from what the scheme keeps.
+            InputError: a budget that `draw` does not know, or units that can't be scored to start
+                from.
         """
-        scheme = check_keep(context.scheme, context.keep)
-        # Which blocks stay is not known yet, how many of each group is.
-        leaves = Decision(
-            scheme.first_of_each,
-            context.net.depth,
-            "learned",
-            scheme=scheme.sizes,
-            seed=context.seed,
+        assert context.budget is not None
+        self.draw.check(context.budget)
+        # Which units stay is not known yet; a dry run counts as many.
+        leaves = context.choice(placeholders(context.budget), scheme=context.scheme).decision(
+            context.net.depth, method="learned", seed=context.seed
         )
-        return [Phase(MASK_LEARNING, lambda: self._module(context, scheme), leaves=leaves)]
+        return [Phase(MASK_LEARNING, lambda: self._module(context), leaves=leaves)]
 
-    def _module(self, context: PruningContext, scheme: Scheme) -> MaskLearning:
+    def _module(self, context: PruningContext) -> MaskLearning:
+        assert context.budget is not None
+        # Before the update is attached, which is none of the network's own.
+        gates = self._gates(context)
         # Start values of the update depend on the run's seed alone, not on what was drawn before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(context.seed, "delta"))
             self.delta.attach(context.net)
         return MaskLearning(
             context.net,
-            Gates(scheme),
+            gates,
             self.gate_rate_factor,
             self.temperature,
             self.scale,
             self.gate_ema_decay,
+            context.kind,
             **context.shared(MASK_LEARNING),
         )
 
+    def _gates(self, context: PruningContext) -> Gates:
+        if context.scheme is not None:
+            return PatternGates(context.scheme)
+        assert context.budget is not None
+        return UnitGates(context.budget, self.draw)
+
     def choose(self, context: PruningContext) -> Choice:
-        """Keep the most probable pattern of every group, by the averaged gates."""
+        """Keep what the averaged gates are for, see `Gates.state`."""
         module = context.trained[MASK_LEARNING]
         assert isinstance(module, MaskLearning)
-        state = module.decision_state()
-        return Choice(
-            kept=state.kept,
-            scheme=module.gated.gates.scheme,
-            probabilities=state.probabilities,
-            scores={
-                "kept_live": list(state.kept_live),
-                "confidence": state.confidence,
-                "entropy": state.entropy,
-                "skipped_steps": module.skipped_steps,
-            },
+        averaged, live = module.decision_state()
+        names = [unit.name for unit in context.units]
+        scores: dict[str, Any] = {
+            "inclusion": dict(zip(names, averaged.inclusion, strict=True)),
+            "margin": averaged.margin,
+            "kept_live": [names[unit] for unit in live.kept],
+            "skipped_steps": module.skipped_steps,
+        }
+        if averaged.groups:
+            scores["confidence"] = [max(p) for p in averaged.groups]
+            scores["entropy"] = [entropy(p) for p in averaged.groups]
+        return context.choice(
+            averaged.kept,
+            scheme=context.scheme,
+            probabilities=[list(p) for p in averaged.groups] or None,
+            scores=scores,
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from tinyfusion.errors import InputError
 from tinyfusion.pruners.contract import Choice, PruningContext
 from tinyfusion.scheme import evenly_spaced
 
@@ -18,7 +21,7 @@ class Oracle:
 
     def choose(self, context: PruningContext) -> Choice:
         """Lay the pattern over the model."""
-        return Choice(mirrored(context.net.depth, context.checked_keep()))
+        return _most(context, lambda keep: mirrored(context.net.depth, keep))
 
 
 class Uniform:
@@ -28,8 +31,7 @@ class Uniform:
 
     def choose(self, context: PruningContext) -> Choice:
         """Keep blocks ``floor(i * depth / keep)``."""
-        keep = context.checked_keep()
-        return Choice(evenly_spaced(context.net.depth, keep))
+        return _most(context, lambda keep: evenly_spaced(context.net.depth, keep))
 
 
 class First:
@@ -42,7 +44,7 @@ class First:
 
     def choose(self, context: PruningContext) -> Choice:
         """Cut off the end."""
-        return Choice(tuple(range(context.checked_keep())))
+        return _most(context, lambda keep: tuple(range(keep)))
 
 
 class Last:
@@ -53,7 +55,23 @@ class Last:
     def choose(self, context: PruningContext) -> Choice:
         """Cut off the start."""
         depth = context.net.depth
-        return Choice(tuple(range(depth - context.checked_keep(), depth)))
+        return _most(context, lambda keep: tuple(range(depth - keep, depth)))
+
+
+def _most(context: PruningContext, pattern: Callable[[int], tuple[int, ...]]) -> Choice:
+    """The pattern of as many blocks as the budget allows.
+
+    Raises:
+        InputError: no number of blocks gives a pattern that it allows.
+    """
+    budget = context.budget
+    assert budget is not None
+    for keep in range(budget.keep if budget.counts else budget.count - 1, 0, -1):
+        if budget.allows(pattern(keep)):
+            return context.choice(pattern(keep))
+        if budget.counts:
+            break
+    raise InputError(f"{budget}: a fixed pattern can't keep what must stay; choose another pruner=")
 
 
 def mirrored(depth: int, keep: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinyfusion.settings.schema import Iterative, TeacherSettings
+from tinyfusion.settings.schema import BudgetSettings, Iterative, TeacherSettings
 
 
 @dataclass
@@ -64,6 +64,8 @@ class Prune(Training):
 
     scheme: Any = None
     keep: int | None = None
+    units: str = "blocks"
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     pruner: Any = None
     selector: Any = None
     delta: Any = None
@@ -228,8 +230,10 @@ VALUES: dict[str, str] = {
     "hidden_size": "width of presets to time, to narrow them; num_heads likewise",
     "input_size": "side of the latents of presets to time",
     "rounds": "timed rounds, in each of which every model has its turn",
-    "scheme": "N:M, or a list of [keep, size] groups",
-    "keep": "number of blocks that stay; null: as many as the scheme keeps",
+    "scheme": "N:M, a list of [keep, size] groups, or even; null: no groups",
+    "keep": "number of units that stay; null: as many as the scheme keeps, or half of them",
+    "units": "what is chosen among: blocks, or branches (attention, MLP) of blocks",
+    "budget": "instead of keep=: budget.parameters, .macs or .latency=SHARE; .protected, .minimum",
     "decision": "a decision.json to apply instead of choosing",
     "start": "weights that recovery starts from: kept, or fresh (from scratch)",
     "iterative": "prune in several rounds; see experiment=iterative",

@@ -1,47 +1,33 @@
 """Learning which blocks to keep (TinyFusion, arXiv 2412.01199, section 3).
 
-Shape suffixes: B batch, K choices of all groups side by side.
+Shape suffixes: B batch, K noise numbers of the gates.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.gating.contract import Gates, GateState, on_cpu
 from tinyfusion.gating.gated_backbone import GatedBackbone
-from tinyfusion.gating.gates import Gates, entropy, likeliest
 from tinyfusion.training.ema import Ema
 from tinyfusion.training.module import DenoiserTraining, Prepared
 from tinyfusion.training.schedules import Linear
-from tinyfusion.training.sharding import full
-
-MOST_LOGGED = 8
-"""Groups of more patterns than this have no curve for each pattern's probability."""
+from tinyfusion.units import BLOCKS
 
 
 class DecisionState(NamedTuple):
     """Where the choice stands at one step.
 
     Attributes:
-        kept: block indices by the moving average of the gates.
-        kept_live: block indices by the live gates.
-        choice: index of the most probable pattern, per group (average gates).
-        choice_live: the same by the live gates.
-        confidence: probability of the chosen pattern, per group (average gates).
-        entropy: entropy of each group's distribution in nats (average gates).
-        probabilities: distribution over the patterns, per group (average gates).
+        averaged: by the moving average of the gates, which is what is decided by.
+        live: by the live gates.
     """
 
-    kept: tuple[int, ...]
-    kept_live: tuple[int, ...]
-    choice: list[int]
-    choice_live: list[int]
-    confidence: list[float]
-    entropy: list[float]
-    probabilities: list[list[float]]
+    averaged: GateState
+    live: GateState
 
 
 def gate_decay(total_steps: int, longest: float = 0.999) -> float:
@@ -63,6 +49,7 @@ class MaskLearning(DenoiserTraining):
         temperature: Gumbel-softmax temperature over the run.
         scale: factor from logits to log-probabilities over the run.
         gate_ema_decay: decay of the gates' average; ``None`` follows the run's length.
+        kind: kind of the units that are chosen among, see `Backbone.units`.
         shared: arguments of `DenoiserTraining`.
     """
 
@@ -77,10 +64,11 @@ class MaskLearning(DenoiserTraining):
         temperature: Linear,
         scale: Linear,
         gate_ema_decay: float | None,
+        kind: str = BLOCKS,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        self.gated = GatedBackbone(net, gates)
+        self.gated = GatedBackbone(net, gates, kind)
         self._gate_rate_factor = gate_rate_factor
         self._temperature, self._scale = temperature, scale
         decay = gate_decay(self.total_steps) if gate_ema_decay is None else gate_ema_decay
@@ -121,7 +109,7 @@ class MaskLearning(DenoiserTraining):
     def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
         """Terms of the process's own loss under masks drawn per sample."""
         corrupted = prepared.corrupted
-        gumbel_BK = self.noise.gumbel("gumbel", prepared.rows, self.gated.gates.num_choices)
+        gumbel_BK = self.noise.gumbel("gumbel", prepared.rows, self.gated.gates.num_draws)
         gumbel_BK = gumbel_BK.to(corrupted.clean.device)
         out = self.gated(corrupted.inputs, prepared.conditioning, gumbel_BK)
         # Under autocast the prediction is bfloat16, too coarse for the arithmetic of the loss.
@@ -133,38 +121,18 @@ class MaskLearning(DenoiserTraining):
         if not self.logs_now:
             return
         state, gates = self.decision_state(), self.gated.gates
-        values: dict[str, float] = {
+        values = {
             "temperature": gates.temperature,
             "scale": gates.scale,
-            "mean_confidence": sum(state.confidence) / len(state.confidence),
+            "margin": state.averaged.margin,
+            "margin_live": state.live.margin,
+            "kept_alike": float(len(set(state.averaged.kept) & set(state.live.kept))),
         }
-        for index, probabilities in enumerate(state.probabilities):
-            values[f"choice_{index}"] = float(state.choice[index])
-            values[f"choice_live_{index}"] = float(state.choice_live[index])
-            values[f"confidence_{index}"] = state.confidence[index]
-            values[f"entropy_{index}"] = state.entropy[index]
-            if len(probabilities) <= MOST_LOGGED:
-                values |= {f"p_{index}_{pattern}": p for pattern, p in enumerate(probabilities)}
         self.log_dict({f"gates/{name}": value for name, value in values.items()})
 
     def decision_state(self) -> DecisionState:
         """The choice as it stands; called on all ranks together, as logits may be sharded."""
         gates = self.gated.gates
-        shadow = self.gate_ema.shadow
-        averaged = _on_cpu([full(shadow[f"groups.{i}.logits_C"]) for i in range(len(gates.groups))])
-        live = _on_cpu(gates.logits())
-        probabilities = gates.probabilities(averaged)
-        return DecisionState(
-            kept=gates.decide(averaged),
-            kept_live=gates.decide(live),
-            choice=likeliest(averaged),
-            choice_live=likeliest(live),
-            confidence=[float(p.max()) for p in probabilities],
-            entropy=entropy(probabilities),
-            probabilities=[p.tolist() for p in probabilities],
-        )
-
-
-def _on_cpu(logits: list[Tensor]) -> list[Tensor]:
-    """The logits of all groups, copied in one transfer."""
-    return list(torch.cat(logits).cpu().split([len(values) for values in logits]))
+        names = [name for name, _ in gates.named_parameters()]
+        averaged = on_cpu([self.gate_ema.shadow[name] for name in names])
+        return DecisionState(gates.state(averaged), gates.state(gates.logits()))
