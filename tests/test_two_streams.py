@@ -16,7 +16,7 @@ from tinyfusion.conformance.forwards import check_order
 from tinyfusion.conformance.subject import Subject
 from tinyfusion.gating.deltas import Frozen
 from tinyfusion.gating.gated_backbone import GatedBackbone
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.metrics.activations import collect, noised_batches
 from tinyfusion.metrics.candidates import CandidateScores
 from tinyfusion.metrics.speed import macs, sampling_run
@@ -81,8 +81,8 @@ def test_a_block_that_shortens_one_stream_is_named(net, two_streams) -> None:
 @pytest.mark.parametrize("kind", [BLOCKS, BRANCHES])
 def test_gates_blend_both_streams_of_every_sample(net, seen, kind: str) -> None:
     units = net.units(kind)
-    gates = Gates(parse_scheme("1:2", len(units)))
-    gumbel_BK = StepNoise(1, "test").gumbel("gumbel", Rows(0, 0, 6), gates.num_choices)
+    gates = PatternGates(parse_scheme("1:2", len(units)))
+    gumbel_BK = StepNoise(1, "test").gumbel("gumbel", Rows(0, 0, 6), gates.num_draws)
     gated = GatedBackbone(net, gates, kind)
     out = gated(*seen, gumbel_BK)
     kept_BL = gates(gumbel_BK) > 0.5

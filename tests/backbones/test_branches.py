@@ -28,7 +28,7 @@ from tinyfusion.conformance import check_backbone
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.gating.gated_backbone import GatedBackbone
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.metrics.speed import macs
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.scheme import parse_scheme
@@ -197,8 +197,8 @@ def test_gates_over_branches_have_the_gradients_of_what_they_blend(
     net: Branched, inputs: tuple[Tensor, ...], recompute: bool
 ) -> None:
     recompute_blocks(net, recompute)
-    gates = Gates(parse_scheme("1:2", 6))
-    gumbel_BK = torch.randn(5, gates.num_choices)
+    gates = PatternGates(parse_scheme("1:2", 6))
+    gumbel_BK = torch.randn(5, gates.num_draws)
     model = GatedBackbone(net, gates, BRANCHES)
     out = model(inputs[:2], ClassLabels(inputs[2]), gumbel_BK)
     mask_BL = gates(gumbel_BK).round().bool()

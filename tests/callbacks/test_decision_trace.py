@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.callbacks.decision_trace import DecisionTrace
 from tinyfusion.data.digits import Digits
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.pipeline.fit import fit
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.scheme import parse_scheme
@@ -50,7 +50,7 @@ def learn(tmp_path: Path) -> Callable[..., MaskLearning]:
         net.requires_grad_(False)
         module = MaskLearning(
             net,
-            Gates(parse_scheme([[1, 2], [1, 2], [4, 8]], 12)),
+            PatternGates(parse_scheme([[1, 2], [1, 2], [4, 8]], 12)),
             gate_rate_factor=10.0,
             temperature=Linear(4.0, 0.1),
             scale=Linear(50.0, 100.0),

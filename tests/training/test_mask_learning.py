@@ -12,7 +12,7 @@ import torch
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.errors import InputError
 from tinyfusion.gating.deltas import Frozen, Full, Lora
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.pruners.contract import PruningContext
 from tinyfusion.pruners.learned import Learned
@@ -29,7 +29,7 @@ def learner(net: DiT, delta: Any, shared: dict[str, Any], **changes: Any) -> Mas
     delta.attach(net)
     values = {"gate_rate_factor": 10.0, "temperature": Linear(4.0, 0.1), "scale": SCALE}
     values |= {"gate_ema_decay": None} | changes
-    return MaskLearning(net, Gates(parse_scheme("1:2", net.depth)), **values, **shared)
+    return MaskLearning(net, PatternGates(parse_scheme("1:2", net.depth)), **values, **shared)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tinyfusion.backbones.dit import DiT
 from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.source import ImageSource
 from tinyfusion.gating.deltas import Full, Lora
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.pipeline.fit import fit
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.recovery.objective import Objective
@@ -214,7 +214,7 @@ def test_mask_learning_follows_the_official_training(trajectory, kind: str) -> N
     scheme = parse_scheme(config["groups"], config["model_config"]["depth"])
     module = MaskLearning(
         net,
-        Gates(scheme),
+        PatternGates(scheme),
         config["gate_factor"],
         Linear(*config["temperature"]),
         Linear(*config["scale"]),

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from tinyfusion.gating.deltas import Frozen, Full, Lora
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.interrupts import Interrupted
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.teacher import FrozenTeacher
@@ -116,7 +116,7 @@ def make(make_net, shared) -> Build:
         net = make_net(4)
         {"lora": Lora(2, 4.0), "full": Full(), "frozen": Frozen()}[kind].attach(net)
         schedules = (Linear(4.0, 0.1), Linear(10.0, 100.0))
-        gates = Gates(parse_scheme("1:2", 4))
+        gates = PatternGates(parse_scheme("1:2", 4))
         return MaskLearning(net, gates, 10.0, *schedules, 0.5, **arguments)
 
     return build

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinyfusion.budget import Budget
@@ -251,19 +252,27 @@ def kept_marginals(log_weights_L: Tensor, keep: int) -> Tensor:
 
 
 def _polynomials(log_weights_L: Tensor, keep: int) -> list[Tensor]:
-    """Logs of the elementary symmetric polynomials of degrees 0..keep of the first 0..L weights."""
-    none = torch.full_like(log_weights_L[:1], -1e30)
-    row = torch.cat([torch.zeros_like(none), none.expand(keep)])
+    """Logs of the elementary symmetric polynomials of the first 0..L weights.
+
+    Of n weights those of degrees 0..min(n, keep): higher ones are 0.
+    """
+    row = torch.zeros_like(log_weights_L[:1])
     rows = [row]
     for weight in log_weights_L:
-        row = torch.cat([row[:1], torch.logaddexp(row[1:], row[:-1] + weight)])
+        with_it = row + weight
+        # logaddexp, whose second derivative is not a number where the terms are far apart.
+        parts = [row[:1], row[1:] - F.logsigmoid(row[1:] - with_it[:-1])]
+        row = torch.cat([*parts, with_it[-1:]] if len(row) <= keep else parts)
         rows.append(row)
     return rows
 
 
 def _drawn(log_weights_L: Tensor, uniform_BL: Tensor, keep: int) -> Tensor:
     """One set of ``keep`` units per row, from the last unit to the first; 1 for those that stay."""
-    rows = _polynomials(log_weights_L, keep)
+    rows = [
+        torch.cat([row, row.new_full((keep + 1 - len(row),), -torch.inf)])
+        for row in _polynomials(log_weights_L, keep)
+    ]
     left_B = torch.full(uniform_BL.shape[:1], keep, device=uniform_BL.device)
     taken = []
     for unit in reversed(range(len(log_weights_L))):

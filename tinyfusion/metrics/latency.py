@@ -61,8 +61,8 @@ class LatencyTable:
         missing = [unit.name for unit in units if unit.name not in self.seconds]
         if missing:
             raise InputError(
-                f"budget.latency: the table has no {missing[0]}; it was measured on units of another "
-                "kind, or on another model"
+                f"budget.latency: the table has no {missing[0]}; it is of another kind of "
+                "units, or on another model"
             )
         return tuple(self.seconds[unit.name] for unit in units)
 
