@@ -12,6 +12,7 @@ from torch import Tensor
 
 import tinyfusion as tf
 from tinyfusion.backbones.contract import forward_with_states, predict, recompute_blocks, run_plain
+from tinyfusion.budget import Budget
 from tinyfusion.conformance.forwards import check_order
 from tinyfusion.conformance.subject import Subject
 from tinyfusion.gating.deltas import Frozen
@@ -101,7 +102,7 @@ def test_gates_blend_both_streams_of_every_sample(net, seen, kind: str) -> None:
 
 
 def test_the_gradient_of_a_mask_is_that_of_both_streams(net, seen) -> None:
-    class Mask(Gates):
+    class Mask(PatternGates):
         def forward(self, keep_BL: Tensor) -> Tensor:
             return keep_BL
 
@@ -244,14 +245,14 @@ def test_a_block_that_does_nothing_has_no_score(net, source, tmp_path, pruner) -
     for name, parameter in net.blocks[1].named_parameters():
         if name.startswith(("attn.out.", "mlp.")):
             torch.nn.init.zeros_(parameter)
-    context = PruningContext(net, PROCESS, source, None, 3, 0, tmp_path, None, None)
+    context = PruningContext(net, PROCESS, source, Budget.of(net.units(), 3), 0, tmp_path, None, None)
     scores = pruner.choose(context).scores[pruner.criterion]
     assert scores[1] == pytest.approx(0, abs=1e-6)
     assert min(abs(scores[block]) for block in (0, 2, 3)) > 1e-4
 
 
 def test_widths_of_a_network_without_a_plan_are_refused(net, source, tmp_path) -> None:
-    context = PruningContext(net, PROCESS, source, None, 0, 0, tmp_path, None, None)
+    context = PruningContext(net, PROCESS, source, None, 0, tmp_path, None, None)
     with pytest.raises(tf.InputError, match="a TwoStreams has no width plan"):
         DiffPruning(num_samples=4).choose(context)
 

@@ -77,7 +77,11 @@ def test_files_and_classes_have_the_same_defaults(name: str) -> None:
     cfg = compose("prune", [f"pruner={name}"]).pruner
     for key, parameter in signature(get_class(cfg["_target_"])).parameters.items():
         if key in cfg and parameter.default is not Parameter.empty:
-            assert cfg[key] == parameter.default, key
+            value = cfg[key]
+            if isinstance(value, DictConfig):
+                assert type(build(value)) is type(parameter.default), key
+            else:
+                assert value == parameter.default, key
 
 
 def test_a_scheme_that_no_selector_needs_is_not_recorded(context) -> None:
@@ -92,5 +96,5 @@ class Miscounting(Scored):
 
 
 def test_own_criterion_that_gives_too_many_scores_is_refused(context) -> None:
-    with pytest.raises(InputError, match=r"Miscounting\.scores gave shape \(5,\) for 4 blocks"):
+    with pytest.raises(InputError, match=r"Miscounting\.scores gave shape \(5,\) for 4 units"):
         Miscounting(TopK(), 8).choose(context(2))

@@ -132,7 +132,7 @@ def test_knapsack_weighs_by_parameters(stack, context) -> None:
     net = stack(*adding(*vectors), parameters=(6, 2, 2, 2))
     choice = LaptopDiff(Knapsack(), 20).choose(context(2, net=net, process=Shift(sum(vectors))))
     assert choice.kept == (1, 2, 3), "0.49 for half of the parameters, less than 3 x 0.25"
-    assert choice.scores["parameters_removed"] == choice.scores["parameters_to_remove"] == 6
+    assert choice.scores["removed"] == choice.scores["to_remove"] == 6
 
 
 def test_a_model_that_breaks_down_without_a_block_keeps_it(stack, context) -> None:

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.budget import Budget
 from tinyfusion.errors import InputError
 from tinyfusion.gating.deltas import Frozen, Full, Lora
+from tinyfusion.gating.draws import ConditionalBernoulli, GumbelTopK
 from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.pruners.contract import PruningContext
-from tinyfusion.pruners.learned import Learned
+from tinyfusion.pruners.learned import GUMBEL_TOP_K, Learned
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.seeding import Rows, StepNoise
 from tinyfusion.training.mask_learning import MaskLearning
@@ -61,20 +63,27 @@ def planted() -> dict[str, torch.Tensor]:
 def choose(planted, source, shared, run, tmp_path) -> Callable[..., Any]:
     """``choose(delta)`` lets the learned pruner decide on the planted network."""
 
-    def decide(delta: Any, keep: int = 2, scheme: str | None = "1:2", steps: int = 100) -> Any:
+    def decide(
+        delta: Any,
+        keep: int = 2,
+        scheme: str | None = "1:2",
+        steps: int = 100,
+        draw: Any = GUMBEL_TOP_K,
+    ) -> Any:
         net = DiT(4, 2, 1, 16, 4, 2, 2.0, num_classes=2)
         net.load_state_dict(planted)
         context = PruningContext(
             net,
             GaussianDiffusion(),
             source,
-            None if scheme is None else parse_scheme(scheme, 4),
-            keep,
+            Budget.of(
+                net.units(), keep, scheme=None if scheme is None else parse_scheme(scheme, 4)
+            ),
             0,
             tmp_path,
             lambda phase: shared(steps),
         )
-        pruner = Learned(delta, Linear(4.0, 0.1), SCALE)
+        pruner = Learned(delta, Linear(4.0, 0.1), SCALE, draw=draw)
         (phase,) = pruner.phases(context)
         module = phase.module()
         run(module, batch_size=32)
@@ -87,8 +96,8 @@ def choose(planted, source, shared, run, tmp_path) -> Callable[..., Any]:
 def test_planted_redundancy_is_found_with_confidence(choose, delta: Any) -> None:
     choice = choose(delta)
     assert choice.kept == (1, 2)
-    assert choice.scores["kept_live"] == [1, 2]
-    assert min(choice.scores["confidence"]) > 0.9
+    assert choice.scores["kept_live"] == ["blocks.1", "blocks.2"]
+    assert min(choice.scores["confidence"]) > 0.9 and choice.scores["margin"] > 0.9
     assert max(choice.scores["entropy"]) < 0.4
     assert [len(p) for p in choice.probabilities] == [2, 2]
     # Of two blocks the second pattern keeps the second one.
@@ -103,10 +112,15 @@ def test_planted_redundancy_is_found_in_one_larger_group(choose) -> None:
     assert choice.scores["confidence"][0] > 0.8
 
 
-def test_learned_needs_a_scheme_that_keeps_as_many(choose) -> None:
-    for keep, scheme in ((3, "1:2"), (2, None)):
-        with pytest.raises(InputError, match=f"keep={keep}(: leave|: what decides)"):
-            choose(Frozen(), keep=keep, scheme=scheme)
+@pytest.mark.parametrize("draw", [GumbelTopK(), ConditionalBernoulli()])
+def test_planted_redundancy_is_found_among_all_pairs(choose, draw) -> None:
+    choice = choose(Lora(4, 8.0), scheme=None, steps=150, draw=draw)
+    assert choice.kept == (1, 2) and choice.scheme is None and choice.probabilities is None
+    assert choice.scores["kept_live"] == ["blocks.1", "blocks.2"]
+    inclusion = choice.scores["inclusion"]
+    assert sum(inclusion.values()) == pytest.approx(2, abs=1e-5)
+    assert min(inclusion["blocks.1"], inclusion["blocks.2"]) > 0.9
+    assert choice.scores["margin"] > 0.9
 
 
 @pytest.mark.parametrize(
@@ -165,10 +179,10 @@ def test_schedules_follow_the_step_and_decision_uses_the_average(make_net, share
         gates.groups[0].logits_C.copy_(torch.tensor([9.0, 0.0]))
         module.gate_ema.shadow["groups.0.logits_C"].copy_(torch.tensor([0.0, 0.02]))
     state = module.decision_state()
-    assert (state.kept[0], state.kept_live[0]) == (1, 0)
+    assert (state.averaged.kept[0], state.live.kept[0]) == (1, 0)
     # softmax of 50 * (0, 0.02)
-    assert state.confidence[0] == pytest.approx(1 / (1 + torch.e**-1), abs=1e-5)
-    assert state.probabilities[0][1] == pytest.approx(state.confidence[0])
+    assert state.averaged.groups[0][1] == pytest.approx(1 / (1 + torch.e**-1), abs=1e-5)
+    assert state.averaged.inclusion[1] == pytest.approx(state.averaged.groups[0][1])
 
 
 def test_micro_batches_see_the_masks_of_the_global_batch(make_net, shared, run, tmp_path) -> None:

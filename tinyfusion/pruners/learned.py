@@ -21,6 +21,7 @@ from tinyfusion.training.schedules import Linear
 from tinyfusion.units import BLOCKS, BRANCHES
 
 MASK_LEARNING = "mask_learning"
+GUMBEL_TOP_K = GumbelTopK()
 
 
 class Delta(Protocol):
@@ -60,7 +61,7 @@ class Learned:
         scale: Linear,
         gate_rate_factor: float = 10.0,
         gate_ema_decay: float | None = None,
-        draw: Draw | None = None,
+        draw: Draw = GUMBEL_TOP_K,
     ) -> None:
         if gate_rate_factor <= 0:
             raise InputError(f"pruner.gate_rate_factor={gate_rate_factor} must be positive")
@@ -73,7 +74,7 @@ class Learned:
                 f"pruner.gate_ema_decay={gate_ema_decay} must be at least 0 and less than 1"
             )
         self.delta = delta
-        self.draw: Draw = GumbelTopK() if draw is None else draw
+        self.draw = draw
         self.temperature, self.scale = temperature, scale
         self.gate_rate_factor, self.gate_ema_decay = gate_rate_factor, gate_ema_decay
 
