@@ -245,7 +245,9 @@ def test_a_block_that_does_nothing_has_no_score(net, source, tmp_path, pruner) -
     for name, parameter in net.blocks[1].named_parameters():
         if name.startswith(("attn.out.", "mlp.")):
             torch.nn.init.zeros_(parameter)
-    context = PruningContext(net, PROCESS, source, Budget.of(net.units(), 3), 0, tmp_path, None, None)
+    context = PruningContext(
+        net, PROCESS, source, Budget.of(net.units(), 3), 0, tmp_path, None, None
+    )
     scores = pruner.choose(context).scores[pruner.criterion]
     assert scores[1] == pytest.approx(0, abs=1e-6)
     assert min(abs(scores[block]) for block in (0, 2, 3)) > 1e-4

@@ -101,7 +101,9 @@ def test_marginals_and_their_gradient_against_all_sets() -> None:
     weights = torch.randn(6, dtype=torch.float64, requires_grad=True)
 
     def by_hand(weights: Tensor) -> Tensor:
-        sets = torch.tensor([[float(i in kept) for i in range(6)] for kept in combinations(range(6), 2)])
+        sets = torch.tensor(
+            [[float(i in kept) for i in range(6)] for kept in combinations(range(6), 2)]
+        )
         return (sets.double() @ weights).softmax(0) @ sets.double()
 
     factors = torch.randn(6, dtype=torch.float64)

@@ -50,7 +50,7 @@ def net() -> DiT:
 
 @pytest.fixture
 def context(net: DiT, tmp_path: Path) -> Callable[..., PruningContext]:
-    """``context(keep=2, seed=0, net=..., process=..., scheme=..., protected=...)``; nothing in it can train."""
+    """``context(keep=2, seed=0, net=..., process=..., scheme=...)``; nothing in it can train."""
 
     def build(
         keep: int | None,

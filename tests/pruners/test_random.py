@@ -76,7 +76,11 @@ def test_many_draws_are_different_ascending_and_include_blocks_evenly(depth, kee
     assert len(set(sets)) == len(sets) == count
     assert sets == sorted(sets)
     assert all(kept == tuple(sorted(set(kept))) and len(kept) == keep for kept in sets)
-    assert sets == draw_sets(of(depth, keep), count, seed=3) != draw_sets(of(depth, keep), count, seed=4)
+    assert (
+        sets
+        == draw_sets(of(depth, keep), count, seed=3)
+        != draw_sets(of(depth, keep), count, seed=4)
+    )
     frequency = np.bincount(np.concatenate(sets), minlength=depth) / count
     error = (keep / depth * (1 - keep / depth) / count) ** 0.5
     assert abs(frequency - keep / depth).max() < 4 * error

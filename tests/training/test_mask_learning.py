@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.budget import Budget
@@ -20,7 +21,8 @@ from tinyfusion.pruners.contract import PruningContext
 from tinyfusion.pruners.learned import GUMBEL_TOP_K, Learned
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.seeding import Rows, StepNoise
-from tinyfusion.training.mask_learning import MaskLearning
+from tinyfusion.training.ema import Ema
+from tinyfusion.training.mask_learning import EarlyStop, MaskLearning
 from tinyfusion.training.pretrain import Pretraining
 from tinyfusion.training.schedules import Linear
 
@@ -215,3 +217,54 @@ def test_held_out_scores_come_once_per_due_step(make_net, shared, run) -> None:
     module = Pretraining(make_net(1), 0.9, held_out, 2, **shared(5))
     run(module, accumulate=2)
     assert calls == [2, 2, 4, 4, 5, 5], "live and averaged weights, once each"
+
+
+class Batches(Callback):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.steps.append(trainer.global_step)
+
+
+def test_learning_ends_when_the_decision_stands(make_net, shared, run, tmp_path, caplog) -> None:
+    def learn(stop: EarlyStop | None, folder: str, *callbacks: Callback) -> MaskLearning:
+        module = learner(make_net(), Frozen(), shared(12, rate=1e-4), stop=stop)
+        with torch.no_grad():  # decided from the start
+            for gate in module.gated.gates.groups:
+                gate.logits_C[1] += 0.1
+            module.gate_ema = Ema(module.gated.gates, 0.5, warm_up=False)
+        run(module, folder=tmp_path / folder, callbacks=callbacks)
+        return module
+
+    seen = Batches()
+    with caplog.at_level("INFO"):
+        early = learn(EarlyStop(4, 0.9), "early", seen)
+    assert early.ended_early and seen.steps == [1, 2, 3, 4, 5]
+    assert "decided after 5 of 12 steps: the choice has stood for 4, margin" in caplog.text
+    whole = learn(None, "whole")
+    assert not whole.ended_early and whole.global_step == 12
+    assert early.decision_state().averaged.kept == whole.decision_state().averaged.kept
+    unsure = learn(EarlyStop(4, 1.0), "unsure")
+    assert not unsure.ended_early and unsure.global_step == 12
+
+
+@pytest.mark.parametrize("wrong", [{"patience": 0}, {"patience": 1, "margin": 1.5}])
+def test_impossible_stops_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"pruner\.stop\."):
+        EarlyStop(**wrong)
+
+
+def test_a_run_that_ended_early_takes_no_step_when_it_is_resumed(
+    make_net, shared, run, tmp_path
+) -> None:
+    def learn(*callbacks: Callback) -> MaskLearning:
+        stop = EarlyStop(2, 0.0)
+        module = learner(make_net(), Frozen(), shared(12, rate=1e-6), stop=stop)
+        run(module, folder=tmp_path, resume_every=1, callbacks=callbacks)
+        return module
+
+    first, seen = learn(), Batches()
+    again = learn(seen)
+    assert first.ended_early and again.ended_early and seen.steps == []
+    assert again.decision_state() == first.decision_state()

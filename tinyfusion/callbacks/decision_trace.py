@@ -63,6 +63,12 @@ class DecisionTrace(Callback):
         if due and (not self.records or self.records[-1]["step"] != step):
             self.records.append(_record(step, pl_module.decision_state()))
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the last state of a run that ended early."""
+        step = trainer.global_step
+        if isinstance(pl_module, MaskLearning) and self.records and self.records[-1]["step"] < step:
+            self.records.append(_record(step, pl_module.decision_state()))
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the figure beside the phase's other files and write the records beside it."""
         if (

@@ -91,7 +91,8 @@ class ResumeCheckpoint(Checkpoint):
             return
         self._step = step
         stop = _asked_of_any(trainer)
-        if stop or step % self.every == 0 or (self.at_end and step == trainer.max_steps):
+        ends = step == trainer.max_steps or trainer.should_stop
+        if stop or step % self.every == 0 or (self.at_end and ends):
             trainer.save_checkpoint(self.path)
         if stop:
             raise Interrupted(stop)

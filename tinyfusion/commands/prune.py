@@ -89,6 +89,7 @@ def decide(objects: Objects, source: Backbone, runner: PhaseRunner, folder: Path
             device=objects.device,
             source_sha256=objects.source_sha256,
             config=objects.config,
+            group=group,
         )
         # A near-tie may fall otherwise on another device: all take the first rank's.
         decision = group.broadcast_object(decision)

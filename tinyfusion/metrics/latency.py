@@ -102,27 +102,23 @@ class LatencyTable:
 def measure_latency(
     net: Backbone,
     units: Sequence[Unit],
-    batch_size: int,
-    precision: str = "32-true",
+    setting: Setting,
     dtype: torch.dtype | None = None,
-    compiled: bool = False,
     rounds: int = 7,
     repeats: int = 3,
 ) -> LatencyTable:
     """Time a sampling forward of a batch, and each unit on the states that it is given there.
 
     Args:
-        net: the network, on its device, compiled if ``compiled`` says so.
+        net: the network, on its device, compiled if ``setting`` says so.
         units: what is timed one by one.
-        batch_size: samples per forward.
-        precision: what the table calls the precision.
+        setting: how it is measured, see `setting_of`.
         dtype: what matrix products are computed in, by autocast; ``None`` for the network's own.
-        compiled: what the table says of compiling.
         rounds: timed runs, of which the median is taken.
         repeats: runs of a unit between two looks at the clock.
     """
     device = next(net.parameters()).device
-    inputs = net.example_inputs(batch_size, device)
+    inputs = net.example_inputs(setting.batch_size, device)
     seconds: list[list[float]] = [[] for _ in units]
 
     def timed(number: int, unit: Branch, states: States, condition: Any) -> States:
@@ -140,11 +136,24 @@ def measure_latency(
         for _ in range(rounds):
             wholes.append(_seconds(device, lambda: net(*inputs), 1))
             net(*inputs, run_block=run_units)
+    found = {unit.name: median(times) for unit, times in zip(units, seconds, strict=True)}
+    return LatencyTable(setting, median(wholes), found)
+
+
+def setting_of(net: Backbone, batch_size: int, precision: str, compiled: bool) -> Setting:
+    """How the latency of a network would be measured where it is.
+
+    Args:
+        net: the network.
+        batch_size: samples per forward.
+        precision: as a trainer calls it.
+        compiled: whether its blocks are compiled.
+    """
+    device = next(net.parameters()).device
     name = device_name(device)
     if device.type == "cpu":
         name = f"{name}, {torch.get_num_threads()} thread(s)"
-    found = {unit.name: median(times) for unit, times in zip(units, seconds, strict=True)}
-    return LatencyTable(Setting(name, batch_size, precision, compiled), median(wholes), found)
+    return Setting(name, batch_size, precision, compiled)
 
 
 def _seconds(device: torch.device, run: Callable[[], object], repeats: int) -> float:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import logging
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
-from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.contract import Backbone, compile_blocks
 from tinyfusion.budget import Budget, placeholders
 from tinyfusion.decision import Decision
+from tinyfusion.group import ALONE, Group
+from tinyfusion.metrics.latency import LatencyTable, measure_latency, setting_of
 from tinyfusion.pipeline.budgets import Wanted
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.pruners.contract import Pruner, PruningContext, phases_of
+from tinyfusion.samplers.generate import AUTOCAST
+from tinyfusion.training.settings import TrainerSettings
 from tinyfusion.units import kept_and_removed
+
+log = logging.getLogger(__name__)
+
+LATENCY_FILE = "latency.json"
 
 
 def method_of(pruner: Pruner) -> str:
@@ -73,6 +83,7 @@ def choose(
     device: torch.device | str = "cpu",
     source_sha256: str | None = None,
     config: dict[str, Any] | None = None,
+    group: Group = ALONE,
 ) -> Decision:
     """Execute a pruner's phases, if it has any, and let it choose.
 
@@ -85,13 +96,18 @@ def choose(
         device: where the pruner works.
         source_sha256: hash of the model's weights, if they came from a file.
         config: what the decision records of its origin.
+        group: the ranks that work on it together.
 
     Raises:
         InputError: a budget or pruner that does not fit the model.
     """
     # The pruner is free to alter its network.
     own = copy.deepcopy(net).to(device)
-    budget = wanted.budget(own, pruner)
+    table = None
+    if wanted.latency is not None:
+        # Kept beside the phases: one that is resumed goes on under the same costs.
+        table = group.from_first(lambda: _latency(wanted, own, runner.trainer, folder))
+    budget = wanted.budget(own, pruner, table)
     context = context_of(own, runner, budget, folder, source_sha256)
     trained = runner.run(phases_of(pruner, context), folder)
     choice = pruner.choose(replace(context, trained=trained))
@@ -102,8 +118,43 @@ def choose(
         seed=runner.seed,
         source_sha256=source_sha256,
         config=config or {},
-        budget={} if budget is None else budget.record(),
+        budget={} if budget is None else _record(budget, table),
     )
+
+
+def _record(budget: Budget, table: LatencyTable | None) -> dict[str, Any]:
+    """What a decision records of its budget."""
+    if table is None:
+        return budget.record()
+    return budget.record() | {"whole": table.whole, "measured": asdict(table.setting)}
+
+
+def _latency(
+    wanted: Wanted, net: Backbone, trainer: Trainer | TrainerSettings, folder: Path
+) -> LatencyTable:
+    """The table that is given, that an interrupted run has measured, or a new one.
+
+    Raises:
+        InputError: a table of another device, batch, precision or compile setting.
+    """
+    own = TrainerSettings(precision=trainer.precision) if isinstance(trainer, Trainer) else trainer
+    here = setting_of(net, wanted.batch_size, own.precision, own.compile)
+    measured = folder / LATENCY_FILE
+    path = wanted.table or (measured if measured.is_file() else None)
+    if path is not None:
+        table = LatencyTable.load(path)
+        table.check(here, path)
+        return table
+    units = net.units(wanted.units)
+    log.info("prune: measuring the latency of %d %s", len(units), wanted.units)
+    timed = net
+    if own.compile:
+        timed = copy.deepcopy(net)
+        compile_blocks(timed, own.compile_backend)
+    table = measure_latency(timed, units, here, AUTOCAST.get(own.precision))
+    folder.mkdir(parents=True, exist_ok=True)
+    table.save(measured)
+    return table
 
 
 def planned(pruner: Pruner, net: Backbone, wanted: Wanted, seed: int = 0) -> Decision:

@@ -15,7 +15,7 @@ from tinyfusion.gating.pattern_gates import PatternGates, entropy
 from tinyfusion.gating.unit_gates import UnitGates
 from tinyfusion.pruners.contract import Choice, PruningContext
 from tinyfusion.seeding import seed_of
-from tinyfusion.training.mask_learning import MaskLearning
+from tinyfusion.training.mask_learning import EarlyStop, MaskLearning
 from tinyfusion.training.phases import Phase
 from tinyfusion.training.schedules import Linear
 from tinyfusion.units import BLOCKS, BRANCHES
@@ -45,6 +45,7 @@ class Learned:
         gate_rate_factor: learning rate of the gates over that of the update.
         gate_ema_decay: decay of the gates' average; ``None`` follows the run's length.
         draw: distribution over the sets of units that a budget allows; not used with a scheme.
+        stop: when mask learning may end early; ``None`` for never.
 
     Raises:
         InputError: a factor, temperature or scale that is not positive, or a decay outside
@@ -62,6 +63,7 @@ class Learned:
         gate_rate_factor: float = 10.0,
         gate_ema_decay: float | None = None,
         draw: Draw = GUMBEL_TOP_K,
+        stop: EarlyStop | None = None,
     ) -> None:
         if gate_rate_factor <= 0:
             raise InputError(f"pruner.gate_rate_factor={gate_rate_factor} must be positive")
@@ -74,7 +76,7 @@ class Learned:
                 f"pruner.gate_ema_decay={gate_ema_decay} must be at least 0 and less than 1"
             )
         self.delta = delta
-        self.draw = draw
+        self.draw, self.stop = draw, stop
         self.temperature, self.scale = temperature, scale
         self.gate_rate_factor, self.gate_ema_decay = gate_rate_factor, gate_ema_decay
 
@@ -109,6 +111,7 @@ class Learned:
             self.scale,
             self.gate_ema_decay,
             context.kind,
+            self.stop,
             **context.shared(MASK_LEARNING),
         )
 
@@ -129,6 +132,7 @@ class Learned:
             "margin": averaged.margin,
             "kept_live": [names[unit] for unit in live.kept],
             "skipped_steps": module.skipped_steps,
+            "steps": module.global_step,
         }
         if averaged.groups:
             scores["confidence"] = [max(p) for p in averaged.groups]

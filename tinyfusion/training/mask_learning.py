@@ -5,17 +5,22 @@ Shape suffixes: B batch, K noise numbers of the gates.
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.errors import InputError
 from tinyfusion.gating.contract import Gates, GateState, on_cpu
 from tinyfusion.gating.gated_backbone import GatedBackbone
 from tinyfusion.training.ema import Ema
 from tinyfusion.training.module import DenoiserTraining, Prepared
 from tinyfusion.training.schedules import Linear
 from tinyfusion.units import BLOCKS
+
+log = logging.getLogger(__name__)
 
 
 class DecisionState(NamedTuple):
@@ -28,6 +33,33 @@ class DecisionState(NamedTuple):
 
     averaged: GateState
     live: GateState
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """When mask learning may end before its last step.
+
+    Attributes:
+        patience: steps for which the averaged decision must not have changed.
+        margin: what its margin (`GateState.margin`) must be at least.
+
+    Raises:
+        InputError: no steps, or a margin that is no probability.
+    """
+
+    patience: int
+    margin: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise InputError(f"pruner.stop.patience={self.patience} must be at least 1")
+        if not 0 <= self.margin <= 1:
+            raise InputError(f"pruner.stop.margin={self.margin} must be in [0, 1]")
+
+    @property
+    def every(self) -> int:
+        """Steps between two looks at the decision, for which the device is waited for."""
+        return max(1, self.patience // 10)
 
 
 def gate_decay(total_steps: int, longest: float = 0.999) -> float:
@@ -49,6 +81,7 @@ class MaskLearning(DenoiserTraining):
         temperature: Gumbel-softmax temperature over the run.
         scale: factor from logits to log-probabilities over the run.
         gate_ema_decay: decay of the gates' average; ``None`` follows the run's length.
+        stop: when it may end early; ``None`` for never.
         kind: kind of the units that are chosen among, see `Backbone.units`.
         shared: arguments of `DenoiserTraining`.
     """
@@ -65,6 +98,7 @@ class MaskLearning(DenoiserTraining):
         scale: Linear,
         gate_ema_decay: float | None,
         kind: str = BLOCKS,
+        stop: EarlyStop | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
@@ -74,6 +108,10 @@ class MaskLearning(DenoiserTraining):
         decay = gate_decay(self.total_steps) if gate_ema_decay is None else gate_ema_decay
         # No warm-up: the average starts at the exactly uniform gates, which favour nothing.
         self.gate_ema = Ema(gates, decay, warm_up=False)
+        self._stop = stop
+        # The decision at the last look, and the step since which it has been that.
+        self._settled: tuple[tuple[int, ...], int] = ((), 0)
+        self.ended_early = False
         self._set_schedules(0)
 
     @property
@@ -101,6 +139,23 @@ class MaskLearning(DenoiserTraining):
         """Restore the schedules too: a finished run that is resumed takes no further step."""
         super().on_load_checkpoint(checkpoint)
         self._set_schedules(max(0, checkpoint["global_step"] - 1))
+        state = checkpoint["tinyfusion"]
+        self._settled = (tuple(state["settled"]["kept"]), state["settled"]["since"])
+        self.ended_early = state["settled"]["ended"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep since when the decision has stood, too."""
+        super().on_save_checkpoint(checkpoint)
+        kept, since = self._settled
+        settled = {"kept": list(kept), "since": since, "ended": self.ended_early}
+        checkpoint["tinyfusion"]["settled"] = settled
+
+    def on_train_start(self) -> None:
+        """Take no further step where the run had ended early."""
+        super().on_train_start()
+        if self.ended_early:
+            # Lightning would take one more step before it looks at ``should_stop``.
+            self.trainer.fit_loop.epoch_loop.max_steps = self.global_step
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set temperature and scale for this step."""
@@ -117,10 +172,40 @@ class MaskLearning(DenoiserTraining):
         return {"total": terms.pop("loss"), **terms}
 
     def after_step(self) -> None:
-        """Log the state of the choice at the logger's steps: reading it waits for the device."""
-        if not self.logs_now:
+        """Look whether the decision is made; log it at the logger's steps.
+
+        Reading it waits for the device, so that this is not done at every step.
+        """
+        looks = self._stop is not None and self.global_step % self._stop.every == 0
+        if not (looks or self.logs_now):
             return
-        state, gates = self.decision_state(), self.gated.gates
+        state = self.decision_state()
+        if looks:
+            self._end_early(state.averaged)
+        if self.logs_now or self.ended_early:
+            self._log_state(state)
+
+    def _end_early(self, averaged: GateState) -> None:
+        assert self._stop is not None
+        kept, since = self._settled
+        if averaged.kept != kept:
+            self._settled = (averaged.kept, self.global_step)
+        elif (
+            self.global_step - since >= self._stop.patience
+            and averaged.margin >= self._stop.margin
+            and self.global_step < self.total_steps
+        ):
+            self.ended_early = self.trainer.should_stop = True
+            log.info(
+                "%s: decided after %s of %s steps: the choice has stood for %s, margin %.3f",
+                self.noise.phase,
+                *(f"{steps:,}" for steps in (self.global_step, self.total_steps)),
+                f"{self.global_step - since:,}",
+                averaged.margin,
+            )
+
+    def _log_state(self, state: DecisionState) -> None:
+        gates = self.gated.gates
         values = {
             "temperature": gates.temperature,
             "scale": gates.scale,
