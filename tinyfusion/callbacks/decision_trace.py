@@ -59,14 +59,9 @@ class DecisionTrace(Callback):
         step = trainer.global_step
         if not isinstance(pl_module, MaskLearning) or step == 0:
             return
-        due = step % self.every == 0 or step == pl_module.total_steps
+        last = step == pl_module.total_steps or trainer.should_stop
+        due = step % self.every == 0 or last
         if due and (not self.records or self.records[-1]["step"] != step):
-            self.records.append(_record(step, pl_module.decision_state()))
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the last state of a run that ended early."""
-        step = trainer.global_step
-        if isinstance(pl_module, MaskLearning) and self.records and self.records[-1]["step"] < step:
             self.records.append(_record(step, pl_module.decision_state()))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -171,41 +171,38 @@ class MaskLearning(DenoiserTraining):
         terms = self.process.loss(out.to(corrupted.clean.dtype), corrupted)
         return {"total": terms.pop("loss"), **terms}
 
-    def after_step(self) -> None:
-        """Look whether the decision is made; log it at the logger's steps.
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step; end the run if the decision is made.
 
-        Reading it waits for the device, so that this is not done at every step.
+        Done here, because callbacks that save and draw come before the module's other hooks.
         """
-        looks = self._stop is not None and self.global_step % self._stop.every == 0
-        if not (looks or self.logs_now):
+        step = self.global_step + 1
+        super().optimizer_step(*args, **kwargs)
+        if self._stop is None or step % self._stop.every or step == self.total_steps:
             return
-        state = self.decision_state()
-        if looks:
-            self._end_early(state.averaged)
-        if self.logs_now or self.ended_early:
-            self._log_state(state)
-
-    def _end_early(self, averaged: GateState) -> None:
-        assert self._stop is not None
+        averaged = self.decision_state().averaged
         kept, since = self._settled
         if averaged.kept != kept:
-            self._settled = (averaged.kept, self.global_step)
-        elif (
-            self.global_step - since >= self._stop.patience
-            and averaged.margin >= self._stop.margin
-            and self.global_step < self.total_steps
-        ):
+            self._settled = (averaged.kept, step)
+        elif step - since >= self._stop.patience and averaged.margin >= self._stop.margin:
             self.ended_early = self.trainer.should_stop = True
             log.info(
                 "%s: decided after %s of %s steps: the choice has stood for %s, margin %.3f",
                 self.noise.phase,
-                *(f"{steps:,}" for steps in (self.global_step, self.total_steps)),
-                f"{self.global_step - since:,}",
+                *(f"{steps:,}" for steps in (step, self.total_steps, step - since)),
                 averaged.margin,
             )
 
-    def _log_state(self, state: DecisionState) -> None:
-        gates = self.gated.gates
+    @property
+    def logs_now(self) -> bool:
+        """Whether the step just taken is one of those that are logged; the last always is."""
+        return self.ended_early or super().logs_now
+
+    def after_step(self) -> None:
+        """Log the state of the choice at the logger's steps: reading it waits for the device."""
+        if not self.logs_now:
+            return
+        state, gates = self.decision_state(), self.gated.gates
         values = {
             "temperature": gates.temperature,
             "scale": gates.scale,
