@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
 from tinyfusion.states import States
+
+
+class _Removed(Protocol):
+    @property
+    def removed_branches(self) -> tuple[str, ...]:
+        """Names of the branches that are not there."""
+
+
+def removed_in(net: _Removed) -> dict[str, Any]:
+    """The constructor argument ``removed_branches``, if the network lacks any."""
+    removed = list(net.removed_branches)
+    return {"removed_branches": removed} if removed else {}
+
 
 Branch = Callable[[States, Any], States]
 """``branch(states, condition) -> states``: as a block, with its skip connection inside."""

@@ -35,7 +35,7 @@ from tinyfusion.backbones.forwards import (
 )
 from tinyfusion.backbones.meta import counting_macs, run_on_meta
 from tinyfusion.backbones.public_files import DiffusersFiles, PublicFiles
-from tinyfusion.backbones.unit_lists import block_units, branch_units, channel_units
+from tinyfusion.backbones.unit_lists import block_units, branch_units, channel_units, without
 from tinyfusion.backbones.width_plan import WidthPlan
 from tinyfusion.conditioning import Conditioning, as_conditioning
 from tinyfusion.errors import InputError
@@ -253,17 +253,27 @@ class Backbone(nn.Module, ABC):
         )
 
     def _with_macs(self, units: tuple[Unit, ...]) -> tuple[Unit, ...]:
+        """The units with what goes with each: of a branch, what its block without it saves."""
+        within: dict[int, list[int]] = {}
+        for number, unit in enumerate(units):
+            assert unit.index is not None
+            within.setdefault(unit.index, []).append(number)
         found = [0] * len(units)
 
-        def counted(number: int, unit: Branch, states: States, condition: Any) -> States:
+        def counted(index: int, block: nn.Module, states: States, condition: Any) -> States:
             before = so_far()
-            out = unit(states, condition)
-            found[number] = so_far() - before
+            out = block(states, condition)
+            whole = so_far() - before
+            for number in within.get(index, ()):
+                rest = without(block, units[number].place.part)
+                before = so_far()
+                if rest is not None:
+                    rest(states, condition)
+                found[number] = whole - (so_far() - before)
             return out
 
         with counting_macs() as so_far:
-            inputs = self.example_inputs(1, "meta")
-            run_on_meta(self, inputs, run_block=self.run_units(units, counted))
+            run_on_meta(self, self.example_inputs(1, "meta"), run_block=counted)
         return tuple(replace(unit, macs=n) for unit, n in zip(units, found, strict=True))
 
     def run_units(self, units: str | Sequence[Unit], runner: UnitRunner) -> BlockRunner:

@@ -69,18 +69,35 @@ def branch_units(net: UnitNetwork) -> tuple[Unit, ...]:
 
 
 def _branches_of(unit: Unit, block: BranchedBlock) -> Iterator[Unit]:
-    place, names = unit.place, list(block.branches())
-    for name in names:
-        # What shares no parameter is known only by taking it away; with the last branch all goes.
-        rest = shape_copy(block)
-        rest.remove_branch(name)
-        stays = sum(p.numel() for p in rest.parameters()) if len(names) > 1 else 0
+    place = unit.place
+    for name in block.branches():
+        rest = without(block, name)
+        stays = sum(p.numel() for p in rest.parameters()) if rest is not None else 0
         yield Unit(
             BRANCHES,
             Place(place.stack, place.start, place.stop, name),
             unit.index,
             (unit.parameters or 0) - stays,
         )
+
+
+def without(block: nn.Module, branch: str) -> nn.Module | None:
+    """What a block would be without a branch, with shapes instead of values.
+
+    What shares no parameter with the rest is known only by taking it away.
+
+    Args:
+        block: the block.
+        branch: name of the branch; empty for all of the block.
+
+    Returns:
+        ``None`` if nothing would be left.
+    """
+    if not branch or not isinstance(block, BranchedBlock) or len(block.branches()) == 1:
+        return None
+    rest = shape_copy(block)
+    rest.remove_branch(branch)
+    return rest
 
 
 def channel_units(net: UnitNetwork) -> tuple[Unit, ...]:

@@ -1,0 +1,169 @@
+"""From what a user asks for to a budget of units."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from tinyfusion.backbones.dit import DiT
+from tinyfusion.errors import InputError
+from tinyfusion.metrics.latency import LatencyTable, Setting, measure_latency, setting_of
+from tinyfusion.metrics.speed import macs, parameters
+from tinyfusion.pipeline.budgets import Wanted
+from tinyfusion.pipeline.pruning import planned
+from tinyfusion.pruners.patterns import Uniform
+from tinyfusion.pruners.random import Random
+from tinyfusion.scheme import parse_scheme
+from tinyfusion.surgery import prune
+
+
+class Groups:
+    """A pruner that can decide within groups, or has to."""
+
+    uses_scheme = True
+
+    def __init__(self, needs: bool) -> None:
+        self.needs_scheme = needs
+
+    def choose(self, context: Any) -> Any:
+        raise AssertionError
+
+
+ANY, NEEDS = Groups(False), Groups(True)
+
+
+@pytest.fixture
+def net() -> DiT:
+    torch.manual_seed(0)
+    return DiT(input_size=4, in_channels=1, hidden_size=16, depth=8, num_heads=2, num_classes=3)
+
+
+def test_half_of_the_units_where_nothing_is_said(net) -> None:
+    budget = Wanted().budget(net, ANY)
+    assert budget.keep == 4 and budget.scheme is None and budget.units == net.units()
+    branches = Wanted(units="branches").budget(net, Random())
+    assert branches.keep == 8 and branches.count == 16
+    assert branches.units[1].name == "blocks.0.mlp"
+    assert Wanted().budget(net, NEEDS).scheme == parse_scheme("1:2", 8)
+
+
+def test_groups_are_those_that_are_asked_for(net) -> None:
+    assert Wanted("2:4").budget(net, ANY).scheme == parse_scheme("2:4", 8)
+    assert Wanted("2:4").budget(net, Uniform()).scheme is None
+    assert Wanted("2:4").budget(net, Uniform()).keep == 4
+    assert Wanted("even", keep=2).budget(net, ANY).scheme == parse_scheme("1:4", 8)
+    assert Wanted(keep=2).budget(net, NEEDS).scheme == parse_scheme("1:4", 8)
+    assert Wanted(keep=2).budget(net, ANY).scheme is None
+    with pytest.raises(InputError, match=r"scheme=2:4 keeps 4 of 8 blocks but keep=3"):
+        Wanted("2:4", keep=3).budget(net, ANY)
+
+
+@pytest.mark.parametrize("measure", ["parameters", "macs"])
+@pytest.mark.parametrize("kind", ["blocks", "branches"])
+def test_shares_are_of_the_whole_network_and_are_met(net, measure: str, kind: str) -> None:
+    count = {"parameters": parameters, "macs": macs}[measure]
+    whole = count(net)
+    wanted = replace(Wanted(units=kind), **{measure: 0.6})
+    budget = wanted.budget(net, Random())
+    assert budget.measure == measure and len(set(budget.costs)) == (1 if kind == "blocks" else 2)
+    small = prune(net, planned(Random(), net, wanted))
+    assert count(small) <= 0.6 * whole
+    # Not one more unit fits.
+    assert count(small) + min(budget.costs) > 0.6 * whole
+    absolute = replace(wanted, **{measure: f"{0.6 * whole / 1e3:.6f}k"})
+    assert absolute.budget(net, Random()).limit == pytest.approx(budget.limit, abs=1e-2)
+    assert (
+        replace(wanted, **{measure: int(0.6 * whole)}).budget(net, Random()).limit <= budget.limit
+    )
+
+
+def test_constraints_are_laid_over_the_units(net) -> None:
+    wanted = Wanted(keep=6, units="branches", protected=[0, "blocks.7.mlp"], minimum=3)
+    budget = wanted.budget(net, Random())
+    assert budget.protected == {0, 15}
+    assert [(m.units, m.count) for m in budget.minimums] == [(tuple(range(16)), 3)]
+    parts = Wanted(keep=4, minimum=[[1, 2], [0, 4], [2, 2]]).budget(net, ANY)
+    assert [(m.units, m.count) for m in parts.minimums] == [((0, 1), 1), ((6, 7), 2)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "pruner", "said"),
+    [
+        (Wanted(keep=0), ANY, "keep=0 must be between 1 and 7"),
+        (Wanted(keep=8), ANY, "keep=8 must be between 1 and 7"),
+        (Wanted(keep=16, units="branches"), Random(), "keep=16 must be between 1 and 15"),
+        (Wanted("1:2", parameters=0.5), ANY, "scheme=1:2 says .* and so does budget.parameters=0.5"),
+        (Wanted("1:2", units="branches"), Random(), "scheme=1:2 groups blocks, but units=branches"),
+        (Wanted(keep=4, macs=0.5), ANY, "budget.macs=0.5 and keep=4 are two budgets"),
+        (Wanted(macs=0.5, latency=0.5), ANY, "budget.macs=0.5 and budget.latency=0.5 are two"),
+        (Wanted(units="branches"), Uniform(), "units=branches: Uniform chooses among blocks"),
+        (Wanted(units="heads"), Random(), "units=heads: Random chooses among blocks or branches"),
+        (Wanted(parameters=0.01), ANY, r"can't be met: .* a share of 0\.\d+, the nearest"),
+        (Wanted(parameters="999M"), ANY, "would remove nothing"),
+        (Wanted(parameters="many"), ANY, "budget.parameters=many is neither: valid is a share"),
+        (Wanted(parameters=-0.5), ANY, "budget.parameters=-0.5 is neither"),
+        (Wanted(macs="20ms"), ANY, "budget.macs=20ms is neither"),
+        (Wanted(keep=2, protected=[0, 1, 2]), ANY, r"keep=2: what must stay \(3 protected\) costs 3"),
+        (Wanted(keep=2, protected=[8]), ANY, r"no unit 8; valid: 0\.\.7, or names such as blocks\.0"),
+        (Wanted(keep=2, protected=["blocks.0.attn"]), ANY, "no unit 'blocks.0.attn'"),
+        (Wanted(keep=2, minimum=3), ANY, r"what must stay \(3 of blocks\.0\.\.blocks\.7\) costs 3"),
+        (Wanted(keep=2, minimum=-1), ANY, "budget.minimum=-1 must not be negative"),
+        (Wanted(keep=2, minimum=[[1, 9]]), ANY, r"budget\.minimum: \[1,9\] ends behind the last"),
+        (Wanted(keep=2, minimum="x"), ANY, "budget.minimum='x' can't be read"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_is_refused(net, wanted, pruner, said: str) -> None:
+    with pytest.raises(InputError, match=said) as refused:
+        wanted.budget(net, pruner)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_network_without_branches_says_so(net) -> None:
+    from tests.pruners.conftest import Stack
+
+    with pytest.raises(InputError, match="name no branches"):
+        Wanted(units="branches").budget(Stack(*[torch.relu] * 3), Random())
+
+
+# -- latency -------------------------------------------------------------------------------------
+
+
+def test_latency_is_measured_where_it_is_used(net, tmp_path) -> None:
+    units, here = net.units("branches"), setting_of(net, 4, "32-true", False)
+    table = measure_latency(net, units, here, rounds=2, repeats=1)
+    assert set(table.seconds) == {unit.name for unit in units} and table.whole > 0
+    assert min(table.seconds.values()) > 0
+    table.save(tmp_path / "latency.json")
+    again = LatencyTable.load(tmp_path / "latency.json")
+    assert again == table
+    again.check(here, "x")
+    for key, value in (
+        ("device", "TPU"),
+        ("batch_size", 5),
+        ("precision", "16"),
+        ("compiled", True),
+    ):
+        with pytest.raises(InputError, match=rf"was measured with {key}=.* this run has {key}="):
+            again.check(replace(here, **{key: value}), "x")
+    with pytest.raises(InputError, match=r"the table has no blocks\.0"):
+        again.of(net.units())
+
+
+def test_a_budget_of_latency_counts_what_is_always_there(net) -> None:
+    seconds = {unit.name: 0.1 + 0.1 * (unit.index == 7) for unit in net.units()}
+    table = LatencyTable(Setting("x", 1, "32-true", False), 1.2, seconds)
+    half = Wanted(latency=0.5).budget(net, ANY, table)
+    assert half.limit == pytest.approx(0.6 - 0.3) and sum(half.costs) == pytest.approx(0.9)
+    assert Wanted(latency="600ms").budget(net, ANY, table).limit == pytest.approx(half.limit)
+    with pytest.raises(InputError, match=r"budget\.latency=2 is neither: valid is .* 20ms"):
+        Wanted(latency=2).budget(net, ANY, table)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"setting": {}, "whole": 1, "seconds": {}}', "[1]"])
+def test_a_file_that_is_no_table_is_refused(tmp_path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(InputError, match="latency table"):
+        LatencyTable.load(tmp_path / "x.json")
