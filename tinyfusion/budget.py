@@ -201,5 +201,5 @@ def placeholders(budget: Budget) -> tuple[int, ...]:
     for size in range(budget.keep if budget.counts else budget.count - 1, 0, -1):
         units = evenly_spaced(budget.count, size)
         if budget.allows(units):
-            return units
+            return budget.fill([*units, *range(budget.count)])
     return budget.fill(sorted(range(budget.count), key=budget.costs.__getitem__))

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from tinyfusion.backbones import forwards
 from tinyfusion.backbones.branches import Branch, BranchedBlock
 from tinyfusion.backbones.contract import Backbone, BlockRunner, recompute_blocks, run_plain
-from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.layers import Attention
 from tinyfusion.changes import Replacement
 from tinyfusion.checkpoints import load, read_checkpoint, save_model
@@ -345,16 +344,24 @@ def test_a_branch_goes_once(net: Branched) -> None:
         prune(pruned, Decision((1, 2), 3, removed=("blocks.1.mlp",)))
 
 
+class Unbranched(Branched):
+    """Its blocks are layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(D, D) for _ in range(2))
+
+
 def test_backbones_that_name_no_branches_say_so() -> None:
-    net = DiT(4, 2, 1, hidden_size=8, depth=2, num_heads=2, num_classes=3)
-    with pytest.raises(InputError, match="the blocks of a DiT name no branches"):
+    net = Unbranched()
+    with pytest.raises(InputError, match="the blocks of a Unbranched name no branches"):
         net.units(BRANCHES)
     with pytest.raises(InputError, match="has no units of kind 'heads'; valid: blocks, branches"):
         net.units("heads")
     with pytest.raises(InputError, match="name no branches"):
         prune(net, Decision(removed=("blocks.0.attn",)))
     with pytest.raises(InputError, match="channels don't run one after the other"):
-        net.run_units("channels", run_plain)
+        DiT(4, 2, 1, 8, depth=2, num_heads=2, num_classes=3).run_units("channels", run_plain)
 
 
 def test_a_unit_is_named_where_it_is(net: Branched) -> None:

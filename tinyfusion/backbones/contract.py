@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from tinyfusion.backbones.branches import Branch, BranchedBlock
+from tinyfusion.backbones.branches import BranchedBlock
 from tinyfusion.backbones.forwards import (
     BlockRunner,
     UnitRunner,
