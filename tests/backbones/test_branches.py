@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tinyfusion.backbones import forwards
 from tinyfusion.backbones.branches import Branch, BranchedBlock
 from tinyfusion.backbones.contract import Backbone, BlockRunner, recompute_blocks, run_plain
+from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.layers import Attention
 from tinyfusion.changes import Replacement
 from tinyfusion.checkpoints import load, read_checkpoint, save_model
