@@ -199,7 +199,7 @@ def test_gates_over_branches_have_the_gradients_of_what_they_blend(
     recompute_blocks(net, recompute)
     gates = PatternGates(parse_scheme("1:2", 6))
     gumbel_BK = torch.randn(5, gates.num_draws)
-    model = GatedBackbone(net, gates, BRANCHES)
+    model = GatedBackbone(net, gates, net.units(BRANCHES))
     out = model(inputs[:2], ClassLabels(inputs[2]), gumbel_BK)
     mask_BL = gates(gumbel_BK).round().bool()
     for row, keep_L in enumerate(mask_BL):

@@ -90,7 +90,7 @@ class DryCommand:
         if left:
             return left[-1]
         net = self.on_meta(self.arguments)
-        return planned(objects.pruner, net, objects.wanted, objects.seed)
+        return planned(objects.pruner, net, objects.wanted.unmeasured(), objects.seed)
 
     @cached_property
     def student(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class DryCommand:
     def _pruning(self, make: Make) -> Sequence[Phase]:
         objects, net = self.objects, make(self.arguments)
         assert objects.pruner is not None
-        budget = objects.wanted.budget(net, objects.pruner)
+        budget = objects.wanted.unmeasured().budget(net, objects.pruner)
         return phases_of(objects.pruner, context_of(net, self.runner, budget, Path(".")))
 
     def _recovery(self, make: Make) -> Sequence[Phase]:

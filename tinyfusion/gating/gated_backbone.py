@@ -15,7 +15,7 @@ from tinyfusion.backbones.contract import Backbone, predict, run_plain
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.gating.contract import Gates
 from tinyfusion.states import States, blend
-from tinyfusion.units import BLOCKS
+from tinyfusion.units import Unit
 
 
 class GatedBackbone(nn.Module):
@@ -28,15 +28,15 @@ class GatedBackbone(nn.Module):
     Args:
         net: the network.
         gates: one for each of its units.
-        kind: kind of the units, see `Backbone.units`.
+        units: the units, listed before the weight update was attached; ``None`` for the blocks.
 
     Raises:
         AssertionError: gates for another number of units than the network has.
     """
 
-    def __init__(self, net: Backbone, gates: Gates, kind: str = BLOCKS) -> None:
+    def __init__(self, net: Backbone, gates: Gates, units: Sequence[Unit] | None = None) -> None:
         super().__init__()
-        self.units = net.units(kind)
+        self.units = net.units() if units is None else tuple(units)
         assert gates.count == len(self.units)
         self.net = net
         self.gates = gates

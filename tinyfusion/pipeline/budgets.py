@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -76,6 +76,15 @@ class Wanted:
         """Budgets that are given, as the user typed them; more than one contradict each other."""
         given = [f"budget.{name}={value}" for name, value in self.amounts.items()]
         return given + ([] if self.keep is None else [f"keep={self.keep}"])
+
+    def unmeasured(self) -> Wanted:
+        """The same with MACs in the place of a latency, for what must not take time, such as a dry
+        run: a share of the latency is taken for that share of the MACs, a time for half of them.
+        """
+        if self.latency is None:
+            return self
+        share = self.latency if isinstance(self.latency, float) else 0.5
+        return replace(self, latency=None, macs=share)
 
     def check(self, pruner: Pruner) -> None:
         """Refuse what contradicts itself, or what the pruner can't do; needs no network.

@@ -110,7 +110,7 @@ class Learned:
             self.temperature,
             self.scale,
             self.gate_ema_decay,
-            context.kind,
+            context.units,
             self.stop,
             **context.shared(MASK_LEARNING),
         )

@@ -6,6 +6,7 @@ Shape suffixes: B batch, K noise numbers of the gates.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from tinyfusion.gating.gated_backbone import GatedBackbone
 from tinyfusion.training.ema import Ema
 from tinyfusion.training.module import DenoiserTraining, Prepared
 from tinyfusion.training.schedules import Linear
-from tinyfusion.units import BLOCKS
+from tinyfusion.units import Unit
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class MaskLearning(DenoiserTraining):
         scale: factor from logits to log-probabilities over the run.
         gate_ema_decay: decay of the gates' average; ``None`` follows the run's length.
         stop: when it may end early; ``None`` for never.
-        kind: kind of the units that are chosen among, see `Backbone.units`.
+        units: what is chosen among, see `GatedBackbone`.
         shared: arguments of `DenoiserTraining`.
     """
 
@@ -97,12 +98,12 @@ class MaskLearning(DenoiserTraining):
         temperature: Linear,
         scale: Linear,
         gate_ema_decay: float | None,
-        kind: str = BLOCKS,
+        units: Sequence[Unit] | None = None,
         stop: EarlyStop | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        self.gated = GatedBackbone(net, gates, kind)
+        self.gated = GatedBackbone(net, gates, units)
         self._gate_rate_factor = gate_rate_factor
         self._temperature, self._scale = temperature, scale
         decay = gate_decay(self.total_steps) if gate_ema_decay is None else gate_ema_decay

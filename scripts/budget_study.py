@@ -1,0 +1,55 @@
+"""The learned choice against criteria at several budgets and on the three digits teachers.
+
+Skips what is finished. Several processes may share the work: --part 0/2 and --part 1/2 halve it.
+Further arguments are overrides for every job, such as training.recovery.steps=5.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinyfusion.cli import main as tinyfusion
+from tinyfusion.studies.budgets import METHODS, REPORTED, Cell, plan, report
+from tinyfusion.studies.jobs import options_and_overrides, run_study, seed_list, share_of
+
+
+def cell(text: str) -> Cell:
+    """TEACHER:KEEP as a cell.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not.
+    """
+    teacher, _, keep = text.partition(":")
+    if not teacher or not keep.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: give TEACHER:KEEP, such as digits:7")
+    return Cell(teacher, int(keep))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("outputs/budget_study"))
+    parser.add_argument("--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2")
+    parser.add_argument(
+        "--cell", type=cell, action="append", metavar="TEACHER:KEEP", help="instead of the reported"
+    )
+    parser.add_argument("--method", choices=METHODS, action="append", help="instead of all")
+    parser.add_argument(
+        "--part", type=share_of, default=(0, 1), metavar="K/N", help="share K of N, counted from 0"
+    )
+    parser.add_argument("--report", action="store_true", help="only collect what is there")
+    options, passed_on = options_and_overrides(parser, argv)
+    methods = {name: METHODS[name] for name in options.method or METHODS}
+    return run_study(
+        "budget_study",
+        lambda: plan(options.root, options.seeds, options.cell or REPORTED, methods),
+        lambda jobs: report(options.root, jobs),
+        None if options.report else tinyfusion,
+        passed_on,
+        options.part,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

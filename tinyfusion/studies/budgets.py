@@ -1,0 +1,244 @@
+"""The learned choice against criteria at several budgets and on several teachers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tinyfusion.errors import InputError
+from tinyfusion.figures.table import Column, markdown_table
+from tinyfusion.files import write_json, write_text
+from tinyfusion.studies.collect import FinishedRun, read_run
+from tinyfusion.studies.digits import slug
+from tinyfusion.studies.jobs import Job
+
+LEARNED = "learned"
+
+METHODS: dict[str, tuple[str, ...]] = {
+    LEARNED: ("pruner=learned",),
+    "sensitivity": ("pruner=sensitivity",),
+    "first": ("pruner=first",),
+    "shortgpt": ("pruner=shortgpt",),
+    "flux_lite": ("pruner=flux_lite",),
+    "random": ("pruner=random",),
+    "least loss": ("pruner=sensitivity", "selector=greedy"),
+}
+"""Ways of choosing, by their overrides; ``least loss`` removes one block at a time, that without
+which the loss is least."""
+
+UNSEEDED = ("first",)
+"""Methods whose choice is the same for every seed."""
+
+FIGURES = ("fid", "held_out_loss", "teacher_distance")
+"""What is compared, all of it better if lower."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One teacher cut to one number of blocks.
+
+    Attributes:
+        teacher: name of the packaged teacher, such as ``"digits"``.
+        keep: number of blocks that stay.
+    """
+
+    teacher: str
+    keep: int
+
+    @property
+    def name(self) -> str:
+        """As the tables call it."""
+        return f"{self.teacher} {self.keep}"
+
+
+REPORTED = (
+    *(Cell("digits", keep) for keep in (5, 7, 10, 14, 20)),
+    *(Cell("sit_digits", keep) for keep in (7, 10)),
+    Cell("mar_digits", 10),
+)
+"""Cells that nothing was tuned on; the settings were found on the DiT at 7 and 12 blocks, with the
+seeds 10, 11 and 12."""
+
+
+def plan(
+    root: Path,
+    seeds: Sequence[int],
+    cells: Sequence[Cell] = REPORTED,
+    methods: Mapping[str, Sequence[str]] = METHODS,
+) -> list[Job]:
+    """All jobs, every decision before the run that uses it; seed by seed, so that a part is fair.
+
+    Args:
+        root: folder of the study.
+        seeds: seeds of decision and recovery alike.
+        cells: teachers and budgets.
+        methods: overrides by the name of the method.
+    """
+    jobs: dict[Path, Job] = {}
+    for seed in seeds:
+        for cell in cells:
+            for method, overrides in methods.items():
+                seeded = method not in UNSEEDED
+                own = seed if seeded else seeds[0]
+                common = (f"checkpoint={cell.teacher}",)
+                place = f"{cell.teacher}_{cell.keep}"
+                decided = root / "decisions" / f"{place}__{slug(method)}__seed{own}"
+                choice = (*common, *overrides, f"keep={cell.keep}", f"seed={own}")
+                jobs.setdefault(decided, Job(decided, "prune", choice, method, "", own))
+                folder = root / "runs" / f"{place}__{slug(method)}__seed{seed}"
+                run = (*common, "experiment=digits_study", "recovery=kd", f"seed={seed}")
+                jobs[folder] = Job(folder, "run", run, method, cell.name, seed, decided)
+    return list(jobs.values())
+
+
+Scores = dict[tuple[str, str, int], dict[str, float]]
+"""Figures of recovered models by cell, method and seed."""
+
+
+def report(root: Path, jobs: Sequence[Job]) -> str:
+    """Write ``budgets.md`` and ``budgets.json`` of what is finished; returns the text.
+
+    Raises:
+        InputError: no run is finished.
+    """
+    runs = {
+        (job.recovery, job.pruner, job.seed): read_run(job.folder)
+        for job in jobs
+        if job.command == "run" and job.done
+    }
+    if not runs:
+        raise InputError(f"{root} holds no finished run of the study yet")
+    scores = {key: figures_of(run) for key, run in runs.items()}
+    cells = list(dict.fromkeys(job.recovery for job in jobs if job.command == "run"))
+    methods = list(dict.fromkeys(job.pruner for job in jobs))
+    parts = []
+    for figure in FIGURES:
+        parts += [f"## {COLUMNS[figure].header} ↓\n", table(scores, cells, methods, figure)]
+    ranks = {figure: mean_ranks(scores, cells, methods, figure) for figure in FIGURES}
+    parts += ["## Mean rank over all cells ↓\n", _rank_table(ranks, methods)]
+    compared = comparisons(scores, methods)
+    parts += ["## The learned choice against each method\n", _comparison_table(compared)]
+    parts += ["## Blocks that stay\n", *_kept(runs)]
+    missing = [job for job in jobs if not job.done]
+    if missing:
+        parts.append(f"\nNot finished: {len(missing)} of {len(jobs)} jobs.\n")
+    text = "\n".join(parts) + "\n"
+    write_text(root / "budgets.md", text)
+    write_json(root / "budgets.json", {"ranks": ranks, "comparisons": compared})
+    return text
+
+
+COLUMNS = {
+    "fid": Column("FID", ".3f"),
+    "held_out_loss": Column("Held-out loss", ".4f"),
+    "teacher_distance": Column("Distance to teacher", ".5f"),
+}
+
+
+def figures_of(run: FinishedRun) -> dict[str, float]:
+    """What is compared of a run's recovered model."""
+    return {name: run.models["recovered"][name] for name in FIGURES}
+
+
+def _values(scores: Scores, cell: str, method: str, figure: str) -> list[float]:
+    return [
+        found[figure] for (c, m, _), found in sorted(scores.items()) if (c, m) == (cell, method)
+    ]
+
+
+def table(scores: Scores, cells: Sequence[str], methods: Sequence[str], figure: str) -> str:
+    """Mean and standard deviation over seeds, a row per method and a column per cell."""
+    form = COLUMNS[figure].format
+    rows = []
+    for method in methods:
+        row: dict[str, Any] = {"method": method}
+        for cell in cells:
+            values = _values(scores, cell, method, figure)
+            if values:
+                row[cell] = (mean(values), stdev(values)) if len(values) > 1 else values[0]
+        rows.append(row)
+    return markdown_table(
+        rows, {"method": Column("method"), **{cell: Column(cell, form) for cell in cells}}
+    )
+
+
+def mean_ranks(
+    scores: Scores, cells: Sequence[str], methods: Sequence[str], figure: str
+) -> dict[str, float]:
+    """Rank of each method's mean within a cell, averaged over the cells; equal means share ranks.
+
+    Cells that lack a method are left out.
+    """
+    ranks: dict[str, list[float]] = {method: [] for method in methods}
+    for cell in cells:
+        means = {}
+        for method in methods:
+            values = _values(scores, cell, method, figure)
+            if values:
+                means[method] = mean(values)
+        if len(means) < len(methods):
+            continue
+        for method, value in means.items():
+            below = sum(other < value for other in means.values())
+            equal = sum(other == value for other in means.values())
+            ranks[method].append(below + (equal + 1) / 2)
+    return {method: mean(found) for method, found in ranks.items() if found}
+
+
+def comparisons(scores: Scores, methods: Sequence[str]) -> list[dict[str, Any]]:
+    """How much lower the learned choice's figures are, paired by cell and seed.
+
+    Cells have figures of different size: compared are logarithms of ratios. ``difference`` is their
+    mean, in percent (negative: the learned choice is lower, which is better), and ``error`` its
+    standard error over the pairs.
+    """
+    rows = []
+    for method in methods:
+        if method == LEARNED:
+            continue
+        row: dict[str, Any] = {"method": method}
+        for figure in FIGURES:
+            ratios = [
+                math.log(found[figure] / scores[cell, method, seed][figure])
+                for (cell, own, seed), found in scores.items()
+                if own == LEARNED and (cell, method, seed) in scores
+            ]
+            if len(ratios) > 1:
+                error = stdev(ratios) / math.sqrt(len(ratios))
+                row |= {figure: (100 * mean(ratios), 100 * error), "pairs": len(ratios)}
+        rows.append(row)
+    return rows
+
+
+def _rank_table(ranks: Mapping[str, Mapping[str, float]], methods: Sequence[str]) -> str:
+    rows = [
+        {"method": method} | {name: found.get(method) for name, found in ranks.items()}
+        for method in methods
+    ]
+    columns = {name: Column(COLUMNS[name].header, ".2f") for name in FIGURES}
+    return markdown_table(rows, {"method": Column("method"), **columns})
+
+
+def _comparison_table(rows: Iterable[dict[str, Any]]) -> str:
+    columns = {
+        name: Column(f"{COLUMNS[name].header}, % (mean ± standard error)", ".1f")
+        for name in FIGURES
+    }
+    return markdown_table(
+        list(rows), {"method": Column("method"), "pairs": Column("pairs"), **columns}
+    )
+
+
+def _kept(runs: Mapping[tuple[str, str, int], FinishedRun]) -> list[str]:
+    seeds: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
+    for (cell, method, seed), run in sorted(runs.items()):
+        seeds.setdefault((cell, method, run.kept), []).append(seed)
+    return [
+        f"- {cell}, {method} (seed{'s' * (len(found) > 1)} {', '.join(map(str, found))}): "
+        f"{' '.join(map(str, kept))}"
+        for (cell, method, kept), found in seeds.items()
+    ]
