@@ -78,8 +78,9 @@ class Wanted:
         return given + ([] if self.keep is None else [f"keep={self.keep}"])
 
     def unmeasured(self) -> Wanted:
-        """The same with MACs in the place of a latency, for what must not take time, such as a dry
-        run: a share of the latency is taken for that share of the MACs, a time for half of them.
+        """The same with MACs in the place of a latency, for what can't measure, such as a dry run.
+
+        A share of the latency is taken for that share of the MACs, a time for half of them.
         """
         if self.latency is None:
             return self
