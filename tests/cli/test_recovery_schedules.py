@@ -100,7 +100,7 @@ def test_rounds_take_all_of_them(tf, root) -> None:
 def test_a_dry_run_counts_the_whole_model(tf) -> None:
     sizes = {}
     for stages in (FADE, "stages=none"):
-        result = tf("run", "keep=2", "pruner=uniform", stages, "dry_run=true")
+        result = tf("run", *SCORED, INVERSE, stages, "dry_run=true")
         assert result.status == 0, result.err
         trained = [line for line in result.out.splitlines() if "parameters are trained" in line]
         sizes[stages] = int(trained[-1].split()[0].replace(",", ""))
@@ -117,6 +117,7 @@ def test_a_dry_run_counts_the_whole_model(tf) -> None:
         (FADE, "recovery.stages.share=2"): "recovery.stages.share=2 must be more than 0",
         (FADE, "training.recovery.steps=1"): "training.recovery.steps=1 leaves no step",
         (INVERSE, "start=fresh"): "start=fresh: all weights are new, so that no block is important",
+        (INVERSE, "pruner=diff_pruning", "recovery=kd"): "which a pruner of widths does not give",
         (INVERSE, "recovery.updates.least=3"): "recovery.updates.least=3",
         ("recovery.updates=3",): "recovery.updates=3 must be a configuration with a _target_",
     }.items(),

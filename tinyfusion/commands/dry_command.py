@@ -193,6 +193,11 @@ class DryCommand:
         if objects.recovery.uses_teacher and objects.teacher_path is not None:
             teacher = make(self._teacher_arguments())
         at = None
+        updates = getattr(objects.recovery, "updates", None)
+        if updates is not None and decision is not None and objects.decision_path is None:
+            # What the pruner is going to find is not known: any scores will do to count.
+            alike = {updates.scores or "scores": [1.0] * (decision.source_depth or 0)}
+            decision = replace(decision, scores=alike)
         if decision is None:
             # What a pruned file records is not known: any blocks will do to count.
             source = student if teacher is None else teacher

@@ -151,6 +151,11 @@ def check_recovery(
                 "start=fresh: all weights are new, so that no block is important yet; give "
                 "updates=none, or start=kept"
             )
+        if cuts_width:
+            raise InputError(
+                "updates=inverse_importance needs scores of blocks, which a pruner of widths does "
+                "not give; give updates=none"
+            )
         if decision is not None:
             recovery.updates.factors(decision)
     if recovery.stages is None:
