@@ -26,6 +26,7 @@ from tinyfusion.pipeline.recovering import (
     RecoveryContext,
     check_recovery,
     recovery_phases,
+    starts_whole,
 )
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.pruners.contract import phases_of
@@ -186,11 +187,17 @@ class DryCommand:
 
     def _recovery(self, make: Make) -> Sequence[Phase]:
         objects, decision = self.objects, self.decision
-        student, teacher = make(self.student), None
         assert objects.recovery is not None
+        whole = starts_whole(objects.recovery)
+        student, teacher = make(self.arguments if whole else self.student), None
         if objects.recovery.uses_teacher and objects.teacher_path is not None:
             teacher = make(self._teacher_arguments())
         at = None
+        updates = getattr(objects.recovery, "updates", None)
+        if updates is not None and decision is not None and objects.decision_path is None:
+            # What the pruner is going to find is not known: any scores will do to count.
+            alike = {updates.scores or "scores": [1.0] * (decision.source_depth or 0)}
+            decision = replace(decision, scores=alike)
         if decision is None:
             # What a pruned file records is not known: any blocks will do to count.
             source = student if teacher is None else teacher
@@ -199,7 +206,7 @@ class DryCommand:
             at = range(student.depth)
         elif decision.is_about_blocks and teacher is not None:
             if teacher.depth != decision.source_depth:
-                _pretend_origin(student, teacher, decision)
+                _pretend_origin(student, teacher, decision, whole)
         check_recovery(
             objects.recovery,
             student,
@@ -308,10 +315,11 @@ def _equal_sizes(net: Backbone, blocks: Sequence[int], samples: int) -> list[flo
     return [1.0] * len(blocks)
 
 
-def _pretend_origin(student: Backbone, teacher: Backbone, decision: Decision) -> None:
+def _pretend_origin(student: Backbone, teacher: Backbone, decision: Decision, whole: bool) -> None:
     """Record for both the places that cuts of one model could have left: any will do to count."""
     assert decision.source_depth is not None  # it is about blocks
     depth = max(teacher.depth, decision.source_depth)
-    student.kept_from = tuple(block * depth // decision.source_depth for block in decision.origins)
+    blocks = range(decision.source_depth) if whole else decision.origins
+    student.kept_from = tuple(block * depth // decision.source_depth for block in blocks)
     teacher.kept_from = tuple(i * depth // teacher.depth for i in range(teacher.depth))
     teacher.source_borders = student.source_borders

@@ -17,10 +17,9 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import load as load_model
 from tinyfusion.commands.loading import load, ranks_of, runner_of, start_tracking
 from tinyfusion.commands.prune import decide
-from tinyfusion.commands.recover import RECOVERED, recover_into
+from tinyfusion.commands.recover import RECOVERED, first_student, recover_into
 from tinyfusion.pipeline.rounds import PREVIOUS, SOURCE, check_previous
 from tinyfusion.settings.objects import Objects
-from tinyfusion.surgery import prune
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +154,7 @@ def _made(objects: Objects, net: Backbone, distils: bool, folder: Path) -> Backb
     runner = runner_of(objects, tracking)
     decision = decide(objects, net, runner, folder)
     with _left_trainable(net):
-        student = prune(net, decision)
+        student = first_student(objects, net, decision)
         recover_into(folder, objects, runner, student, net if distils else None, decision)
     tracking.finish()
     ranks_of(objects).barrier()  # the first rank is writing what all will read

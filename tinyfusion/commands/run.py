@@ -23,6 +23,7 @@ from tinyfusion.commands.loading import flat, load, runner_of, start_tracking
 from tinyfusion.commands.prune import METRICS_FILE, decide, unscored, write_pruned
 from tinyfusion.commands.recover import (
     RECOVERED,
+    first_student,
     given_decision,
     load_recovered,
     load_teacher,
@@ -86,7 +87,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
             if is_first_rank():
                 decision.save(folder / decision.file_name)
     with _timed(folder, "recover"):
-        student = prune(last.net, decision)
+        student = first_student(last.objects, last.net, decision)
         recover_into(folder, last.objects, runner, student, last.teacher, decision)
     with _timed(folder, "evaluate"):
         nets = {SOURCE: source, **last.earlier}

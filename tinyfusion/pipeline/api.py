@@ -175,13 +175,14 @@ def recover(
     """Train a pruned network back to quality (TinyFusion, section 4.4).
 
     Args:
-        student: the pruned network; left as it is.
+        student: the pruned network, or with stages `FadeOut` the whole one; left as it is.
         data: training data.
         teacher: the network to distil from; ``None`` fine-tunes on the process's own loss.
         objective: what is minimised; ``None``: masked distillation with a teacher, the process's
             own loss without.
         decision: how the student was cut from the teacher; only needed where the student does not
-            know it itself, as one from `tinyfusion.prune` does.
+            know it itself, as one from `tinyfusion.prune` does, and by stages and updates that
+            go by it.
         recipe: see `learn_mask`.
         process: see `learn_mask`.
         trainer: see `learn_mask`.
@@ -207,7 +208,7 @@ def recover(
     runner = _runner(
         student, data, recovering.RECOVERY, settings, process, trainer, callbacks, seed, recipe
     )
-    recovering.check_recovery(objective, student, teacher, runner)
+    recovering.check_recovery(objective, student, teacher, runner, decision=decision)
     own = copy.deepcopy(student)
     guide = None if teacher is None else copy.deepcopy(teacher)
     with _folder(folder) as place:

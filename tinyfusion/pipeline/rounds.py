@@ -95,7 +95,7 @@ class Rounds:
                     f"{key}={value}: with iterative= the rounds' numbers of blocks are "
                     f"iterative.depths, and their blocks are chosen; give {key}=null"
                 )
-        if start != "kept":
+        if start == "fresh":
             raise InputError(
                 f"start={start}: what the rounds start from is iterative.weights; give start=kept"
             )

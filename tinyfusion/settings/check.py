@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinyfusion.errors import InputError, one_line
 from tinyfusion.notices import notice
-from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS, PARTS
+from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS, PART_OF, PARTS
 from tinyfusion.settings.compose import keys_of, locate, parameters_of
 from tinyfusion.settings.overview import choices
 from tinyfusion.settings.paths import absolute
@@ -70,8 +70,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
             if "_target_" in cfg[group] and cfg[group]["_target_"] is None:
                 cfg[group] = None
     # A user's own recovery need not take an argument that is not set.
-    if isinstance(cfg.get("recovery"), DictConfig) and cfg.recovery.get("stages", ...) is None:
-        del cfg.recovery["stages"]
+    for key, group in PART_OF.items():
+        if isinstance(cfg.get(group), DictConfig) and cfg[group].get(key, ...) is None:
+            del cfg[group][key]
     try:
         _make_absolute(cfg)
         _resolve(cfg)

@@ -200,7 +200,8 @@ GROUPS: dict[str, str] = {
     "selector": "how a pruner that scores blocks goes from scores to blocks",
     "delta": "weight update that is learned together with the mask",
     "recovery": "what the pruned network is trained on",
-    "stages": "which weights recovery trains at first; none trains all from the start",
+    "stages": "which weights recovery trains at first, or which blocks it removes itself; or none",
+    "updates": "how large the updates of each block are in recovery; none trains all alike",
     "teacher": "the network to distil from (teacher.path=CHECKPOINT)",
     "optimizer": "optimiser",
     "training": "length, batch and learning rate of every phase",
@@ -218,7 +219,7 @@ OPTIONAL_GROUPS = ("autoencoder", "backbone", "callbacks", "delta", "evaluation"
 PARTS = ("guidance",)
 """Objects that a command's own configuration describes, without a group to choose from."""
 
-PART_OF = {"stages": "recovery"}
+PART_OF = {"stages": "recovery", "updates": "recovery"}
 """Groups whose choice is a key of another group's: ``recovery.stages``."""
 
 VALUES: dict[str, str] = {
@@ -235,7 +236,7 @@ VALUES: dict[str, str] = {
     "units": "what is chosen among: blocks, or branches (attention, MLP) of blocks",
     "budget": "instead of keep=: budget.parameters, .macs or .latency=SHARE; .protected, .minimum",
     "decision": "a decision.json to apply instead of choosing",
-    "start": "weights that recovery starts from: kept, or fresh (from scratch)",
+    "start": "weights that recovery starts from: kept, averaged (over removed), fresh",
     "iterative": "prune in several rounds; see experiment=iterative",
     "n": "number of images",
     "labels": "classes to draw, in turn; null: as class_balance says",

@@ -17,7 +17,7 @@ from tinyfusion.runtime.folder import COMMAND_FILE
 from tinyfusion.settings.overrides import as_typed, quote, split
 from tinyfusion.studies.collect import CONFIG_FILE, METRICS_FILE
 
-NOT_OF_PRUNE = ("evaluation", "recovery", "stages", "teacher", "start")
+NOT_OF_PRUNE = ("evaluation", "recovery", "stages", "updates", "teacher", "start")
 """Settings that `tinyfusion prune` does not have."""
 
 NOT_OF_RESULTS = ("trainer", "output_root", "logger", "callbacks", "name", "hydra", "--config-dir")
