@@ -154,7 +154,7 @@ def check_keep(scheme: Scheme | None, keep: int) -> Scheme:
     if scheme.keep != keep:
         raise InputError(
             f"scheme={scheme} keeps {scheme.keep} of {scheme.depth} blocks but keep={keep}: leave "
-            f"keep out, or give scheme=null for equal groups that keep {keep}"
+            f"keep out, or give scheme=null for any {keep} blocks (even: equal groups)"
         )
     return scheme
 

@@ -50,7 +50,7 @@ def refused(result, root: Path, *fragments: str) -> None:
         ),
         (["pruner=shortgpt", "selector=null"], ["selector=null", "greedy"]),
         (
-            ["pruner=shortgpt", "selector=grouped", "keep=3"],
+            ["pruner=shortgpt", "selector=grouped", "keep=3", "scheme=1:2"],
             ["keep=3", "scheme=1:2 keeps 2 of 4", "scheme=null"],
         ),
         (["pruner=flux_lite", "pruner.num_samples=0"], ["pruner.num_samples=0 must be at least 1"]),

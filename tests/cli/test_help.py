@@ -82,7 +82,7 @@ def test_help_of_run_shows_choices_defaults_and_own_folders(
     out = capsys.readouterr().out
     assert " learned*, mine, " in " ".join(out.split())
     assert "finetune, kd, laptop_kd, masked_kd*, masked_kd_sit, repkd, repkd_sit" in out
-    assert "scheme=1:2 " in out and "seed=0 " in out
+    assert "units=blocks " in out and "seed=0 " in out
 
 
 def test_every_key_is_described() -> None:

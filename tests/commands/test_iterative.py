@@ -128,10 +128,10 @@ def laid_out(tmp_path: Path, monkeypatch) -> Callable[..., LastRound]:
 
         def cut(objects: Objects, net: Backbone, has_teacher: bool, folder: Path) -> Backbone:
             assert has_teacher == distils
-            made.append((Path(objects.checkpoint).name, net.depth, objects.keep))
-            assert objects.config["iterative"] is None and objects.scheme is None
-            assert objects.config["keep"] == objects.keep and folder.parent == tmp_path
-            return prune(net, range(objects.keep))
+            made.append((Path(objects.checkpoint).name, net.depth, objects.wanted.keep))
+            assert objects.config["iterative"] is None and objects.wanted.scheme is None
+            assert objects.config["keep"] == objects.wanted.keep and folder.parent == tmp_path
+            return prune(net, range(objects.wanted.keep))
 
         monkeypatch.setattr(iterative, "_made", cut)
         source = net_of()
@@ -151,7 +151,7 @@ def test_the_four_rows_of_the_table(laid_out, weights: str, teacher: str) -> Non
     assert (last.net.depth, last.teacher.depth) == (depths[weights], depths[teacher])
     assert (last.net is laid_out.source) == (weights == "source")
     assert (last.teacher is laid_out.source) == (teacher == "source")
-    assert last.objects.keep == 2
+    assert last.objects.wanted.keep == 2
     checkpoint = {"previous": "recovered", "source": "first"}[weights]
     assert Path(last.objects.checkpoint).name == checkpoint
     needed = (weights, teacher) != ("source", "source")
@@ -162,7 +162,7 @@ def test_the_four_rows_of_the_table(laid_out, weights: str, teacher: str) -> Non
 def test_three_rounds_and_a_recovery_without_teacher(laid_out) -> None:
     last = laid_out("iterative.depths=[6,4,3]")
     assert laid_out.made == [("first", 8, 6), ("recovered", 6, 4)]
-    assert (last.net.depth, last.teacher.depth, last.objects.keep) == (4, 4, 3)
+    assert (last.net.depth, last.teacher.depth, last.objects.wanted.keep) == (4, 4, 3)
     assert [net.depth for net in last.earlier.values()] == [6, 4]
     # Without distillation there is no teacher that would need the round before.
     last = laid_out("iterative.weights=source", distils=False)
