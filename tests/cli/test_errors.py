@@ -46,7 +46,7 @@ def refused(result, root: Path, *fragments: str) -> None:
         (["pruner=magic"], ["pruner=magic", "valid: diff_pruning, first, ", " learned, "]),
         (
             ["pruner=shortgpt", "selector=nonsense"],
-            ["selector=nonsense is not known", "valid: greedy, grouped, knapsack, top_k"],
+            ["selector=nonsense is not known", "valid: greedy, group_budgets, grouped, knapsack, top_k"],
         ),
         (["pruner=shortgpt", "selector=null"], ["selector=null", "greedy"]),
         (
