@@ -20,6 +20,7 @@ from tinyfusion.backbones.branches import Branch, BranchedBlock
 from tinyfusion.backbones.contract import Backbone, BlockRunner, recompute_blocks, run_plain
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.layers import Attention
+from tinyfusion.backbones.unit_view import seen_as_blocks
 from tinyfusion.changes import Replacement
 from tinyfusion.checkpoints import load, read_checkpoint, save_model
 from tinyfusion.checkpoints.lineage import lineage
@@ -33,7 +34,7 @@ from tinyfusion.metrics.speed import macs
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.surgery import prune
-from tinyfusion.units import BRANCHES
+from tinyfusion.units import BLOCKS, BRANCHES
 
 D, T = 8, 4
 
@@ -242,6 +243,40 @@ def test_removing_a_branch_is_the_identity_in_its_place(
     assert torch.equal(pruned.blocks[2].shifts.weight, net.blocks[2].shifts.weight[D:])
     assert pruned.kept_from is None
     assert len(net.units(BRANCHES)) == 6
+
+
+@pytest.mark.parametrize("kind", [BLOCKS, BRANCHES])
+def test_parameters_of_units_are_what_goes_with_them(net: Branched, kind: str) -> None:
+    units = net.units(kind)
+    owned = [net.own_parameters(unit) for unit in units]
+    sizes = [sum(own.values.numel() for own in parts.values()) for parts in owned]
+    assert sizes == [unit.parameters for unit in units]
+    places = dict(net.named_parameters())
+    assert all(own.parameter is places[name] for parts in owned for name, own in parts.items())
+    assert seen_as_blocks(net, units).own_parameters(units[1]).keys() == owned[1].keys()
+
+
+def test_a_branch_has_its_rows_of_what_it_shares(net: Branched) -> None:
+    (attn, mlp), shifts = net.units(BRANCHES)[2:4], net.blocks[1].shifts
+    for unit, rows in ((attn, slice(0, D)), (mlp, slice(D, 2 * D))):
+        owned = net.own_parameters(unit)
+        for name in ("weight", "bias"):
+            values = owned[f"blocks.1.shifts.{name}"].values
+            assert torch.equal(values, getattr(shifts, name)[rows])
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    own = net.own_parameters(mlp)["blocks.1.shifts.weight"]
+    own.write(own.values + 1)
+    changed = {name for name, value in net.state_dict().items() if not value.equal(before[name])}
+    assert changed == {"blocks.1.shifts.weight"}
+    assert torch.equal(shifts.weight[:D], before["blocks.1.shifts.weight"][:D])
+    assert torch.equal(shifts.weight[D:], before["blocks.1.shifts.weight"][D:] + 1)
+
+
+def test_the_last_branch_of_a_block_has_all_that_is_left(net: Branched) -> None:
+    net.remove_branches(["blocks.0.attn"])
+    (unit, *_) = net.units(BRANCHES)
+    left = {f"blocks.0.{name}" for name, _ in net.blocks[0].named_parameters()}
+    assert net.own_parameters(unit).keys() == left
 
 
 def test_blocks_branches_and_intervals_go_together(net: Branched, inputs: tuple) -> None:

@@ -43,10 +43,13 @@ def refused(result, root: Path, *fragments: str) -> None:
         (["pruner=indices", "pruner.kept=3"], ["pruner.kept=3", "must be a list"]),
         (["pruner=indices"], ["'pruner.kept' must be given"]),
         # choices
-        (["pruner=magic"], ["pruner=magic", "valid: diff_pruning, first, ", " learned, "]),
+        (["pruner=magic"], ["pruner=magic", "valid: diff_pruning, ecoflap, ", " learned, "]),
         (
             ["pruner=shortgpt", "selector=nonsense"],
-            ["selector=nonsense is not known", "valid: greedy, grouped, knapsack, top_k"],
+            [
+                "selector=nonsense is not known",
+                "valid: greedy, group_budgets, grouped, knapsack, top_k",
+            ],
         ),
         (["pruner=shortgpt", "selector=null"], ["selector=null", "greedy"]),
         (

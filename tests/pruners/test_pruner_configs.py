@@ -21,7 +21,8 @@ from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
 from tinyfusion.settings.overview import choices, conf_folder
 
-SCORED = ("shortgpt", "flux_lite", "sensitivity", "laptop_diff")
+SCORED = ("shortgpt", "flux_lite", "sensitivity", "laptop_diff", "lim", "ecoflap")
+WITHOUT_DATA = ("zd", "farms")
 PATTERNS = ("oracle", "uniform", "first", "last")
 
 
@@ -36,9 +37,10 @@ def composed(*overrides: str) -> DictConfig:
 
 
 @pytest.mark.parametrize("selector", choices("selector"))
-@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("name", (*SCORED, *WITHOUT_DATA))
 def test_criterion_with_selector(context, name: str, selector: str) -> None:
-    cfg = composed(f"pruner={name}", f"selector={selector}", "pruner.num_samples=8")
+    few = [] if name in WITHOUT_DATA else ["pruner.num_samples=8"]
+    cfg = composed(f"pruner={name}", f"selector={selector}", *few)
     pruner = build(cfg.pruner)
     assert isinstance(pruner, Scored) and method_of(pruner) == name
     assert pruner.uses_scheme == (selector == "grouped")
@@ -46,7 +48,8 @@ def test_criterion_with_selector(context, name: str, selector: str) -> None:
     choice = pruner.choose(context(2, scheme=scheme))
     assert len(choice.kept) == 2 and choice.scores["selector"] == selector
     assert len(choice.scores[pruner.criterion]) == 4
-    assert (choice.scheme == scheme) == (selector == "grouped")
+    assert (choice.scheme is None) == (selector not in ("grouped", "group_budgets"))
+    assert choice.scheme == scheme or selector != "grouped"
     assert choice == build(cfg.pruner).choose(context(2, scheme=scheme))
     json.dumps(choice.scores)
 

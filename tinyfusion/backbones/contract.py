@@ -36,6 +36,7 @@ from tinyfusion.backbones.forwards import (
 from tinyfusion.backbones.meta import counting_macs, run_on_meta
 from tinyfusion.backbones.public_files import DiffusersFiles, PublicFiles
 from tinyfusion.backbones.unit_lists import block_units, branch_units, channel_units, without
+from tinyfusion.backbones.unit_weights import OwnParameter, block_parameters
 from tinyfusion.backbones.width_plan import WidthPlan
 from tinyfusion.conditioning import Conditioning, as_conditioning
 from tinyfusion.errors import InputError
@@ -275,6 +276,22 @@ class Backbone(nn.Module, ABC):
         with counting_macs() as so_far:
             run_on_meta(self, self.example_inputs(1, "meta"), run_block=counted)
         return tuple(replace(unit, macs=n) for unit, n in zip(units, found, strict=True))
+
+    def own_parameters(self, unit: Unit) -> dict[str, OwnParameter]:
+        """Parameters that belong to a unit, by their names in the network.
+
+        A branch has those that go with it; of a parameter that several branches share, such as
+        one projection of the condition for all of them, it has the part that goes with it.
+
+        Args:
+            unit: a block, a branch or an interval of this network.
+        """
+        names = [block.name for block in block_units(self)]
+        return {
+            f"{names[index]}.{name}": own
+            for index in unit.blocks
+            for name, own in block_parameters(self.blocks[index], unit.place.part)
+        }
 
     def run_units(self, units: str | Sequence[Unit], runner: UnitRunner) -> BlockRunner:
         """A block runner that sends units of any kind through a runner of units.

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, run_plain
+from tinyfusion.backbones.unit_weights import OwnParameter
 from tinyfusion.units import BLOCKS, Unit
 
 
@@ -68,6 +69,10 @@ class UnitView(Backbone):
     def units(self, kind: str = BLOCKS, macs: bool = False) -> tuple[Unit, ...]:
         """The units that stand for blocks; of other kinds those of the network."""
         return self.seen if kind == BLOCKS and not macs else self.net.units(kind, macs)
+
+    def own_parameters(self, unit: Unit) -> dict[str, OwnParameter]:
+        """Those of the unit in the network."""
+        return self.net.own_parameters(unit)
 
 
 def seen_as_blocks(net: Backbone, units: Sequence[Unit]) -> Backbone:

@@ -107,7 +107,7 @@ class Scored(ABC):
         selection = self.selector.select(score, budget)
         return context.choice(
             selection.kept,
-            scheme=context.scheme if self.selector.uses_scheme else None,
+            scheme=selection.scheme,
             scores={
                 self.criterion: selection.scores.tolist(),
                 "selector": self.selector.name,

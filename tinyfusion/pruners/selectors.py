@@ -16,7 +16,7 @@ from torch import Tensor
 from tinyfusion.budget import Budget
 from tinyfusion.errors import InputError
 from tinyfusion.pruners.knapsack import cheapest
-from tinyfusion.scheme import check_keep
+from tinyfusion.scheme import BlockGroup, Scheme, check_keep
 
 Score = Callable[[Sequence[int]], Tensor]
 """``score(kept) -> scores_K``: importance of each unit of ``kept`` (ascending) in the model that
@@ -30,11 +30,13 @@ class Selection(NamedTuple):
         kept: units that stay, ascending.
         scores: scores of all units in the whole model, shape (K,).
         evidence: how it came about, as plain data.
+        scheme: the groups of blocks within which it was decided, if there were any.
     """
 
     kept: tuple[int, ...]
     scores: Tensor
     evidence: dict[str, Any]
+    scheme: Scheme | None = None
 
 
 class Selector(Protocol):
@@ -129,25 +131,12 @@ class Grouped:
                     f"but {held} of them are protected"
                 )
         scores_K = score(range(budget.count))
-        order = least_important(scores_K)[::-1]
-        kept: list[int] = []
-        for group in scheme.groups:
-            first = sorted(
-                (unit for unit in order if unit in group.blocks),
-                key=lambda unit: unit not in budget.protected,
-            )
-            kept += first[: group.keep]
+        kept, dropped = best_of_groups(scores_K, scheme.groups, budget)
         if not budget.allows(kept):
             raise InputError(
                 f"scheme={scheme} keeps fewer of some units than must stay; leave one of them out"
             )
-        dropped = [
-            unit
-            for group in scheme.groups
-            for unit in order[::-1]
-            if unit in group.blocks and unit not in kept
-        ]
-        return Selection(tuple(sorted(kept)), scores_K, {"order": dropped})
+        return Selection(kept, scores_K, {"order": dropped}, scheme)
 
 
 class Knapsack:
@@ -209,6 +198,34 @@ def least_important(scores_K: Tensor) -> list[int]:
     Of equal scores, that of the earlier unit counts as lower.
     """
     return scores_K.argsort(stable=True).tolist()
+
+
+def best_of_groups(
+    scores_K: Tensor, groups: Sequence[BlockGroup], budget: Budget
+) -> tuple[tuple[int, ...], list[int]]:
+    """The most important units of each group, protected ones first.
+
+    Args:
+        scores_K: scores of all units.
+        groups: consecutive groups of units, and how many of each stay.
+        budget: what must stay.
+
+    Returns:
+        The units that stay, ascending, and those that go, group by group, the least important
+        first.
+    """
+    order = least_important(scores_K)
+    kept: list[int] = []
+    for group in groups:
+        first = sorted(
+            (unit for unit in order[::-1] if unit in group.blocks),
+            key=lambda unit: unit not in budget.protected,
+        )
+        kept += first[: group.keep]
+    dropped = [
+        unit for group in groups for unit in order if unit in group.blocks and unit not in kept
+    ]
+    return tuple(sorted(kept)), dropped
 
 
 def _dropped(scores_K: Tensor, kept: Sequence[int]) -> list[int]:
