@@ -88,7 +88,7 @@ def decision_trace(
 
     axes.set_xlim(edges[0], edges[-1] + 0.06 * span)
     axes.set_ylim(depth - 0.5, -0.5)
-    shown = np.arange(0, depth, 1 if depth <= 14 else 2 if depth <= 40 else 4)
+    shown = list(range(0, depth, 1 if depth <= 14 else 2 if depth <= 40 else 4))
     axes.set_yticks(shown, [str(n) if names is None else names[n] for n in shown])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -106,12 +106,11 @@ def decision_trace(
 
 def _draw_cut(axes: Axes, edges: np.ndarray, kept_RL: np.ndarray) -> None:
     """The line between what would stay and what would go."""
-    style = {"colors": INK, "linewidth": 0.9, "capstyle": "butt"}
     above, below = kept_RL[:, :-1], kept_RL[:, 1:]
     for record, unit in np.argwhere(above != below):
-        axes.hlines(unit + 0.5, edges[record], edges[record + 1], **style)
+        axes.hlines(unit + 0.5, edges[record], edges[record + 1], colors=INK, linewidth=0.9)
     for record, unit in np.argwhere(kept_RL[1:] != kept_RL[:-1]):
-        axes.vlines(edges[record + 1], unit - 0.5, unit + 0.5, **style)
+        axes.vlines(edges[record + 1], unit - 0.5, unit + 0.5, colors=INK, linewidth=0.9)
 
 
 def _draw_final(axes: Axes, edge: float, final: set[int], depth: int) -> None:

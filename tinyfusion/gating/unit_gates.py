@@ -96,7 +96,10 @@ def improved(kept: set[int], order: Sequence[int], budget: Budget) -> tuple[int,
     while True:
         outside = [unit for unit in order if unit not in kept]
         # One more; or, for the last in the order for which there is one, a better one instead.
-        gone: list[set[int]] = [set(), *({unit} for unit in sorted(kept, key=place.get)[::-1])]
+        gone: list[set[int]] = [
+            set(),
+            *({unit} for unit in sorted(kept, key=lambda unit: -place[unit])),
+        ]
         better = next(
             (
                 (kept - out) | {unit}

@@ -112,7 +112,7 @@ class Random:
         kept_sets = draw_sets(budget, self.candidates, seed)
         calibration = context.calibration(self.num_samples)
         scores = CandidateScores(context.as_blocks, calibration, self.branches)
-        limit = {"keep": budget.keep} if budget.counts else {budget.measure: budget.limit}
+        limit: dict[str, Any] = {budget.measure: budget.keep if budget.counts else budget.limit}
         limit |= {} if context.kind == BLOCKS else {"units": context.kind}
         head = {
             "format": "tinyfusion-candidates",
