@@ -7,6 +7,7 @@ import importlib.util
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -36,6 +37,13 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Let it see them again: extensions complain of what is left when Python ends."""
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Undo that shells let background jobs ignore Ctrl-C: what is tested obeys it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
