@@ -129,7 +129,7 @@ def laid_out(tmp_path: Path, monkeypatch) -> Callable[..., LastRound]:
         def cut(objects: Objects, net: Backbone, has_teacher: bool, folder: Path) -> Backbone:
             assert has_teacher == distils
             made.append((Path(objects.checkpoint).name, net.depth, objects.wanted.keep))
-            assert objects.config["iterative"] is None and objects.wanted.scheme is None
+            assert objects.config["iterative"] is None and objects.wanted.scheme == "even"
             assert objects.config["keep"] == objects.wanted.keep and folder.parent == tmp_path
             return prune(net, range(objects.wanted.keep))
 
