@@ -222,6 +222,9 @@ PARTS = ("guidance",)
 PART_OF = {"stages": "recovery", "updates": "recovery"}
 """Groups whose choice is a key of another group's: ``recovery.stages``."""
 
+NESTED = ("budget",)
+"""Values that have keys of their own."""
+
 VALUES: dict[str, str] = {
     "checkpoint": "file, folder, hub id, or packaged: digits, sit_digits, mar_digits",
     "weights": "which of a file's weights, such as ema or model; null: the averaged ones",
@@ -232,9 +235,9 @@ VALUES: dict[str, str] = {
     "input_size": "side of the latents of presets to time",
     "rounds": "timed rounds, in each of which every model has its turn",
     "scheme": "N:M, a list of [keep, size] groups, or even; null: no groups",
-    "keep": "number of units that stay; null: as many as the scheme keeps, or half of them",
+    "keep": "number of units that stay; null: what the scheme keeps, or half",
     "units": "what is chosen among: blocks, or branches (attention, MLP) of blocks",
-    "budget": "instead of keep=: budget.parameters, .macs or .latency=SHARE; .protected, .minimum",
+    "budget": "parameters, macs or latency (share or amount); protected, minimum",
     "decision": "a decision.json to apply instead of choosing",
     "start": "weights that recovery starts from: kept, averaged (over removed), fresh",
     "iterative": "prune in several rounds; see experiment=iterative",

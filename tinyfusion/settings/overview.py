@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyfusion.settings.commands import COMMANDS, GROUPS, PART_OF, SUMMARIES, VALUES
+from tinyfusion.settings.commands import COMMANDS, GROUPS, NESTED, PART_OF, SUMMARIES, VALUES
 
 WIDTH = 100
 
@@ -133,7 +133,7 @@ def overview(command: str, folders: Sequence[Path] = ()) -> str:
     lines += ["", "values (key=value):"]
     for key, text in VALUES.items():
         if key in COMMANDS[command].__dataclass_fields__:
-            setting = f"{key}={values.get(key, 'null')}"
+            setting = f"{key}.KEY" if key in NESTED else f"{key}={values.get(key, 'null')}"
             lines.append(f"  {setting:<24}{text}")
     if command in NOTES:
         lines += ["", *NOTES[command]]
