@@ -31,6 +31,10 @@ SCORING = (
     "evaluation.speed_repeats=1",
     "evaluation.held_out_repeats=1",
 )
+TWO = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
+TWO = (*TWO, "trainer.num_workers=0")
+"""Overrides for two devices, beside a strategy such as ``trainer=ddp``."""
+
 SMALL = {
     "pretrain": (
         *SAMPLING,

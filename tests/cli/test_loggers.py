@@ -10,11 +10,10 @@ import pytest
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
-import tinyfusion
+from tinyfusion.settings.overview import conf_folder
 from tinyfusion.settings.renamed import update_loggers, update_targets
 from tinyfusion.tracking.contract import Tracking
 
-CONF = Path(tinyfusion.__file__).parents[1] / "conf"
 SEEN: dict[str, list[str]] = {}
 
 
@@ -172,7 +171,7 @@ def test_configurations_of_former_versions(old, new) -> None:
     update_loggers(cfg)
     (name,) = cfg.logger
     assert name == new
-    own_file = OmegaConf.load(CONF / f"logger/{new}.yaml")
+    own_file = OmegaConf.load(conf_folder() / f"logger/{new}.yaml")
     assert cfg.logger[name]._target_ == own_file[new]._target_
     if "offline" in old:
         assert cfg.logger.wandb.project == "p" and "offline" not in cfg.logger.wandb
