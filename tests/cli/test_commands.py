@@ -73,7 +73,7 @@ def test_run_chains_prune_recover_evaluate(tf, root, model, only_run) -> None:
     }
     assert tf_api.load(folder / "recovered").depth == 2
     logged = columns(folder / "prune/log/version_0/metrics.csv")
-    assert {"train/loss", "gates/temperature", "gates/entropy_0"} <= set(logged)
+    assert {"train/loss", "gates/temperature", "gates/margin"} <= set(logged)
     # What is said: phases, progress with loss, the table; nothing of Lightning's.
     assert "mask_learning: 4 of 4 steps (100.0 %), loss " in result.out
     assert "recovery: 4 of 4 steps (100.0 %), loss " in result.out

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tinyfusion.budget import placeholders
 from tinyfusion.errors import InputError
 from tinyfusion.gating.contract import Gates
 from tinyfusion.gating.draws import Draw, GumbelTopK
-from tinyfusion.gating.pattern_gates import PatternGates, entropy
+from tinyfusion.gating.pattern_gates import START_LOGIT, PatternGates, entropy
 from tinyfusion.gating.unit_gates import UnitGates
 from tinyfusion.pruners.contract import Choice, PruningContext
+from tinyfusion.pruners.scored import Scored
 from tinyfusion.seeding import seed_of
 from tinyfusion.training.mask_learning import EarlyStop, MaskLearning
 from tinyfusion.training.phases import Phase
@@ -46,10 +47,13 @@ class Learned:
         gate_ema_decay: decay of the gates' average; ``None`` follows the run's length.
         draw: distribution over the sets of units that a budget allows; not used with a scheme.
         stop: when mask learning may end early; ``None`` for never.
+        start: criterion in whose order the logits start; ``None`` for equal ones. Not known with
+            a scheme.
+        start_spread: difference between the highest and the lowest logit then.
 
     Raises:
-        InputError: a factor, temperature or scale that is not positive, or a decay outside
-            [0, 1).
+        InputError: a factor, temperature, scale or spread that is not positive, or a decay
+            outside [0, 1).
     """
 
     uses_scheme = True
@@ -64,6 +68,8 @@ class Learned:
         gate_ema_decay: float | None = None,
         draw: Draw = GUMBEL_TOP_K,
         stop: EarlyStop | None = None,
+        start: Scored | None = None,
+        start_spread: float = 0.04,
     ) -> None:
         if gate_rate_factor <= 0:
             raise InputError(f"pruner.gate_rate_factor={gate_rate_factor} must be positive")
@@ -75,8 +81,11 @@ class Learned:
             raise InputError(
                 f"pruner.gate_ema_decay={gate_ema_decay} must be at least 0 and less than 1"
             )
+        if start_spread <= 0:
+            raise InputError(f"pruner.start_spread={start_spread} must be positive")
         self.delta = delta
         self.draw, self.stop = draw, stop
+        self.start, self.start_spread = start, start_spread
         self.temperature, self.scale = temperature, scale
         self.gate_rate_factor, self.gate_ema_decay = gate_rate_factor, gate_ema_decay
 
@@ -84,11 +93,17 @@ class Learned:
         """Mask learning.
 
         Raises:
-            InputError: a budget that `draw` does not know, or units that can't be scored to start
-                from.
+            InputError: a budget that `draw` does not know, or a criterion to start from beside a
+                scheme.
         """
         assert context.budget is not None
-        self.draw.check(context.budget)
+        if context.scheme is None:
+            self.draw.check(context.budget)
+        elif self.start is not None:
+            raise InputError(
+                "pruner.start orders single units, but a scheme's logits are of patterns; give "
+                "keep= or a budget instead of scheme="
+            )
         # Which units stay is not known yet; a dry run counts as many.
         leaves = context.choice(placeholders(context.budget), scheme=context.scheme).decision(
             context.net.depth, method="learned", seed=context.seed
@@ -119,7 +134,12 @@ class Learned:
         if context.scheme is not None:
             return PatternGates(context.scheme)
         assert context.budget is not None
-        return UnitGates(context.budget, self.draw)
+        if self.start is None:
+            return UnitGates(context.budget, self.draw)
+        calibration = self.start.calibration(context)
+        every = range(context.budget.count)
+        scores_L = self.start.checked_scores(context.as_blocks, calibration, every)
+        return UnitGates(context.budget, self.draw, ordered_logits(scores_L, self.start_spread))
 
     def choose(self, context: PruningContext) -> Choice:
         """Keep what the averaged gates are for, see `Gates.state`."""
@@ -143,3 +163,17 @@ class Learned:
             probabilities=[list(p) for p in averaged.groups] or None,
             scores=scores,
         )
+
+
+def ordered_logits(scores_L: Tensor, spread: float) -> Tensor:
+    """Evenly spaced logits in the order of scores, equal ones where scores are equal.
+
+    By rank, because scores of blocks often differ by orders of magnitude.
+
+    Args:
+        scores_L: scores.
+        spread: difference between the highest and the lowest logit.
+    """
+    values_V, place_L = scores_L.unique(return_inverse=True)
+    steps = max(len(values_V) - 1, 1)
+    return (START_LOGIT + spread * (place_L / steps - 0.5)).float()

@@ -81,6 +81,21 @@ class Scored(ABC):
         """What else to record of a finished selection, as plain data."""
         return {}
 
+    def checked_scores(self, net: Backbone, calibration: Any, kept: Sequence[int]) -> Tensor:
+        """What `scores` gives, for each block of ``kept`` a number.
+
+        Raises:
+            InputError: it gave another number of scores than it was asked for.
+        """
+        found_K = self.scores(net, calibration, kept).double().cpu()
+        if found_K.shape != (len(kept),):
+            raise InputError(
+                f"{type(self).__name__}.scores gave shape {tuple(found_K.shape)} for "
+                f"{len(kept)} units; valid: ({len(kept)},)"
+            )
+        # A model without the block broke down.
+        return torch.where(found_K.isnan(), torch.inf, found_K)
+
     def choose(self, context: PruningContext) -> Choice:
         """Score blocks and select.
 
@@ -88,21 +103,15 @@ class Scored(ABC):
             InputError: ``keep`` is out of range, the selector can't keep to it, or `scores` gave
                 another number of scores than it was asked for.
         """
-        net, budget = context.as_blocks, context.budget
+        budget = context.budget
         assert budget is not None
         if self.protect_last:
             budget = replace(budget, protected=budget.protected | {budget.count - 1})
         calibration = self.calibration(context)
+        net = context.as_blocks
 
         def score(kept: Sequence[int]) -> Tensor:
-            found_K = self.scores(net, calibration, tuple(kept)).double().cpu()
-            if found_K.shape != (len(kept),):
-                raise InputError(
-                    f"{type(self).__name__}.scores gave shape {tuple(found_K.shape)} for "
-                    f"{len(kept)} units; valid: ({len(kept)},)"
-                )
-            # A model without the block broke down.
-            return torch.where(found_K.isnan(), torch.inf, found_K)
+            return self.checked_scores(net, calibration, tuple(kept))
 
         selection = self.selector.select(score, budget)
         return context.choice(
