@@ -89,7 +89,7 @@ def test_gates_blend_both_streams_of_every_sample(net, seen, kind: str) -> None:
     units = net.units(kind)
     gates = PatternGates(parse_scheme("1:2", len(units)))
     gumbel_BK = StepNoise(1, "test").gumbel("gumbel", Rows(0, 0, 6), gates.num_draws)
-    gated = GatedBackbone(net, gates, kind)
+    gated = GatedBackbone(net, gates, units)
     out = gated(*seen, gumbel_BK)
     kept_BL = gates(gumbel_BK) > 0.5
     assert len({tuple(row.tolist()) for row in kept_BL}) > 1

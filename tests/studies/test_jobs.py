@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.interrupts import Interrupted
 from tinyfusion.settings.overrides import quote
@@ -131,6 +132,26 @@ def test_finished_jobs_are_skipped_and_failures_hold_up_what_waits_for_them(tmp_
     command = Commands()
     assert carry_out([*cuts.values(), *runs], command) == []
     assert command.seen == ["bad", "bad_run", "good_run"]
+
+
+def test_a_finished_job_serves_for_one_that_differs_in_nothing_else(tmp_path) -> None:
+    def decided(name: str, *kept: int) -> Path:
+        Decision(source_depth=4, kept=kept, method=name).save(tmp_path / name / "decision.json")
+        return tmp_path / name
+
+    one, same, other = decided("one", 0, 1), decided("same", 0, 1), decided("other", 0, 2)
+    jobs = [
+        Job(tmp_path / "runs" / name, "run", (f"seed={seed}",), "first", "kd", seed, choice, True)
+        for name, seed, choice in (
+            ("a", 0, one), ("b", 0, same), ("c", 0, other), ("d", 1, same), ("e", 1, one)
+        )
+    ]  # fmt: skip
+    asked = Commands()
+    assert not carry_out(jobs[:4], asked) and asked.seen == ["a", "c", "d"]
+    assert (tmp_path / "runs/b").resolve() == tmp_path / "runs/a"
+    # What another process has finished serves as well; what is there already is left alone.
+    assert not carry_out(jobs[4:], asked, others=jobs) and asked.seen == ["a", "c", "d"]
+    assert not carry_out(jobs, asked) and all(job.done for job in jobs)
 
 
 def test_a_study_says_how_it_ended(tmp_path, capsys) -> None:

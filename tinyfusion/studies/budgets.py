@@ -91,7 +91,7 @@ def plan(
                 jobs.setdefault(decided, Job(decided, "prune", choice, method, "", own))
                 folder = root / "runs" / f"{place}__{slug(method)}__seed{seed}"
                 run = (*common, "experiment=digits_study", "recovery=kd", f"seed={seed}")
-                jobs[folder] = Job(folder, "run", run, method, cell.name, seed, decided)
+                jobs[folder] = Job(folder, "run", run, method, cell.name, seed, decided, True)
     return list(jobs.values())
 
 
