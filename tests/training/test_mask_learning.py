@@ -16,6 +16,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.gating.deltas import Frozen, Full, Lora
 from tinyfusion.gating.draws import ConditionalBernoulli, GumbelTopK
 from tinyfusion.gating.pattern_gates import PatternGates
+from tinyfusion.gating.penalised import PenalisedCost
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.pruners.contract import PruningContext
 from tinyfusion.pruners.learned import GUMBEL_TOP_K, Learned
@@ -125,6 +126,11 @@ def test_planted_redundancy_is_found_among_all_pairs(choose, draw) -> None:
     assert choice.scores["margin"] > 0.9
 
 
+def test_planted_redundancy_is_found_by_coins_that_a_penalty_steers(choose) -> None:
+    choice = choose(Lora(4, 8.0), scheme=None, steps=150, draw=PenalisedCost())
+    assert choice.kept == (1, 2) and sum(choice.scores["inclusion"].values()) < 2.5
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -132,6 +138,7 @@ def test_planted_redundancy_is_found_among_all_pairs(choose, draw) -> None:
         {"temperature": Linear(4.0, 0.0)},
         {"scale": Linear(-1.0, 100.0)},
         {"gate_ema_decay": 1.0},
+        {"start_spread": 0.0},
     ],
 )
 def test_learned_refuses_impossible_settings(wrong: dict[str, Any]) -> None:

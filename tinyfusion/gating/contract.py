@@ -46,6 +46,7 @@ class Gates(nn.Module, ABC):
         num_draws: noise numbers K that a draw takes.
         temperature: of the relaxation, set by the schedule.
         scale: factor between logits and log-probabilities, set by the schedule.
+        penalty: of the last draw, what to add to the loss; ``None`` for nothing.
     """
 
     count: int
@@ -60,6 +61,7 @@ class Gates(nn.Module, ABC):
         super().__init__()
         self.temperature = 1.0
         self.scale = 1.0
+        self.penalty: Tensor | None = None
 
     @abstractmethod
     def forward(self, gumbel_BK: Tensor) -> Tensor:

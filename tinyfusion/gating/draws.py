@@ -53,6 +53,9 @@ class Draw(Protocol):
     def inclusion(self, log_weights_L: Tensor, budget: Budget) -> Tensor:
         """Probability that each unit stays, shape (L,), float64, on the CPU."""
 
+    def penalty(self, log_weights_L: Tensor, budget: Budget) -> Tensor | None:
+        """What to add to the loss so that draws keep to the budget; ``None`` if they always do."""
+
 
 class GumbelTopK:
     """The units of largest perturbed logits, until the budget is used (arXiv 1903.06059).
@@ -97,6 +100,9 @@ class GumbelTopK:
         gumbel_DL = -torch.log(-torch.log(uniform_DL.clamp(min=1e-300)))
         return largest(weights_L + gumbel_DL, budget).mean(0)
 
+    def penalty(self, log_weights_L: Tensor, budget: Budget) -> None:
+        """Every draw keeps to the budget."""
+
 
 class ConditionalBernoulli:
     """Sets of k units with probability proportional to the product of their weights (SIMPLE).
@@ -135,6 +141,9 @@ class ConditionalBernoulli:
         keep = budget.keep - len(budget.protected)
         probabilities_L[free] = kept_marginals(weights_L[free], keep).detach()
         return probabilities_L
+
+    def penalty(self, log_weights_L: Tensor, budget: Budget) -> None:
+        """Every draw keeps to the budget."""
 
 
 def largest(values_BL: Tensor, budget: Budget) -> Tensor:

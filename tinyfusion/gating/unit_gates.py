@@ -45,6 +45,7 @@ class UnitGates(Gates):
         # Outside autocast: a bfloat16 product would round the gradient of the logits.
         with torch.autocast(gumbel_BK.device.type, enabled=False):
             weights_L = self.scale * self.logits_L
+            self.penalty = self.draw.penalty(weights_L, self.budget)
             return self.draw.mask(weights_L, gumbel_BK, self.temperature, self.budget)
 
     def state(self, logits: Sequence[Tensor]) -> GateState:

@@ -170,7 +170,10 @@ class MaskLearning(DenoiserTraining):
         out = self.gated(corrupted.inputs, prepared.conditioning, gumbel_BK)
         # Under autocast the prediction is bfloat16, too coarse for the arithmetic of the loss.
         terms = self.process.loss(out.to(corrupted.clean.dtype), corrupted)
-        return {"total": terms.pop("loss"), **terms}
+        loss, penalty = terms.pop("loss"), self.gated.gates.penalty
+        if penalty is None:
+            return {"total": loss, **terms}
+        return {"total": loss + penalty, "penalty": penalty, **terms}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step; end the run if the decision is made.
