@@ -246,17 +246,17 @@ def test_learning_ends_when_the_decision_stands(make_net, shared, run, tmp_path,
 
     seen = Batches()
     with caplog.at_level("INFO"):
-        early = learn(EarlyStop(4, 0.9), "early", seen)
+        early = learn(EarlyStop(0.34, 0.9), "early", seen)
     assert early.ended_early and seen.steps == [1, 2, 3, 4, 5]
     assert "decided after 5 of 12 steps: the choice has stood for 4, margin" in caplog.text
     whole = learn(None, "whole")
     assert not whole.ended_early and whole.global_step == 12
     assert early.decision_state().averaged.kept == whole.decision_state().averaged.kept
-    unsure = learn(EarlyStop(4, 1.0), "unsure")
+    unsure = learn(EarlyStop(0.34, 1.0), "unsure")
     assert not unsure.ended_early and unsure.global_step == 12
 
 
-@pytest.mark.parametrize("wrong", [{"patience": 0}, {"patience": 1, "margin": 1.5}])
+@pytest.mark.parametrize("wrong", [{"patience": 0}, {"patience": 1}, {"margin": 1.5}])
 def test_impossible_stops_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"pruner\.stop\."):
         EarlyStop(**wrong)
@@ -266,7 +266,7 @@ def test_a_run_that_ended_early_takes_no_step_when_it_is_resumed(
     make_net, shared, run, tmp_path
 ) -> None:
     def learn(*callbacks: Callback) -> MaskLearning:
-        stop = EarlyStop(2, 0.0)
+        stop = EarlyStop(0.17, 0.0)
         module = learner(make_net(), Frozen(), shared(12, rate=1e-6), stop=stop)
         run(module, folder=tmp_path, resume_every=1, callbacks=callbacks)
         return module

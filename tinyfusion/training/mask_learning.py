@@ -41,26 +41,29 @@ class EarlyStop:
     """When mask learning may end before its last step.
 
     Attributes:
-        patience: steps for which the averaged decision must not have changed.
+        patience: share of the run's steps for which the averaged decision must not have changed.
         margin: what its margin (`GateState.margin`) must be at least.
 
     Raises:
-        InputError: no steps, or a margin that is no probability.
+        InputError: a patience that is no share, or a margin that is no probability.
     """
 
-    patience: int
+    patience: float = 0.2
     margin: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise InputError(f"pruner.stop.patience={self.patience} must be at least 1")
+        if not 0 < self.patience < 1:
+            raise InputError(f"pruner.stop.patience={self.patience} must be between 0 and 1")
         if not 0 <= self.margin <= 1:
             raise InputError(f"pruner.stop.margin={self.margin} must be in [0, 1]")
 
-    @property
-    def every(self) -> int:
+    def steps(self, total_steps: int) -> int:
+        """The patience in steps."""
+        return max(1, round(self.patience * total_steps))
+
+    def every(self, total_steps: int) -> int:
         """Steps between two looks at the decision, for which the device is waited for."""
-        return max(1, self.patience // 10)
+        return max(1, self.steps(total_steps) // 10)
 
 
 def gate_decay(total_steps: int, longest: float = 0.999) -> float:
@@ -182,18 +185,19 @@ class MaskLearning(DenoiserTraining):
         """
         step = self.global_step + 1
         super().optimizer_step(*args, **kwargs)
-        if self._stop is None or step % self._stop.every or step == self.total_steps:
+        stop, total = self._stop, self.total_steps
+        if stop is None or step % stop.every(total) or step == total:
             return
         averaged = self.decision_state().averaged
         kept, since = self._settled
         if averaged.kept != kept:
             self._settled = (averaged.kept, step)
-        elif step - since >= self._stop.patience and averaged.margin >= self._stop.margin:
+        elif step - since >= stop.steps(total) and averaged.margin >= stop.margin:
             self.ended_early = self.trainer.should_stop = True
             log.info(
                 "%s: decided after %s of %s steps: the choice has stood for %s, margin %.3f",
                 self.noise.phase,
-                *(f"{steps:,}" for steps in (step, self.total_steps, step - since)),
+                *(f"{steps:,}" for steps in (step, total, step - since)),
                 averaged.margin,
             )
 
