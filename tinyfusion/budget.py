@@ -39,6 +39,7 @@ class Budget:
         protected: units that must stay.
         minimums: how many of some units must stay.
         scheme: groups to decide within, for a selector that needs them.
+        rest: what the network costs besides its units; messages and records count it in.
 
     Raises:
         InputError: no set of units meets the budget, or all units do.
@@ -51,6 +52,7 @@ class Budget:
     protected: frozenset[int] = frozenset()
     minimums: tuple[Minimum, ...] = ()
     scheme: Scheme | None = None
+    rest: float = 0.0
 
     @classmethod
     def of(
@@ -70,11 +72,14 @@ class Budget:
         if self.counts and not 0 < self.limit < self.count:
             raise InputError(f"keep={self.limit:g} must be between 1 and {self.count - 1}")
         if sum(self.costs) <= self.limit:
-            raise InputError(f"{self}: all units together cost {self._of_all}, so that none goes")
+            raise InputError(
+                f"{self}: with all units it is {self._with(sum(self.costs))}, so that none goes"
+            )
         self._check_held()
         if not self.fill(sorted(range(self.count), key=self.costs.__getitem__)):
             raise InputError(
-                f"{self}: not one unit can stay, the cheapest costs {min(self.costs):,.6g}"
+                f"{self}: not one unit can stay; with the cheapest it is "
+                f"{self._with(min(self.costs))}"
             )
 
     def _check_held(self) -> None:
@@ -96,16 +101,16 @@ class Budget:
             words += [f"{minimum.count} of {self._named(minimum.units)}"]
         if held > self.limit:
             raise InputError(
-                f"{self}: what must stay ({', '.join(words)}) costs {held:,.6g}; raise the budget, "
-                "or protect less"
+                f"{self}: with what must stay ({', '.join(words)}) it is {self._with(held)}, the "
+                "nearest; raise the budget, or protect less"
             )
 
     def _named(self, units: Sequence[int]) -> str:
         return f"{self.units[units[0]].name}..{self.units[units[-1]].name}"
 
-    @property
-    def _of_all(self) -> str:
-        return f"{sum(self.costs):,.6g}"
+    def _with(self, cost: float) -> str:
+        """The whole network's cost with units that cost so much."""
+        return f"{cost + self.rest:,.6g}"
 
     @property
     def count(self) -> int:
@@ -132,6 +137,16 @@ class Budget:
     def free(self) -> tuple[int, ...]:
         """Units that are not protected."""
         return tuple(unit for unit in range(self.count) if unit not in self.protected)
+
+    @cached_property
+    def keep_free(self) -> int | None:
+        """How many units stay of those that are not protected, if these all cost the same."""
+        if len({self.costs[unit] for unit in self.free}) != 1:
+            return None
+        if self.counts:
+            return self.keep - len(self.protected)
+        each = self.costs[self.free[0]]
+        return math.floor((self.limit - self.cost(self.protected)) / each) if each else None
 
     def cost(self, units: Iterable[int]) -> float:
         """What some units cost together."""
@@ -177,8 +192,9 @@ class Budget:
 
     def record(self) -> dict[str, Any]:
         """What a decision records, as plain data."""
-        found: dict[str, Any] = {self.measure: self.keep if self.counts else self.limit}
+        found: dict[str, Any] = {self.measure: self.keep if self.counts else self.limit + self.rest}
         if not self.counts:
+            found["rest"] = self.rest
             found["costs"] = {
                 unit.name: cost for unit, cost in zip(self.units, self.costs, strict=True)
             }
@@ -187,11 +203,13 @@ class Budget:
         if self.protected:
             found["protected"] = [self.units[unit].name for unit in sorted(self.protected)]
         if self.minimums:
-            found["minimums"] = [[len(m.units), m.count, m.units[0]] for m in self.minimums]
+            found["minimums"] = [
+                {"units": self._named(m.units), "at_least": m.count} for m in self.minimums
+            ]
         return found
 
     def __str__(self) -> str:
-        return f"{'keep' if self.counts else f'budget.{self.measure}'}={self.limit:,.6g}"
+        return f"{'keep' if self.counts else f'budget.{self.measure}'}={self._with(self.limit)}"
 
 
 def placeholders(budget: Budget) -> tuple[int, ...]:

@@ -64,6 +64,7 @@ def checked() -> Callable[..., Backbone | None]:
         ("decision=a.json",): r"decision=a\.json: with iterative= .* give decision=null",
         ("keep=2",): "keep=2: with iterative= .* give keep=null",
         ("scheme=1:2",): "scheme=1:2: with iterative= .* give scheme=null",
+        ("units=branches",): "units=branches: rounds choose blocks",
         ("start=fresh",): "start=fresh: .* give start=kept",
         ("teacher.path=digits",): r"teacher\.path=digits: .* iterative\.teacher",
         ("pruner=random", "pruner.candidates=9", "pruner.marks={a:[0,1,2,3]}"): (

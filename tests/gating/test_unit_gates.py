@@ -64,11 +64,11 @@ def test_a_decision_by_cost_meets_the_budget_and_leaves_no_swap(seed: int) -> No
     assert all(costs[unit] > spare for unit in outside)
     for unit in outside:
         for other in kept:
-            if logits[unit] > logits[other]:
+            if logits[unit] > logits[other] and chances[unit] >= chances[other]:
                 assert not budget.allows({*kept, unit} - {other})
-    if not minimums and seed == 0:
+    if not minimums:
         summed = float(chances[list(kept)].sum())
-        assert summed == pytest.approx(best(chances.tolist(), costs, 9.0), abs=1e-3)
+        assert summed == pytest.approx(best(chances.tolist(), costs, 9.0), abs=1e-6)
 
 
 def test_far_apart_logits_of_unequal_costs_are_told_apart() -> None:

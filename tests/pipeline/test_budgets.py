@@ -92,39 +92,60 @@ def test_constraints_are_laid_over_the_units(net) -> None:
 @pytest.mark.parametrize(
     ("wanted", "pruner", "said"),
     [
-        (Wanted(keep=0), ANY, "keep=0 must be between 1 and 7"),
-        (Wanted(keep=8), ANY, "keep=8 must be between 1 and 7"),
-        (Wanted(keep=16, units="branches"), Random(), "keep=16 must be between 1 and 15"),
-        (Wanted("1:2", parameters=0.5), ANY, "scheme=1:2 says .* so does budget.parameters"),
-        (Wanted("1:2", units="branches"), Random(), "scheme=1:2 groups blocks, but units=branches"),
-        (Wanted(keep=4, macs=0.5), ANY, "budget.macs=0.5 and keep=4 are two budgets"),
-        (Wanted(macs=0.5, latency=0.5), ANY, "budget.macs=0.5 and budget.latency=0.5 are two"),
-        (Wanted(units="branches"), Uniform(), "units=branches: Uniform chooses among blocks"),
-        (Wanted(units="heads"), Random(), "units=heads: Random chooses among blocks or branches"),
-        (Wanted(parameters=0.01), ANY, r"can't be met: .* a share of 0\.\d+, the nearest"),
-        (Wanted(parameters="999M"), ANY, "would remove nothing"),
-        (Wanted(parameters="many"), ANY, "budget.parameters=many is neither: valid is a share"),
-        (Wanted(parameters=-0.5), ANY, "budget.parameters=-0.5 is neither"),
-        (Wanted(macs="20ms"), ANY, "budget.macs=20ms is neither"),
-        (Wanted(keep=2, protected=[0, 1, 2]), ANY, r"what must stay \(3 protected\) costs 3"),
-        (Wanted(keep=2, protected=[8]), ANY, r"no unit 8; valid: 0\.\.7, or names such as"),
-        (Wanted(keep=2, protected=["blocks.0.attn"]), ANY, "no unit 'blocks.0.attn'"),
-        (Wanted(keep=2, minimum=3), ANY, r"what must stay \(3 of blocks\.0\.\.blocks\.7\) costs 3"),
-        (Wanted(keep=2, minimum=-1), ANY, "budget.minimum=-1 must not be negative"),
-        (Wanted(keep=2, minimum=[[1, 9]]), ANY, r"budget\.minimum: \[1,9\] ends behind the last"),
-        (Wanted(keep=2, minimum="x"), ANY, "budget.minimum='x' can't be read"),
+        (dict(keep=0), ANY, "keep=0 must be between 1 and 7"),
+        (dict(keep=8), ANY, "keep=8 must be between 1 and 7"),
+        (dict(keep=16, units="branches"), Random(), "keep=16 must be between 1 and 15"),
+        (dict(scheme="1:2", parameters=0.5), ANY, "scheme=1:2 says .* so does budget.parameters"),
+        (dict(scheme="1:2", units="branches"), Random(), "scheme=1:2 groups blocks, but units=b"),
+        (dict(keep=4, macs=0.5), ANY, "budget.macs=0.5 and keep=4 are two budgets"),
+        (dict(macs=0.5, latency=0.5), ANY, "budget.macs=0.5 and budget.latency=0.5 are two"),
+        (dict(units="branches"), Uniform(), "units=branches: Uniform chooses among blocks"),
+        (dict(units="heads"), Random(), "units=heads: Random chooses among blocks or branches"),
+        (dict(parameters=0.01), ANY, r"can't be met: .* a share of 0\.\d+, the nearest"),
+        (dict(parameters="999M"), ANY, "would remove nothing"),
+        (dict(parameters="many"), ANY, "budget.parameters=many is neither: valid is a share"),
+        (dict(parameters=-0.5), ANY, "budget.parameters=-0.5 is neither"),
+        (dict(macs="20ms"), ANY, "budget.macs=20ms is neither"),
+        (dict(keep=2, protected=[0, 1, 2]), ANY, r"must stay \(3 protected\) it is 3, the"),
+        (dict(keep=2, protected=[8]), ANY, r"no unit 8; valid: 0\.\.7, or names such as"),
+        (dict(keep=2, protected=["blocks.0.attn"]), ANY, "no unit 'blocks.0.attn'"),
+        (dict(keep=2, minimum=3), ANY, r"must stay \(3 of blocks\.0\.\.blocks\.7\) it is 3, the"),
+        (dict(keep=2, minimum=-1), ANY, "budget.minimum=-1 must not be negative"),
+        (dict(keep=2, minimum=[[1, 9]]), ANY, r"budget\.minimum: \[1,9\] ends behind the last"),
+        (dict(keep=2, minimum="x"), ANY, "budget.minimum=x must be a number of units, or a list"),
+        (dict(keep=2, minimum=[["x"]]), ANY, "budget.minimum.* is not a .keep, size. pair"),
+        (dict(keep=2, protected=None), ANY, "budget.protected=None must be a list of units"),
+        (dict(keep=2, protected="blocks.0"), ANY, "budget.protected=blocks.0 must be a list"),
+        (dict(latency=0.5, batch_size=0), ANY, "budget.batch_size=0 must be at least 1"),
+        (dict(keep=2, table="x.json"), ANY, "budget.table=x.json is of latencies, but"),
+        (dict(latency=20), ANY, r"budget\.latency=20 is neither: valid is .* 20ms"),
+        (dict(scheme="2:4", keep=3), Uniform(), "scheme=2:4 keeps 4 of 8 blocks but keep=3"),
+        (dict(scheme="3:5"), Uniform(), "scheme"),
+        (dict(parameters=0.5, protected=range(7)), ANY, r"budget.parameters=22,028: with what must"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_is_refused(net, wanted, pruner, said: str) -> None:
     with pytest.raises(InputError, match=said) as refused:
-        wanted.budget(net, pruner)
+        Wanted(**wanted).budget(net, pruner)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_an_unknown_key_of_a_budget_is_named() -> None:
+    with pytest.raises(InputError, match=r"budget\.flops is not known; valid: parameters, macs, l"):
+        Wanted.of(None, None, "blocks", {"flops": 0.5})
+
+
+def test_all_that_a_pruner_of_its_own_numbers_ignores_is_listed() -> None:
+    wanted = Wanted("1:2", units="branches", protected=[3], minimum=2)
+    assert wanted.unused == [
+        "scheme=1:2", "units=branches", "budget.protected=[3]", "budget.minimum=2"
+    ]  # fmt: skip
 
 
 def test_a_network_without_branches_says_so(net) -> None:
     from tests.pruners.conftest import Stack
 
-    with pytest.raises(InputError, match="name no branches"):
+    with pytest.raises(InputError, match=r"units=branches: .* name no branches"):
         Wanted(units="branches").budget(Stack(*[torch.relu] * 3), Random())
 
 
@@ -141,6 +162,7 @@ def test_latency_is_measured_where_it_is_used(net, tmp_path) -> None:
     assert again == table
     again.check(here, "x")
     for key, value in (
+        ("model", "DiT, 8 blocks"),
         ("device", "TPU"),
         ("batch_size", 5),
         ("precision", "16"),
@@ -150,16 +172,21 @@ def test_latency_is_measured_where_it_is_used(net, tmp_path) -> None:
             again.check(replace(here, **{key: value}), "x")
     with pytest.raises(InputError, match=r"the table has no blocks\.0"):
         again.of(net.units())
+    # Together, units take what is between the whole forward and that without them.
+    assert 0 < table.rest < table.whole
+    assert sum(table.of(units)) == pytest.approx(table.whole - table.rest)
 
 
 def test_a_budget_of_latency_counts_what_is_always_there(net) -> None:
     seconds = {unit.name: 0.1 + 0.1 * (unit.index == 7) for unit in net.units()}
-    table = LatencyTable(Setting("x", 1, "32-true", False), 1.2, seconds)
+    table = LatencyTable(Setting("m", "x", 1, "32-true", False), 1.2, 0.3, seconds)
     half = Wanted(latency=0.5).budget(net, ANY, table)
     assert half.limit == pytest.approx(0.6 - 0.3) and sum(half.costs) == pytest.approx(0.9)
     assert Wanted(latency="600ms").budget(net, ANY, table).limit == pytest.approx(half.limit)
-    with pytest.raises(InputError, match=r"budget\.latency=2 is neither: valid is .* 20ms"):
-        Wanted(latency=2).budget(net, ANY, table)
+    assert half.record()["latency"] == pytest.approx(0.6) and str(half) == "budget.latency=0.6"
+    # Units are scaled: timed by themselves they had taken twice as long.
+    double = LatencyTable(table.setting, 1.2, 0.3, {k: 2 * v for k, v in seconds.items()})
+    assert double.of(net.units()) == pytest.approx(half.costs)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"setting": {}, "whole": 1, "seconds": {}}', "[1]"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor
 from tinyfusion.backbones.contract import BlockRunner
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.mar import MAR
+from tinyfusion.budget import Budget
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.candidates import CandidateScores
 from tinyfusion.processes.contract import Process, mean_flat
@@ -133,10 +134,12 @@ def test_an_identity_costs_nothing_and_the_gap_of_a_sum_is_told(stack, context) 
     assert free["set_change"] == 0 and free["additivity_gap"] is None
 
 
-def test_knapsack_weighs_by_parameters(stack, context) -> None:
+def test_knapsack_of_a_budget_of_parameters_weighs_by_them(stack, context) -> None:
     vectors = [unit(place, size) for place, size in enumerate((0.7, 0.5, 0.5, 0.5))]
     net = stack(*adding(*vectors), parameters=(6, 2, 2, 2))
-    choice = LaptopDiff(Knapsack(), 20).choose(context(2, net=net, process=Shift(sum(vectors))))
+    counted = context(2, net=net, process=Shift(sum(vectors)))
+    half = Budget(counted.units, (6.0, 2.0, 2.0, 2.0), 6, "parameters")
+    choice = LaptopDiff(Knapsack(), 20).choose(replace(counted, budget=half))
     assert choice.kept == (1, 2, 3), "0.49 for half of the parameters, less than 3 x 0.25"
     assert choice.scores["removed"] == choice.scores["to_remove"] == 6
 

@@ -32,7 +32,8 @@ def test_bounds() -> None:
     broken = [math.inf, 1.0, 2.0, 4.0, 8.0, 1.0]
     found = InverseImportance(least=0.1).factors(decision(loss_change=broken))
     assert [found[i] for i in KEPT] == [0.1, 1.0, 0.5, 0.25]
-    assert InverseImportance().factors(decision(loss_change=[0.0] * 6)) == [1.0] * 6
+    with pytest.raises(InputError, match="no block that stays has a positive zd"):
+        InverseImportance().factors(decision(zd=[-1.0] * 6))
 
 
 def test_the_first_blocks_may_be_frozen() -> None:

@@ -61,9 +61,8 @@ def branch_units(net: UnitNetwork) -> tuple[Unit, ...]:
             units += _branches_of(unit, block)
     if not units:
         raise InputError(
-            f"the blocks of a {type(net).__name__} name no branches, so that these can't go one "
-            "by one: derive the class of its blocks from BranchedBlock "
-            "(tinyfusion.backbones.branches), or choose among blocks"
+            f"units=branches: the blocks of a {type(net).__name__} name no branches; derive their "
+            "class from BranchedBlock (tinyfusion.backbones.branches), or give units=blocks"
         )
     return tuple(units)
 

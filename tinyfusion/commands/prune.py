@@ -73,11 +73,11 @@ def decide(objects: Objects, source: Backbone, runner: PhaseRunner, folder: Path
     else:
         pruner = objects.pruner
         assert pruner is not None
-        said = objects.wanted.said
-        if said and not getattr(pruner, "uses_keep", True):
+        unused = objects.wanted.unused
+        if unused and not getattr(pruner, "uses_keep", True):
             log.warning(
                 "prune: %s is not used: %s says itself what stays",
-                ", ".join(said),
+                ", ".join(unused),
                 method_of(pruner),
             )
         decision = choose(

@@ -80,7 +80,8 @@ def main(cfg: DictConfig, folder: Path) -> None:
             decision = decide(last.objects, last.net, runner, folder)
         else:
             log.info(
-                "run: applying %s; scheme, keep and pruner are not used", objects.decision_path
+                "run: applying %s; pruner, scheme, keep, units and budget are not used",
+                objects.decision_path,
             )
             decision = given
             write_pruned(objects, source, decision, folder)

@@ -75,24 +75,25 @@ class GumbelTopK:
         """See `Draw.mask`."""
         z_BL = log_weights_L + gumbel_BL
         hard_BL = largest(z_BL.detach(), budget)
-        free = list(budget.free)
-        costs = torch.tensor([budget.costs[unit] for unit in free]).to(z_BL)
-        soft_BF = relaxed(
-            z_BL[:, free] / temperature, costs, budget.limit - budget.cost(budget.protected)
-        )
+        free, keep = list(budget.free), budget.keep_free
+        if keep is None:
+            costs = torch.tensor([budget.costs[unit] for unit in free]).to(z_BL)
+            limit = budget.limit - budget.cost(budget.protected)
+        else:
+            costs, limit = torch.ones(len(free)).to(z_BL), float(keep)
+        soft_BF = relaxed(z_BL[:, free] / temperature, costs, limit)
         # Forward value hard, gradient of soft: x - x is exactly 0.
         return hard_BL.index_add(
             1, torch.tensor(free, device=z_BL.device), soft_BF - soft_BF.detach()
         )
 
     def inclusion(self, log_weights_L: Tensor, budget: Budget) -> Tensor:
-        """By quadrature where units are counted, else by `DRAWS` draws of a fixed seed."""
+        """By quadrature where units cost the same, else by `DRAWS` draws of a fixed seed."""
         weights_L = log_weights_L.detach().double().cpu()
-        if budget.counts and not budget.minimums:
+        if budget.keep_free is not None and not budget.minimums:
             probabilities_L = torch.ones_like(weights_L)
             free = list(budget.free)
-            keep = budget.keep - len(budget.protected)
-            probabilities_L[free] = among_largest(weights_L[free], keep)
+            probabilities_L[free] = among_largest(weights_L[free], budget.keep_free)
             return probabilities_L
         uniform_DL = torch.rand(
             DRAWS, budget.count, dtype=torch.float64, generator=generator(0, "inclusion")
@@ -113,18 +114,22 @@ class ConditionalBernoulli:
     """
 
     def check(self, budget: Budget) -> None:
-        """Only numbers of units are known, without minimums."""
-        if not budget.counts or budget.minimums:
+        """Only units of equal cost are known, without minimums.
+
+        Raises:
+            InputError: units cost differently, or there are minimums.
+        """
+        if budget.keep_free is None or budget.minimums:
             raise InputError(
-                f"{budget}: {type(self).__name__} draws a number of units, without minimums; "
-                "choose pruner.draw._target_=tinyfusion.gating.draws.GumbelTopK"
+                f"{budget}: {type(self).__name__} draws a number of units, all of one cost and "
+                "without minimums; choose pruner.draw._target_=tinyfusion.gating.draws.GumbelTopK"
             )
 
     def mask(
         self, log_weights_L: Tensor, gumbel_BL: Tensor, temperature: float, budget: Budget
     ) -> Tensor:
         """See `Draw.mask`."""
-        free, keep = list(budget.free), budget.keep - len(budget.protected)
+        free, keep = list(budget.free), cast(int, budget.keep_free)
         weights_F = log_weights_L[free]
         at = torch.tensor(free, device=gumbel_BL.device)
         hard_BL = torch.ones_like(gumbel_BL)
@@ -137,9 +142,9 @@ class ConditionalBernoulli:
         """The exact probabilities."""
         weights_L = log_weights_L.detach().double().cpu()
         probabilities_L = torch.ones_like(weights_L)
-        free = list(budget.free)
-        keep = budget.keep - len(budget.protected)
-        probabilities_L[free] = kept_marginals(weights_L[free], keep).detach()
+        free, keep = list(budget.free), cast(int, budget.keep_free)
+        # Rounding may leave the last place above 1.
+        probabilities_L[free] = kept_marginals(weights_L[free], keep).detach().clamp(0, 1)
         return probabilities_L
 
     def penalty(self, log_weights_L: Tensor, budget: Budget) -> None:

@@ -59,11 +59,11 @@ class UnitGates(Gates):
 def decide(logits_L: Tensor, inclusion_L: Tensor, budget: Budget) -> tuple[int, ...]:
     """The units that stay.
 
-    Where units are counted, those of the largest logits. Where they cost differently, the set that
-    the budget allows and whose inclusion probabilities have the largest sum, which is the set that
-    has most units in common with a draw (a 0/1 programme). Probabilities that are next to 0 or 1
-    tell no sets apart; then as long as there is one, a unit that fits is added, or one of a larger
-    logit takes the place of one of a smaller.
+    Where units cost the same, those of the largest logits. Where they cost differently, the set
+    that the budget allows and whose inclusion probabilities have the largest sum, which is the set
+    that has most units in common with a draw (a 0/1 programme). Probabilities of 0 or 1 tell no
+    sets apart: as long as there is one, a unit that fits is added, or one of a larger logit, and
+    of a probability no smaller, takes the place of another.
 
     Args:
         logits_L: logits.
@@ -71,7 +71,7 @@ def decide(logits_L: Tensor, inclusion_L: Tensor, budget: Budget) -> tuple[int, 
         budget: what may stay.
     """
     order = logits_L.argsort(descending=True, stable=True).tolist()
-    if budget.counts:
+    if budget.keep_free is not None:
         return budget.fill(order)
     costs = np.asarray(budget.costs)
     scale = 1.0 / costs.sum()
@@ -87,11 +87,20 @@ def decide(logits_L: Tensor, inclusion_L: Tensor, budget: Budget) -> tuple[int, 
     kept = set(np.flatnonzero(np.rint(found.x)).tolist()) if found.x is not None else set()
     if not budget.allows(kept):  # by less than the solver's tolerance
         kept = set(budget.fill(order))
-    return improved(kept, order, budget)
+    return improved(kept, order, inclusion_L.tolist(), budget)
 
 
-def improved(kept: set[int], order: Sequence[int], budget: Budget) -> tuple[int, ...]:
-    """Add units and exchange them for others that come earlier in ``order``, while that fits."""
+def improved(
+    kept: set[int], order: Sequence[int], inclusion: Sequence[float], budget: Budget
+) -> tuple[int, ...]:
+    """Add units, and exchange them for others that come earlier in ``order``, while that fits.
+
+    Args:
+        kept: units that the budget allows.
+        order: all units, the most important first.
+        inclusion: probability of each unit, whose sum does not fall.
+        budget: what may stay.
+    """
     place = {unit: number for number, unit in enumerate(order)}
     kept = set(kept)
     while True:
@@ -106,7 +115,10 @@ def improved(kept: set[int], order: Sequence[int], budget: Budget) -> tuple[int,
                 (kept - out) | {unit}
                 for out in gone
                 for unit in outside
-                if all(place[unit] < place[other] for other in out)
+                if all(
+                    place[unit] < place[other] and inclusion[unit] >= inclusion[other]
+                    for other in out
+                )
                 and budget.allows((kept - out) | {unit})
             ),
             None,

@@ -11,12 +11,14 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 
 from tinyfusion.backbones.branches import Branch
 from tinyfusion.backbones.contract import Backbone, evaluating, run_plain
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
 from tinyfusion.metrics.benchmark import device_name
+from tinyfusion.metrics.speed import parameters
 from tinyfusion.states import States
 from tinyfusion.units import Unit
 
@@ -26,12 +28,14 @@ class Setting:
     """Where and how latency is measured; figures of different settings can't be compared.
 
     Attributes:
+        model: which network, in words.
         device: name of the device, with the number of threads of a CPU.
         batch_size: samples per forward.
         precision: as a trainer calls it, such as ``"bf16-mixed"``.
         compiled: whether blocks are compiled.
     """
 
+    model: str
     device: str
     batch_size: int
     precision: str
@@ -45,15 +49,21 @@ class LatencyTable:
     Attributes:
         setting: where and how it was measured.
         whole: seconds of one forward.
-        seconds: seconds of each unit by name, median of several runs.
+        rest: seconds of one forward without its units.
+        seconds: seconds of each unit by itself, by name.
     """
 
     setting: Setting
     whole: float
+    rest: float
     seconds: dict[str, float]
 
     def of(self, units: Sequence[Unit]) -> tuple[float, ...]:
-        """Seconds of some units.
+        """Seconds that some units add to a forward.
+
+        A unit that is timed by itself finds its weights in the cache, and leaves out what a block
+        does for its branches: times are scaled so that all units of the table together take what
+        is between the whole forward and that without units.
 
         Raises:
             InputError: one that was not measured.
@@ -64,7 +74,8 @@ class LatencyTable:
                 f"budget.latency: the table has no {missing[0]}; it is of another kind of "
                 "units, or on another model"
             )
-        return tuple(self.seconds[unit.name] for unit in units)
+        scale = max(0.0, self.whole - self.rest) / sum(self.seconds.values())
+        return tuple(scale * self.seconds[unit.name] for unit in units)
 
     def check(self, here: Setting, path: Path | str) -> None:
         """Refuse figures of another device, batch, precision or compile setting.
@@ -76,7 +87,8 @@ class LatencyTable:
             if there != getattr(here, key):
                 raise InputError(
                     f"latency table {str(path)!r} was measured with {key}={there}, but this run "
-                    f"has {key}={getattr(here, key)}; measure it here: leave budget.table out"
+                    f"has {key}={getattr(here, key)}; measure anew: leave budget.table out, or "
+                    "take another run folder"
                 )
 
     def save(self, path: Path) -> None:
@@ -94,7 +106,7 @@ class LatencyTable:
         try:
             setting = Setting(**values["setting"])
             seconds = {str(k): float(v) for k, v in values["seconds"].items()}
-            return cls(setting, float(values["whole"]), seconds)
+            return cls(setting, float(values["whole"]), float(values["rest"]), seconds)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"latency table {str(path)!r} can't be read: {error}") from None
 
@@ -106,18 +118,22 @@ def measure_latency(
     dtype: torch.dtype | None = None,
     rounds: int = 7,
     repeats: int = 3,
+    whole: Backbone | None = None,
 ) -> LatencyTable:
-    """Time a sampling forward of a batch, and each unit on the states that it is given there.
+    """Time a sampling forward of a batch, one without units, and each unit by itself.
 
     Args:
-        net: the network, on its device, compiled if ``setting`` says so.
-        units: what is timed one by one.
+        net: the network, on its device, not compiled.
+        units: what is timed one by one, on the states that it is given in a forward.
         setting: how it is measured, see `setting_of`.
         dtype: what matrix products are computed in, by autocast; ``None`` for the network's own.
         rounds: timed runs, of which the median is taken.
         repeats: runs of a unit between two looks at the clock.
+        whole: the same network compiled, for forwards; ``None`` for ``net``. Units are timed as
+            they are: compiled by themselves, they would be other programs than within their block.
     """
     device = next(net.parameters()).device
+    whole = net if whole is None else whole
     inputs = net.example_inputs(setting.batch_size, device)
     seconds: list[list[float]] = [[] for _ in units]
 
@@ -127,17 +143,23 @@ def measure_latency(
         seconds[number].append(taken)
         return out
 
+    indices = {unit.index for unit in units}
+
+    def without(number: int, block: nn.Module, states: States, condition: Any) -> States:
+        return states if number in indices else run_plain(number, block, states, condition)
+
     cast = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
     run_units = net.run_units(units, timed)
-    with torch.no_grad(), evaluating(net), cast:
+    wholes, rests = [], []
+    with torch.no_grad(), evaluating(net), evaluating(whole), cast:
         for _ in range(2):
-            net(*inputs)
-        wholes = []
+            whole(*inputs)
         for _ in range(rounds):
-            wholes.append(_seconds(device, lambda: net(*inputs), 1))
+            wholes.append(_seconds(device, lambda: whole(*inputs), 1))
+            rests.append(_seconds(device, lambda: whole(*inputs, run_block=without), 1))
             net(*inputs, run_block=run_units)
     found = {unit.name: median(times) for unit, times in zip(units, seconds, strict=True)}
-    return LatencyTable(setting, median(wholes), found)
+    return LatencyTable(setting, median(wholes), median(rests), found)
 
 
 def setting_of(net: Backbone, batch_size: int, precision: str, compiled: bool) -> Setting:
@@ -153,7 +175,9 @@ def setting_of(net: Backbone, batch_size: int, precision: str, compiled: bool) -
     name = device_name(device)
     if device.type == "cpu":
         name = f"{name}, {torch.get_num_threads()} thread(s)"
-    return Setting(name, batch_size, precision, compiled)
+    shapes = " ".join("x".join(map(str, part.shape[1:])) for part in net.example_inputs(1)[:1])
+    model = f"{type(net).__name__}, {net.depth} blocks, {parameters(net):,} parameters, {shapes}"
+    return Setting(model, name, batch_size, precision, compiled)
 
 
 def _seconds(device: torch.device, run: Callable[[], object], repeats: int) -> float:

@@ -114,7 +114,7 @@ def learn_mask(
         gates.gate_rate_factor,
         None if recipe is None else gates.gate_ema_decay,  # follows the length of the run
     )
-    wanted = Wanted(scheme, keep, units, **(budget or {}))
+    wanted = Wanted.of(scheme, keep, units, budget)
     if recipe is not None and wanted == Wanted():
         wanted = Wanted(recipe.scheme)
     runner = _runner(net, data, MASK_LEARNING, settings, process, trainer, callbacks, seed, recipe)
@@ -154,7 +154,7 @@ def choose(
         InputError: see `learn_mask`.
     """
     runner = _runner(net, data, MASK_LEARNING, {}, process, trainer, (), seed, None)
-    return _chosen(pruner, net, runner, Wanted(scheme, keep, units, **(budget or {})), folder)
+    return _chosen(pruner, net, runner, Wanted.of(scheme, keep, units, budget), folder)
 
 
 def recover(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -53,6 +53,9 @@ class Wanted:
         protected: units that must stay, by number or name.
         minimum: how many units of each stack must stay at least, or a list of ``[at least, size]``
             of consecutive groups of units.
+
+    Raises:
+        InputError: a value of the wrong kind, or a table without a budget of latency.
     """
 
     scheme: Any = None
@@ -66,6 +69,47 @@ class Wanted:
     protected: Sequence[int | str] = ()
     minimum: Any = 0
 
+    @classmethod
+    def of(
+        cls, scheme: Any, keep: int | None, units: str, budget: Mapping[str, Any] | None
+    ) -> Wanted:
+        """From the keys of a configuration.
+
+        Args:
+            scheme: see above.
+            keep: see above.
+            units: see above.
+            budget: everything else, by name.
+
+        Raises:
+            InputError: see above, or a name that there is none of.
+        """
+        others = [f.name for f in fields(cls) if f.name not in ("scheme", "keep", "units")]
+        for key in budget or {}:
+            if key not in others:
+                raise InputError(f"budget.{key} is not known; valid: {', '.join(others)}")
+        return cls(scheme, keep, units, **(budget or {}))
+
+    def __post_init__(self) -> None:
+        for measure, value in self.amounts.items():
+            _amount(measure, value, 1.0)
+        if self.batch_size < 1:
+            raise InputError(f"budget.batch_size={self.batch_size} must be at least 1")
+        if self.table is not None and self.latency is None:
+            raise InputError(
+                f"budget.table={self.table} is of latencies, but the budget is not; give "
+                "budget.latency=, or leave it out"
+            )
+        if isinstance(self.protected, str) or not isinstance(self.protected, Sequence):
+            raise InputError(
+                f"budget.protected={self.protected} must be a list of units, such as [0,blocks.5]"
+            )
+        if not isinstance(self.minimum, int | Sequence) or isinstance(self.minimum, bool | str):
+            raise InputError(
+                f"budget.minimum={self.minimum} must be a number of units, or a list of [at least, "
+                "size], such as [[2,14],[4,14]]"
+            )
+
     @property
     def amounts(self) -> dict[str, Any]:
         """What is given by cost, by measure."""
@@ -76,6 +120,13 @@ class Wanted:
         """Budgets that are given, as the user typed them; more than one contradict each other."""
         given = [f"budget.{name}={value}" for name, value in self.amounts.items()]
         return given + ([] if self.keep is None else [f"keep={self.keep}"])
+
+    @property
+    def unused(self) -> list[str]:
+        """All that is given, as the user typed it: what a pruner ignores that says it itself."""
+        other = {"scheme": self.scheme, "units": self.units if self.units != BLOCKS else None}
+        other |= {"budget.protected": self.protected, "budget.minimum": self.minimum}
+        return self.said + [f"{key}={value}" for key, value in other.items() if value]
 
     def unmeasured(self) -> Wanted:
         """The same with MACs in the place of a latency, for what can't measure, such as a dry run.
@@ -118,9 +169,8 @@ class Wanted:
     ) -> Budget | None:
         """The budget, of the units of a network.
 
-        A scheme that the pruner does not use says only how many blocks stay; then it need not fit
-        the model if ``keep`` is given. One that it needs and that is not given follows from
-        ``keep`` (see `even_scheme`).
+        A scheme that the pruner does not use says only how many blocks stay. One that it needs and
+        that is not given follows from ``keep`` (see `even_scheme`).
 
         Args:
             net: the network.
@@ -144,17 +194,16 @@ class Wanted:
             return Budget.of(units, keep, protected, minimums, scheme)
         ((measure, value),) = self.amounts.items()
         costs, whole = _costs(measure, net, units, latency)
-        fixed = max(0.0, whole - sum(costs))
         limit = _amount(measure, value, whole)
-        return _within(measure, units, costs, fixed, limit, whole, protected, minimums)
+        return _within(measure, units, costs, limit, whole, protected, minimums)
 
     def _groups(self, net: Backbone, pruner: Pruner, count: int) -> tuple[Scheme | None, int]:
         keep, laid = self.keep, None
         uses = getattr(pruner, "uses_scheme", False)
         even = self.scheme == EVEN or (getattr(pruner, "needs_scheme", False) and not self.scheme)
-        if self.scheme is not None and self.scheme != EVEN and (uses or keep is None):
+        if self.scheme is not None and self.scheme != EVEN:
             laid = parse_scheme(self.scheme, net.depth, net.borders)
-            keep = laid.keep if keep is None else keep
+            keep = check_keep(laid, laid.keep if keep is None else keep).keep
         keep = max(1, count // 2) if keep is None else keep
         if not 0 < keep < count:
             raise InputError(f"keep={keep} must be between 1 and {count - 1}")
@@ -162,7 +211,7 @@ class Wanted:
             return None, keep
         if laid is None and even:
             laid = even_scheme(keep, net.depth, net.borders)
-        return (None if laid is None else check_keep(laid, keep)), keep
+        return laid, keep
 
     def _protected(self, units: Sequence[Unit]) -> Iterator[int]:
         names = {unit.name: number for number, unit in enumerate(units)}
@@ -240,7 +289,6 @@ def _within(
     measure: str,
     units: Sequence[Unit],
     costs: tuple[float, ...],
-    fixed: float,
     limit: float,
     whole: float,
     protected: frozenset[int],
@@ -251,6 +299,7 @@ def _within(
     Raises:
         InputError: less than the rest and one unit cost, or at least as much as everything.
     """
+    fixed = max(0.0, whole - sum(costs))
     least = fixed + min(costs)
     said = f"budget.{measure}: {limit:,.6g} ({limit / whole:.1%} of {whole:,.6g})"
     if limit < least:
@@ -260,4 +309,4 @@ def _within(
         )
     if limit >= whole:
         raise InputError(f"{said} would remove nothing; give less than the whole network costs")
-    return Budget(tuple(units), costs, limit - fixed, measure, protected, minimums)
+    return Budget(tuple(units), costs, limit - fixed, measure, protected, minimums, rest=fixed)

@@ -14,11 +14,12 @@ from lightning.pytorch import Trainer
 from tinyfusion.backbones.contract import Backbone, compile_blocks
 from tinyfusion.budget import Budget, placeholders
 from tinyfusion.decision import Decision
+from tinyfusion.errors import InputError
 from tinyfusion.group import ALONE, Group
 from tinyfusion.metrics.latency import LatencyTable, measure_latency, setting_of
 from tinyfusion.pipeline.budgets import Wanted
 from tinyfusion.pipeline.runner import PhaseRunner
-from tinyfusion.pruners.contract import Pruner, PruningContext, phases_of
+from tinyfusion.pruners.contract import Choice, Pruner, PruningContext, phases_of
 from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.training.settings import TrainerSettings
 from tinyfusion.units import kept_and_removed
@@ -104,6 +105,7 @@ def choose(
     # The pruner is free to alter its network.
     own = copy.deepcopy(net).to(device)
     table = None
+    wanted.check(pruner)
     if wanted.latency is not None:
         # Kept beside the phases: one that is resumed goes on under the same costs.
         table = group.from_first(lambda: _latency(wanted, own, runner.trainer, folder))
@@ -112,6 +114,8 @@ def choose(
     trained = runner.run(phases_of(pruner, context), folder)
     choice = pruner.choose(replace(context, trained=trained))
     runner.log_figures(folder)
+    if budget is not None:
+        _check_met(method_of(pruner), choice, budget)
     return choice.decision(
         net.depth,
         method=method_of(pruner),
@@ -120,6 +124,27 @@ def choose(
         config=config or {},
         budget={} if budget is None else _record(budget, table),
     )
+
+
+def _check_met(method: str, choice: Choice, budget: Budget) -> None:
+    """Refuse a choice that is over the budget or against its constraints.
+
+    Raises:
+        InputError: it is.
+    """
+    if choice.replaced or choice.resized is not None:
+        return
+    blocks, removed = set(choice.kept or ()), set(choice.removed)
+    kept = [
+        number
+        for number, unit in enumerate(budget.units)
+        if unit.name not in removed and (choice.kept is None or unit.index in blocks)
+    ]
+    if not budget.allows(kept):
+        names = ", ".join(budget.units[number].name for number in kept)
+        raise InputError(
+            f"pruner={method} keeps {names}, which {budget} and its constraints don't allow"
+        )
 
 
 def _record(budget: Budget, table: LatencyTable | None) -> dict[str, Any]:
@@ -151,7 +176,7 @@ def _latency(
     if own.compile:
         timed = copy.deepcopy(net)
         compile_blocks(timed, own.compile_backend)
-    table = measure_latency(timed, units, here, AUTOCAST.get(own.precision))
+    table = measure_latency(net, units, here, AUTOCAST.get(own.precision), whole=timed)
     folder.mkdir(parents=True, exist_ok=True)
     table.save(measured)
     return table

@@ -14,6 +14,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.pipeline.budgets import Wanted
 from tinyfusion.pruners.contract import Pruner
 from tinyfusion.scheme import EVEN
+from tinyfusion.units import BLOCKS
 
 PREVIOUS, SOURCE = "previous", "source"
 
@@ -95,6 +96,8 @@ class Rounds:
                     f"{key}={value}: with iterative= the rounds' numbers of blocks are "
                     f"iterative.depths, and their blocks are chosen; give {key}=null"
                 )
+        if wanted.units != BLOCKS:
+            raise InputError(f"units={wanted.units}: rounds choose blocks; give units=blocks")
         if start == "fresh":
             raise InputError(
                 f"start={start}: what the rounds start from is iterative.weights; give start=kept"

@@ -93,19 +93,31 @@ class Learned:
         """Mask learning.
 
         Raises:
-            InputError: a budget that `draw` does not know, or a criterion to start from beside a
-                scheme.
+            InputError: a budget that `draw` does not know or that leaves nothing to learn, or a
+                criterion to start from, protected units or minimums beside a scheme.
         """
-        assert context.budget is not None
+        budget = context.budget
+        assert budget is not None
         if context.scheme is None:
-            self.draw.check(context.budget)
+            self.draw.check(budget)
+            if budget.counts and len(budget.protected) == budget.keep:
+                raise InputError(
+                    f"{budget}: all that stay are protected, so that there is nothing to learn; "
+                    "raise keep=, or give the blocks as pruner=indices"
+                )
+        elif budget.protected or budget.minimums:
+            key = "protected" if budget.protected else "minimum"
+            raise InputError(
+                f"budget.{key}: pruner=learned does not know it beside scheme={context.scheme}, "
+                "whose patterns are learned as a whole; give keep= instead of scheme="
+            )
         elif self.start is not None:
             raise InputError(
                 "pruner.start orders single units, but a scheme's logits are of patterns; give "
                 "keep= or a budget instead of scheme="
             )
         # Which units stay is not known yet; a dry run counts as many.
-        leaves = context.choice(placeholders(context.budget), scheme=context.scheme).decision(
+        leaves = context.choice(placeholders(budget), scheme=context.scheme).decision(
             context.net.depth, method="learned", seed=context.seed
         )
         return [Phase(MASK_LEARNING, lambda: self._module(context), leaves=leaves)]
@@ -134,7 +146,8 @@ class Learned:
         if context.scheme is not None:
             return PatternGates(context.scheme)
         assert context.budget is not None
-        if self.start is None:
+        # A dry run's network has no values to score.
+        if self.start is None or next(context.net.parameters()).is_meta:
             return UnitGates(context.budget, self.draw)
         calibration = self.start.calibration(context)
         every = range(context.budget.count)

@@ -142,9 +142,8 @@ class Grouped:
 class Knapsack:
     """Drop the set of units whose scores have the least sum, by integer programming.
 
-    No unit goes without which the budget would still be met. Where units are counted, at least the
-    share ``(count - keep) / count`` of the units' parameters goes: of units of one size exactly
-    ``keep`` stay, those of `TopK`; of several sizes another number may.
+    No unit goes without which the budget would still be met. Where units are counted, exactly
+    ``keep`` stay, those of `TopK`.
 
     Source: Laptop-Diff (arXiv 2404.11098), for which scores add up to the change of the output.
     """
@@ -159,14 +158,14 @@ class Knapsack:
         close to it.
 
         Raises:
-            InputError: the units that are not protected have too few parameters.
+            InputError: the units that are not protected are too few.
         """
         sizes, least = _to_remove(budget)
         free = budget.free
         if sum(sizes[unit] for unit in free) < least:
             raise InputError(
-                f"{budget}: {least:,} parameters are to go but the units that are not protected "
-                f"have {sum(sizes[unit] for unit in free):,}; raise keep="
+                f"{budget}: {least:,} are to go, but the units that are not protected have "
+                f"{sum(sizes[unit] for unit in free):,}; raise the budget"
             )
         scores_K = score(range(budget.count))
         at_most = [
@@ -181,6 +180,11 @@ class Knapsack:
             at_most=at_most,
         )
         dropped = [free[item] for item in found.items]
+        left = [unit for unit in range(budget.count) if unit not in dropped]
+        if not budget.allows(left):  # by less than the solver's tolerance
+            best = least_important(scores_K)[::-1]
+            left = list(budget.fill(sorted(best, key=lambda unit: unit in dropped)))
+            dropped = [unit for unit in range(budget.count) if unit not in left]
         evidence = {
             "order": sorted(dropped, key=lambda unit: (float(scores_K[unit]), unit)),
             "to_remove": least,
@@ -188,8 +192,7 @@ class Knapsack:
             "summed_score": float(scores_K[dropped].sum()),
             "exact": found.exact,
         }
-        kept = tuple(unit for unit in range(budget.count) if unit not in set(dropped))
-        return Selection(kept, scores_K, evidence)
+        return Selection(tuple(left), scores_K, evidence)
 
 
 def least_important(scores_K: Tensor) -> list[int]:
@@ -236,10 +239,7 @@ def _dropped(scores_K: Tensor, kept: Sequence[int]) -> list[int]:
 def _to_remove(budget: Budget) -> tuple[Sequence[int], int]:
     """Whole-numbered sizes of the units, and what has to go of them."""
     if budget.counts:
-        # Units without parameters are counted instead.
-        sizes = [unit.parameters or 0 for unit in budget.units]
-        sizes = sizes if any(sizes) else [1] * budget.count
-        return sizes, -(-budget.drop * sum(sizes) // budget.count)
+        return [1] * budget.count, budget.drop
     if all(float(cost).is_integer() for cost in budget.costs):
         sizes = [int(cost) for cost in budget.costs]
         return sizes, math.ceil(sum(sizes) - budget.limit)

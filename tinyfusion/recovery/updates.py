@@ -46,7 +46,8 @@ class InverseImportance:
             decision: how the student is cut, with the scores of its pruner.
 
         Raises:
-            InputError: no decision, or one that holds no such scores of blocks.
+            InputError: no decision, or one that holds no such scores of blocks, or none that is
+                positive.
         """
         key, scores = self._found(decision)
         assert decision is not None and decision.kept is not None
@@ -58,11 +59,13 @@ class InverseImportance:
                 f"recovery.updates.frozen={self.frozen} leaves none of the {len(stay)} blocks to "
                 f"train; valid: at most {len(stay) - 1}"
             )
-        reference = min((scores[i] for i in stay if 0 < scores[i] < math.inf), default=math.inf)
-        factors = [
-            1.0 if score <= 0 or math.isinf(reference) else self._share(reference / score)
-            for score in scores
-        ]
+        positive = [scores[i] for i in stay if 0 < scores[i] < math.inf]
+        if not positive:
+            raise InputError(
+                f"updates=inverse_importance: no block that stays has a positive {key}, so that "
+                "all would have one rate; choose a pruner with such scores, as sensitivity"
+            )
+        factors = [1.0 if x <= 0 else self._share(min(positive) / x) for x in scores]
         for block in stay[: self.frozen]:
             factors[block] = 0.0
         return factors

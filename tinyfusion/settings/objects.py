@@ -271,7 +271,7 @@ def _wanted(cfg: DictConfig) -> Wanted:
     if "budget" not in cfg:
         return Wanted()
     budget: Any = OmegaConf.to_container(cfg.budget)
-    return Wanted(cfg.scheme, cfg.keep, cfg.units, **budget)
+    return Wanted.of(cfg.scheme, cfg.keep, cfg.units, budget)
 
 
 def _rounds(cfg: DictConfig) -> Rounds | None:
