@@ -11,40 +11,58 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinyfusion.cli import main as tinyfusion
-from tinyfusion.studies.budgets import METHODS, REPORTED, Cell, plan, report
+from tinyfusion.studies.budgets import (
+    EQUAL_MACS,
+    METHODS,
+    REPORTED,
+    UNITS,
+    Cell,
+    plan,
+    report,
+)
 from tinyfusion.studies.jobs import options_and_overrides, run_study, seed_list, share_of
 
 
 def cell(text: str) -> Cell:
-    """TEACHER:KEEP as a cell.
+    """TEACHER:BUDGET as a cell.
 
     Raises:
         argparse.ArgumentTypeError: it is not.
     """
-    teacher, _, keep = text.partition(":")
-    if not teacher or not keep.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: give TEACHER:KEEP, such as digits:7")
-    return Cell(teacher, int(keep))
+    teacher, _, budget = text.partition(":")
+    if not teacher or not budget.startswith(("keep=", "budget.")):
+        raise argparse.ArgumentTypeError(f"{text!r}: give TEACHER:BUDGET, such as digits:keep=7")
+    return Cell(teacher, budget)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, default=Path("outputs/budget_study"))
+    parser.add_argument("--root", type=Path, help="default: outputs/budget_study or unit_study")
+    parser.add_argument(
+        "--branches", action="store_true", help="blocks against branches at equal MACs instead"
+    )
     parser.add_argument("--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2")
     parser.add_argument(
-        "--cell", type=cell, action="append", metavar="TEACHER:KEEP", help="instead of the reported"
+        "--cell",
+        type=cell,
+        action="append",
+        metavar="TEACHER:BUDGET",
+        help="instead of the reported",
     )
-    parser.add_argument("--method", choices=METHODS, action="append", help="instead of all")
+    parser.add_argument("--method", choices=METHODS | UNITS, action="append", help="instead of all")
     parser.add_argument(
         "--part", type=share_of, default=(0, 1), metavar="K/N", help="share K of N, counted from 0"
     )
     parser.add_argument("--report", action="store_true", help="only collect what is there")
     options, passed_on = options_and_overrides(parser, argv)
-    methods = {name: METHODS[name] for name in options.method or METHODS}
+    every, cells = (UNITS, EQUAL_MACS) if options.branches else (METHODS, REPORTED)
+    name = "unit_study" if options.branches else "budget_study"
+    methods = {name: (METHODS | UNITS)[name] for name in options.method or every}
+    root = options.root or Path("outputs", name)
     return run_study(
         "budget_study",
-        lambda: plan(options.root, options.seeds, options.cell or REPORTED, methods),
-        lambda jobs: report(options.root, jobs),
+        lambda: plan(root, options.seeds, options.cell or cells, methods),
+        lambda jobs: report(root, jobs),
         None if options.report else tinyfusion,
         passed_on,
         options.part,

@@ -121,7 +121,7 @@ def test_constraints_are_laid_over_the_units(net) -> None:
         (dict(latency=20), ANY, r"budget\.latency=20 is neither: valid is .* 20ms"),
         (dict(scheme="2:4", keep=3), Uniform(), "scheme=2:4 keeps 4 of 8 blocks but keep=3"),
         (dict(scheme="3:5"), Uniform(), "scheme"),
-        (dict(parameters=0.5, protected=range(7)), ANY, r"budget.parameters=22,028: with what must"),
+        (dict(parameters=0.5, protected=range(7)), ANY, r"parameters=22,028: with what must"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_is_refused(net, wanted, pruner, said: str) -> None:

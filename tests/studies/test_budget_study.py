@@ -9,8 +9,10 @@ import pytest
 
 from tinyfusion.errors import InputError
 from tinyfusion.studies.budgets import (
+    EQUAL_MACS,
     METHODS,
     REPORTED,
+    UNITS,
     Cell,
     comparisons,
     mean_ranks,
@@ -42,7 +44,9 @@ def test_every_cell_has_every_method_and_decisions_come_first(tmp_path: Path) ->
     assert len(firsts) == len(REPORTED), "one decision for both seeds"
     learned = next(job for job in jobs if job.command == "prune")
     assert learned.overrides == ("checkpoint=digits", "pruner=learned", "keep=5", "seed=0")
-    (only,) = plan(tmp_path, [10], [Cell("digits", 12)], {"learned": ("pruner=learned",)})[1:]
+    (only,) = plan(tmp_path, [10], [Cell("digits", "keep=12")], {"learned": ("pruner=learned",)})[
+        1:
+    ]
     assert only.overrides[:2] == ("checkpoint=digits", "experiment=digits_study")
 
 

@@ -39,29 +39,40 @@ FIGURES = ("fid", "held_out_loss", "teacher_distance")
 
 @dataclass(frozen=True)
 class Cell:
-    """One teacher cut to one number of blocks.
+    """One teacher under one budget.
 
     Attributes:
         teacher: name of the packaged teacher, such as ``"digits"``.
-        keep: number of blocks that stay.
+        budget: the override that gives the budget, such as ``"keep=7"``.
     """
 
     teacher: str
-    keep: int
+    budget: str
 
     @property
     def name(self) -> str:
         """As the tables call it."""
-        return f"{self.teacher} {self.keep}"
+        return f"{self.teacher} {self.budget.removeprefix('keep=')}"
 
 
 REPORTED = (
-    *(Cell("digits", keep) for keep in (5, 7, 10, 14, 20)),
-    *(Cell("sit_digits", keep) for keep in (7, 10)),
-    Cell("mar_digits", 10),
+    *(Cell("digits", f"keep={keep}") for keep in (5, 7, 10, 14, 20)),
+    *(Cell("sit_digits", f"keep={keep}") for keep in (7, 10)),
+    Cell("mar_digits", "keep=10"),
 )
 """Cells that nothing was tuned on; the settings were found on the DiT at 7 and 12 blocks, with the
 seeds 10, 11 and 12."""
+
+UNITS: dict[str, tuple[str, ...]] = {
+    LEARNED: ("pruner=learned",),
+    "learned, branches": ("pruner=learned", "units=branches"),
+    "sensitivity": ("pruner=sensitivity",),
+    "sensitivity, branches": ("pruner=sensitivity", "units=branches"),
+}
+"""Blocks and branches."""
+
+EQUAL_MACS = (Cell("digits", "budget.macs=0.5"), Cell("digits", "budget.macs=0.25"))
+"""Where `UNITS` are compared: about 14 and 7 of 28 blocks."""
 
 
 def plan(
@@ -85,9 +96,9 @@ def plan(
                 seeded = method not in UNSEEDED
                 own = seed if seeded else seeds[0]
                 common = (f"checkpoint={cell.teacher}",)
-                place = f"{cell.teacher}_{cell.keep}"
+                place = slug(cell.name)
                 decided = root / "decisions" / f"{place}__{slug(method)}__seed{own}"
-                choice = (*common, *overrides, f"keep={cell.keep}", f"seed={own}")
+                choice = (*common, *overrides, cell.budget, f"seed={own}")
                 jobs.setdefault(decided, Job(decided, "prune", choice, method, "", own))
                 folder = root / "runs" / f"{place}__{slug(method)}__seed{seed}"
                 run = (*common, "experiment=digits_study", "recovery=kd", f"seed={seed}")
@@ -234,11 +245,12 @@ def _comparison_table(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _kept(runs: Mapping[tuple[str, str, int], FinishedRun]) -> list[str]:
-    seeds: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
+    seeds: dict[tuple[str, str, str], list[int]] = {}
     for (cell, method, seed), run in sorted(runs.items()):
-        seeds.setdefault((cell, method, run.kept), []).append(seed)
+        removed = f", without {' '.join(run.removed)}" if run.removed else ""
+        kept = " ".join(map(str, run.kept)) + removed
+        seeds.setdefault((cell, method, kept), []).append(seed)
     return [
-        f"- {cell}, {method} (seed{'s' * (len(found) > 1)} {', '.join(map(str, found))}): "
-        f"{' '.join(map(str, kept))}"
+        f"- {cell}, {method} (seed{'s' * (len(found) > 1)} {', '.join(map(str, found))}): {kept}"
         for (cell, method, kept), found in seeds.items()
     ]
