@@ -44,9 +44,14 @@ def test_every_cell_has_every_method_and_decisions_come_first(tmp_path: Path) ->
     assert len(firsts) == len(REPORTED), "one decision for both seeds"
     learned = next(job for job in jobs if job.command == "prune")
     assert learned.overrides == ("checkpoint=digits", "pruner=learned", "keep=5", "seed=0")
-    (only,) = plan(tmp_path, [10], [Cell("digits", "keep=12")], {"learned": ("pruner=learned",)})[
-        1:
-    ]
+    twelve = Cell("digits", "keep=12")
+    (only,) = plan(tmp_path, [10], [twelve], {"learned": ("pruner=learned",)})[1:]
+    assert (twelve.name, only.folder.name) == ("digits 12", "digits_12__learned__seed10")
+    equal = plan(tmp_path, [0], EQUAL_MACS, UNITS)
+    assert len(equal) == 2 * len(EQUAL_MACS) * len(UNITS)
+    assert {job.overrides[-2] for job in equal if job.command == "prune"} == {
+        cell.budget for cell in EQUAL_MACS
+    }
     assert only.overrides[:2] == ("checkpoint=digits", "experiment=digits_study")
 
 
