@@ -72,6 +72,7 @@ def choose(planted, source, shared, run, tmp_path) -> Callable[..., Any]:
         scheme: str | None = "1:2",
         steps: int = 100,
         draw: Any = GUMBEL_TOP_K,
+        rate: float | None = None,
     ) -> Any:
         net = DiT(4, 2, 1, 16, 4, 2, 2.0, num_classes=2)
         net.load_state_dict(planted)
@@ -86,7 +87,7 @@ def choose(planted, source, shared, run, tmp_path) -> Callable[..., Any]:
             tmp_path,
             lambda phase: shared(steps),
         )
-        pruner = Learned(delta, Linear(4.0, 0.1), SCALE, draw=draw)
+        pruner = Learned(delta, Linear(4.0, 0.1), SCALE, rate, draw=draw)
         (phase,) = pruner.phases(context)
         module = phase.module()
         run(module, batch_size=32)
@@ -127,7 +128,7 @@ def test_planted_redundancy_is_found_among_all_pairs(choose, draw) -> None:
 
 
 def test_planted_redundancy_is_found_by_coins_that_a_penalty_steers(choose) -> None:
-    choice = choose(Lora(4, 8.0), scheme=None, steps=150, draw=PenalisedCost())
+    choice = choose(Lora(4, 8.0), scheme=None, steps=150, draw=PenalisedCost(), rate=10.0)
     assert choice.kept == (1, 2) and sum(choice.scores["inclusion"].values()) < 2.5
 
 

@@ -111,8 +111,9 @@ def learn_mask(
         delta,
         gates.temperature,
         gates.scale,
-        gates.gate_rate_factor,
-        None if recipe is None else gates.gate_ema_decay,  # follows the length of the run
+        # Not published: by what is learned, and by the length of the run.
+        None if recipe is None else gates.gate_rate_factor,
+        None if recipe is None else gates.gate_ema_decay,
     )
     wanted = Wanted.of(scheme, keep, units, budget)
     if recipe is not None and wanted == Wanted():

@@ -18,11 +18,15 @@ from tinyfusion.pruners.scored import Scored
 from tinyfusion.seeding import seed_of
 from tinyfusion.training.mask_learning import EarlyStop, MaskLearning
 from tinyfusion.training.phases import Phase
+from tinyfusion.training.recipes import tinydit_d14
 from tinyfusion.training.schedules import Linear
 from tinyfusion.units import BLOCKS, BRANCHES
 
 MASK_LEARNING = "mask_learning"
 GUMBEL_TOP_K = GumbelTopK()
+UNIT_RATE_FACTOR = 2.0
+"""Rate of single units' gates over that of the update. At the published 10 a logit moves by a nat a
+step, and choices are made before they are compared (docs/results.md)."""
 
 
 class Delta(Protocol):
@@ -43,7 +47,8 @@ class Learned:
         delta: the weight update.
         temperature: Gumbel-softmax temperature over the run.
         scale: factor from logits to log-probabilities over the run.
-        gate_rate_factor: learning rate of the gates over that of the update.
+        gate_rate_factor: learning rate of the gates over that of the update; ``None`` for
+            `UNIT_RATE_FACTOR`, and within the groups of a scheme for the published one.
         gate_ema_decay: decay of the gates' average; ``None`` follows the run's length.
         draw: distribution over the sets of units that a budget allows; not used with a scheme.
         stop: when mask learning may end early; ``None`` for never.
@@ -64,14 +69,14 @@ class Learned:
         delta: Delta,
         temperature: Linear,
         scale: Linear,
-        gate_rate_factor: float = 10.0,
+        gate_rate_factor: float | None = None,
         gate_ema_decay: float | None = None,
         draw: Draw = GUMBEL_TOP_K,
         stop: EarlyStop | None = None,
         start: Scored | None = None,
         start_spread: float = 0.04,
     ) -> None:
-        if gate_rate_factor <= 0:
+        if gate_rate_factor is not None and gate_rate_factor <= 0:
             raise InputError(f"pruner.gate_rate_factor={gate_rate_factor} must be positive")
         if temperature.start <= 0 or temperature.end <= 0:
             raise InputError("pruner.temperature must stay positive")
@@ -133,7 +138,7 @@ class Learned:
         return MaskLearning(
             context.net,
             gates,
-            self.gate_rate_factor,
+            self._rate_factor(context),
             self.temperature,
             self.scale,
             self.gate_ema_decay,
@@ -141,6 +146,12 @@ class Learned:
             self.stop,
             **context.shared(MASK_LEARNING),
         )
+
+    def _rate_factor(self, context: PruningContext) -> float:
+        if self.gate_rate_factor is not None:
+            return self.gate_rate_factor
+        published = tinydit_d14.gates.gate_rate_factor
+        return UNIT_RATE_FACTOR if context.scheme is None else published
 
     def _gates(self, context: PruningContext) -> Gates:
         if context.scheme is not None:
