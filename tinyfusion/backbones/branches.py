@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 from torch import nn
 
 from tinyfusion.states import States
 
 
-class _Removed(Protocol):
-    @property
-    def removed_branches(self) -> tuple[str, ...]:
-        """Names of the branches that are not there."""
-
-
-def removed_in(net: _Removed) -> dict[str, Any]:
-    """The constructor argument ``removed_branches``, if the network lacks any."""
-    removed = list(net.removed_branches)
-    return {"removed_branches": removed} if removed else {}
+def removed_argument(removed: Sequence[str]) -> dict[str, Any]:
+    """The constructor argument ``removed_branches``, if there are any."""
+    return {"removed_branches": list(removed)} if removed else {}
 
 
 Branch = Callable[[States, Any], States]

@@ -18,7 +18,7 @@ from tinyfusion.backbones.branches import (
     Branch,
     BranchedBlock,
     BranchRunner,
-    removed_in,
+    removed_argument,
     run_branch_plain,
 )
 from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
@@ -275,7 +275,7 @@ class DiT(Backbone):
             "class_dropout_prob learn_sigma frequency_divisor mlp_norm_eps"
         )
         found = {name: getattr(self, name) for name in names.split()} | uncommon_widths(self)
-        return found | removed_in(self)
+        return found | removed_argument(self.removed_branches)
 
     def width_plan(self) -> WidthPlan:
         """See `Backbone`: residual stream, condition, time MLP, and every block's inner widths."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tinyfusion.backbones.branches import removed_argument
 from tinyfusion.backbones.public_files import (
     PublicFiles,
     count_modules,
@@ -62,7 +63,7 @@ def infer_dit(
         "learn_sigma": predicts_variance(
             state, "final_layer.linear.weight", patch_size**2 * channels, 2, origin, "DiT"
         ),
-        **({"removed_branches": list(inside.removed)} if inside.removed else {}),
+        **removed_argument(inside.removed),
     }
 
 

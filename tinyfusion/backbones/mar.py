@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyfusion.backbones.branches import removed_in
+from tinyfusion.backbones.branches import removed_argument
 from tinyfusion.backbones.contract import Backbone, BlockRunner, dtype_of, run_plain
 from tinyfusion.backbones.diffusion_head import DiffusionHead
 from tinyfusion.backbones.layers import (
@@ -192,7 +192,7 @@ class MAR(Backbone):
             "decoder_depth": len(self.decoder_blocks),
             **{name: getattr(self, name) for name in names.split()},
             **uncommon_widths(self),
-            **removed_in(self),
+            **removed_argument(self.removed_branches),
         }
 
     def width_plan(self) -> WidthPlan:

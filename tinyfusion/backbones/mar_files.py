@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tinyfusion.backbones.branches import removed_argument
 from tinyfusion.backbones.public_files import (
     PublicFiles,
     count_modules,
@@ -81,7 +82,7 @@ def infer_mar(state: Mapping[str, Tensor], origin: str, known: Mapping[str, Any]
         "head_depth": count_modules(state, "diffloss.net.res_blocks", origin),
         "head_width": shape("diffloss.net.input_proj.weight", 2)[0],
         "learn_sigma": predicts_variance(state, output, values, 2, origin, "MAR"),
-        **({"removed_branches": list(inside.removed)} if inside.removed else {}),
+        **removed_argument(inside.removed),
     }
 
 
