@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.budget import Budget
+from tinyfusion.callbacks.decision_trace import DecisionTrace
 from tinyfusion.errors import InputError
 from tinyfusion.gating.deltas import Frozen, Full, Lora
 from tinyfusion.gating.draws import ConditionalBernoulli, GumbelTopK
@@ -235,7 +236,13 @@ class Batches(Callback):
         self.steps.append(trainer.global_step)
 
 
-def test_learning_ends_when_the_decision_stands(make_net, shared, run, tmp_path, caplog) -> None:
+def test_learning_ends_when_the_decision_stands(
+    make_net, shared, run, tmp_path, caplog, monkeypatch
+) -> None:
+    titles: list[str | None] = []
+    draw = "tinyfusion.callbacks.decision_trace.decision_trace"
+    monkeypatch.setattr(draw, lambda *given: titles.append(given[-1]))
+
     def learn(stop: EarlyStop | None, folder: str, *callbacks: Callback) -> MaskLearning:
         module = learner(make_net(), Frozen(), shared(12, rate=1e-4), stop=stop)
         with torch.no_grad():  # decided from the start
@@ -247,10 +254,11 @@ def test_learning_ends_when_the_decision_stands(make_net, shared, run, tmp_path,
 
     seen = Batches()
     with caplog.at_level("INFO"):
-        early = learn(EarlyStop(0.34, 0.9), "early", seen)
+        early = learn(EarlyStop(0.34, 0.9), "early", seen, DecisionTrace(1))
     assert early.ended_early and seen.steps == [1, 2, 3, 4, 5]
     assert "decided after 5 of 12 steps: the choice has stood for 4, margin" in caplog.text
-    whole = learn(None, "whole")
+    whole = learn(None, "whole", DecisionTrace(1))
+    assert titles == ["decided after 5 of 12 steps", None]
     assert not whole.ended_early and whole.global_step == 12
     assert early.decision_state().averaged.kept == whole.decision_state().averaged.kept
     unsure = learn(EarlyStop(0.34, 1.0), "unsure")

@@ -82,12 +82,14 @@ class DecisionTrace(Callback):
         units = pl_module.gated.units
         blocks = units[0].kind == BLOCKS
         borders = seen_as_blocks(pl_module.gated.net, units).borders
+        early = f"decided after {trace[-1].step:,} of {pl_module.total_steps:,} steps"
         decision_trace(
             trace,
             folder / self.file,
             None if blocks else [unit.name for unit in units],
             borders,
             pl_module.gated.gates.group_starts,
+            early if pl_module.ended_early else None,
         )
 
     def state_dict(self) -> dict[str, Any]:
