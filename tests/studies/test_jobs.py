@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
@@ -152,6 +153,8 @@ def test_a_finished_job_serves_for_one_that_differs_in_nothing_else(tmp_path) ->
     # What another process has finished serves as well; what is there already is left alone.
     assert not carry_out(jobs[4:], asked, others=jobs) and asked.seen == ["a", "c", "d"]
     assert not carry_out(jobs, asked) and all(job.done for job in jobs)
+    shutil.rmtree(tmp_path / "runs/a")
+    assert not carry_out(jobs[1:2], asked) and asked.seen[-1] == "b"
 
 
 def test_a_study_says_how_it_ended(tmp_path, capsys) -> None:

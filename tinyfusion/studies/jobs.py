@@ -181,6 +181,7 @@ def carry_out(
             continue
         waits = job.decided is not None and not decision_file(job.decided).is_file()
         if job.by_units and not waits and not job.folder.exists():
+            job.folder.unlink(missing_ok=True)  # a link to what is gone
             twin = twin_of(job, every)
             if twin is not None:
                 job.folder.parent.mkdir(parents=True, exist_ok=True)
