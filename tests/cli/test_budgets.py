@@ -96,6 +96,7 @@ def test_logits_may_start_in_the_order_of_a_criterion(tf, root) -> None:
         (["keep=2", "budget.minimum=3"], "it is 3, the nearest"),
         (["scheme=1:2", "+pruner@pruner.start=zd"], "pruner.start orders single units"),
         (["keep=2", "pruner.start_spread=0"], "pruner.start_spread=0"),
+        (["keep=2", "+pruner@pruner.start=oracle"], "pruner.start: a Oracle gives no scores"),
         (["keep=2", "budget.protected=[0,1]"], "there is nothing to learn"),
         (["scheme=1:2", "budget.protected=[0]"], "budget.protected: pruner=learned does not know"),
         (["scheme=1:2", "keep=1", "pruner=first"], "scheme=1:2 keeps 2 of 4 blocks but keep=1"),

@@ -65,6 +65,8 @@ def checked() -> Callable[..., Backbone | None]:
         ("keep=2",): "keep=2: with iterative= .* give keep=null",
         ("scheme=1:2",): "scheme=1:2: with iterative= .* give scheme=null",
         ("units=branches",): "units=branches: rounds choose blocks",
+        ("budget.protected=[0]",): r"budget.protected=\[0\]: blocks are numbered anew",
+        ("budget.minimum=[[1,8]]",): "budget.minimum=.* are numbered anew",
         ("start=fresh",): "start=fresh: .* give start=kept",
         ("teacher.path=digits",): r"teacher\.path=digits: .* iterative\.teacher",
         ("pruner=random", "pruner.candidates=9", "pruner.marks={a:[0,1,2,3]}"): (

@@ -157,6 +157,7 @@ def test_latency_is_measured_where_it_is_used(net, tmp_path) -> None:
     table = measure_latency(net, units, here, rounds=2, repeats=1)
     assert set(table.seconds) == {unit.name for unit in units} and table.whole > 0
     assert min(table.seconds.values()) > 0
+    assert len(set(table.seconds.values())) == 2, "attention and MLP; the blocks are alike"
     table.save(tmp_path / "latency.json")
     again = LatencyTable.load(tmp_path / "latency.json")
     assert again == table

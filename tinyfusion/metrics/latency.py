@@ -122,6 +122,8 @@ def measure_latency(
 ) -> LatencyTable:
     """Time a sampling forward of a batch, one without units, and each unit by itself.
 
+    Units of one stack, branch and number of parameters count as alike and share their median.
+
     Args:
         net: the network, on its device, not compiled.
         units: what is timed one by one, on the states that it is given in a forward.
@@ -158,7 +160,12 @@ def measure_latency(
             wholes.append(_seconds(device, lambda: whole(*inputs), 1))
             rests.append(_seconds(device, lambda: whole(*inputs, run_block=without), 1))
             net(*inputs, run_block=run_units)
-    found = {unit.name: median(times) for unit, times in zip(units, seconds, strict=True)}
+    # Units of one shape do the same work: what they differ by is noise.
+    alike: dict[tuple[str, int | None], list[float]] = {}
+    shapes = [(unit.place.stack + unit.place.part, unit.parameters) for unit in units]
+    for shape, times in zip(shapes, seconds, strict=True):
+        alike.setdefault(shape, []).extend(times)
+    found = {unit.name: median(alike[shape]) for unit, shape in zip(units, shapes, strict=True)}
     return LatencyTable(setting, median(wholes), median(rests), found)
 
 

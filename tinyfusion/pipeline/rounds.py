@@ -98,6 +98,12 @@ class Rounds:
                 )
         if wanted.units != BLOCKS:
             raise InputError(f"units={wanted.units}: rounds choose blocks; give units=blocks")
+        if wanted.protected or not isinstance(wanted.minimum, int):
+            key = "protected" if wanted.protected else "minimum"
+            raise InputError(
+                f"budget.{key}={getattr(wanted, key)}: blocks are numbered anew in every round, so "
+                "that it would mean others; leave it out (budget.minimum=N of each stack goes)"
+            )
         if start == "fresh":
             raise InputError(
                 f"start={start}: what the rounds start from is iterative.weights; give start=kept"

@@ -57,8 +57,8 @@ class Learned:
         start_spread: difference between the highest and the lowest logit then.
 
     Raises:
-        InputError: a factor, temperature, scale or spread that is not positive, or a decay
-            outside [0, 1).
+        InputError: a factor, temperature, scale or spread that is not positive, a decay outside
+            [0, 1), or a start that is no criterion.
     """
 
     uses_scheme = True
@@ -85,6 +85,11 @@ class Learned:
         if gate_ema_decay is not None and not 0 <= gate_ema_decay < 1:
             raise InputError(
                 f"pruner.gate_ema_decay={gate_ema_decay} must be at least 0 and less than 1"
+            )
+        if start is not None and not isinstance(start, Scored):
+            raise InputError(
+                f"pruner.start: a {type(start).__name__} gives no scores to order logits by; give "
+                "a criterion, such as +pruner@pruner.start=sensitivity"
             )
         if start_spread <= 0:
             raise InputError(f"pruner.start_spread={start_spread} must be positive")
