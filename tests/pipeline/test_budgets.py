@@ -117,6 +117,9 @@ def test_constraints_are_laid_over_the_units(net) -> None:
         (dict(keep=2, protected=None), ANY, "budget.protected=None must be a list of units"),
         (dict(keep=2, protected="blocks.0"), ANY, "budget.protected=blocks.0 must be a list"),
         (dict(latency=0.5, batch_size=0), ANY, "budget.batch_size=0 must be at least 1"),
+        (dict(keep="7"), ANY, "keep='7' must be a whole number"),
+        (dict(keep=7.0), ANY, r"keep=7\.0 must be a whole number"),
+        (dict(latency=0.5, batch_size="a"), ANY, "budget.batch_size='a' must be a whole"),
         (dict(keep=2, table="x.json"), ANY, "budget.table=x.json is of latencies, but"),
         (dict(latency=20), ANY, r"budget\.latency=20 is neither: valid is .* 20ms"),
         (dict(scheme="2:4", keep=3), Uniform(), "scheme=2:4 keeps 4 of 8 blocks but keep=3"),
@@ -133,6 +136,8 @@ def test_what_can_not_be_is_refused(net, wanted, pruner, said: str) -> None:
 def test_an_unknown_key_of_a_budget_is_named() -> None:
     with pytest.raises(InputError, match=r"budget\.flops is not known; valid: parameters, macs, l"):
         Wanted.of(None, None, "blocks", {"flops": 0.5})
+    with pytest.raises(InputError, match=r"budget=0\.5 must be a mapping, such as"):
+        Wanted.of(None, None, "blocks", 0.5)
 
 
 def test_all_that_a_pruner_of_its_own_numbers_ignores_is_listed() -> None:

@@ -6,7 +6,7 @@ numbers of a published recipe are taken by its name (``recipe=tinyfusion.recipes
 
     import tinyfusion as tf
 
-    decision = tf.learn_mask(net, batches, scheme="1:2", steps=150)
+    decision = tf.learn_mask(net, batches, keep=14, steps=300)
     student = tf.recover(tf.prune(net, decision), batches, teacher=net, steps=500)
 """
 
@@ -51,7 +51,7 @@ from tinyfusion.units import BLOCKS
 Data = ImageSource | Iterable[Pair]
 
 _DEFAULTS = {
-    MASK_LEARNING: TrainingSettings(steps=150, batch_size=128, learning_rate=1e-3),
+    MASK_LEARNING: TrainingSettings(steps=300, batch_size=128, learning_rate=1e-3),
     recovering.RECOVERY: TrainingSettings(
         steps=600,
         batch_size=64,

@@ -84,6 +84,8 @@ class Wanted:
         Raises:
             InputError: see above, or a name that there is none of.
         """
+        if not isinstance(budget, Mapping | None):
+            raise InputError(f'budget={budget!r} must be a mapping, such as {{"macs": 0.5}}')
         others = [f.name for f in fields(cls) if f.name not in ("scheme", "keep", "units")]
         for key in budget or {}:
             if key not in others:
@@ -91,6 +93,11 @@ class Wanted:
         return cls(scheme, keep, units, **(budget or {}))
 
     def __post_init__(self) -> None:
+        for key in ("keep", "batch_size"):
+            value = getattr(self, key)
+            if type(value) is not int and (key, value) != ("keep", None):
+                name = key if key == "keep" else f"budget.{key}"
+                raise InputError(f"{name}={value!r} must be a whole number")
         for measure, value in self.amounts.items():
             _amount(measure, value, 1.0)
         if self.batch_size < 1:
