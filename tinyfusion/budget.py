@@ -40,6 +40,7 @@ class Budget:
         minimums: how many of some units must stay.
         scheme: groups to decide within, for a selector that needs them.
         rest: what the network costs besides its units; messages and records count it in.
+        said: the budget as it was asked for, such as ``"0.5"``, for messages.
 
     Raises:
         InputError: no set of units meets the budget, or all units do.
@@ -53,6 +54,7 @@ class Budget:
     minimums: tuple[Minimum, ...] = ()
     scheme: Scheme | None = None
     rest: float = 0.0
+    said: str = ""
 
     @classmethod
     def of(
@@ -148,6 +150,12 @@ class Budget:
         each = self.costs[self.free[0]]
         return math.floor((self.limit - self.cost(self.protected)) / each) if each else None
 
+    @property
+    def constraints(self) -> list[str]:
+        """What else is asked for, as configurations call it."""
+        asked = {"protected": self.protected, "minimum": self.minimums}
+        return [key for key, value in asked.items() if value]
+
     def cost(self, units: Iterable[int]) -> float:
         """What some units cost together."""
         return math.fsum(self.costs[unit] for unit in units)
@@ -209,7 +217,10 @@ class Budget:
         return found
 
     def __str__(self) -> str:
-        return f"{'keep' if self.counts else f'budget.{self.measure}'}={self._with(self.limit)}"
+        if self.counts:
+            return f"keep={self.keep}"
+        amount = self._with(self.limit)
+        return f"budget.{self.measure}={f'{self.said} ({amount})' if self.said else amount}"
 
 
 def placeholders(budget: Budget) -> tuple[int, ...]:

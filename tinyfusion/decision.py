@@ -180,11 +180,12 @@ class Decision:
     def description(self) -> str:
         """What stays, in words."""
         words = [] if self.kept is None else [str(list(self.kept))]
+        if self.removed:
+            words = [f"{words[0] if words else 'all blocks'}, without {', '.join(self.removed)}"]
         words += [
             f"block {interval.block} for {interval.start}..{interval.stop - 1}"
             for interval in self.replaced
         ]
-        words += [f"all but {', '.join(self.removed)}"] if self.removed else []
         words += [] if self.resized is None else [self.resized.description]
         return "; ".join(words)
 
@@ -201,6 +202,11 @@ class Decision:
             facts["replaced"] = [asdict(interval) for interval in self.replaced]
         if self.removed:
             facts["removed"] = list(self.removed)
+        if self.budget and self.resized is None and set(self.budget) != {"keep"}:
+            # What each unit costs is evidence, which the decision's file holds.
+            facts["budget"] = {
+                key: value for key, value in self.budget.items() if key not in ("costs", "measured")
+            }
         if self.resized is not None:
             facts |= self.resized.summary() | {"ratio": self.budget.get("ratio")}
         return facts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tinyfusion.errors import InputError
@@ -106,6 +106,11 @@ class Unit:
     def name(self) -> str:
         """Readable name, unique among the units of its kind."""
         return str(self.place)
+
+    @property
+    def block_name(self) -> str:
+        """Name of its block, or blocks, as a whole."""
+        return str(replace(self.place, part=""))
 
     @property
     def blocks(self) -> range:

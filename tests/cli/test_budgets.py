@@ -55,8 +55,12 @@ def test_latency_is_measured_stored_and_taken_up_again(tf, root, only_run) -> No
     other = tf("prune", *given, "budget.batch_size=3", f"hydra.run.dir={root / 'other'}")
     assert other.status == 2 and not (root / "other").exists()
     assert "batch_size=2, but this run has batch_size=3" in other.err
+    shown = tf("inspect", str(table), small=False, exact=True)
+    assert shown.status == 0 and "batch_size 2" in shown.out and "blocks.3 " in shown.out
     dry = tf("run", "budget.latency=0.7", "dry_run=true", "dry_run_probe=false")
     assert dry.status == 0, dry.err
+    assert "budget.latency=0.7 is measured when the command runs; counted here" in dry.out
+    assert "budget.macs=0.7" in dry.out
 
 
 def test_logits_may_start_in_the_order_of_a_criterion(tf, root) -> None:
@@ -87,7 +91,7 @@ def test_logits_may_start_in_the_order_of_a_criterion(tf, root) -> None:
         (["keep=2", "budget.macs=0.5"], "two budgets"),
         (["budget.parameters=0.01"], "the nearest"),
         (["budget.macs=200G"], "would remove nothing"),
-        (["budget.latency=fast"], "budget.latency=fast is neither: valid is"),
+        (["budget.latency=fast"], "budget.latency=fast must be a share below 1"),
         (
             ["keep=2", "budget.protected=[0,1,2]"],
             "must stay (3 protected) it is 3, the nearest",
@@ -95,7 +99,19 @@ def test_logits_may_start_in_the_order_of_a_criterion(tf, root) -> None:
         (["keep=2", "budget.protected=[blocks.9]"], "there is no unit 'blocks.9'; valid: 0..3"),
         (["keep=2", "budget.minimum=3"], "it is 3, the nearest"),
         (["scheme=1:2", "+pruner@pruner.start=zd"], "pruner.start orders single units"),
-        (["keep=2", "pruner.start_spread=0"], "pruner.start_spread=0"),
+        (["scheme=1:2", f"pruner.draw._target_={SIMPLE}"], "pruner.draw=ConditionalBernoulli"),
+        (["keep=2", "pruner.start_spread=1"], "give it by +pruner@pruner.start="),
+        (["keep=2", "+pruner@pruner.start=zd", "pruner.start_spread=0"], "pruner.start_spread=0"),
+        (["keep=2", "pruner.start=zd"], "put there by +pruner@pruner.start=zd"),
+        (["keep=2", "+pruner.draw.weight=3"], "unknown key 'pruner.draw.weight' of GumbelTopK"),
+        (
+            ["pruner=oracle", "budget.protected=[1]"],
+            "keep=2: the fixed pattern of pruner=oracle does not meet budget.protected",
+        ),
+        (
+            ["pruner=sensitivity", "selector=group_budgets", "selector.sizes=5"],
+            "selector.sizes=5: there are only 4 units",
+        ),
         (["keep=2", "+pruner@pruner.start=oracle"], "pruner.start: a Oracle gives no scores"),
         (["keep=2", "budget.protected=[0,1]"], "there is nothing to learn"),
         (["scheme=1:2", "budget.protected=[0]"], "budget.protected: pruner=learned does not know"),
@@ -111,3 +127,69 @@ def test_what_can_not_be_met_is_refused_before_any_work(tf, root, overrides, sai
     result = tf("run", *overrides)
     assert result.status == 2 and said in result.err, result.err
     assert len(result.err.splitlines()) == 1 and not list(root.rglob("decision.json"))
+
+
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["pruner=uniform"], "the decision of 'uniform' holds none as scores of its blocks"),
+        (["pruner=indices", "pruner.kept=[0,3]"], "the decision of 'indices' holds none"),
+        (["units=branches"], "is about other units; give updates=none"),
+        (["recovery.updates.scores=loss"], "holds no such scores of blocks; it holds inclusion"),
+        (["keep=3", "recovery.updates.frozen=3"], "leaves none of the 3 blocks to train"),
+        (["budget.latency=0.5", "recovery.updates.frozen=3"], "leaves none of the 3 blocks"),
+        (
+            ["updates=none", "start=averaged", "units=branches"],
+            "start=averaged takes means of blocks that are alike",
+        ),
+    ],
+)
+def test_a_recovery_that_the_choice_can_not_serve_is_refused_first(
+    tf, root, overrides, said: str, dry: bool
+) -> None:
+    if dry and "budget.latency=0.5" in overrides:
+        overrides = ["keep=3", *overrides[1:]]
+    more = ["dry_run=true", "dry_run_probe=false"] if dry else []
+    result = tf("run", "updates=inverse_importance", *overrides, *more)
+    assert result.status == 2 and said in result.err, result.err
+    assert not list(root.rglob("*.json"))
+
+
+def test_what_changes_nothing_is_said_in_a_run_and_in_a_dry_run(tf) -> None:
+    given = ("pruner=shortgpt", "scheme=1:2")
+    for result in (tf("prune", *given), tf("prune", *given, "dry_run=true")):
+        assert result.status == 0, result.err
+        assert "scheme=1:2 says no more than how many blocks stay" in result.err + result.out
+    ignored = tf("prune", "pruner=indices", "pruner.kept=[0,3]", "units=branches", "keep=3")
+    assert ignored.status == 0, ignored.err
+    assert "keep=3, units=branches: not used, as pruner=indices says" in ignored.err + ignored.out
+
+
+def test_branches_by_hand(tf, only_run) -> None:
+    result = tf("prune", "pruner=indices", "pruner.kept=[blocks.0.attn,2,blocks.3]")
+    assert result.status == 0, result.err
+    decision = tf_api.Decision.load(only_run("prune") / "decision.json")
+    assert decision.kept == (0, 2, 3) and decision.removed == ("blocks.0.mlp",)
+    out = only_run("prune") / "out"
+    cut = str(only_run("prune") / "pruned")
+    assert (
+        "without blocks.0.mlp"
+        in tf("convert", cut, str(out), "--to", "ours", small=False, exact=True).out
+    )
+    card = (out / "README.md").read_text()
+    assert "of 3 blocks (less 1 branch of them)" in card
+    assert "- **Removed branches**: blocks.0.mlp" in card
+    shown = tf("inspect", cut, small=False, exact=True).out
+    assert "without       blocks.0.mlp (numbers in this model)" in shown
+
+
+def test_a_sweep_over_pruners_may_set_what_they_share(tf, root) -> None:
+    given = ("pruner=shortgpt,sensitivity", "pruner.num_samples=3", "keep=2")
+    result = tf("prune", "-m", *given)
+    assert result.status == 0, result.err
+    found = [json.loads(file.read_text()) for file in root.rglob("decision.json")]
+    assert sorted(one["method"] for one in found) == ["sensitivity", "shortgpt"]
+    assert all(one["config"]["pruner"]["num_samples"] == 3 for one in found)
+    refused = tf("prune", "-m", "pruner=shortgpt,oracle", "pruner.num_samples=3", "keep=2")
+    assert refused.status != 0 and "pruner.num_samples" in refused.err

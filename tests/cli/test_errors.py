@@ -96,7 +96,12 @@ def refused(result, root: Path, *fragments: str) -> None:
         (["training.recovery=3"], ["training.recovery=3 must be", "steps, batch_size"]),
         (["training.recovery={step:1}"], ["unknown key 'training.recovery.step'"]),
         (["training.recovery=[1]"], ["training.recovery=[1] must be given as a part"]),
-        (["pruner=indices", "pruner.kept=[a]"], ["pruner.kept=['a']", "a list of whole numbers"]),
+        (["pruner=indices", "pruner.kept=[1.5]"], ["pruner.kept=[1.5] must be a list"]),
+        (["pruner=indices", "pruner.kept=[a]"], ["pruner.kept=['a']: there is no 'a'"]),
+        (
+            ["experiment=iterative", "iterative.depths=[a]"],
+            ["iterative.depths=['a']", "a list of whole numbers"],
+        ),
         (["trainer=3"], ["trainer=3 is not known", "cpu, ddp"]),
         (["trainer={a:1}"], ["trainer={a:1}: choose one of cpu, ddp"]),
         (["hydra.job.chdir=maybe"], ["hydra.job.chdir=maybe", "not a valid bool"]),

@@ -97,7 +97,7 @@ def test_wrong_types_are_refused_by_the_schema() -> None:
 def test_groups_of_every_round_are_checked_before_the_first(checked) -> None:
     # 16 of 28 are 4:7, but 7 of 16 would be one group with 11,440 patterns: still allowed.
     checked("pruner=learned", "iterative.depths=[16,7]", net=net_of(28))
-    with pytest.raises(InputError, match=r"keep=11 without scheme=: .* 11 of 26 blocks"):
+    with pytest.raises(InputError, match=r"keep=11 in equal groups .* 11 of 26 blocks"):
         checked("pruner=learned", "iterative.depths=[26,11]", net=net_of(28))
 
 

@@ -49,6 +49,14 @@ def test_every_record_is_drawn_up_to_its_own_step(tmp_path, monkeypatch):
     assert drawn["kept"] == [[True, False, False, True], [True, False, True, False]]
 
 
+def test_a_short_run_begins_at_0(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(decision_module, "_draw_cut", lambda _, edges, __: drawn.update(e=edges))
+    last = [DecisionRecord(6, (0,), (1.0, 0.0))]
+    decision_trace([DecisionRecord(5, (0,), (1.0, 0.0)), *last], tmp_path / "trace.png")
+    assert drawn["e"].tolist() == [0, 5, 6]
+
+
 def test_borders_and_the_line_between_kept_and_dropped_are_drawn(tmp_path):
     ink = [0.15] * 3
     plain = pixels(decision_trace(TRACE, tmp_path / "a.png"))

@@ -14,8 +14,11 @@ from tinyfusion.metrics.latency import LatencyTable, Setting, measure_latency, s
 from tinyfusion.metrics.speed import macs, parameters
 from tinyfusion.pipeline.budgets import Wanted
 from tinyfusion.pipeline.pruning import planned
+from tinyfusion.pruners.fixed import Indices
 from tinyfusion.pruners.patterns import Uniform
 from tinyfusion.pruners.random import Random
+from tinyfusion.pruners.selectors import TopK
+from tinyfusion.pruners.sensitivity import Sensitivity
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.surgery import prune
 
@@ -81,9 +84,10 @@ def test_shares_are_of_the_whole_network_and_are_met(net, measure: str, kind: st
 
 
 def test_constraints_are_laid_over_the_units(net) -> None:
-    wanted = Wanted(keep=6, units="branches", protected=[0, "blocks.7.mlp"], minimum=3)
+    wanted = Wanted(keep=6, units="branches", protected=["blocks.0", "blocks.7.mlp"], minimum=3)
     budget = wanted.budget(net, Random())
-    assert budget.protected == {0, 15}
+    assert budget.protected == {0, 1, 15}, "a block's name means all its branches"
+    assert Wanted(keep=6, protected=[0, "blocks.7"]).budget(net, ANY).protected == {0, 7}
     assert [(m.units, m.count) for m in budget.minimums] == [(tuple(range(16)), 3)]
     parts = Wanted(keep=4, minimum=[[1, 2], [0, 4], [2, 2]]).budget(net, ANY)
     assert [(m.units, m.count) for m in parts.minimums] == [((0, 1), 1), ((6, 7), 2)]
@@ -101,19 +105,24 @@ def test_constraints_are_laid_over_the_units(net) -> None:
         (dict(macs=0.5, latency=0.5), ANY, "budget.macs=0.5 and budget.latency=0.5 are two"),
         (dict(units="branches"), Uniform(), "units=branches: Uniform chooses among blocks"),
         (dict(units="heads"), Random(), "units=heads: Random chooses among blocks or branches"),
-        (dict(parameters=0.01), ANY, r"can't be met: .* a share of 0\.\d+, the nearest"),
+        (dict(parameters=0.01), ANY, r"parameters=0\.01: .* can't be met: .* share of 0\.\d+"),
         (dict(parameters="999M"), ANY, "would remove nothing"),
-        (dict(parameters="many"), ANY, "budget.parameters=many is neither: valid is a share"),
-        (dict(parameters=-0.5), ANY, "budget.parameters=-0.5 is neither"),
-        (dict(macs="20ms"), ANY, "budget.macs=20ms is neither"),
+        (dict(parameters="many"), ANY, "budget.parameters=many must be a share below 1, such as"),
+        (dict(parameters="50%"), ANY, "budget.parameters=50% must be .* such as 340M"),
+        (dict(parameters=-0.5), ANY, "budget.parameters=-0.5 must be a share"),
+        (dict(parameters=1.5), ANY, "budget.parameters=1.5 must be a share"),
+        (dict(parameters=float("inf")), ANY, "budget.parameters=inf must be a share"),
+        (dict(macs="20ms"), ANY, "budget.macs=20ms must be a share .* such as 60G"),
         (dict(keep=2, protected=[0, 1, 2]), ANY, r"must stay \(3 protected\) it is 3, the"),
         (dict(keep=2, protected=[8]), ANY, r"no unit 8; valid: 0\.\.7, or names such as"),
         (dict(keep=2, protected=["blocks.0.attn"]), ANY, "no unit 'blocks.0.attn'"),
         (dict(keep=2, minimum=3), ANY, r"must stay \(3 of blocks\.0\.\.blocks\.7\) it is 3, the"),
         (dict(keep=2, minimum=-1), ANY, "budget.minimum=-1 must not be negative"),
-        (dict(keep=2, minimum=[[1, 9]]), ANY, r"budget\.minimum: \[1,9\] ends behind the last"),
+        (dict(keep=2, minimum=[[1, 9]]), ANY, r"\[1,9\] ends with number 8, but .* is number 7"),
+        (dict(keep=2, minimum=[[5, 4]]), ANY, r"\[5,4\] asks for 5 of 4 blocks; valid: 0\.\.4"),
         (dict(keep=2, minimum="x"), ANY, "budget.minimum=x must be a number of units, or a list"),
-        (dict(keep=2, minimum=[["x"]]), ANY, "budget.minimum.* is not a .keep, size. pair"),
+        (dict(keep=2, minimum=[["x"]]), ANY, "budget.minimum.* is not a .at least, size. pair"),
+        (dict(keep=2, minimum=[]), ANY, r"budget\.minimum=\[\] has no groups; valid: a list of"),
         (dict(keep=2, protected=None), ANY, "budget.protected=None must be a list of units"),
         (dict(keep=2, protected="blocks.0"), ANY, "budget.protected=blocks.0 must be a list"),
         (dict(latency=0.5, batch_size=0), ANY, "budget.batch_size=0 must be at least 1"),
@@ -121,10 +130,13 @@ def test_constraints_are_laid_over_the_units(net) -> None:
         (dict(keep=7.0), ANY, r"keep=7\.0 must be a whole number"),
         (dict(latency=0.5, batch_size="a"), ANY, "budget.batch_size='a' must be a whole"),
         (dict(keep=2, table="x.json"), ANY, "budget.table=x.json is of latencies, but"),
-        (dict(latency=20), ANY, r"budget\.latency=20 is neither: valid is .* 20ms"),
+        (dict(keep=2, batch_size=8), ANY, "budget.batch_size=8 is of latencies, but"),
+        (dict(latency=20), ANY, r"budget\.latency=20 must be .* time in s, ms or us, such as"),
+        (dict(scheme="even", macs=0.5), ANY, r"equal groups .* budget\.macs=0\.5 does not say"),
+        (dict(units="branches", protected=[0]), Random(), r"no unit 0; valid: .*, or blocks\.0 f"),
         (dict(scheme="2:4", keep=3), Uniform(), "scheme=2:4 keeps 4 of 8 blocks but keep=3"),
         (dict(scheme="3:5"), Uniform(), "scheme"),
-        (dict(parameters=0.5, protected=range(7)), ANY, r"parameters=22,028: with what must"),
+        (dict(parameters=0.5, protected=range(7)), ANY, r"=0\.5 \(22,028\): with what must"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_is_refused(net, wanted, pruner, said: str) -> None:
@@ -140,11 +152,24 @@ def test_an_unknown_key_of_a_budget_is_named() -> None:
         Wanted.of(None, None, "blocks", 0.5)
 
 
-def test_all_that_a_pruner_of_its_own_numbers_ignores_is_listed() -> None:
+def test_what_a_pruner_ignores_is_said() -> None:
     wanted = Wanted("1:2", units="branches", protected=[3], minimum=2)
-    assert wanted.unused == [
-        "scheme=1:2", "units=branches", "budget.protected=[3]", "budget.minimum=2"
-    ]  # fmt: skip
+    assert wanted.ignored(Indices([0])) == [
+        "scheme=1:2, units=branches, budget.protected=[3], budget.minimum=2: not used, as "
+        "pruner=indices says itself what stays"
+    ]
+    assert Wanted().ignored(Indices([0])) == [] == Wanted(keep=4).ignored(Uniform())
+    assert Wanted("1:2").ignored(ANY) == []
+    assert Wanted("1:2").ignored(Uniform()) == [
+        "scheme=1:2 says no more than how many blocks stay: pruner=uniform does not choose within "
+        "groups (pruner=learned does)"
+    ]
+    assert "selector=grouped does" in Wanted("1:2").ignored(Sensitivity(TopK()))[0]
+
+
+@pytest.mark.parametrize("text", ["0.5", " 5e-1 "])
+def test_a_share_in_quotes_is_a_share(net, text: str) -> None:
+    assert Wanted(macs=text).budget(net, ANY).limit == Wanted(macs=0.5).budget(net, ANY).limit
 
 
 def test_a_network_without_branches_says_so(net) -> None:
@@ -189,7 +214,8 @@ def test_a_budget_of_latency_counts_what_is_always_there(net) -> None:
     half = Wanted(latency=0.5).budget(net, ANY, table)
     assert half.limit == pytest.approx(0.6 - 0.3) and sum(half.costs) == pytest.approx(0.9)
     assert Wanted(latency="600ms").budget(net, ANY, table).limit == pytest.approx(half.limit)
-    assert half.record()["latency"] == pytest.approx(0.6) and str(half) == "budget.latency=0.6"
+    assert half.record()["latency"] == pytest.approx(0.6)
+    assert str(half) == "budget.latency=0.5 (0.6)"
     # Units are scaled: timed by themselves they had taken twice as long.
     double = LatencyTable(table.setting, 1.2, 0.3, {k: 2 * v for k, v in seconds.items()})
     assert double.of(net.units()) == pytest.approx(half.costs)
@@ -198,5 +224,7 @@ def test_a_budget_of_latency_counts_what_is_always_there(net) -> None:
 @pytest.mark.parametrize("content", ["{}", '{"setting": {}, "whole": 1, "seconds": {}}', "[1]"])
 def test_a_file_that_is_no_table_is_refused(tmp_path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(InputError, match="latency table"):
+    with pytest.raises(InputError, match=r"x\.json' is no latency table; valid: a latency\.json"):
         LatencyTable.load(tmp_path / "x.json")
+    with pytest.raises(InputError, match=r"latency table file .* is a folder"):
+        LatencyTable.load(tmp_path)

@@ -209,6 +209,18 @@ def test_a_folder_with_other_settings_is_refused_before_any_work(tmp_path) -> No
         assert command.seen == []
 
 
+def test_what_a_checkpoint_brings_along_is_no_other_setting(tmp_path) -> None:
+    mine = job(tmp_path / "a", "prune", "checkpoint=sit_digits", "keep=7")
+    written = "tinyfusion prune {} checkpoint=sit_digits keep=7 trainer.threads=1\n"
+    for brought in ("", "process=sit sampler=ode_heun_10"):
+        write(tmp_path / "a/command.txt").write_text(written.format(brought))
+        mine.check_same(["trainer.threads=1"])
+        mine.check_same()
+    (tmp_path / "a/command.txt").write_text(written.format("process=ddpm"))
+    with pytest.raises(InputError, match="was run with process=ddpm"):
+        mine.check_same()
+
+
 def test_an_interrupted_job_ends_the_study(tmp_path) -> None:
     command = Commands({"a": 130})
     with pytest.raises(Interrupted):

@@ -14,7 +14,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.figures.decision import DecisionRecord, decision_trace
 from tinyfusion.files import write_text
 from tinyfusion.training.mask_learning import DecisionState, MaskLearning
-from tinyfusion.units import BLOCKS
+from tinyfusion.units import BLOCKS, Unit
 
 ALL_UP_TO = 64
 """Groups of at most so many patterns are recorded with the probability of each."""
@@ -80,13 +80,12 @@ class DecisionTrace(Callback):
             for record in self.records
         ]
         units = pl_module.gated.units
-        blocks = units[0].kind == BLOCKS
         borders = seen_as_blocks(pl_module.gated.net, units).borders
         early = f"decided after {trace[-1].step:,} of {pl_module.total_steps:,} steps"
         decision_trace(
             trace,
             folder / self.file,
-            None if blocks else [unit.name for unit in units],
+            _labels(units),
             borders,
             pl_module.gated.gates.group_starts,
             early if pl_module.ended_early else None,
@@ -99,6 +98,16 @@ class DecisionTrace(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the records of a resume checkpoint."""
         self.records = list(state_dict["records"])
+
+
+def _labels(units: Sequence[Unit]) -> list[str] | None:
+    """What rows are called: without the stack where there is one; ``None`` for plain blocks."""
+    stacks = {unit.place.stack for unit in units}
+    if len(stacks) > 1:
+        return [unit.name for unit in units]
+    if units[0].kind == BLOCKS:
+        return None
+    return [unit.name.removeprefix(f"{unit.place.stack}.") for unit in units]
 
 
 def _record(step: int, state: DecisionState) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from tinyfusion.pipeline.recovering import (
     check_recovery,
     recovery_phases,
     starts_whole,
+    with_scores,
 )
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.pruners.contract import phases_of
@@ -193,11 +194,9 @@ class DryCommand:
         if objects.recovery.uses_teacher and objects.teacher_path is not None:
             teacher = make(self._teacher_arguments())
         at = None
-        updates = getattr(objects.recovery, "updates", None)
-        if updates is not None and decision is not None and objects.decision_path is None:
-            # What the pruner is going to find is not known: any scores will do to count.
-            alike = {updates.scores or "scores": [1.0] * (decision.source_depth or 0)}
-            decision = replace(decision, scores=alike)
+        if decision is not None and objects.decision_path is None:
+            assert objects.pruner is not None
+            decision = with_scores(decision, objects.pruner, objects.recovery)
         if decision is None:
             # What a pruned file records is not known: any blocks will do to count.
             source = student if teacher is None else teacher
@@ -214,6 +213,7 @@ class DryCommand:
             self.runner,
             objects.start,
             cuts_width(objects.pruner, decision),
+            decision,
         )
         context = RecoveryContext(student, teacher, decision, self.runner, _equal_sizes, at)
         return recovery_phases(objects.recovery, context)

@@ -21,7 +21,8 @@ from tinyfusion.commands.loading import (
 )
 from tinyfusion.decision import Decision, find_decision
 from tinyfusion.files import write_json
-from tinyfusion.pipeline.pruning import choose, method_of
+from tinyfusion.notices import notice
+from tinyfusion.pipeline.pruning import choose
 from tinyfusion.pipeline.runner import PhaseRunner, forget
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.settings.objects import Objects, objects_of
@@ -73,13 +74,8 @@ def decide(objects: Objects, source: Backbone, runner: PhaseRunner, folder: Path
     else:
         pruner = objects.pruner
         assert pruner is not None
-        unused = objects.wanted.unused
-        if unused and not getattr(pruner, "uses_keep", True):
-            log.warning(
-                "prune: %s is not used: %s says itself what stays",
-                ", ".join(unused),
-                method_of(pruner),
-            )
+        for line in objects.wanted.ignored(pruner):
+            notice(line)
         decision = choose(
             pruner,
             source,

@@ -34,6 +34,7 @@ from tinyfusion.pipeline.recovering import (
 )
 from tinyfusion.pipeline.runner import PhaseRunner, forget
 from tinyfusion.ranks import is_first_rank
+from tinyfusion.recovery.fading import NO_DECISION
 from tinyfusion.settings.objects import SOURCE, Objects, objects_of
 from tinyfusion.surgery import prune
 from tinyfusion.training.recovery import Recovery
@@ -171,7 +172,8 @@ def first_student(objects: Objects, net: Backbone, decision: Decision | None) ->
         decision: what of it stays.
 
     Raises:
-        InputError: means of removed blocks are asked for and it is not known which are removed.
+        InputError: means of removed blocks, or their removal in training, are asked for and it is
+            not known which are removed.
     """
     assert objects.recovery is not None
     if decision is not None:
@@ -181,6 +183,8 @@ def first_student(objects: Objects, net: Backbone, decision: Decision | None) ->
             "start=averaged takes means over removed blocks: give the whole model as checkpoint= "
             "with decision=PATH, or start=kept"
         )
+    if starts_whole(objects.recovery):
+        raise InputError(NO_DECISION)
     return net
 
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.reporting import for_table
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.pipeline.devices import joined_ranks
+from tinyfusion.pipeline.recovering import expected
 from tinyfusion.pipeline.scoring import first_samples
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.samplers.generate import balanced_labels
@@ -67,10 +69,10 @@ def main(cfg: DictConfig, folder: Path) -> None:
     given = None
     if objects.decision_path is not None and objects.rounds is None:
         given = given_decision(objects)
-    recover_command.check(objects, runner_of(objects, None), source, teacher, given)
+    previous = check_rounds(objects, source) if objects.rounds is not None else None
+    check(objects, source, teacher, given)
     last = LastRound(objects, source, teacher, {})
     if objects.rounds is not None:
-        previous = check_rounds(objects, source)
         with _timed(folder, "earlier_rounds"):
             last = earlier_rounds(objects, source, teacher, previous, folder)
     tracking = start_tracking(last.objects, folder)
@@ -98,6 +100,30 @@ def main(cfg: DictConfig, folder: Path) -> None:
         elif is_first_rank():
             write_sizes(folder, nets, decision, tracking)
     tracking.finish()
+
+
+def check(
+    objects: Objects, source: Backbone, teacher: Backbone | None, given: Decision | None
+) -> None:
+    """Refuse a recovery that can't be, before anything is chosen.
+
+    Args:
+        objects: the command's.
+        source: the first model.
+        teacher: the network to distil from.
+        given: the decision, if it is not to be made.
+
+    Raises:
+        InputError: see `recover_command.check`, or a budget that the model can't meet.
+    """
+    runner, pruner, wanted = runner_of(objects, None), objects.pruner, objects.wanted
+    recover_command.check(objects, runner, source, teacher, given)
+    if given is None:
+        assert pruner is not None and objects.recovery is not None
+        if objects.rounds is not None:  # whose last one leaves least
+            wanted = replace(wanted, keep=min(objects.rounds.depths))
+        decision = expected(pruner, source, wanted, objects.recovery)
+        recover_command.check(objects, runner, source, teacher, decision)
 
 
 def write_sizes(

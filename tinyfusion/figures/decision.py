@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from tinyfusion.errors import InputError
@@ -52,7 +53,7 @@ def decision_trace(
 
     Args:
         trace: records with ascending steps, at least one. Each is drawn up to its own step, from
-            that of the one before.
+            that of the one before, the first from 0.
         path: PNG file to write.
         names: what the units are called; default: their numbers.
         borders: first units of further stacks, marked by a strong line.
@@ -68,11 +69,8 @@ def decision_trace(
     """
     inclusion_RL, kept_RL = _checked(trace)
     depth = inclusion_RL.shape[1]
-    # Before the first record nothing is known: it begins one interval earlier, or with step 0.
-    steps = [record.step for record in trace]
-    spacing = steps[1] - steps[0] if len(steps) > 1 else steps[0]
-    edges = np.array([max(0, steps[0] - spacing), *steps], dtype=float)
-    span = edges[-1] - edges[0]
+    edges = np.array([0, *(record.step for record in trace)], dtype=float)
+    span = edges[-1]
     rows = np.arange(depth + 1) - 0.5
 
     figure, axes = new_figure(6.4, max(2.2, 0.9 + 0.135 * depth))
@@ -86,13 +84,16 @@ def decision_trace(
         for start in starts:
             axes.axhline(start - 0.5, color=colour, linewidth=width)
 
-    axes.set_xlim(edges[0], edges[-1] + 0.06 * span)
+    axes.set_xlim(0, 1.06 * span)
     axes.set_ylim(depth - 0.5, -0.5)
-    shown = list(range(0, depth, 1 if depth <= 14 else 2 if depth <= 40 else 4))
+    every = 1 if depth <= 14 or (names is not None and depth <= 80) else 2 if depth <= 40 else 4
+    shown = list(range(0, depth, every))
     axes.set_yticks(shown, [str(n) if names is None else names[n] for n in shown])
+    if names is not None:
+        axes.tick_params("y", labelsize=6.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.spines["bottom"].set_bounds(edges[0], edges[-1])
+    axes.spines["bottom"].set_bounds(0, span)
     axes.set_xlabel("training step")
     axes.set_ylabel("block" if names is None else "")
     if title:
@@ -101,6 +102,17 @@ def decision_trace(
     bar.outline.set_linewidth(0.5)
     bar.set_ticks([0, 0.5, 1])
     bar.set_label("probability to stay")
+    axes.legend(
+        handles=[
+            Line2D([], [], color=INK, linewidth=0.9, label="edge of what\nwould stay"),
+            *(Line2D([], [], label=label, **_mark(kept, depth)) for label, kept in _MARKS.items()),
+        ],
+        loc="lower left",
+        bbox_to_anchor=(1.01, -0.01),
+        frameon=False,
+        fontsize=7.5,
+        handlelength=1.2,
+    )
     return save_figure(figure, path)
 
 
@@ -114,19 +126,23 @@ def _draw_cut(axes: Axes, edges: np.ndarray, kept_RL: np.ndarray) -> None:
 
 
 def _draw_final(axes: Axes, edge: float, final: set[int], depth: int) -> None:
-    for units, filling in ((final, COLOURS[1]), (set(range(depth)) - final, "white")):
-        axes.plot(
-            [edge] * len(units),
-            sorted(units),
-            "s",
-            color=filling,
-            markersize=5 if depth <= 40 else 3,
-            markeredgecolor=COLOURS[1],
-            markeredgewidth=0.7,
-        )
-    axes.annotate(
-        "kept", (edge, -0.5), (0, 3), textcoords="offset points", ha="center", fontsize=8, color=INK
-    )
+    for units, kept in ((final, True), (set(range(depth)) - final, False)):
+        axes.plot([edge] * len(units), sorted(units), **_mark(kept, depth))
+
+
+_MARKS = {"kept": True, "removed": False}
+
+
+def _mark(kept: bool, depth: int) -> dict[str, Any]:
+    """How a unit that is kept or removed in the end is marked."""
+    return {
+        "linestyle": "",
+        "marker": "s",
+        "color": COLOURS[1] if kept else "white",
+        "markersize": 5 if depth <= 40 else 3.5,
+        "markeredgecolor": COLOURS[1],
+        "markeredgewidth": 0.7,
+    }
 
 
 def _checked(trace: Sequence[DecisionRecord]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ Shape suffixes: B batch, L units, K units that stay, Q nodes of a quadrature.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
@@ -57,6 +58,7 @@ class Draw(Protocol):
         """What to add to the loss so that draws keep to the budget; ``None`` if they always do."""
 
 
+@dataclass(frozen=True)
 class GumbelTopK:
     """The units of largest perturbed logits, until the budget is used (arXiv 1903.06059).
 

@@ -20,7 +20,8 @@ class PenalisedCost:
     ``weight * log E`` while the likeliest set costs more than the budget, ``-weight * log E`` while
     it costs less by more than ``tolerance`` of all units together, and none between. TAS chooses
     depths of stages; single units are ours. Gradients are straight through
-    ``sigmoid((log_weights + noise) / temperature)``, with logistic noise.
+    ``sigmoid((log_weights + noise) / temperature)``, with logistic noise. The loss that is shown
+    while the mask is learned is the one that is minimised, with this term in it.
 
     Args:
         weight: of the penalty.

@@ -107,8 +107,11 @@ class LatencyTable:
             setting = Setting(**values["setting"])
             seconds = {str(k): float(v) for k, v in values["seconds"].items()}
             return cls(setting, float(values["whole"]), float(values["rest"]), seconds)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"latency table {str(path)!r} can't be read: {error}") from None
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise InputError(
+                f"{str(path)!r} is no latency table; valid: a latency.json that an earlier run "
+                "with budget.latency= wrote in its folder prune/"
+            ) from None
 
 
 def measure_latency(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,7 +14,7 @@ from tinyfusion.budget import Budget, Minimum
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.latency import LatencyTable
 from tinyfusion.metrics.speed import macs, parameters
-from tinyfusion.pruners.contract import Pruner
+from tinyfusion.pruners.contract import Pruner, method_of
 from tinyfusion.scheme import EVEN, Scheme, check_keep, even_scheme, group_sizes, parse_scheme
 from tinyfusion.units import BLOCKS, BRANCHES, Unit
 
@@ -28,11 +29,14 @@ _FACTORS = {
 }
 """Units of absolute amounts, in small letters."""
 
-_EXAMPLES = {
-    PARAMETERS: "a share such as 0.5, or a number such as 340M",
-    MACS: "a share such as 0.5, or a number such as 60G",
-    LATENCY: "a share such as 0.5, or a time such as 20ms",
+_AMOUNTS = {
+    PARAMETERS: "a number of parameters, such as 340M",
+    MACS: "a number of multiply-accumulates, such as 60G",
+    LATENCY: "a time in s, ms or us, such as 20ms",
 }
+
+DEFAULT_BATCH_SIZE = 64
+"""Samples per forward whose latency is measured."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,16 @@ class Wanted:
             of the whole one below 1, or a number, also as text such as ``"340M"``.
         macs: multiply-accumulates of one forward of one sample, likewise.
         latency: seconds of one forward of a batch, likewise; absolute as text such as ``"20ms"``.
-        batch_size: samples per forward whose latency is measured.
+        batch_size: samples per forward whose latency is measured; ``None`` for
+            `DEFAULT_BATCH_SIZE`.
         table: file of latencies that were measured before; ``None`` measures them.
-        protected: units that must stay, by number or name.
+        protected: units that must stay, by name, or blocks by number; the name of a block means
+            all its branches where these are the units.
         minimum: how many units of each stack must stay at least, or a list of ``[at least, size]``
             of consecutive groups of units.
 
     Raises:
-        InputError: a value of the wrong kind, or a table without a budget of latency.
+        InputError: a value of the wrong kind, or a table or batch size without a budget of latency.
     """
 
     scheme: Any = None
@@ -64,7 +70,7 @@ class Wanted:
     parameters: Any = None
     macs: Any = None
     latency: Any = None
-    batch_size: int = 64
+    batch_size: int | None = None
     table: str | None = None
     protected: Sequence[int | str] = ()
     minimum: Any = 0
@@ -95,18 +101,19 @@ class Wanted:
     def __post_init__(self) -> None:
         for key in ("keep", "batch_size"):
             value = getattr(self, key)
-            if type(value) is not int and (key, value) != ("keep", None):
+            if type(value) is not int and value is not None:
                 name = key if key == "keep" else f"budget.{key}"
                 raise InputError(f"{name}={value!r} must be a whole number")
         for measure, value in self.amounts.items():
             _amount(measure, value, 1.0)
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"budget.batch_size={self.batch_size} must be at least 1")
-        if self.table is not None and self.latency is None:
-            raise InputError(
-                f"budget.table={self.table} is of latencies, but the budget is not; give "
-                "budget.latency=, or leave it out"
-            )
+        for key in ("table", "batch_size"):
+            if getattr(self, key) is not None and self.latency is None:
+                raise InputError(
+                    f"budget.{key}={getattr(self, key)} is of latencies, but the budget is not; "
+                    "give budget.latency=, or leave it out"
+                )
         if isinstance(self.protected, str) or not isinstance(self.protected, Sequence):
             raise InputError(
                 f"budget.protected={self.protected} must be a list of units, such as [0,blocks.5]"
@@ -128,12 +135,22 @@ class Wanted:
         given = [f"budget.{name}={value}" for name, value in self.amounts.items()]
         return given + ([] if self.keep is None else [f"keep={self.keep}"])
 
-    @property
-    def unused(self) -> list[str]:
-        """All that is given, as the user typed it: what a pruner ignores that says it itself."""
-        other = {"scheme": self.scheme, "units": self.units if self.units != BLOCKS else None}
-        other |= {"budget.protected": self.protected, "budget.minimum": self.minimum}
-        return self.said + [f"{key}={value}" for key, value in other.items() if value]
+    def ignored(self, pruner: Pruner) -> list[str]:
+        """What is given and changes nothing with a pruner, or less than it says; a line each."""
+        method = method_of(pruner)
+        if not getattr(pruner, "uses_keep", True):
+            other = {"scheme": self.scheme, "units": self.units if self.units != BLOCKS else None}
+            other |= {"budget.protected": self.protected, "budget.minimum": self.minimum}
+            given = self.said + [f"{key}={value}" for key, value in other.items() if value]
+            why = f"not used, as pruner={method} says itself what stays"
+            return [f"{', '.join(given)}: {why}"] if given else []
+        if self.scheme is None or getattr(pruner, "uses_scheme", False):
+            return []
+        instead = "selector=grouped does" if hasattr(pruner, "selector") else "pruner=learned does"
+        return [
+            f"scheme={self.scheme} says no more than how many blocks stay: pruner={method} does "
+            f"not choose within groups ({instead})"
+        ]
 
     def unmeasured(self) -> Wanted:
         """The same with MACs in the place of a latency, for what can't measure, such as a dry run.
@@ -143,7 +160,7 @@ class Wanted:
         if self.latency is None:
             return self
         share = self.latency if isinstance(self.latency, float) else 0.5
-        return replace(self, latency=None, macs=share)
+        return replace(self, latency=None, batch_size=None, table=None, macs=share)
 
     def check(self, pruner: Pruner) -> None:
         """Refuse what contradicts itself, or what the pruner can't do; needs no network.
@@ -155,10 +172,15 @@ class Wanted:
         given = self.said
         if len(given) > 1:
             raise InputError(f"{given[0]} and {given[1]} are two budgets; give one of them")
+        if self.scheme == EVEN and self.amounts:
+            raise InputError(
+                f"scheme={EVEN} makes equal groups that keep keep= blocks, which {given[0]} does "
+                "not say; give keep= instead, or scheme=null"
+            )
         if self.scheme is not None and self.amounts:
             raise InputError(
                 f"scheme={self.scheme} says how many blocks stay, and so does {given[0]}; give one "
-                "of them"
+                "of them (scheme=null takes back what an experiment= sets)"
             )
         if self.scheme is not None and self.units != BLOCKS:
             raise InputError(
@@ -202,7 +224,13 @@ class Wanted:
         ((measure, value),) = self.amounts.items()
         costs, whole = _costs(measure, net, units, latency)
         limit = _amount(measure, value, whole)
-        return _within(measure, units, costs, limit, whole, protected, minimums)
+        fixed = max(0.0, whole - sum(costs))
+        _check_limit(measure, value, limit, fixed + min(costs), whole)
+        return Budget(
+            *(tuple(units), costs, limit - fixed, measure, protected, minimums),
+            rest=fixed,
+            said=str(value),
+        )
 
     def _groups(self, net: Backbone, pruner: Pruner, count: int) -> tuple[Scheme | None, int]:
         keep, laid = self.keep, None
@@ -221,15 +249,22 @@ class Wanted:
         return laid, keep
 
     def _protected(self, units: Sequence[Unit]) -> Iterator[int]:
-        names = {unit.name: number for number, unit in enumerate(units)}
+        named: dict[str | int, list[int]] = {}
+        for number, unit in enumerate(units):
+            named.setdefault(unit.name, []).append(number)
+            if self.units == BLOCKS:
+                named[number] = [number]
+            else:
+                named.setdefault(unit.block_name, []).append(number)
         for entry in self.protected:
-            number = names.get(entry) if isinstance(entry, str) else entry
-            if type(number) is not int or not 0 <= number < len(units):
-                raise InputError(
-                    f"budget.protected: there is no unit {entry!r}; valid: 0..{len(units) - 1}, or "
-                    f"names such as {units[0].name}"
-                )
-            yield number
+            if isinstance(entry, bool) or entry not in named:
+                valid = f"names such as {units[0].name}"
+                if self.units == BLOCKS:
+                    valid = f"0..{len(units) - 1}, or {valid}"
+                else:
+                    valid += f", or {units[0].block_name} for all of a block"
+                raise InputError(f"budget.protected: there is no unit {entry!r}; valid: {valid}")
+            yield from named[entry]
 
     def _minimums(self, net: Backbone, units: Sequence[Unit]) -> Iterator[Minimum]:
         if isinstance(self.minimum, int) and not isinstance(self.minimum, bool):
@@ -241,13 +276,18 @@ class Wanted:
                     yield Minimum(tuple(inside), self.minimum)
             return
         start = 0
-        for least, size in group_sizes(self.minimum, "budget.minimum"):
+        for least, size in group_sizes(self.minimum, "budget.minimum", "at least"):
             inside = list(range(start, start + size))
             start += size
-            if start > len(units) or not 0 <= least <= size:
+            if not 0 <= least <= size:
                 raise InputError(
-                    f"budget.minimum: [{least},{size}] ends behind the last of {len(units)} "
-                    f"{self.units}, or asks for more than there are in it"
+                    f"budget.minimum: [{least},{size}] asks for {least} of {size} {self.units}; "
+                    f"valid: 0..{size}"
+                )
+            if start > len(units):
+                raise InputError(
+                    f"budget.minimum: [{least},{size}] ends with number {start - 1}, but the last "
+                    f"of the {self.units} is number {len(units) - 1}"
                 )
             if least:
                 yield Minimum(tuple(inside), least)
@@ -271,49 +311,44 @@ def _amount(measure: str, value: Any, whole: float) -> float:
     Raises:
         InputError: neither.
     """
-    given = f"budget.{measure}={value}"
-    refused = InputError(f"{given} is neither: valid is {_EXAMPLES[measure]}")
+    refused = InputError(
+        f"budget.{measure}={value} must be a share below 1, such as 0.5, or {_AMOUNTS[measure]}"
+    )
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise refused
-    if not isinstance(value, str):
-        if 0 < value < 1:
-            return value * whole
-        if measure == LATENCY or value <= 0:
-            raise refused
-        return float(value)
-    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", value.lower())
-    factor = None if found is None else _FACTORS[measure].get(found[2])
+    # A number in quotes means what it means without them.
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", str(value).lower())
     try:
         number = float(found[1]) if found else 0.0
     except ValueError:
         raise refused from None
-    if factor is None or number <= 0:
+    suffix = found[2] if found else ""
+    if not suffix and 0 < number < 1:
+        return number * whole
+    factor = _FACTORS[measure].get(suffix)
+    if factor is None or not 0 < number < math.inf or (not suffix and number % 1):
         raise refused
     return number * factor
 
 
-def _within(
-    measure: str,
-    units: Sequence[Unit],
-    costs: tuple[float, ...],
-    limit: float,
-    whole: float,
-    protected: frozenset[int],
-    minimums: tuple[Minimum, ...],
-) -> Budget:
-    """The budget of what is left for units when the rest of the network is paid for.
+def _check_limit(measure: str, value: Any, limit: float, least: float, whole: float) -> None:
+    """Refuse a limit that no cut network meets, or that the whole network meets.
+
+    Args:
+        measure: what is limited.
+        value: the limit, as the user said it.
+        limit: what the network may cost.
+        least: what it costs with its cheapest unit alone.
+        whole: what it costs as it is.
 
     Raises:
-        InputError: less than the rest and one unit cost, or at least as much as everything.
+        InputError: it is such a limit.
     """
-    fixed = max(0.0, whole - sum(costs))
-    least = fixed + min(costs)
-    said = f"budget.{measure}: {limit:,.6g} ({limit / whole:.1%} of {whole:,.6g})"
+    said = f"budget.{measure}={value}: {limit:,.6g} ({limit / whole:.1%} of {whole:,.6g})"
     if limit < least:
         raise InputError(
-            f"{said} can't be met: what is not among the units costs {fixed:,.6g}, and with the "
-            f"cheapest unit it is {least:,.6g}, a share of {least / whole:.4f}, the nearest"
+            f"{said} can't be met: with one unit alone, the cheapest, the network has {least:,.6g} "
+            f"(a share of {least / whole:.4f}), the nearest"
         )
     if limit >= whole:
-        raise InputError(f"{said} would remove nothing; give less than the whole network costs")
-    return Budget(tuple(units), costs, limit - fixed, measure, protected, minimums, rest=fixed)
+        raise InputError(f"{said} would remove nothing; give less than the whole network has")

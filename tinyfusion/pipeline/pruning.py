@@ -17,9 +17,9 @@ from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.group import ALONE, Group
 from tinyfusion.metrics.latency import LatencyTable, measure_latency, setting_of
-from tinyfusion.pipeline.budgets import Wanted
+from tinyfusion.pipeline.budgets import DEFAULT_BATCH_SIZE, Wanted
 from tinyfusion.pipeline.runner import PhaseRunner
-from tinyfusion.pruners.contract import Choice, Pruner, PruningContext, phases_of
+from tinyfusion.pruners.contract import Choice, Pruner, PruningContext, method_of, phases_of
 from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.training.settings import TrainerSettings
 from tinyfusion.units import kept_and_removed
@@ -27,11 +27,6 @@ from tinyfusion.units import kept_and_removed
 log = logging.getLogger(__name__)
 
 LATENCY_FILE = "latency.json"
-
-
-def method_of(pruner: Pruner) -> str:
-    """What decisions call a pruner: its attribute ``name``, or its class's in lower case."""
-    return str(getattr(pruner, "name", type(pruner).__name__.lower()))
 
 
 def cuts_width(pruner: Pruner | None, decision: Decision | None = None) -> bool:
@@ -105,10 +100,11 @@ def choose(
     # The pruner is free to alter its network.
     own = copy.deepcopy(net).to(device)
     table = None
-    wanted.check(pruner)
-    if wanted.latency is not None:
-        # Kept beside the phases: one that is resumed goes on under the same costs.
-        table = group.from_first(lambda: _latency(wanted, own, runner.trainer, folder))
+    if getattr(pruner, "uses_keep", True):
+        wanted.check(pruner)
+        if wanted.latency is not None:
+            # Kept beside the phases: one that is resumed goes on under the same costs.
+            table = group.from_first(lambda: _latency(wanted, own, runner.trainer, folder))
     budget = wanted.budget(own, pruner, table)
     context = context_of(own, runner, budget, folder, source_sha256)
     trained = runner.run(phases_of(pruner, context), folder)
@@ -163,7 +159,8 @@ def _latency(
         InputError: a table of another device, batch, precision or compile setting.
     """
     own = TrainerSettings(precision=trainer.precision) if isinstance(trainer, Trainer) else trainer
-    here = setting_of(net, wanted.batch_size, own.precision, own.compile)
+    batch_size = wanted.batch_size or DEFAULT_BATCH_SIZE
+    here = setting_of(net, batch_size, own.precision, own.compile)
     measured = folder / LATENCY_FILE
     path = wanted.table or (measured if measured.is_file() else None)
     if path is not None:
@@ -203,5 +200,5 @@ def planned(pruner: Pruner, net: Backbone, wanted: Wanted, seed: int = 0) -> Dec
     budget = wanted.budget(net, pruner)
     assert budget is not None, "a pruner with numbers of its own says them by plan(net)"
     kept, removed = kept_and_removed(budget.units, placeholders(budget), net.depth)
-    sizes = budget.scheme.sizes if budget.scheme is not None else None
-    return Decision(kept, net.depth, method_of(pruner), scheme=sizes, seed=seed, removed=removed)
+    choice = Choice(kept, budget.scheme, removed=removed, budget=budget.record())
+    return choice.decision(net.depth, method=method_of(pruner), seed=seed)

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +19,11 @@ from tinyfusion.backbones.presets import build as build_backbone
 from tinyfusion.backbones.presets import family_of
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
+from tinyfusion.pipeline.budgets import Wanted
+from tinyfusion.pipeline.pruning import planned
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.processes.contract import Process
-from tinyfusion.pruners.contract import calibration_batch
+from tinyfusion.pruners.contract import Pruner, calibration_batch
 from tinyfusion.recovery.averaging import prune_averaged
 from tinyfusion.recovery.fading import FadeOut
 from tinyfusion.recovery.features import mean_squares, one_scale
@@ -35,6 +37,7 @@ from tinyfusion.training.gradual import GradualRecovery
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.phases import Phase
 from tinyfusion.training.recovery import Recovery
+from tinyfusion.units import BLOCKS, BRANCHES
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +119,7 @@ def check_recovery(
         start: what the student starts from: ``kept`` weights, ``fresh`` ones, or weights
             ``averaged`` over removed blocks.
         cuts_width: whether channels go instead of blocks.
-        decision: how the student is cut, if that is known.
+        decision: how the student is cut, or is `expected` to be.
 
     Raises:
         InputError: networks that can't be compared, an unknown start, a batch that the devices
@@ -129,6 +132,11 @@ def check_recovery(
         raise InputError(
             "start=averaged takes means of blocks, but a pruner of widths removes none; give "
             "start=kept"
+        )
+    if start == AVERAGED and decision is not None and _of_branches(decision):
+        raise InputError(
+            "start=averaged takes means of blocks that are alike, but here branches of blocks are "
+            "chosen (units=branches); give start=kept"
         )
     if start != KEPT and starts_whole(recovery):
         raise InputError(
@@ -171,6 +179,50 @@ def check_recovery(
             "but a pruner of widths removes none; give stages=none"
         )
     recovery.stages.check(net, settings.steps)
+
+
+def _of_branches(decision: Decision) -> bool:
+    return bool(decision.removed) or decision.budget.get("units", BLOCKS) == BRANCHES
+
+
+def expected(
+    pruner: Pruner, net: Backbone, wanted: Wanted, recovery: Objective | PhasedRecovery
+) -> Decision:
+    """A decision such as the pruner will make, as far as a recovery can be validated against it.
+
+    Its scores are all alike, under the names of those that the pruner gives.
+
+    Args:
+        pruner: the pruner.
+        net: the model.
+        wanted: how much is to stay.
+        recovery: what recovers the model.
+
+    Raises:
+        InputError: see `tinyfusion.pipeline.pruning.planned`.
+    """
+    if wanted.latency is not None and getattr(pruner, "uses_keep", True):
+        wanted.check(pruner)
+        # How many that leaves is measured later: here as many as can be.
+        wanted = Wanted(keep=len(net.units(wanted.units)) - 1, units=wanted.units)
+    return with_scores(planned(pruner, net, wanted), pruner, recovery)
+
+
+def with_scores(
+    decision: Decision, pruner: Pruner, recovery: Objective | PhasedRecovery
+) -> Decision:
+    """A planned decision with scores, all alike, where those of the pruner will be.
+
+    Of a pruner that does not say which it gives (``unit_scores``), those that the recovery wants.
+
+    Args:
+        decision: the decision.
+        pruner: who will make it.
+        recovery: what takes the scores.
+    """
+    wanted = getattr(getattr(recovery, "updates", None), "scores", None) or "scores"
+    names = getattr(pruner, "unit_scores", (wanted,))
+    return replace(decision, scores={name: [1.0] * (decision.source_depth or 0) for name in names})
 
 
 def starts_whole(recovery: Objective | PhasedRecovery) -> bool:

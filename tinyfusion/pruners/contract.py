@@ -198,6 +198,8 @@ class Pruner(Protocol):
     ``uses_keep = False`` (default: true) says that the number of units is the pruner's own.
     ``name`` (default: the class's, in lower case) is what decisions call the method.
     ``cuts_width = True`` (default: false) says that channels go instead of blocks.
+    ``unit_scores`` (default: not known) names the evidence in `Choice.scores` that holds a number
+    for each unit, so that what goes by it is validated before anything is trained.
     ``plan(net) -> Choice`` says the size of a choice whose numbers are the pruner's own, without
     data or training. ``phases(context) -> Sequence[Phase]`` (default: none) lists what is trained
     before `choose`, which finds the trained modules in ``context.trained``.
@@ -207,6 +209,11 @@ class Pruner(Protocol):
 
     def choose(self, context: PruningContext) -> Choice:
         """Choose within ``context.budget``, such as ``context.keep`` of the model's units."""
+
+
+def method_of(pruner: Pruner) -> str:
+    """What decisions call a pruner: its attribute ``name``, or its class's in lower case."""
+    return str(getattr(pruner, "name", type(pruner).__name__.lower()))
 
 
 def phases_of(pruner: Pruner, context: PruningContext) -> Sequence[Phase]:

@@ -142,6 +142,8 @@ class GroupBudgets:
 
     def _sizes(self, count: int) -> list[int]:
         if isinstance(self.sizes, int):
+            if self.sizes > count:
+                raise InputError(f"selector.sizes={self.sizes}: there are only {count} units")
             whole, rest = divmod(count, self.sizes)
             return [self.sizes] * whole + [rest] * (rest > 0)
         if sum(self.sizes) != count:

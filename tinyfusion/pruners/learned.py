@@ -24,6 +24,7 @@ from tinyfusion.units import BLOCKS, BRANCHES
 
 MASK_LEARNING = "mask_learning"
 GUMBEL_TOP_K = GumbelTopK()
+START_SPREAD = 0.04
 UNIT_RATE_FACTOR = 2.0
 """Rate of single units' gates over that of the update. At the published 10 a logit moves by a nat a
 step, and choices are made before they are compared (docs/results.md)."""
@@ -54,15 +55,17 @@ class Learned:
         stop: when mask learning may end early; ``None`` for never.
         start: criterion in whose order the logits start; ``None`` for equal ones. Not known with
             a scheme.
-        start_spread: difference between the highest and the lowest logit then.
+        start_spread: difference between the highest and the lowest logit then; ``None`` for
+            `START_SPREAD`.
 
     Raises:
         InputError: a factor, temperature, scale or spread that is not positive, a decay outside
-            [0, 1), or a start that is no criterion.
+            [0, 1), a start that is no criterion, or a spread without a start.
     """
 
     uses_scheme = True
     kinds: ClassVar[tuple[str, ...]] = (BLOCKS, BRANCHES)
+    unit_scores: ClassVar[tuple[str, ...]] = ("inclusion",)
 
     def __init__(
         self,
@@ -74,7 +77,7 @@ class Learned:
         draw: Draw = GUMBEL_TOP_K,
         stop: EarlyStop | None = None,
         start: Scored | None = None,
-        start_spread: float = 0.04,
+        start_spread: float | None = None,
     ) -> None:
         if gate_rate_factor is not None and gate_rate_factor <= 0:
             raise InputError(f"pruner.gate_rate_factor={gate_rate_factor} must be positive")
@@ -91,11 +94,17 @@ class Learned:
                 f"pruner.start: a {type(start).__name__} gives no scores to order logits by; give "
                 "a criterion, such as +pruner@pruner.start=sensitivity"
             )
-        if start_spread <= 0:
+        if start_spread is not None and start is None:
+            raise InputError(
+                f"pruner.start_spread={start_spread} is how far apart the logits of pruner.start "
+                "are, which is not given; give it by +pruner@pruner.start=, or leave both out"
+            )
+        if start_spread is not None and start_spread <= 0:
             raise InputError(f"pruner.start_spread={start_spread} must be positive")
         self.delta = delta
         self.draw, self.stop = draw, stop
-        self.start, self.start_spread = start, start_spread
+        self.start = start
+        self.start_spread = START_SPREAD if start_spread is None else start_spread
         self.temperature, self.scale = temperature, scale
         self.gate_rate_factor, self.gate_ema_decay = gate_rate_factor, gate_ema_decay
 
@@ -104,7 +113,7 @@ class Learned:
 
         Raises:
             InputError: a budget that `draw` does not know or that leaves nothing to learn, or a
-                criterion to start from, protected units or minimums beside a scheme.
+                draw, a criterion to start from, protected units or minimums beside a scheme.
         """
         budget = context.budget
         assert budget is not None
@@ -115,11 +124,17 @@ class Learned:
                     f"{budget}: all that stay are protected, so that there is nothing to learn; "
                     "raise keep=, or give the blocks as pruner=indices"
                 )
-        elif budget.protected or budget.minimums:
-            key = "protected" if budget.protected else "minimum"
+        elif budget.constraints:
             raise InputError(
-                f"budget.{key}: pruner=learned does not know it beside scheme={context.scheme}, "
-                "whose patterns are learned as a whole; give keep= instead of scheme="
+                f"budget.{budget.constraints[0]}: pruner=learned does not know it beside "
+                f"scheme={context.scheme}, whose patterns are learned as a whole; give "
+                "keep= instead of scheme="
+            )
+        elif self.draw != GUMBEL_TOP_K:
+            raise InputError(
+                f"pruner.draw={type(self.draw).__name__} draws sets of single units, but a "
+                "scheme's patterns have draws of their own; give keep= or a budget instead of "
+                "scheme="
             )
         elif self.start is not None:
             raise InputError(
@@ -128,7 +143,7 @@ class Learned:
             )
         # Which units stay is not known yet; a dry run counts as many.
         leaves = context.choice(placeholders(budget), scheme=context.scheme).decision(
-            context.net.depth, method="learned", seed=context.seed
+            context.net.depth, method="learned", seed=context.seed, budget=budget.record()
         )
         return [Phase(MASK_LEARNING, lambda: self._module(context), leaves=leaves)]
 

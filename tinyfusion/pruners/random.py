@@ -58,6 +58,7 @@ class Random:
 
     uses_scheme = False
     kinds: ClassVar[tuple[str, ...]] = (BLOCKS, BRANCHES)
+    unit_scores: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

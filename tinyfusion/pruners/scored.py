@@ -56,6 +56,11 @@ class Scored(ABC):
         """Whether there must be one."""
         return getattr(self.selector, "needs_scheme", False)
 
+    @property
+    def unit_scores(self) -> tuple[str, ...]:
+        """Names of the evidence that holds a number for each unit."""
+        return (self.criterion,)
+
     @abstractmethod
     def scores(self, net: Backbone, calibration: Any, kept: Sequence[int]) -> Tensor:
         """Importance of blocks.

@@ -18,6 +18,11 @@ from tinyfusion.recovery.alignment import alignment
 from tinyfusion.states import States, map_streams
 from tinyfusion.units import BLOCKS, BRANCHES, Unit
 
+NO_DECISION = (
+    "stages=fade_out removes blocks during recovery: give the whole model as checkpoint= with "
+    "decision=PATH, or stages=none for a model that is already cut"
+)
+
 
 @dataclass(frozen=True)
 class Fading:
@@ -96,13 +101,17 @@ class Fading:
         )
 
     def summary(self) -> str:
-        """One line for the log: what goes when."""
-        when = ", ".join(
+        """One line for the log: what goes when, the first ones and the last by name."""
+        listed = [
             f"{unit.name} at step {step:,}"
             for unit, step in zip(self.units, self.steps, strict=True)
-        )
+        ]
+        shown = listed if len(listed) <= 4 else [*listed[:2], "...", listed[-1]]
         fades = f"faded over {self.window:,} steps" if self.window > 1 else "not faded"
-        return f"{len(self.units)} unit(s) are removed during training, each {fades}: {when}"
+        return (
+            f"{len(self.units)} unit(s) are removed during training, each {fades}: "
+            f"{', '.join(shown)}"
+        )
 
     def record(self) -> dict[str, Any]:
         """What the student's provenance says of it, as plain data."""
@@ -174,10 +183,7 @@ class FadeOut:
         """
         self.check(net, total_steps)
         if decision is None:
-            raise InputError(
-                "stages=fade_out removes blocks during recovery: give the whole model as "
-                "checkpoint= with decision=PATH, or stages=none for a model that is already cut"
-            )
+            raise InputError(NO_DECISION)
         if decision.source_depth not in (None, net.depth):
             raise InputError(
                 f"stages=fade_out begins with the whole model: the decision was made for one of "

@@ -210,9 +210,8 @@ def _check_target(path: str, node: DictConfig) -> None:
     given = [str(key) for key in node if not str(key).startswith("_")]
     unknown = [key for key in given if key not in names]
     if unknown and not open_ended:
-        raise InputError(
-            f"unknown key '{path}.{unknown[0]}'; valid for {path}: {', '.join(sorted(names))}"
-        )
+        valid = f"valid for {path}: {', '.join(sorted(names))}" if names else "it takes none"
+        raise InputError(f"unknown key '{path}.{unknown[0]}' of {target.__name__}; {valid}")
     unset = [key for key in given if OmegaConf.is_missing(node, key)]
     required = [n for n in names if parameters[n].default is inspect.Parameter.empty]
     if path.startswith("logger."):
@@ -222,6 +221,16 @@ def _check_target(path: str, node: DictConfig) -> None:
     if unset:
         raise InputError(f"'{path}.{unset[0]}' must be given: {path}.{unset[0]}=...")
     hints = hints_of(target)
+    group = path.partition(".")[0]
     for key in given:
-        if key in hints:
+        if key not in hints:
+            continue
+        try:
             check_type(f"{path}.{key}", node[key], hints[key])
+        except InputError as error:
+            if not isinstance(node[key], str) or node[key] not in choices(group):
+                raise
+            raise InputError(
+                f"{error}; the {group} of that name is put there by "
+                f"+{group}@{path}.{key}={node[key]}"
+            ) from None

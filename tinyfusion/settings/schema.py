@@ -30,9 +30,9 @@ class BudgetSettings:
         parameters: parameters, embedding and head included.
         macs: multiply-accumulates of one forward of one sample.
         latency: seconds of one forward of a batch, measured on the device of the run.
-        batch_size: samples per forward whose latency is measured.
+        batch_size: samples per forward whose latency is measured; ``None`` for 64.
         table: file of latencies that were measured before on this device; ``None`` measures.
-        protected: units that must stay, by number or name.
+        protected: units that must stay, by name, or blocks by number.
         minimum: units of each stack that must stay at least, or a list of ``[at least, size]``
             groups.
     """
@@ -40,7 +40,7 @@ class BudgetSettings:
     parameters: Any = None
     macs: Any = None
     latency: Any = None
-    batch_size: int = 64
+    batch_size: int | None = None
     table: str | None = None
     protected: list[Any] = field(default_factory=list)
     minimum: Any = 0

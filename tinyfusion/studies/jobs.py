@@ -16,7 +16,8 @@ from tinyfusion.decision import Decision, find_decision
 from tinyfusion.errors import InputError
 from tinyfusion.interrupts import Interrupted, handled
 from tinyfusion.runtime.folder import COMMAND_FILE
-from tinyfusion.settings.overrides import as_typed, quote, split
+from tinyfusion.settings.brought import brought_along
+from tinyfusion.settings.overrides import as_typed, first_text, quote, split
 from tinyfusion.studies.collect import CONFIG_FILE, METRICS_FILE
 
 NOT_OF_PRUNE = ("evaluation", "recovery", "stages", "updates", "teacher", "start")
@@ -94,13 +95,20 @@ class Job:
         file = self.folder / COMMAND_FILE
         if not file.is_file():
             return
-        there = _of_results(shlex.split(file.read_text(encoding="utf-8"))[2:])
+        there = self._of_results(shlex.split(file.read_text(encoding="utf-8"))[2:])
         own, passed_on = self.settings(passed_on)
-        here = _of_results([*own, *passed_on])
+        here = self._of_results([*own, *passed_on])
         if there != here:
             parts = {"with": there - here, "without": here - there}
             how = " and ".join(f"{k} {' '.join(sorted(v))}" for k, v in parts.items() if v)
             raise InputError(f"{self.folder} was run {how}: give another --root, or remove it")
+
+    def _of_results(self, overrides: Sequence[str]) -> set[str]:
+        """See `_of_results`; with what the checkpoint brings, which only some runs record."""
+        checkpoints = [text for text in overrides if _key(text) == "checkpoint"]
+        file = first_text(split(checkpoints[-1])[1] or "") if checkpoints else None
+        brought = brought_along(self.command, file, overrides) if file is not None else []
+        return _of_results([*brought, *overrides])
 
 
 def _of_results(overrides: Iterable[str]) -> set[str]:

@@ -53,7 +53,10 @@ class EarlyStop:
 
     def __post_init__(self) -> None:
         if not 0 < self.patience < 1:
-            raise InputError(f"pruner.stop.patience={self.patience} must be between 0 and 1")
+            raise InputError(
+                f"pruner.stop.patience={self.patience} must be a share of the steps, more than 0 "
+                "and less than 1"
+            )
         if not 0 <= self.margin <= 1:
             raise InputError(f"pruner.stop.margin={self.margin} must be in [0, 1]")
 
