@@ -10,6 +10,7 @@ from typing import Any
 
 from tinyfusion.errors import InputError
 from tinyfusion.scheme import Scheme, evenly_spaced
+from tinyfusion.text import readable_amount
 from tinyfusion.units import BLOCKS, Unit
 
 KEEP = "keep"
@@ -112,7 +113,7 @@ class Budget:
 
     def _with(self, cost: float) -> str:
         """The whole network's cost with units that cost so much."""
-        return f"{cost + self.rest:,.6g}"
+        return readable_amount(cost + self.rest)
 
     @property
     def count(self) -> int:

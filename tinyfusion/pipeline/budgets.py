@@ -16,6 +16,7 @@ from tinyfusion.metrics.latency import LatencyTable
 from tinyfusion.metrics.speed import macs, parameters
 from tinyfusion.pruners.contract import Pruner, method_of
 from tinyfusion.scheme import EVEN, Scheme, check_keep, even_scheme, group_sizes, parse_scheme
+from tinyfusion.text import readable_amount
 from tinyfusion.units import BLOCKS, BRANCHES, Unit
 
 PARAMETERS, MACS, LATENCY = "parameters", "macs", "latency"
@@ -344,10 +345,12 @@ def _check_limit(measure: str, value: Any, limit: float, least: float, whole: fl
     Raises:
         InputError: it is such a limit.
     """
-    said = f"budget.{measure}={value}: {limit:,.6g} ({limit / whole:.1%} of {whole:,.6g})"
+    amounts = f"{readable_amount(limit)} ({limit / whole:.1%} of {readable_amount(whole)})"
+    said = f"budget.{measure}={value}: {amounts}"
     if limit < least:
         raise InputError(
-            f"{said} can't be met: with one unit alone, the cheapest, the network has {least:,.6g} "
+            f"{said} can't be met: with one unit alone, the cheapest, the network has "
+            f"{readable_amount(least)} "
             f"(a share of {least / whole:.4f}), the nearest"
         )
     if limit >= whole:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tinyfusion.text import readable_bytes
+from tinyfusion.text import readable_amount, readable_bytes
 
 WIDTH = 100
 
@@ -150,8 +150,8 @@ def _budget(budget: Mapping[str, Any]) -> Iterator[Row]:
         limit, whole = budget[measure], budget.get("whole")
         if "costs" in budget and whole is None:
             whole = budget["rest"] + sum(budget["costs"].values())
-        share = f" ({limit / whole:.1%} of {whole:,.6g})" if whole else f" {units}"
-        yield "budget", f"{measure} {limit:,.6g}{share}"
+        share = f" ({limit / whole:.1%} of {readable_amount(whole)})" if whole else f" {units}"
+        yield "budget", f"{measure} {readable_amount(limit)}{share}"
     yield "chosen among", str(units)
     if "protected" in budget:
         yield "protected", _listed(budget["protected"])
