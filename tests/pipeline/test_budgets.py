@@ -164,12 +164,15 @@ def test_what_a_pruner_ignores_is_said() -> None:
         "scheme=1:2 says no more than how many blocks stay: pruner=uniform does not choose within "
         "groups (pruner=learned does)"
     ]
+    assert Wanted("even", keep=4).ignored(Uniform())[0].startswith("scheme=even is not used: prun")
     assert "selector=grouped does" in Wanted("1:2").ignored(Sensitivity(TopK()))[0]
 
 
 @pytest.mark.parametrize("text", ["0.5", " 5e-1 "])
 def test_a_share_in_quotes_is_a_share(net, text: str) -> None:
     assert Wanted(macs=text).budget(net, ANY).limit == Wanted(macs=0.5).budget(net, ANY).limit
+    assert Wanted(latency=text).unmeasured() == Wanted(macs=0.5)
+    assert Wanted(latency="20ms", batch_size=3).unmeasured() == Wanted(macs=0.5)
 
 
 def test_a_network_without_branches_says_so(net) -> None:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.reporting import for_table
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.pipeline.devices import joined_ranks
-from tinyfusion.pipeline.recovering import expected
+from tinyfusion.pipeline.recovering import expected, with_scores
 from tinyfusion.pipeline.scoring import first_samples
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.samplers.generate import balanced_labels
@@ -116,13 +115,15 @@ def check(
     Raises:
         InputError: see `recover_command.check`, or a budget that the model can't meet.
     """
-    runner, pruner, wanted = runner_of(objects, None), objects.pruner, objects.wanted
+    runner, pruner, recovery = runner_of(objects, None), objects.pruner, objects.recovery
     recover_command.check(objects, runner, source, teacher, given)
     if given is None:
-        assert pruner is not None and objects.recovery is not None
-        if objects.rounds is not None:  # whose last one leaves least
-            wanted = replace(wanted, keep=min(objects.rounds.depths))
-        decision = expected(pruner, source, wanted, objects.recovery)
+        assert pruner is not None and recovery is not None
+        if objects.rounds is None:
+            decision = expected(pruner, source, objects.wanted, recovery)
+        else:  # whose budgets were validated; the last one leaves least
+            kept = tuple(range(min(objects.rounds.depths)))
+            decision = with_scores(Decision(kept, source.depth), pruner, recovery)
         recover_command.check(objects, runner, source, teacher, decision)
 
 

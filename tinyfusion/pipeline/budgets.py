@@ -148,9 +148,10 @@ class Wanted:
         if self.scheme is None or getattr(pruner, "uses_scheme", False):
             return []
         instead = "selector=grouped does" if hasattr(pruner, "selector") else "pruner=learned does"
+        means = "is not used" if self.scheme == EVEN else "says no more than how many blocks stay"
         return [
-            f"scheme={self.scheme} says no more than how many blocks stay: pruner={method} does "
-            f"not choose within groups ({instead})"
+            f"scheme={self.scheme} {means}: pruner={method} does not choose within groups "
+            f"({instead})"
         ]
 
     def unmeasured(self) -> Wanted:
@@ -160,8 +161,10 @@ class Wanted:
         """
         if self.latency is None:
             return self
-        share = self.latency if isinstance(self.latency, float) else 0.5
-        return replace(self, latency=None, batch_size=None, table=None, macs=share)
+        share = _share(self.latency)
+        return replace(
+            self, latency=None, batch_size=None, table=None, macs=0.5 if share is None else share
+        )
 
     def check(self, pruner: Pruner) -> None:
         """Refuse what contradicts itself, or what the pruner can't do; needs no network.
@@ -317,19 +320,28 @@ def _amount(measure: str, value: Any, whole: float) -> float:
     )
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise refused
-    # A number in quotes means what it means without them.
+    share = _share(value)
+    if share is not None:
+        return share * whole
     found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", str(value).lower())
     try:
         number = float(found[1]) if found else 0.0
     except ValueError:
         raise refused from None
     suffix = found[2] if found else ""
-    if not suffix and 0 < number < 1:
-        return number * whole
     factor = _FACTORS[measure].get(suffix)
     if factor is None or not 0 < number < math.inf or (not suffix and number % 1):
         raise refused
     return number * factor
+
+
+def _share(value: Any) -> float | None:
+    """A number between 0 and 1, in quotes or not; ``None`` for anything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 < number < 1 else None
 
 
 def _check_limit(measure: str, value: Any, limit: float, least: float, whole: float) -> None:
@@ -350,8 +362,7 @@ def _check_limit(measure: str, value: Any, limit: float, least: float, whole: fl
     if limit < least:
         raise InputError(
             f"{said} can't be met: with one unit alone, the cheapest, the network has "
-            f"{readable_amount(least)} "
-            f"(a share of {least / whole:.4f}), the nearest"
+            f"{readable_amount(least)} (a share of {least / whole:.4f}), the nearest"
         )
     if limit >= whole:
         raise InputError(f"{said} would remove nothing; give less than the whole network has")
