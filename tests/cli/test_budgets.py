@@ -45,6 +45,7 @@ def test_a_share_of_the_cost_is_met(tf, only_run, model, measure, cost, pruner) 
     assert small + cheapest > 0.6 * whole, "a further unit would have fitted"
 
 
+@pytest.mark.usefixtures("work_as_time")
 def test_latency_is_measured_stored_and_taken_up_again(tf, root, only_run) -> None:
     first = tf("prune", "pruner=shortgpt", "budget.latency=0.7", "budget.batch_size=2")
     assert first.status == 0, first.err
