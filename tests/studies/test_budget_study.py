@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tinyfusion.errors import InputError
 from tinyfusion.studies.budgets import (
@@ -15,7 +17,9 @@ from tinyfusion.studies.budgets import (
     UNITS,
     Cell,
     comparisons,
+    log_ratios,
     mean_ranks,
+    picture,
     plan,
     report,
     table,
@@ -72,6 +76,21 @@ def test_differences_are_paired_and_relative() -> None:
 def test_a_method_without_runs_has_a_dash() -> None:
     text = table(scores(learned=[[1.0, 3.0]]), ["c0"], ["learned", "first"], "fid")
     assert "2.000 ± 1.414" in text and text.splitlines()[-1].split("|")[2].strip() == "-"
+
+
+def test_a_picture_of_all_cells(tmp_path: Path) -> None:
+    found = scores(learned=[[1.0, 2.0], [1.0]], first=[[2.0, 8.0], [0.9]], last=[[], [50.0]])
+    assert log_ratios(found, "first", "fid") == {
+        "c0": [pytest.approx(math.log(2)), pytest.approx(math.log(4))],
+        "c1": [pytest.approx(math.log(0.9))],
+    }
+    cells, methods = ["c0", "c1"], ["learned", "first", "last", "never"]
+    path = picture(found, cells, methods, tmp_path / "p.png")
+    with Image.open(path) as image:
+        seen = {tuple(c) for c in np.asarray(image.convert("RGB")).reshape(-1, 3)}
+    # Of "first" and "last"; orange and green, by their place.
+    assert {(213, 94, 0), (0, 158, 115)} <= seen and (204, 121, 167) not in seen
+    assert picture(scores(first=[[1.0]]), cells, methods, tmp_path / "none.png") is None
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from tinyfusion.errors import InputError
+from tinyfusion.figures.ratios import ratio_panels
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.studies.collect import FinishedRun, read_run
@@ -111,7 +112,7 @@ Scores = dict[tuple[str, str, int], dict[str, float]]
 
 
 def report(root: Path, jobs: Sequence[Job]) -> str:
-    """Write ``budgets.md`` and ``budgets.json`` of what is finished; returns the text.
+    """Write ``budgets.md``, ``.json`` and ``.png`` of what is finished; returns the text.
 
     Raises:
         InputError: no run is finished.
@@ -140,6 +141,7 @@ def report(root: Path, jobs: Sequence[Job]) -> str:
     text = "\n".join(parts) + "\n"
     write_text(root / "budgets.md", text)
     write_json(root / "budgets.json", {"ranks": ranks, "comparisons": compared})
+    picture(scores, cells, methods, root / "budgets.png")
     return text
 
 
@@ -213,16 +215,48 @@ def comparisons(scores: Scores, methods: Sequence[str]) -> list[dict[str, Any]]:
             continue
         row: dict[str, Any] = {"method": method}
         for figure in FIGURES:
-            ratios = [
-                math.log(found[figure] / scores[cell, method, seed][figure])
-                for (cell, own, seed), found in scores.items()
-                if own == LEARNED and (cell, method, seed) in scores
-            ]
+            by_cell = log_ratios(scores, method, figure)
+            ratios = [-ratio for found in by_cell.values() for ratio in found]
             if len(ratios) > 1:
                 error = stdev(ratios) / math.sqrt(len(ratios))
                 row |= {figure: (100 * mean(ratios), 100 * error), "pairs": len(ratios)}
         rows.append(row)
     return rows
+
+
+def log_ratios(scores: Scores, method: str, figure: str) -> dict[str, list[float]]:
+    """Logarithm of a method's figure over that of the learned choice: by cell, of every seed."""
+    found: dict[str, list[float]] = {}
+    for (cell, own, seed), values in sorted(scores.items()):
+        if own == LEARNED and (cell, method, seed) in scores:
+            ratio = math.log(scores[cell, method, seed][figure] / values[figure])
+            found.setdefault(cell, []).append(ratio)
+    return found
+
+
+def picture(
+    scores: Scores, cells: Sequence[str], methods: Sequence[str], path: Path | str
+) -> Path | None:
+    """Draw how many times larger every method's figures are than those of the learned choice.
+
+    Bars are a standard deviation over seeds to both sides.
+
+    Returns:
+        ``path``; ``None`` if there is nothing to compare.
+    """
+    panels: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    for figure in ("teacher_distance", "fid"):
+        rows = panels[COLUMNS[figure].header] = {}
+        for method in methods:
+            by_cell = log_ratios(scores, method, figure) if method != LEARNED else {}
+            rows[method] = {
+                cell: (mean(by_cell[cell]), stdev(by_cell[cell]) if len(by_cell[cell]) > 1 else 0.0)
+                for cell in cells
+                if cell in by_cell
+            }
+    if not any(row for rows in panels.values() for row in rows.values()):
+        return None
+    return ratio_panels(panels, path, LEARNED)
 
 
 def _rank_table(ranks: Mapping[str, Mapping[str, float]], methods: Sequence[str]) -> str:
