@@ -104,7 +104,7 @@ def test_logits_may_start_in_the_order_of_a_criterion(tf, root) -> None:
         (["keep=2", "pruner.start_spread=1"], "give it by +pruner@pruner.start="),
         (["keep=2", "+pruner@pruner.start=zd", "pruner.start_spread=0"], "pruner.start_spread=0"),
         (["keep=2", "pruner.start=zd"], "put there by +pruner@pruner.start=zd"),
-        (["keep=2", "+pruner.draw.weight=3"], "unknown key 'pruner.draw.weight' of GumbelTopK"),
+        (["keep=2", "+pruner.draw.weight=3"], "'pruner.draw.weight'; GumbelTopK takes no keys"),
         (
             ["pruner=oracle", "budget.protected=[1]"],
             "keep=2: the fixed pattern of pruner=oracle does not meet budget.protected",

@@ -210,8 +210,10 @@ def _check_target(path: str, node: DictConfig) -> None:
     given = [str(key) for key in node if not str(key).startswith("_")]
     unknown = [key for key in given if key not in names]
     if unknown and not open_ended:
-        valid = f"valid for {path}: {', '.join(sorted(names))}" if names else "it takes none"
-        raise InputError(f"unknown key '{path}.{unknown[0]}' of {target.__name__}; {valid}")
+        valid = f"valid for {path}: {', '.join(sorted(names))}"
+        if not names:
+            valid = f"{target.__name__} takes no keys"
+        raise InputError(f"unknown key '{path}.{unknown[0]}'; {valid}")
     unset = [key for key in given if OmegaConf.is_missing(node, key)]
     required = [n for n in names if parameters[n].default is inspect.Parameter.empty]
     if path.startswith("logger."):
