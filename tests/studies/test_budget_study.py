@@ -71,6 +71,9 @@ def test_differences_are_paired_and_relative() -> None:
     half = math.log(0.5)
     assert row["pairs"] == 3 and row["fid"][0] == pytest.approx(100 * 2 * half / 3)
     assert row["fid"][1] == pytest.approx(100 * abs(half) / 3)
+    (row,) = comparisons(found, ["learned", "first"], by_cell=True)
+    assert row["pairs"] == 2 and row["fid"][0] == pytest.approx(100 * (half / 2 + half) / 2)
+    assert row["fid"][1] == pytest.approx(100 * abs(half) / 4)
 
 
 def test_a_method_without_runs_has_a_dash() -> None:

@@ -132,8 +132,9 @@ def report(root: Path, jobs: Sequence[Job]) -> str:
         parts += [f"## {COLUMNS[figure].header} ↓\n", table(scores, cells, methods, figure)]
     ranks = {figure: mean_ranks(scores, cells, methods, figure) for figure in FIGURES}
     parts += ["## Mean rank over all cells ↓\n", _rank_table(ranks, methods)]
-    compared = comparisons(scores, methods)
-    parts += ["## The learned choice against each method\n", _comparison_table(compared)]
+    compared = {name: comparisons(scores, methods, name == "cells") for name in ("pairs", "cells")}
+    parts += ["## The learned choice against each method\n", _comparison_table(compared["pairs"])]
+    parts += ["Cells as pairs, each the mean of its seeds:\n", _comparison_table(compared["cells"])]
     parts += ["## Blocks that stay\n", *_kept(runs)]
     missing = [job for job in jobs if not job.done]
     if missing:
@@ -202,12 +203,20 @@ def mean_ranks(
     return {method: mean(found) for method, found in ranks.items() if found}
 
 
-def comparisons(scores: Scores, methods: Sequence[str]) -> list[dict[str, Any]]:
+def comparisons(
+    scores: Scores, methods: Sequence[str], by_cell: bool = False
+) -> list[dict[str, Any]]:
     """How much lower the learned choice's figures are, paired by cell and seed.
 
-    Cells have figures of different size: compared are logarithms of ratios. ``difference`` is their
-    mean, in percent (negative: the learned choice is lower, which is better), and ``error`` its
-    standard error over the pairs.
+    Cells have figures of different size: compared are logarithms of ratios. Of every figure the
+    result is their mean, in percent (negative: the learned choice is lower, which is better), and
+    its standard error over the pairs.
+
+    Args:
+        scores: figures of all runs.
+        methods: what to compare with.
+        by_cell: take the mean of a cell's seeds for one pair: seeds often make the same choices, so
+            that they are not independent.
     """
     rows = []
     for method in methods:
@@ -215,8 +224,10 @@ def comparisons(scores: Scores, methods: Sequence[str]) -> list[dict[str, Any]]:
             continue
         row: dict[str, Any] = {"method": method}
         for figure in FIGURES:
-            by_cell = log_ratios(scores, method, figure)
-            ratios = [-ratio for found in by_cell.values() for ratio in found]
+            cells = log_ratios(scores, method, figure)
+            ratios = [-ratio for found in cells.values() for ratio in found]
+            if by_cell:
+                ratios = [-mean(found) for found in cells.values()]
             if len(ratios) > 1:
                 error = stdev(ratios) / math.sqrt(len(ratios))
                 row |= {figure: (100 * mean(ratios), 100 * error), "pairs": len(ratios)}
