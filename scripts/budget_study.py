@@ -37,7 +37,7 @@ def cell(text: str) -> Cell:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, help="default: outputs/budget_study or unit_study")
+    parser.add_argument("--root", type=Path, default=Path("outputs", "budget_study"))
     parser.add_argument(
         "--branches", action="store_true", help="blocks against branches at equal MACs instead"
     )
@@ -56,13 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="only collect what is there")
     options, passed_on = options_and_overrides(parser, argv)
     every, cells = (UNITS, EQUAL_MACS) if options.branches else (METHODS, REPORTED)
-    name = "unit_study" if options.branches else "budget_study"
     methods = {name: (METHODS | UNITS)[name] for name in options.method or every}
-    root = options.root or Path("outputs", name)
+    files = "branches" if options.branches else "budgets"
     return run_study(
         "budget_study",
-        lambda: plan(root, options.seeds, options.cell or cells, methods),
-        lambda jobs: report(root, jobs),
+        lambda: plan(options.root, options.seeds, options.cell or cells, methods),
+        lambda jobs: report(options.root, jobs, files),
         None if options.report else tinyfusion,
         passed_on,
         options.part,

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tinyfusion as tf
 from tinyfusion.errors import InputError
+from tinyfusion.metrics.speed import macs
 from tinyfusion.studies.budgets import (
     EQUAL_MACS,
     METHODS,
@@ -53,9 +55,12 @@ def test_every_cell_has_every_method_and_decisions_come_first(tmp_path: Path) ->
     assert (twelve.name, only.folder.name) == ("digits 12", "digits_12__learned__seed10")
     equal = plan(tmp_path, [0], EQUAL_MACS, UNITS)
     assert len(equal) == 2 * len(EQUAL_MACS) * len(UNITS)
-    assert {job.overrides[-2] for job in equal if job.command == "prune"} == {
-        cell.budget for cell in EQUAL_MACS
-    }
+    budgets = {(job.pruner, job.overrides[-2]) for job in equal if job.command == "prune"}
+    whole = tf.load("digits")
+    for keep in (7, 14):
+        cost = macs(tf.prune(whole, list(range(keep))))
+        assert {("learned", f"keep={keep}"), ("learned, branches", f"budget.macs={cost}")} < budgets
+    assert {cell.budget for cell in EQUAL_MACS} == {"keep=7", "keep=14"}
     assert only.overrides[:2] == ("checkpoint=digits", "experiment=digits_study")
 
 

@@ -9,13 +9,17 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from tinyfusion.budget import KEEP
+from tinyfusion.checkpoints import load
 from tinyfusion.errors import InputError
 from tinyfusion.figures.ratios import ratio_panels
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
+from tinyfusion.metrics.speed import macs
 from tinyfusion.studies.collect import FinishedRun, read_run
 from tinyfusion.studies.digits import slug
 from tinyfusion.studies.jobs import Job
+from tinyfusion.units import BRANCHES
 
 LEARNED = "learned"
 
@@ -72,8 +76,18 @@ UNITS: dict[str, tuple[str, ...]] = {
 }
 """Blocks and branches."""
 
-EQUAL_MACS = (Cell("digits", "budget.macs=0.5"), Cell("digits", "budget.macs=0.25"))
-"""Where `UNITS` are compared: about 14 and 7 of 28 blocks."""
+EQUAL_MACS = tuple(cell for cell in REPORTED if cell.name in ("digits 7", "digits 14"))
+"""Where `UNITS` are compared: blocks by their number, and branches that cost no more."""
+
+
+def equal_macs(cell: Cell) -> str:
+    """The budget that gives branches the MACs of a cell's blocks; of other budgets, these."""
+    measure, _, amount = cell.budget.partition("=")
+    if measure != KEEP:
+        return cell.budget
+    net = load(cell.teacher)
+    net.keep_blocks(range(int(amount)))
+    return f"budget.macs={macs(net)}"
 
 
 def plan(
@@ -97,9 +111,10 @@ def plan(
                 seeded = method not in UNSEEDED
                 own = seed if seeded else seeds[0]
                 common = (f"checkpoint={cell.teacher}",)
+                budget = equal_macs(cell) if f"units={BRANCHES}" in overrides else cell.budget
                 place = slug(cell.name)
                 decided = root / "decisions" / f"{place}__{slug(method)}__seed{own}"
-                choice = (*common, *overrides, cell.budget, f"seed={own}")
+                choice = (*common, *overrides, budget, f"seed={own}")
                 jobs.setdefault(decided, Job(decided, "prune", choice, method, "", own))
                 folder = root / "runs" / f"{place}__{slug(method)}__seed{seed}"
                 run = (*common, "experiment=digits_study", "recovery=kd", f"seed={seed}")
@@ -111,8 +126,13 @@ Scores = dict[tuple[str, str, int], dict[str, float]]
 """Figures of recovered models by cell, method and seed."""
 
 
-def report(root: Path, jobs: Sequence[Job]) -> str:
+def report(root: Path, jobs: Sequence[Job], name: str = "budgets") -> str:
     """Write ``budgets.md``, ``.json`` and ``.png`` of what is finished; returns the text.
+
+    Args:
+        root: folder of the study.
+        jobs: what belongs to it.
+        name: of the files, without their end.
 
     Raises:
         InputError: no run is finished.
@@ -140,9 +160,9 @@ def report(root: Path, jobs: Sequence[Job]) -> str:
     if missing:
         parts.append(f"\nNot finished: {len(missing)} of {len(jobs)} jobs.\n")
     text = "\n".join(parts) + "\n"
-    write_text(root / "budgets.md", text)
-    write_json(root / "budgets.json", {"ranks": ranks, "comparisons": compared})
-    picture(scores, cells, methods, root / "budgets.png")
+    write_text(root / f"{name}.md", text)
+    write_json(root / f"{name}.json", {"ranks": ranks, "comparisons": compared})
+    picture(scores, cells, methods, root / f"{name}.png")
     return text
 
 
