@@ -120,11 +120,12 @@ def check(
     if given is None:
         assert pruner is not None and recovery is not None
         if objects.rounds is None:
-            decision = expected(pruner, source, objects.wanted, recovery)
+            planned = expected(pruner, source, objects.wanted, recovery)
         else:  # whose budgets were validated; the last one leaves least
             kept = tuple(range(min(objects.rounds.depths)))
-            decision = with_scores(Decision(kept, source.depth), pruner, recovery)
-        recover_command.check(objects, runner, source, teacher, decision)
+            planned = with_scores(Decision(kept, source.depth), pruner, recovery)
+        if planned is not None:
+            recover_command.check(objects, runner, source, teacher, planned)
 
 
 def write_sizes(

@@ -182,8 +182,9 @@ def _latency(
 def planned(pruner: Pruner, net: Backbone, wanted: Wanted, seed: int = 0) -> Decision:
     """A decision of the size that a pruner would make, which needs neither data nor training.
 
-    A pruner whose numbers are its own says them by ``plan(net)``. Of any other the units are
-    placeholders: the first of each group, or evenly spaced ones.
+    A pruner whose numbers are its own says them by ``plan(net)``; half of the blocks stand for
+    them if it does not. Of any other the units are placeholders: the first of each group, or evenly
+    spaced ones.
 
     Args:
         pruner: the pruner.
@@ -198,7 +199,9 @@ def planned(pruner: Pruner, net: Backbone, wanted: Wanted, seed: int = 0) -> Dec
     if plan is not None:
         return plan(net).decision(net.depth, method=method_of(pruner), seed=seed)
     budget = wanted.budget(net, pruner)
-    assert budget is not None, "a pruner with numbers of its own says them by plan(net)"
+    if budget is None:
+        units = net.units()
+        budget = Budget.of(units, max(1, len(units) // 2))
     kept, removed = kept_and_removed(budget.units, placeholders(budget), net.depth)
     choice = Choice(kept, budget.scheme, removed=removed, budget=budget.record())
     return choice.decision(net.depth, method=method_of(pruner), seed=seed)

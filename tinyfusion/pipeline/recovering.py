@@ -187,10 +187,11 @@ def _of_branches(decision: Decision) -> bool:
 
 def expected(
     pruner: Pruner, net: Backbone, wanted: Wanted, recovery: Objective | PhasedRecovery
-) -> Decision:
+) -> Decision | None:
     """A decision such as the pruner will make, as far as a recovery can be validated against it.
 
-    Its scores are all alike, under the names of those that the pruner gives.
+    Its scores are all alike, under the names of those that the pruner gives. ``None`` if the pruner
+    sets the number of units and does not say it by ``plan(net)``.
 
     Args:
         pruner: the pruner.
@@ -201,6 +202,8 @@ def expected(
     Raises:
         InputError: see `tinyfusion.pipeline.pruning.planned`.
     """
+    if not getattr(pruner, "uses_keep", True) and not hasattr(pruner, "plan"):
+        return None
     if wanted.latency is not None and getattr(pruner, "uses_keep", True):
         wanted.check(pruner)
         # How many that leaves is measured later: here as many as can be.
