@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, permutations
 
 import pytest
 import torch
@@ -10,7 +10,8 @@ import torch
 from tests.gating.conftest import units_of
 from tinyfusion.budget import Budget, Minimum
 from tinyfusion.gating.draws import GumbelTopK
-from tinyfusion.gating.unit_gates import UnitGates, decide
+from tinyfusion.gating.penalised import PenalisedCost
+from tinyfusion.gating.unit_gates import UnitGates, decide, improved
 from tinyfusion.seeding import Rows, StepNoise
 
 
@@ -76,3 +77,23 @@ def test_far_apart_logits_of_unequal_costs_are_told_apart() -> None:
     budget = Budget(units_of(5), (2.0, 1.0, 1.0, 1.0, 1.0), 3.0, "macs")
     logits = torch.tensor([900.0, 100.0, 300.0, 200.0, -100.0])
     assert decide(logits, GumbelTopK().inclusion(logits, budget), budget) == (0, 2)
+
+
+@pytest.mark.parametrize("start", [(1, 4), (3, 4), (0,), (1, 3), (2, 3)])
+def test_among_equal_chances_units_of_larger_logits_stay(start: tuple[int, ...]) -> None:
+    """Whichever of the equally likely sets the solver returns."""
+    budget = Budget(units_of(5), (2.0, 1.0, 1.0, 1.0, 1.0), 3.0, "macs")
+    order = [0, 2, 3, 1, 4]
+    kept = improved(set(start), order, [1.0, 1.0, 1.0, 1.0, 1.0], budget)
+    # A set of single units is not left for the dearer one: only one is exchanged at a time.
+    assert kept == ((0, 2) if 0 in start else (1, 2, 3))
+    # Nothing is exchanged for what is likely less often.
+    assert improved({0, 4}, order, [1.0, 0.0, 0.0, 0.0, 0.5], budget) == (0, 4)
+
+
+def test_units_that_certainly_stay_are_told_apart_by_their_logits() -> None:
+    """The penalty may leave more of them than the budget does, all of probability 1."""
+    budget = Budget(units_of(4), (1.0, 1.01, 1.02, 1.03), 2.1, "macs")
+    for logits in map(torch.tensor, permutations([400.0, 300.0, 200.0, 100.0])):
+        kept = decide(logits, PenalisedCost().inclusion(logits, budget), budget)
+        assert kept == tuple(logits.topk(2).indices.sort().values.tolist())
