@@ -44,7 +44,7 @@ class Budget:
         said: the budget as it was asked for, such as ``"0.5"``, for messages.
 
     Raises:
-        InputError: no set of units meets the budget, or all units do.
+        InputError: no set of units meets the budget, or all units together do.
     """
 
     units: tuple[Unit, ...]
@@ -75,15 +75,14 @@ class Budget:
         if self.counts and not 0 < self.limit < self.count:
             raise InputError(f"keep={self.limit:g} must be between 1 and {self.count - 1}")
         if sum(self.costs) <= self.limit:
+            raise InputError(f"{self} would remove nothing; give less than the whole network has")
+        if min(self.costs) > self.limit:
+            least, whole = min(self.costs) + self.rest, sum(self.costs) + self.rest
             raise InputError(
-                f"{self}: with all units it is {self._with(sum(self.costs))}, so that none goes"
+                f"{self} can't be met: with one unit alone, the cheapest, the network has "
+                f"{readable_amount(least)} (a share of {least / whole:.4f}), the nearest"
             )
         self._check_held()
-        if not self.fill(sorted(range(self.count), key=self.costs.__getitem__)):
-            raise InputError(
-                f"{self}: not one unit can stay; with the cheapest it is "
-                f"{self._with(min(self.costs))}"
-            )
 
     def _check_held(self) -> None:
         """Refuse constraints that the limit does not allow.

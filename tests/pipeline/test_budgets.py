@@ -105,7 +105,7 @@ def test_constraints_are_laid_over_the_units(net) -> None:
         (dict(macs=0.5, latency=0.5), ANY, "budget.macs=0.5 and budget.latency=0.5 are two"),
         (dict(units="branches"), Uniform(), "units=branches: Uniform chooses among blocks"),
         (dict(units="heads"), Random(), "units=heads: Random chooses among blocks or branches"),
-        (dict(parameters=0.01), ANY, r"parameters=0\.01: .* can't be met: .* share of 0\.\d+"),
+        (dict(parameters=0.01), ANY, r"parameters=0\.01 .* can't be met: .* share of 0\.\d+"),
         (dict(parameters="999M"), ANY, "would remove nothing"),
         (dict(parameters="many"), ANY, "budget.parameters=many must be a share below 1, such as"),
         (dict(parameters="50%"), ANY, "budget.parameters=50% must be .* such as 340M"),

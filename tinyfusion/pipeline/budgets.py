@@ -16,7 +16,6 @@ from tinyfusion.metrics.latency import LatencyTable
 from tinyfusion.metrics.speed import macs, parameters
 from tinyfusion.pruners.contract import Pruner, method_of
 from tinyfusion.scheme import EVEN, Scheme, check_keep, even_scheme, group_sizes, parse_scheme
-from tinyfusion.text import readable_amount
 from tinyfusion.units import BLOCKS, BRANCHES, Unit
 
 PARAMETERS, MACS, LATENCY = "parameters", "macs", "latency"
@@ -229,7 +228,6 @@ class Wanted:
         costs, whole = _costs(measure, net, units, latency)
         limit = _amount(measure, value, whole)
         fixed = max(0.0, whole - sum(costs))
-        _check_limit(measure, value, limit, fixed + min(costs), whole)
         return Budget(
             *(tuple(units), costs, limit - fixed, measure, protected, minimums),
             rest=fixed,
@@ -342,27 +340,3 @@ def _share(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if 0 < number < 1 else None
-
-
-def _check_limit(measure: str, value: Any, limit: float, least: float, whole: float) -> None:
-    """Refuse a limit that no cut network meets, or that the whole network meets.
-
-    Args:
-        measure: what is limited.
-        value: the limit, as the user said it.
-        limit: what the network may cost.
-        least: what it costs with its cheapest unit alone.
-        whole: what it costs as it is.
-
-    Raises:
-        InputError: it is such a limit.
-    """
-    amounts = f"{readable_amount(limit)} ({limit / whole:.1%} of {readable_amount(whole)})"
-    said = f"budget.{measure}={value}: {amounts}"
-    if limit < least:
-        raise InputError(
-            f"{said} can't be met: with one unit alone, the cheapest, the network has "
-            f"{readable_amount(least)} (a share of {least / whole:.4f}), the nearest"
-        )
-    if limit >= whole:
-        raise InputError(f"{said} would remove nothing; give less than the whole network has")
