@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from tinyfusion.backbones.contract import Backbone, running_only
+from tinyfusion.budget import Budget
 from tinyfusion.checkpoints import load
 from tinyfusion.data.digits import Digits
 from tinyfusion.metrics.candidates import CandidateScores
@@ -81,7 +82,7 @@ def main() -> None:
     net = load(arguments.checkpoint).to(device)
     keep = arguments.keep or net.depth // 2
     calibration = calibration_batch(GaussianDiffusion(), Digits(), arguments.samples, seed=0)
-    sets = draw_sets(net.depth, keep, arguments.candidates, seed=0)
+    sets = draw_sets(Budget.of(net.units(), keep), arguments.candidates, seed=0)
     nodes, naive = tree_nodes(sets), keep * len(sets)
     print(
         f"{len(sets):,} choices of {keep} of {net.depth} blocks: {nodes:,} block evaluations "

@@ -18,6 +18,7 @@ from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.settings.overrides import quote
 from tinyfusion.studies.collect import read_run, summarise
+from tinyfusion.studies.digits import STEPS
 from tinyfusion.studies.jobs import (
     Job,
     options_and_overrides,
@@ -53,11 +54,12 @@ def plan(root: Path, seeds: Sequence[int]) -> list[Job]:
     jobs = []
     for seed in seeds:
         halved = root / f"14_seed{seed}"
-        first = ("experiment=digits_study", "scheme=1:2", f"seed={seed}")
+        first = ("experiment=digits_study", "scheme=1:2", STEPS, f"seed={seed}")
         jobs.append(Job(halved, "run", first, "14 blocks", "", seed))
         for teacher, weights in product(NAMES, NAMES):
             overrides = (
                 "experiment=[iterative,digits_study]",
+                STEPS,
                 f"iterative.previous={quote(halved / 'recovered')}",
                 f"iterative.weights={weights}",
                 f"iterative.teacher={teacher}",

@@ -221,3 +221,16 @@ def tiny_autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("autoencoder")
     net.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def work_as_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency tables count floating-point operations, which no load on the machine changes."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def seconds(device: object, run: Callable[[], object], repeats: int) -> float:
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return 1e-9 * counter.get_total_flops()
+
+    monkeypatch.setattr("tinyfusion.metrics.latency._seconds", seconds)

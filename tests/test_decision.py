@@ -75,7 +75,7 @@ def test_units_of_all_kinds_are_in_one_record(tmp_path: Path) -> None:
     path = decision.save(tmp_path / decision.file_name)
     assert Decision.load(path) == decision
     assert decision.description == (
-        "[0, 5]; block 3 for 2..4; all but blocks.5.mlp; "
+        "[0, 5], without blocks.5.mlp; block 3 for 2..4; "
         "hidden_size 3 -> 2; 60 of 100 parameters (40.0 % removed)"
     )
     summary = decision.summary()

@@ -40,6 +40,7 @@ ORDER = [
     "states",
     "units",
     "scheme",
+    "budget",
     "changes",
     "decision_files",
     "decision",

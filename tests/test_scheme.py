@@ -141,5 +141,5 @@ def test_every_stack_is_cut_in_the_same_proportion() -> None:
 
 
 def test_too_many_patterns_without_a_scheme() -> None:
-    with pytest.raises(InputError, match=r"^keep=13 without scheme=: .* 13 of 28 blocks"):
+    with pytest.raises(InputError, match=r"^keep=13 in equal groups .* 13 of 28 blocks"):
         even_scheme(13, 28)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tinyfusion.text import readable_bytes, readable_duration
+from tinyfusion.text import readable_amount, readable_bytes, readable_duration
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,11 @@ def test_bytes(count: int, text: str) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert readable_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0125, "0.0125"), (31, "31"), (2_461_290.4, "2,461,290"), (6e7, "60,000,000")],
+)
+def test_amounts(value: float, text: str) -> None:
+    assert readable_amount(value) == text

@@ -12,22 +12,28 @@ from torch import Tensor
 
 import tinyfusion as tf
 from tinyfusion.backbones.contract import forward_with_states, predict, recompute_blocks, run_plain
+from tinyfusion.budget import Budget
 from tinyfusion.conformance.forwards import check_order
 from tinyfusion.conformance.subject import Subject
 from tinyfusion.gating.deltas import Frozen
 from tinyfusion.gating.gated_backbone import GatedBackbone
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.metrics.activations import collect, noised_batches
 from tinyfusion.metrics.candidates import CandidateScores
 from tinyfusion.metrics.speed import macs, sampling_run
 from tinyfusion.pipeline import api
 from tinyfusion.pruners.contract import PruningContext, calibration_batch
 from tinyfusion.pruners.diff_pruning import DiffPruning
+from tinyfusion.pruners.ecoflap import ECoFLaP
+from tinyfusion.pruners.farms import FARMS
 from tinyfusion.pruners.flux_lite import FluxLite, input_output_error
+from tinyfusion.pruners.group_budgets import GroupBudgets
 from tinyfusion.pruners.laptop_diff import LaptopDiff
-from tinyfusion.pruners.selectors import Greedy, TopK
+from tinyfusion.pruners.lim import LIM
+from tinyfusion.pruners.selectors import Greedy, Knapsack, TopK
 from tinyfusion.pruners.sensitivity import Sensitivity
 from tinyfusion.pruners.shortgpt import ShortGPT, block_influence
+from tinyfusion.pruners.zd import ZD
 from tinyfusion.recovery.features import feature_distance, mean_squares, ordinary
 from tinyfusion.samplers.ddim import DDIMSampler
 from tinyfusion.samplers.generate import class_labels
@@ -81,9 +87,9 @@ def test_a_block_that_shortens_one_stream_is_named(net, two_streams) -> None:
 @pytest.mark.parametrize("kind", [BLOCKS, BRANCHES])
 def test_gates_blend_both_streams_of_every_sample(net, seen, kind: str) -> None:
     units = net.units(kind)
-    gates = Gates(parse_scheme("1:2", len(units)))
-    gumbel_BK = StepNoise(1, "test").gumbel("gumbel", Rows(0, 0, 6), gates.num_choices)
-    gated = GatedBackbone(net, gates, kind)
+    gates = PatternGates(parse_scheme("1:2", len(units)))
+    gumbel_BK = StepNoise(1, "test").gumbel("gumbel", Rows(0, 0, 6), gates.num_draws)
+    gated = GatedBackbone(net, gates, units)
     out = gated(*seen, gumbel_BK)
     kept_BL = gates(gumbel_BK) > 0.5
     assert len({tuple(row.tolist()) for row in kept_BL}) > 1
@@ -101,7 +107,7 @@ def test_gates_blend_both_streams_of_every_sample(net, seen, kind: str) -> None:
 
 
 def test_the_gradient_of_a_mask_is_that_of_both_streams(net, seen) -> None:
-    class Mask(Gates):
+    class Mask(PatternGates):
         def forward(self, keep_BL: Tensor) -> Tensor:
             return keep_BL
 
@@ -237,21 +243,62 @@ def test_flux_lite_is_over_the_entries_of_both_streams(net, source, states, norm
         FluxLite(TopK(), num_samples=8),
         LaptopDiff(TopK(), num_samples=8),
         Sensitivity(Greedy(), num_samples=8),
+        ECoFLaP(TopK(), num_samples=8),
     ],
-    ids=["shortgpt", "clean", "flux_lite", "laptop_diff", "sensitivity"],
+    ids=["shortgpt", "clean", "flux_lite", "laptop_diff", "sensitivity", "ecoflap"],
 )
 def test_a_block_that_does_nothing_has_no_score(net, source, tmp_path, pruner) -> None:
     for name, parameter in net.blocks[1].named_parameters():
         if name.startswith(("attn.out.", "mlp.")):
             torch.nn.init.zeros_(parameter)
-    context = PruningContext(net, PROCESS, source, None, 3, 0, tmp_path, None, None)
+    context = PruningContext(
+        net, PROCESS, source, Budget.of(net.units(), 3), 0, tmp_path, None, None
+    )
     scores = pruner.choose(context).scores[pruner.criterion]
     assert scores[1] == pytest.approx(0, abs=1e-6)
     assert min(abs(scores[block]) for block in (0, 2, 3)) > 1e-4
 
 
+@pytest.mark.parametrize("selector", [TopK(), Greedy(), Knapsack(), GroupBudgets(4)])
+@pytest.mark.parametrize(
+    ("pruner", "options"),
+    [
+        (LIM, {"num_samples": 8}),
+        (ZD, {}),
+        (FARMS, {}),
+        (ECoFLaP, {"num_samples": 8}),
+        (ECoFLaP, {"num_samples": 8, "form": "weights", "draws": 1}),
+        (LaptopDiff, {"num_samples": 8, "noisy_power": 1.0}),
+    ],
+)
+def test_criteria_choose_branches(net, source, tmp_path, pruner, options, selector) -> None:
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    budget = Budget.of(net.units(BRANCHES), 5, protected=[1])
+    context = PruningContext(net, PROCESS, source, budget, 0, tmp_path, None, None)
+    chosen = pruner(selector, **options)
+    choice = chosen.choose(context)
+    assert len(choice.scores[chosen.criterion]) == 8 and choice.scheme is None
+    assert len(set(choice.scores[chosen.criterion])) > 4
+    decision = choice.decision(4)
+    kept = decision.kept_units(budget.units)
+    assert 1 in kept and (len(kept) == 5 or selector.name == "knapsack")
+    assert tf.prune(net, decision).units(BRANCHES)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("selector", [TopK(), Greedy(), Knapsack()])
+@pytest.mark.parametrize("pruner", [LIM, ZD, FARMS, ECoFLaP])
+def test_criteria_meet_budgets_of_costs(net, source, tmp_path, pruner, selector) -> None:
+    units = net.units(BRANCHES)
+    costs = tuple(float(unit.parameters) for unit in units)
+    budget = Budget(units, costs, 0.6 * sum(costs), "parameters")
+    context = PruningContext(net, PROCESS, source, budget, 0, tmp_path, None, None)
+    choice = pruner(selector).choose(context)
+    assert budget.allows(choice.decision(4).kept_units(units))
+
+
 def test_widths_of_a_network_without_a_plan_are_refused(net, source, tmp_path) -> None:
-    context = PruningContext(net, PROCESS, source, None, 0, 0, tmp_path, None, None)
+    context = PruningContext(net, PROCESS, source, None, 0, tmp_path, None, None)
     with pytest.raises(tf.InputError, match="a TwoStreams has no width plan"):
         DiffPruning(num_samples=4).choose(context)
 

@@ -182,7 +182,7 @@ def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
     from tinyfusion.commands import job
     from tinyfusion.runtime.session import SWEEP_FILE, Session
     from tinyfusion.settings.messages import explain, refuse_bad_choices
-    from tinyfusion.settings.overrides import as_typed
+    from tinyfusion.settings.overrides import as_typed, swept
     from tinyfusion.settings.overview import conf_folder
 
     _check_working_folder()
@@ -195,6 +195,7 @@ def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
         _refuse_ranks()
     if typed:
         overrides = [as_typed(text, sweeping) for text in overrides]
+        overrides = swept(overrides) if sweeping else overrides
     overrides = [*_brought_along(command, overrides, _own_folders(rest)), *overrides]
     before = sys.argv
     job.session = session = Session()

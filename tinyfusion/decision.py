@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from tinyfusion.decision_files import (
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
 from tinyfusion.scheme import Scheme, parse_scheme
+from tinyfusion.units import Unit
 from tinyfusion.version import __version__
 
 
@@ -159,6 +160,15 @@ class Decision:
         stay = {*self.kept, *(block for interval in self.replaced for block in interval.blocks)}
         return tuple(i for i in range(self.source_depth) if i not in stay)
 
+    def kept_units(self, units: Sequence[Unit]) -> tuple[int, ...]:
+        """Numbers of the units that stay whole, of a list of the source model's."""
+        stay = None if self.kept is None else set(self.kept)
+        return tuple(
+            number
+            for number, unit in enumerate(units)
+            if unit.name not in self.removed and (stay is None or unit.index in stay)
+        )
+
     @property
     def groups(self) -> Scheme | None:
         """The scheme laid over the source model, if there was one."""
@@ -170,11 +180,12 @@ class Decision:
     def description(self) -> str:
         """What stays, in words."""
         words = [] if self.kept is None else [str(list(self.kept))]
+        if self.removed:
+            words = [f"{words[0] if words else 'all blocks'}, without {', '.join(self.removed)}"]
         words += [
             f"block {interval.block} for {interval.start}..{interval.stop - 1}"
             for interval in self.replaced
         ]
-        words += [f"all but {', '.join(self.removed)}"] if self.removed else []
         words += [] if self.resized is None else [self.resized.description]
         return "; ".join(words)
 
@@ -191,6 +202,11 @@ class Decision:
             facts["replaced"] = [asdict(interval) for interval in self.replaced]
         if self.removed:
             facts["removed"] = list(self.removed)
+        if self.budget and self.resized is None and set(self.budget) != {"keep"}:
+            # What each unit costs is evidence, which the decision's file holds.
+            facts["budget"] = {
+                key: value for key, value in self.budget.items() if key not in ("costs", "measured")
+            }
         if self.resized is not None:
             facts |= self.resized.summary() | {"ratio": self.budget.get("ratio")}
         return facts

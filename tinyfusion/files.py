@@ -262,7 +262,8 @@ def read_json(path: Path | str, what: str) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{what} file {str(path)!r} does not exist")
+        fault = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{what} file {str(path)!r} {fault}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

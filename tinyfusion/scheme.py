@@ -15,7 +15,13 @@ from typing import Any
 
 from tinyfusion.errors import InputError
 
-EXAMPLES = "valid: '1:2', '2:4', '7:14', or a list of [keep, size] groups such as [[3,4],[2,4]]"
+EVEN = "even"
+"""Word for the smallest equal groups that keep a number of blocks, see `even_scheme`."""
+
+EXAMPLES = (
+    "valid: '1:2', '2:4', '7:14', even (equal groups that keep keep=), or a list of [keep, size] "
+    "groups such as [[3,4],[2,4]]"
+)
 
 MAX_CHOICES = 100_000
 """More keep-patterns than this in one group can't be learned (and would fill the memory)."""
@@ -103,7 +109,7 @@ def parse_scheme(value: Any, depth: int, borders: Sequence[int] = ()) -> Scheme:
                 f'(base 60); write scheme: "{keep}:{size}" with quotes'
             )
         raise InputError(f"scheme={value} is a number, not a scheme; {EXAMPLES}")
-    pairs = _repeated(value, depth, borders) if _is_ratio(value) else _listed(value)
+    pairs = _repeated(value, depth, borders) if _is_ratio(value) else group_sizes(value)
     for keep, size in pairs:
         if not 0 < keep <= size:
             raise InputError(
@@ -151,7 +157,7 @@ def check_keep(scheme: Scheme | None, keep: int) -> Scheme:
     if scheme.keep != keep:
         raise InputError(
             f"scheme={scheme} keeps {scheme.keep} of {scheme.depth} blocks but keep={keep}: leave "
-            f"keep out, or give scheme=null for equal groups that keep {keep}"
+            f"keep out, or give scheme=null for any {keep} blocks (even: equal groups)"
         )
     return scheme
 
@@ -186,7 +192,9 @@ def even_scheme(keep: int, depth: int, borders: Sequence[int] = ()) -> Scheme:
     try:
         return parse_scheme(pairs, depth, borders)
     except InputError as error:
-        raise InputError(f"keep={keep} without scheme=: {error}") from None
+        raise InputError(
+            f"keep={keep} in equal groups (scheme={EVEN}): {error}; scheme=null has no groups"
+        ) from None
 
 
 def evenly_spaced(size: int, count: int) -> tuple[int, ...]:
@@ -216,22 +224,33 @@ def _repeated(value: str, depth: int, borders: Sequence[int]) -> list[tuple[int,
     return [(keep, size)] * (depth // size)
 
 
-def _listed(value: Any) -> list[tuple[int, int]]:
+def group_sizes(value: Any, key: str = "scheme", first: str = "keep") -> list[tuple[int, int]]:
+    """Pairs of two whole numbers, from a list or its text.
+
+    Args:
+        value: what the user gave.
+        key: name of the value in messages.
+        first: what the first number of a pair is called there.
+
+    Raises:
+        InputError: anything else, or no pair.
+    """
+    valid = EXAMPLES if key == "scheme" else f"valid: a list of [{first}, size] groups"
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value.strip())
         except (ValueError, TypeError, SyntaxError):
-            raise InputError(f"scheme={value!r} can't be read; {EXAMPLES}") from None
+            raise InputError(f"{key}={value!r} can't be read; {valid}") from None
     pairs = []
     for pair in value if isinstance(value, Iterable) else [value]:
         items = list(pair) if isinstance(pair, Iterable) and not isinstance(pair, str) else []
         if len(items) != 2 or not all(
             isinstance(i, int) and not isinstance(i, bool) for i in items
         ):
-            raise InputError(f"scheme={_show(value)}: {pair!r} is not a [keep, size] pair")
+            raise InputError(f"{key}={_show(value)}: {pair!r} is not a [{first}, size] pair")
         pairs.append((items[0], items[1]))
     if not pairs:
-        raise InputError(f"scheme={_show(value)} has no groups; {EXAMPLES}")
+        raise InputError(f"{key}={_show(value)} has no groups; {valid}")
     return pairs
 
 

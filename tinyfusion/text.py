@@ -26,3 +26,8 @@ def readable_duration(seconds: float) -> str:
 def shell_word(key: str, value: str | Path) -> str:
     """``key=value`` as one word of a command line, to be copied from a message into a shell."""
     return shlex.quote(f"{key}={value}")
+
+
+def readable_amount(value: float) -> str:
+    """A number to six places, and a large one without decimals: ``0.0125``, ``2,461,290``."""
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:,.6g}"

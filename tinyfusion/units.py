@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tinyfusion.errors import InputError
@@ -108,11 +108,36 @@ class Unit:
         return str(self.place)
 
     @property
+    def block_name(self) -> str:
+        """Name of its block, or blocks, as a whole."""
+        return str(replace(self.place, part=""))
+
+    @property
     def blocks(self) -> range:
         """Indices of its blocks among all of the network; empty for channels of many blocks."""
         if self.index is None:
             return range(0)
         return range(self.index, self.index + self.place.stop - self.place.start)
+
+
+def kept_and_removed(
+    units: Sequence[Unit], kept: Iterable[int], depth: int
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Blocks that stay, and names of the branches that go from blocks that stay.
+
+    A block of which no unit stays is gone; blocks without units stay.
+
+    Args:
+        units: blocks, or branches of blocks.
+        kept: numbers of those that stay.
+        depth: number of blocks of the network.
+    """
+    stays = [units[number] for number in sorted(kept)]
+    within = {unit.index for unit in stays}
+    within |= set(range(depth)) - {unit.index for unit in units}
+    gone = [unit for number, unit in enumerate(units) if number not in set(kept)]
+    removed = tuple(unit.name for unit in gone if unit.kind == BRANCHES and unit.index in within)
+    return tuple(sorted(block for block in within if block is not None)), removed
 
 
 def intervals_of(blocks: Sequence[Unit], borders: Sequence[int] = ()) -> tuple[Unit, ...]:

@@ -13,6 +13,7 @@ class Taylor(Scored):
     """Sum of |weight x gradient| over a block's weights, as in arXiv 2402.02834."""
 
     criterion = "first_order_change"
+    kinds = ("blocks",)  # not branches: it looks into net.blocks
 
     def scores(self, net: Backbone, calibration: HeldOutLoss, kept: tuple[int, ...]) -> Tensor:
         """One number for each block of ``kept``, in a model that runs only these."""

@@ -20,6 +20,7 @@ from tinyfusion.backbones.branches import Branch, BranchedBlock
 from tinyfusion.backbones.contract import Backbone, BlockRunner, recompute_blocks, run_plain
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.layers import Attention
+from tinyfusion.backbones.unit_view import seen_as_blocks
 from tinyfusion.changes import Replacement
 from tinyfusion.checkpoints import load, read_checkpoint, save_model
 from tinyfusion.checkpoints.lineage import lineage
@@ -28,12 +29,12 @@ from tinyfusion.conformance import check_backbone
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.gating.gated_backbone import GatedBackbone
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.metrics.speed import macs
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.surgery import prune
-from tinyfusion.units import BRANCHES
+from tinyfusion.units import BLOCKS, BRANCHES
 
 D, T = 8, 4
 
@@ -197,9 +198,9 @@ def test_gates_over_branches_have_the_gradients_of_what_they_blend(
     net: Branched, inputs: tuple[Tensor, ...], recompute: bool
 ) -> None:
     recompute_blocks(net, recompute)
-    gates = Gates(parse_scheme("1:2", 6))
-    gumbel_BK = torch.randn(5, gates.num_choices)
-    model = GatedBackbone(net, gates, BRANCHES)
+    gates = PatternGates(parse_scheme("1:2", 6))
+    gumbel_BK = torch.randn(5, gates.num_draws)
+    model = GatedBackbone(net, gates, net.units(BRANCHES))
     out = model(inputs[:2], ClassLabels(inputs[2]), gumbel_BK)
     mask_BL = gates(gumbel_BK).round().bool()
     for row, keep_L in enumerate(mask_BL):
@@ -244,6 +245,40 @@ def test_removing_a_branch_is_the_identity_in_its_place(
     assert len(net.units(BRANCHES)) == 6
 
 
+@pytest.mark.parametrize("kind", [BLOCKS, BRANCHES])
+def test_parameters_of_units_are_what_goes_with_them(net: Branched, kind: str) -> None:
+    units = net.units(kind)
+    owned = [net.own_parameters(unit) for unit in units]
+    sizes = [sum(own.values.numel() for own in parts.values()) for parts in owned]
+    assert sizes == [unit.parameters for unit in units]
+    places = dict(net.named_parameters())
+    assert all(own.parameter is places[name] for parts in owned for name, own in parts.items())
+    assert seen_as_blocks(net, units).own_parameters(units[1]).keys() == owned[1].keys()
+
+
+def test_a_branch_has_its_rows_of_what_it_shares(net: Branched) -> None:
+    (attn, mlp), shifts = net.units(BRANCHES)[2:4], net.blocks[1].shifts
+    for unit, rows in ((attn, slice(0, D)), (mlp, slice(D, 2 * D))):
+        owned = net.own_parameters(unit)
+        for name in ("weight", "bias"):
+            values = owned[f"blocks.1.shifts.{name}"].values
+            assert torch.equal(values, getattr(shifts, name)[rows])
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    own = net.own_parameters(mlp)["blocks.1.shifts.weight"]
+    own.write(own.values + 1)
+    changed = {name for name, value in net.state_dict().items() if not value.equal(before[name])}
+    assert changed == {"blocks.1.shifts.weight"}
+    assert torch.equal(shifts.weight[:D], before["blocks.1.shifts.weight"][:D])
+    assert torch.equal(shifts.weight[D:], before["blocks.1.shifts.weight"][D:] + 1)
+
+
+def test_the_last_branch_of_a_block_has_all_that_is_left(net: Branched) -> None:
+    net.remove_branches(["blocks.0.attn"])
+    (unit, *_) = net.units(BRANCHES)
+    left = {f"blocks.0.{name}" for name, _ in net.blocks[0].named_parameters()}
+    assert net.own_parameters(unit).keys() == left
+
+
 def test_blocks_branches_and_intervals_go_together(net: Branched, inputs: tuple) -> None:
     net = Branched(depth=6)
     decision = Decision(
@@ -274,7 +309,7 @@ def test_what_is_left_is_stored_and_loaded(net: Branched, inputs: tuple, tmp_pat
     assert Decision.load(file) == decision
     known = lineage(read_checkpoint(folder))["decision"]
     assert (known["method"], known["removed"]) == ("by_hand", ["blocks.2.mlp"])
-    assert "all but blocks.2.mlp" in decision.description
+    assert "without blocks.2.mlp" in decision.description
 
 
 def test_it_keeps_the_contract(net: Branched) -> None:
@@ -345,16 +380,24 @@ def test_a_branch_goes_once(net: Branched) -> None:
         prune(pruned, Decision((1, 2), 3, removed=("blocks.1.mlp",)))
 
 
+class Unbranched(Branched):
+    """Its blocks are layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(D, D) for _ in range(2))
+
+
 def test_backbones_that_name_no_branches_say_so() -> None:
-    net = DiT(4, 2, 1, hidden_size=8, depth=2, num_heads=2, num_classes=3)
-    with pytest.raises(InputError, match="the blocks of a DiT name no branches"):
+    net = Unbranched()
+    with pytest.raises(InputError, match="the blocks of a Unbranched name no branches"):
         net.units(BRANCHES)
     with pytest.raises(InputError, match="has no units of kind 'heads'; valid: blocks, branches"):
         net.units("heads")
     with pytest.raises(InputError, match="name no branches"):
         prune(net, Decision(removed=("blocks.0.attn",)))
     with pytest.raises(InputError, match="channels don't run one after the other"):
-        net.run_units("channels", run_plain)
+        DiT(4, 2, 1, 8, depth=2, num_heads=2, num_classes=3).run_units("channels", run_plain)
 
 
 def test_a_unit_is_named_where_it_is(net: Branched) -> None:

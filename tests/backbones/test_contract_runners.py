@@ -11,7 +11,7 @@ from tinyfusion.backbones.contract import forward_with_states, recompute_blocks
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.conditioning import ClassLabels
 from tinyfusion.gating.gated_backbone import GatedBackbone
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.pruners.shortgpt import block_influence
 from tinyfusion.scheme import parse_scheme
 
@@ -34,8 +34,8 @@ def split(inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], ClassLabels]:
 
 
 def runners(net: DiT, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    gates = Gates(parse_scheme("1:2", 4, ()))
-    gumbel_BK = torch.zeros(3, gates.num_choices)
+    gates = PatternGates(parse_scheme("1:2", 4, ()))
+    gumbel_BK = torch.zeros(3, gates.num_draws)
 
     class Inputs:
         def predict(self, net: DiT, run_block) -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.callbacks.decision_trace import DecisionTrace
 from tinyfusion.data.digits import Digits
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.pipeline.fit import fit
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.scheme import parse_scheme
@@ -50,7 +50,7 @@ def learn(tmp_path: Path) -> Callable[..., MaskLearning]:
         net.requires_grad_(False)
         module = MaskLearning(
             net,
-            Gates(parse_scheme([[1, 2], [1, 2], [4, 8]], 12)),
+            PatternGates(parse_scheme([[1, 2], [1, 2], [4, 8]], 12)),
             gate_rate_factor=10.0,
             temperature=Linear(4.0, 0.1),
             scale=Linear(50.0, 100.0),
@@ -94,19 +94,12 @@ def test_choice_is_logged_at_the_steps_of_the_logger(learn, tmp_path, monkeypatc
         tmp_path / "log/version_0/metrics.csv", delimiter=",", names=True, deletechars=""
     )
     names = {name.removeprefix("gates/") for name in rows.dtype.names if "gates/" in name}
-    kinds = ("choice", "choice_live", "confidence", "entropy")
-    expected = {f"{kind}_{group}" for kind in kinds for group in range(3)}
-    # The 70 patterns of the last group have no curve each.
-    expected |= {f"p_{group}_{pattern}" for group in range(2) for pattern in range(2)}
-    assert names == expected | {"temperature", "scale", "mean_confidence"}
+    assert names == {"temperature", "scale", "margin", "margin_live", "kept_alike"}
     last, state = rows[-1], state_of(module)
     assert last["gates/scale"] == pytest.approx(100.0)
-    for group in range(3):
-        assert last[f"gates/choice_{group}"] == state.choice[group]
-        assert last[f"gates/choice_live_{group}"] == state.choice_live[group]
-    for group, pattern in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        value = state.probabilities[group][pattern]
-        assert last[f"gates/p_{group}_{pattern}"] == pytest.approx(value, abs=1e-6)
+    assert last["gates/margin"] == pytest.approx(state.averaged.margin, abs=1e-6)
+    assert last["gates/margin_live"] == pytest.approx(state.live.margin, abs=1e-6)
+    assert last["gates/kept_alike"] == len(set(state.averaged.kept) & set(state.live.kept))
 
 
 def test_records_are_the_states_of_their_steps(learn, tmp_path) -> None:
@@ -115,16 +108,16 @@ def test_records_are_the_states_of_their_steps(learn, tmp_path) -> None:
     records = json.loads((tmp_path / "decision_trace.json").read_text())
     assert [record["step"] for record in records] == [4, 6]
     for record in records:
-        state = states.after[record["step"]]
+        state, live = states.after[record["step"]]
         assert record["kept"] == list(state.kept)
-        assert record["kept_live"] == list(state.kept_live)
-        assert record["confidence"] == state.confidence
-        assert record["entropy"] == state.entropy
+        assert record["kept_live"] == list(live.kept)
+        assert record["inclusion"] == list(state.inclusion)
+        assert record["margin"] == state.margin
         small, _, large = record["probabilities"]
-        assert small == [[0, state.probabilities[0][0]], [1, state.probabilities[0][1]]]
-        assert len(state.probabilities[2]) == comb(8, 4) and len(large) == 5
-        assert large[0] == [state.choice[2], state.confidence[2]]
-        assert [p for _, p in large] == sorted(state.probabilities[2], reverse=True)[:5]
+        assert small == [[0, state.groups[0][0]], [1, state.groups[0][1]]]
+        assert len(state.groups[2]) == comb(8, 4) and len(large) == 5
+        assert [p for _, p in large] == sorted(state.groups[2], reverse=True)[:5]
+        assert all(state.groups[2][pattern] == p for pattern, p in large)
     assert (tmp_path / "decision.png").is_file()
 
 
@@ -144,4 +137,4 @@ def test_records_go_on_after_a_resumption(learn, tmp_path) -> None:
     learn(DecisionTrace(1), states, resume_every=4)
     records = json.loads((tmp_path / "decision_trace.json").read_text())
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
-    assert records[-1]["kept"] == list(states.after[6].kept)
+    assert records[-1]["kept"] == list(states.after[6].averaged.kept)

@@ -73,7 +73,7 @@ def test_run_chains_prune_recover_evaluate(tf, root, model, only_run) -> None:
     }
     assert tf_api.load(folder / "recovered").depth == 2
     logged = columns(folder / "prune/log/version_0/metrics.csv")
-    assert {"train/loss", "gates/temperature", "gates/entropy_0"} <= set(logged)
+    assert {"train/loss", "gates/temperature", "gates/margin"} <= set(logged)
     # What is said: phases, progress with loss, the table; nothing of Lightning's.
     assert "mask_learning: 4 of 4 steps (100.0 %), loss " in result.out
     assert "recovery: 4 of 4 steps (100.0 %), loss " in result.out
@@ -205,7 +205,7 @@ def test_a_decision_made_elsewhere_is_applied(tf, only_run, tmp_path) -> None:
     folder = only_run("run")
     assert not (folder / "prune").exists()
     assert json.loads((folder / "metrics.json").read_text())["decision"]["kept"] == [1, 2]
-    assert "scheme, keep and pruner are not used" in result.out
+    assert "pruner, scheme, keep, units and budget are not used" in result.out
     assert "other weights" not in result.out
 
 
@@ -280,6 +280,8 @@ def test_pretrain_without_scores(tf, only_run) -> None:
 
 
 def test_a_scheme_is_read_only_if_it_is_needed(tf, root) -> None:
-    assert tf("prune", "pruner=indices", "pruner.kept=[0]", "scheme=1:3").status == 0
-    assert tf("prune", "pruner=random", "keep=3", "scheme=1:3").status == 0
-    assert tf("prune", "pruner=random", "scheme=1:3").status == 2
+    given = tf("prune", "pruner=indices", "pruner.kept=[0]", "scheme=1:3")
+    assert given.status == 0 and "scheme=1:3: not used" in given.out
+    for keep in ("keep=3", "keep=null"):
+        refused = tf("prune", "pruner=random", keep, "scheme=1:3")
+        assert refused.status == 2 and "4 is not a multiple of 3" in refused.err

@@ -173,5 +173,5 @@ def test_without_a_gpu_no_time_is_made_up(dry) -> None:
 
 @pytest.mark.parametrize("chosen", [["pruner=learned"], ["pruner=shortgpt", "selector=grouped"]])
 def test_a_scheme_that_contradicts_keep_is_refused(tf, chosen) -> None:
-    result = tf("run", *chosen, "keep=1", "dry_run=true", "dry_run_probe=false")
+    result = tf("run", *chosen, "scheme=1:2", "keep=1", "dry_run=true", "dry_run_probe=false")
     assert result.status == 2 and "scheme=1:2 keeps 2 of 4 blocks but keep=1" in result.err

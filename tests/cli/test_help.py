@@ -10,7 +10,7 @@ import pytest
 
 import tinyfusion
 from tinyfusion.cli import main
-from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS, PART_OF, VALUES
+from tinyfusion.settings.commands import COMMANDS, GROUPS, NESTED, OPTIONAL_GROUPS, PART_OF, VALUES
 
 HEAVY = {"torch", "lightning", "hydra", "omegaconf", "numpy", "matplotlib", "peft", "wandb", "rich"}
 
@@ -68,7 +68,7 @@ def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> 
         if key in GROUPS:
             assert f"\n  {key} " in out
         elif key not in ("command", "guidance"):
-            assert f"\n  {key}=" in out
+            assert f"\n  {key}." in out if key in NESTED else f"\n  {key}=" in out
     assert "base" not in out.split() and "examples:" in out
     assert max(map(len, out.splitlines())) <= 100
 
@@ -80,9 +80,9 @@ def test_help_of_run_shows_choices_defaults_and_own_folders(
     (tmp_path / "pruner/mine.yaml").write_text("_target_: my.Pruner\n")
     main(["run", "--help", "--config-dir", str(tmp_path)])
     out = capsys.readouterr().out
-    assert " learned*, mine, " in " ".join(out.split())
+    assert " learned*, lim, mine, " in " ".join(out.split())
     assert "finetune, kd, laptop_kd, masked_kd*, masked_kd_sit, repkd, repkd_sit" in out
-    assert "scheme=1:2 " in out and "seed=0 " in out
+    assert "units=blocks " in out and "seed=0 " in out
 
 
 def test_every_key_is_described() -> None:

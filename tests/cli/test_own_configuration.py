@@ -108,7 +108,7 @@ def test_own_pruner_by_its_target_alone(tf, only_run, own) -> None:
 @pytest.mark.parametrize(
     ("overrides", "fragment"),
     [
-        (["pruner=mien"], " learned, mine, "),
+        (["pruner=mien"], " learned, lim, mine, "),
         (["pruner=mine", "+pruner.offfset=2"], "unknown key 'pruner.offfset'; valid for pruner: o"),
         (["backbone=flwo"], "backbone=flwo is not known; valid: dit, "),
         (["pruner=mine", "pruner.offset=two"], "pruner.offset='two' must be a whole number"),

@@ -59,7 +59,7 @@ def test_the_decision_of_a_run_of_version_0_1_is_taken_up(tf, tmp_path: Path) ->
 def test_a_number_of_blocks_is_said_to_be_of_no_use(tf) -> None:
     done = tf("prune", *WIDTHS, "keep=2")
     assert done.status == 0, done.err
-    assert "keep=2 is not used: diff_pruning says itself what stays" in done.out + done.err
+    assert "keep=2: not used, as pruner=diff_pruning says itself what stays" in done.out + done.err
 
 
 @pytest.mark.slow

@@ -64,6 +64,9 @@ def checked() -> Callable[..., Backbone | None]:
         ("decision=a.json",): r"decision=a\.json: with iterative= .* give decision=null",
         ("keep=2",): "keep=2: with iterative= .* give keep=null",
         ("scheme=1:2",): "scheme=1:2: with iterative= .* give scheme=null",
+        ("units=branches",): "units=branches: rounds choose blocks",
+        ("budget.protected=[0]",): r"budget.protected=\[0\]: blocks are numbered anew",
+        ("budget.minimum=[[1,8]]",): "budget.minimum=.* are numbered anew",
         ("start=fresh",): "start=fresh: .* give start=kept",
         ("teacher.path=digits",): r"teacher\.path=digits: .* iterative\.teacher",
         ("pruner=random", "pruner.candidates=9", "pruner.marks={a:[0,1,2,3]}"): (
@@ -94,7 +97,7 @@ def test_wrong_types_are_refused_by_the_schema() -> None:
 def test_groups_of_every_round_are_checked_before_the_first(checked) -> None:
     # 16 of 28 are 4:7, but 7 of 16 would be one group with 11,440 patterns: still allowed.
     checked("pruner=learned", "iterative.depths=[16,7]", net=net_of(28))
-    with pytest.raises(InputError, match=r"keep=11 without scheme=: .* 11 of 26 blocks"):
+    with pytest.raises(InputError, match=r"keep=11 in equal groups .* 11 of 26 blocks"):
         checked("pruner=learned", "iterative.depths=[26,11]", net=net_of(28))
 
 
@@ -128,10 +131,10 @@ def laid_out(tmp_path: Path, monkeypatch) -> Callable[..., LastRound]:
 
         def cut(objects: Objects, net: Backbone, has_teacher: bool, folder: Path) -> Backbone:
             assert has_teacher == distils
-            made.append((Path(objects.checkpoint).name, net.depth, objects.keep))
-            assert objects.config["iterative"] is None and objects.scheme is None
-            assert objects.config["keep"] == objects.keep and folder.parent == tmp_path
-            return prune(net, range(objects.keep))
+            made.append((Path(objects.checkpoint).name, net.depth, objects.wanted.keep))
+            assert objects.config["iterative"] is None and objects.wanted.scheme == "even"
+            assert objects.config["keep"] == objects.wanted.keep and folder.parent == tmp_path
+            return prune(net, range(objects.wanted.keep))
 
         monkeypatch.setattr(iterative, "_made", cut)
         source = net_of()
@@ -151,7 +154,7 @@ def test_the_four_rows_of_the_table(laid_out, weights: str, teacher: str) -> Non
     assert (last.net.depth, last.teacher.depth) == (depths[weights], depths[teacher])
     assert (last.net is laid_out.source) == (weights == "source")
     assert (last.teacher is laid_out.source) == (teacher == "source")
-    assert last.objects.keep == 2
+    assert last.objects.wanted.keep == 2
     checkpoint = {"previous": "recovered", "source": "first"}[weights]
     assert Path(last.objects.checkpoint).name == checkpoint
     needed = (weights, teacher) != ("source", "source")
@@ -162,7 +165,7 @@ def test_the_four_rows_of_the_table(laid_out, weights: str, teacher: str) -> Non
 def test_three_rounds_and_a_recovery_without_teacher(laid_out) -> None:
     last = laid_out("iterative.depths=[6,4,3]")
     assert laid_out.made == [("first", 8, 6), ("recovered", 6, 4)]
-    assert (last.net.depth, last.teacher.depth, last.objects.keep) == (4, 4, 3)
+    assert (last.net.depth, last.teacher.depth, last.objects.wanted.keep) == (4, 4, 3)
     assert [net.depth for net in last.earlier.values()] == [6, 4]
     # Without distillation there is no teacher that would need the round before.
     last = laid_out("iterative.weights=source", distils=False)

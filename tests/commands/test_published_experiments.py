@@ -88,7 +88,7 @@ def test_table_7_on_its_quick_protocol(tables: dict[str, Any]) -> None:
     assert list(cfg.iterative.depths) == [14, 7] and len(rows) == 4
     assert cfg.training.recovery.steps == 10_000 and cfg.evaluation.num_samples == 10_000
     assert build(cfg.sampler).num_steps(build(cfg.process)) == 64
-    assert (cfg.scheme, cfg.keep) == (None, None)
+    assert (cfg.scheme, cfg.keep) == ("even", None)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

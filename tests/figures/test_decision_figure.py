@@ -6,11 +6,14 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from tinyfusion.errors import InputError
+from tinyfusion.figures import decision as decision_module
 from tinyfusion.figures.canvas import COLOURS
-from tinyfusion.figures.decision import DecisionRecord, decision_trace
+from tinyfusion.figures.decision import _MAP, DecisionRecord, decision_trace
 
-GROUPS = [(0, 1), (2, 3)]
-TRACE = [DecisionRecord(0, (0, 3), (0.5, 0.5)), DecisionRecord(10, (0, 2), (1.0, 0.7))]
+TRACE = [
+    DecisionRecord(5, (0, 3), (0.5, 0.5, 0.5, 0.5)),
+    DecisionRecord(10, (0, 2), (1.0, 0.0, 0.8, 0.2)),
+]
 
 
 def pixels(path) -> np.ndarray:
@@ -23,50 +26,66 @@ def count(page: np.ndarray, colour) -> int:
     return (abs(page - 255 * np.array(colour)).max(axis=-1) <= 1).sum()
 
 
-def test_figure_shows_confidence_as_opacity_and_the_final_decision(tmp_path):
-    page = pixels(decision_trace(TRACE, GROUPS, tmp_path / "trace.png", "1:2"))
+def test_colours_are_probabilities_and_none_is_the_papers(tmp_path):
+    page = pixels(decision_trace(TRACE, tmp_path / "trace.png", title="2 of 4"))
     assert 1000 <= page.shape[1] <= 2000 and 300 <= page.shape[0] <= 2000
-    blue = np.array(to_rgb(COLOURS[0]))
-    # One block and half of the steps are drawn at full confidence, two at 0.5.
-    full, half = count(page, blue), count(page, 1 - 0.55 * (1 - blue))
-    assert full > 5000
-    assert half == pytest.approx(2 * full, rel=0.1)
+    sure, half, never = (count(page, _MAP(p)[:3]) for p in (1.0, 0.5, 0.0))
+    # A cell each is drawn for 1 and 0, four for 0.5; the colour bar adds little.
+    assert sure > 5000 and sure == pytest.approx(never, rel=0.15)
+    assert half == pytest.approx(4 * sure, rel=0.15)
     assert count(page, to_rgb(COLOURS[1])) > 100
+    assert min(1 - part for part in _MAP(0.0)[:3]) > 0.03, "0 is not the white of the paper"
 
 
-def test_final_decision_may_differ_from_the_last_record(tmp_path):
-    orange = to_rgb(COLOURS[1])
-    two = count(pixels(decision_trace(TRACE, GROUPS, tmp_path / "a.png")), orange)
-    all_ = pixels(decision_trace(TRACE, GROUPS, tmp_path / "b.png", kept=[0, 1, 2, 3]))
-    assert count(all_, orange) > 1.3 * two
+def test_every_record_is_drawn_up_to_its_own_step(tmp_path, monkeypatch):
+    drawn = {}
+
+    def note(axes, edges, kept_RL):
+        drawn["edges"], drawn["kept"] = edges.tolist(), kept_RL.tolist()
+
+    monkeypatch.setattr(decision_module, "_draw_cut", note)
+    decision_trace(TRACE, tmp_path / "trace.png")
+    assert drawn["edges"] == [0, 5, 10]
+    assert drawn["kept"] == [[True, False, False, True], [True, False, True, False]]
+
+
+def test_a_short_run_begins_at_0(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(decision_module, "_draw_cut", lambda _, edges, __: drawn.update(e=edges))
+    last = [DecisionRecord(6, (0,), (1.0, 0.0))]
+    decision_trace([DecisionRecord(5, (0,), (1.0, 0.0)), *last], tmp_path / "trace.png")
+    assert drawn["e"].tolist() == [0, 5, 6]
+
+
+def test_borders_and_the_line_between_kept_and_dropped_are_drawn(tmp_path):
+    ink = [0.15] * 3
+    plain = pixels(decision_trace(TRACE, tmp_path / "a.png"))
+    marked = pixels(decision_trace(TRACE, tmp_path / "b.png", borders=[2]))
+    every = [DecisionRecord(5, (0, 1, 2, 3), (0.5,) * 4)]
+    uncut = pixels(decision_trace(every, tmp_path / "c.png"))
+    dark = [(page.max(axis=-1) < 255 * ink[0] + 20).sum() for page in (uncut, plain, marked)]
+    assert dark[0] + 300 < dark[1] < dark[2] - 300
 
 
 def test_deep_models_get_taller_figures_and_single_records_work(tmp_path):
-    small = pixels(decision_trace(TRACE[:1], GROUPS, tmp_path / "small.png"))
-    deep = [tuple(range(4 * g, 4 * g + 4)) for g in range(7)]
-    record = DecisionRecord(0, tuple(range(0, 28, 2)), (0.2,) * 7)
-    large = pixels(decision_trace([record], deep, tmp_path / "deep.png"))
+    small = pixels(decision_trace(TRACE[:1], tmp_path / "small.png", names=list("abcd")))
+    record = DecisionRecord(3, tuple(range(0, 28, 2)), (0.2,) * 28)
+    large = pixels(decision_trace([record], tmp_path / "deep.png", groups=[4, 8]))
     assert large.shape[0] > 1.5 * small.shape[0]
 
 
 @pytest.mark.parametrize(
-    ("trace", "groups", "said"),
+    ("trace", "said"),
     [
-        ([], GROUPS, "no record"),
-        (TRACE, [(0, 1), (3, 2)], "cover blocks 0, 1"),
-        (TRACE, [], "cover blocks 0, 1"),
-        (TRACE[::-1], GROUPS, "strictly increasing"),
-        ([DecisionRecord(0, (0,), (0.5,))], GROUPS, "2 confidences"),
-        ([DecisionRecord(0, (0,), (0.5, 1.5))], GROUPS, "0..1"),
-        ([DecisionRecord(0, (0, 4), (0.5, 0.5))], GROUPS, "beyond 0..3"),
+        ([], "no record"),
+        (TRACE[::-1], "strictly increasing"),
+        ([DecisionRecord(0, (0,), (0.5,))], "strictly increasing"),
+        ([TRACE[0], DecisionRecord(9, (0,), (0.5,))], "4 probabilities"),
+        ([DecisionRecord(1, (0,), (0.5, 1.5))], "0..1"),
+        ([DecisionRecord(1, (0, 4), (0.5, 0.5))], "beyond 0..1"),
     ],
 )
-def test_records_that_do_not_fit_are_refused(trace, groups, said, tmp_path):
+def test_records_that_do_not_fit_are_refused(trace, said, tmp_path):
     with pytest.raises(InputError, match=said):
-        decision_trace(trace, groups, tmp_path / "trace.png")
+        decision_trace(trace, tmp_path / "trace.png")
     assert not list(tmp_path.iterdir())
-
-
-def test_kept_blocks_beyond_the_model_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"kept=\[0, 9\]"):
-        decision_trace(TRACE, GROUPS, tmp_path / "trace.png", kept=[0, 9])

@@ -5,6 +5,7 @@ import torch
 
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.conditioning import ClassLabels
+from tinyfusion.units import BLOCKS, Place, Unit
 
 
 @pytest.fixture
@@ -24,3 +25,8 @@ def inputs() -> tuple[tuple[torch.Tensor, torch.Tensor], ClassLabels]:
     torch.manual_seed(4)
     x, t = torch.randn(8, 2, 4, 4), torch.randint(0, 1000, (8,))
     return (x, t), ClassLabels(torch.randint(0, 4, (8,)))
+
+
+def units_of(count: int) -> tuple[Unit, ...]:
+    """Blocks of ten parameters each."""
+    return tuple(Unit(BLOCKS, Place("blocks", i, i + 1), i, 10) for i in range(count))

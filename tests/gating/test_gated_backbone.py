@@ -9,7 +9,7 @@ from tinyfusion.backbones.contract import predict
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.conditioning import ClassLabels
 from tinyfusion.gating.gated_backbone import GatedBackbone
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.seeding import Rows, StepNoise
 from tinyfusion.surgery import prune
@@ -18,9 +18,9 @@ Inputs = tuple[tuple[Tensor, Tensor], ClassLabels]
 
 
 def gated(net: DiT, scheme: object) -> tuple[GatedBackbone, Tensor]:
-    gates = Gates(parse_scheme(scheme, net.depth))
+    gates = PatternGates(parse_scheme(scheme, net.depth))
     gates.temperature, gates.scale = 2.0, 100.0
-    noise = StepNoise(1, "test").gumbel("gumbel", Rows(0, 0, 8), gates.num_choices)
+    noise = StepNoise(1, "test").gumbel("gumbel", Rows(0, 0, 8), gates.num_draws)
     return GatedBackbone(net, gates), noise
 
 

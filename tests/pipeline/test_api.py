@@ -19,6 +19,7 @@ from tinyfusion.backbones.dit import DiT
 from tinyfusion.data.digits import Digits
 from tinyfusion.data.stream import BatchStream
 from tinyfusion.errors import InputError
+from tinyfusion.pipeline.budgets import Wanted
 from tinyfusion.pruners.selectors import TopK
 from tinyfusion.pruners.sensitivity import Sensitivity
 from tinyfusion.recovery.objective import Objective
@@ -152,7 +153,7 @@ def test_a_recipe_gives_every_number_that_is_not_given(net, batches, monkeypatch
     assert (settings.steps, settings.batch_size) == (7, 8)  # as said, and as the batches are
     assert settings.learning_rate == recipe.mask_learning.learning_rate == 1e-4
     assert (pruner.temperature.start, pruner.temperature.end) == (4.0, 0.1)
-    assert (pruner.gate_ema_decay, pruner.delta.rank, scheme) == (0.999, 8, "1:2")
+    assert (pruner.gate_ema_decay, pruner.delta.rank, scheme) == (0.999, 8, Wanted("1:2"))
 
 
 def test_a_recipe_says_how_to_sample_and_score(net, batches, monkeypatch) -> None:
@@ -236,8 +237,8 @@ def test_data_that_is_none_is_refused(net, data: Any, message: str) -> None:
 def test_other_mistakes_are_refused(net, batches) -> None:
     with pytest.raises(tf.InputError, match=r"unknown argument 'stpes'; valid settings: steps"):
         tf.recover(net, batches, stpes=3)
-    with pytest.raises(tf.InputError, match=r"give scheme= .* or keep="):
-        tf.learn_mask(net, batches, **STEPS)
+    with pytest.raises(tf.InputError, match=r"budget\.macs=0\.5 and keep=2 are two budgets"):
+        tf.learn_mask(net, batches, keep=2, budget={"macs": 0.5}, **STEPS)
     with pytest.raises(tf.InputError, match="distils from a teacher"):
         tf.recover(net, batches, objective=Objective(0.1, 0.9), **STEPS)
     ending = iter(batches)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.budget import Budget
 from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.source import ImageSource
 from tinyfusion.processes.contract import Process
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.pruners.contract import PruningContext
-from tinyfusion.scheme import Scheme
+from tinyfusion.units import BLOCKS
 
 
 class Gaussians(ImageSource):
@@ -52,18 +53,18 @@ def context(net: DiT, tmp_path: Path) -> Callable[..., PruningContext]:
     """``context(keep=2, seed=0, net=..., process=..., scheme=...)``; nothing in it can train."""
 
     def build(
-        keep: int,
+        keep: int | None,
         seed: int = 0,
         net: Backbone = net,
-        scheme: Scheme | None = None,
         process: Process | None = None,
+        kind: str = BLOCKS,
+        **further: Any,
     ) -> PruningContext:
         return PruningContext(
             net,
             process or GaussianDiffusion(),
             Gaussians(),
-            scheme,
-            keep,
+            None if keep is None else Budget.of(net.units(kind), keep, **further),
             seed,
             tmp_path,
             None,

@@ -195,7 +195,7 @@ def test_keeps_the_most_important_of_every_group_and_reaches_the_ratio(
     wide: DiT, context: Callable[..., PruningContext]
 ) -> None:
     pruner = DiffPruning(ratio=0.5, num_samples=8, stride=250, round_to=4)
-    choice = pruner.choose(context(0, net=wide))
+    choice = pruner.choose(context(None, net=wide))
     decision = choice.resized
     assert decision is not None
     assert choice.kept is None
@@ -208,12 +208,12 @@ def test_keeps_the_most_important_of_every_group_and_reaches_the_ratio(
     assert sum(p.numel() for p in pruned.parameters()) == decision.parameters
     assert choice.scores["stopped_at"] is None or choice.scores["stopped_at"] > 0
     assert len(choice.scores["times"]) == len(choice.scores["losses"])
-    again = pruner.choose(context(0, net=prune(wide, [0, 1])))
+    again = pruner.choose(context(None, net=prune(wide, [0, 1])))
     assert again.resized == decision
 
 
 def test_ratio_zero_keeps_everything(wide: DiT, context: Callable[..., PruningContext]) -> None:
-    choice = DiffPruning(ratio=0.0, num_samples=4, stride=500).choose(context(0, net=wide))
+    choice = DiffPruning(ratio=0.0, num_samples=4, stride=500).choose(context(None, net=wide))
     assert choice.resized.reached == 0 and choice.budget == {"ratio": 0.0}
     pruned = prune(wide, choice.decision(2))
     assert all(torch.equal(value, wide.state_dict()[n]) for n, value in pruned.state_dict().items())

@@ -21,6 +21,20 @@ def test_indices_are_sorted_and_checked_against_the_model(context) -> None:
         Indices([1, 1]).choose(context(2))
 
 
+def test_indices_may_be_names_of_blocks_and_branches(context) -> None:
+    found = Indices(["blocks.3.mlp", 0, "blocks.2"]).choose(context(2))
+    assert found.kept == (0, 2, 3) and found.removed == ("blocks.3.attn",)
+    assert Indices(["blocks.1", 0]).choose(context(2)) == Indices([0, 1]).choose(context(2))
+    for kept, said in (
+        (["blocks.9"], r"there is no 'blocks\.9'; valid: 0\.\.3, or names such as blocks\.0 and"),
+        (["blocks.0.attn", "blocks.0.attn"], "names a branch twice"),
+        (["blocks.0.attn", 0], "names a branch twice"),
+        (["blocks.0.attn", 7], "block 7 does not exist"),
+    ):
+        with pytest.raises(InputError, match=said):
+            Indices(kept).choose(context(2))
+
+
 def test_oracle_of_the_published_model() -> None:
     assert mirrored(28, 14) == (0, 2, 4, 6, 8, 10, 12, 15, 17, 19, 21, 23, 25, 27)
 
@@ -51,6 +65,11 @@ def test_other_patterns(context, stack) -> None:
     assert First().choose(context(3, net=net)).kept == (0, 1, 2)
     assert Last().choose(context(3, net=net)).kept == (7, 8, 9)
     assert Oracle().choose(context(5, net=net)).kept == (0, 1, 3, 7, 9)
+
+
+def test_a_pattern_that_constraints_rule_out_names_them(context) -> None:
+    with pytest.raises(InputError, match=r"pruner=first does not meet budget\.protected; leave"):
+        First().choose(context(2, protected=[3]))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

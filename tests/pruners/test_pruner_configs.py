@@ -21,7 +21,8 @@ from tinyfusion.settings.check import check
 from tinyfusion.settings.compose import build
 from tinyfusion.settings.overview import choices, conf_folder
 
-SCORED = ("shortgpt", "flux_lite", "sensitivity", "laptop_diff")
+SCORED = ("shortgpt", "flux_lite", "sensitivity", "laptop_diff", "lim", "ecoflap")
+WITHOUT_DATA = ("zd", "farms")
 PATTERNS = ("oracle", "uniform", "first", "last")
 
 
@@ -36,9 +37,10 @@ def composed(*overrides: str) -> DictConfig:
 
 
 @pytest.mark.parametrize("selector", choices("selector"))
-@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("name", (*SCORED, *WITHOUT_DATA))
 def test_criterion_with_selector(context, name: str, selector: str) -> None:
-    cfg = composed(f"pruner={name}", f"selector={selector}", "pruner.num_samples=8")
+    few = [] if name in WITHOUT_DATA else ["pruner.num_samples=8"]
+    cfg = composed(f"pruner={name}", f"selector={selector}", *few)
     pruner = build(cfg.pruner)
     assert isinstance(pruner, Scored) and method_of(pruner) == name
     assert pruner.uses_scheme == (selector == "grouped")
@@ -46,7 +48,8 @@ def test_criterion_with_selector(context, name: str, selector: str) -> None:
     choice = pruner.choose(context(2, scheme=scheme))
     assert len(choice.kept) == 2 and choice.scores["selector"] == selector
     assert len(choice.scores[pruner.criterion]) == 4
-    assert (choice.scheme == scheme) == (selector == "grouped")
+    assert (choice.scheme is None) == (selector not in ("grouped", "group_budgets"))
+    assert choice.scheme == scheme or selector != "grouped"
     assert choice == build(cfg.pruner).choose(context(2, scheme=scheme))
     json.dumps(choice.scores)
 
@@ -77,7 +80,11 @@ def test_files_and_classes_have_the_same_defaults(name: str) -> None:
     cfg = compose("prune", [f"pruner={name}"]).pruner
     for key, parameter in signature(get_class(cfg["_target_"])).parameters.items():
         if key in cfg and parameter.default is not Parameter.empty:
-            assert cfg[key] == parameter.default, key
+            value = cfg[key]
+            if isinstance(value, DictConfig):
+                assert type(build(value)) is type(parameter.default), key
+            else:
+                assert value == parameter.default, key
 
 
 def test_a_scheme_that_no_selector_needs_is_not_recorded(context) -> None:
@@ -92,5 +99,5 @@ class Miscounting(Scored):
 
 
 def test_own_criterion_that_gives_too_many_scores_is_refused(context) -> None:
-    with pytest.raises(InputError, match=r"Miscounting\.scores gave shape \(5,\) for 4 blocks"):
+    with pytest.raises(InputError, match=r"Miscounting\.scores gave shape \(5,\) for 4 units"):
         Miscounting(TopK(), 8).choose(context(2))

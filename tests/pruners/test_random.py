@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.budget import Budget
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.candidates import CandidateScores
@@ -21,8 +22,15 @@ from tinyfusion.metrics.prefix_tree import tree_nodes
 from tinyfusion.pruners import candidate_list, random
 from tinyfusion.pruners.random import Random, draw_sets
 from tinyfusion.surgery import prune
+from tinyfusion.units import BLOCKS, Place, Unit
 
 MANY = {"candidates": 40, "num_samples": 10, "branches": 4}
+
+
+def of(depth: int, keep: int) -> Budget:
+    """``keep`` of ``depth`` blocks."""
+    units = tuple(Unit(BLOCKS, Place("blocks", i, i + 1), i, 1) for i in range(depth))
+    return Budget.of(units, keep)
 
 
 @pytest.fixture
@@ -64,24 +72,28 @@ def test_keeping_all_or_nothing_is_refused(context, keep: int, options) -> None:
     ("depth", "keep", "count"), [(28, 14, 5000), (28, 7, 5000), (10, 5, 200), (9, 4, 100)]
 )
 def test_many_draws_are_different_ascending_and_include_blocks_evenly(depth, keep, count) -> None:
-    sets = draw_sets(depth, keep, count, seed=3)
+    sets = draw_sets(of(depth, keep), count, seed=3)
     assert len(set(sets)) == len(sets) == count
     assert sets == sorted(sets)
     assert all(kept == tuple(sorted(set(kept))) and len(kept) == keep for kept in sets)
-    assert sets == draw_sets(depth, keep, count, seed=3) != draw_sets(depth, keep, count, seed=4)
+    assert (
+        sets
+        == draw_sets(of(depth, keep), count, seed=3)
+        != draw_sets(of(depth, keep), count, seed=4)
+    )
     frequency = np.bincount(np.concatenate(sets), minlength=depth) / count
     error = (keep / depth * (1 - keep / depth) / count) ** 0.5
     assert abs(frequency - keep / depth).max() < 4 * error
 
 
 def test_all_sets_are_taken_where_there_are_no_more() -> None:
-    assert draw_sets(6, 2, 1000, seed=0) == list(combinations(range(6), 2))
+    assert draw_sets(of(6, 2), 1000, seed=0) == list(combinations(range(6), 2))
 
 
 @pytest.mark.parametrize(("depth", "count"), [(5, 3), (10, 2)])
 def test_every_set_is_drawn_equally_often(depth: int, count: int) -> None:
     # (5, 3): picked from all; (10, 2): drawn until they differ.
-    counts = Counter(kept for seed in range(2000) for kept in draw_sets(depth, 2, count, seed))
+    counts = Counter(kept for seed in range(2000) for kept in draw_sets(of(depth, 2), count, seed))
     expected = 2000 * count / comb(depth, 2)
     assert len(counts) == comb(depth, 2)
     chi_squared = sum((n - expected) ** 2 / expected for n in counts.values())
@@ -106,8 +118,8 @@ def test_choices_are_those_of_brute_force(context, net) -> None:
 def test_scores_tell_of_the_whole_list(context, deep) -> None:
     choice = Random(**MANY).choose(context(4, net=deep))
     scores = choice.scores
-    sets = draw_sets(8, 4, 40, seed=0)
-    losses = [loss for loss, _ in CandidateScores(deep, context(4).calibration(10)).losses(sets)]
+    sets = draw_sets(of(8, 4), 40, seed=0)
+    losses = [loss for loss, _ in CandidateScores(deep, context(2).calibration(10)).losses(sets)]
     assert scores["loss_min"] == pytest.approx(min(losses), rel=1e-5)
     assert scores["loss_max"] == pytest.approx(max(losses), rel=1e-5)
     assert scores["loss_median"] == scores["loss"] == pytest.approx(sorted(losses)[20], rel=1e-5)
@@ -132,7 +144,7 @@ def test_block_evaluations_are_those_that_were_done(context, deep, monkeypatch) 
     monkeypatch.setattr(random, "SEGMENT", 8)
     monkeypatch.setattr(candidate_list, "SEGMENT", 8)
     found = Random(**MANY).choose(context(4, net=deep)).scores["block_evaluations"]
-    assert found == made[0].block_evaluations > tree_nodes(draw_sets(8, 4, 40, seed=0))
+    assert found == made[0].block_evaluations > tree_nodes(draw_sets(of(8, 4), 40, seed=0))
 
 
 def test_list_and_figure_are_written(context, deep, tmp_path: Path) -> None:
@@ -150,7 +162,7 @@ def test_list_and_figure_are_written(context, deep, tmp_path: Path) -> None:
     }
     assert columns == "kept,loss,loss_stderr"
     kept = [tuple(map(int, line.split(",")[0].split())) for line in lines]
-    assert kept == draw_sets(8, 4, 40, seed=0)
+    assert kept == draw_sets(of(8, 4), 40, seed=0)
     assert not (tmp_path / "candidates.csv.part").exists()
     with Image.open(tmp_path / "density.png") as image:
         assert image.width == 1280
@@ -160,7 +172,7 @@ def test_marks_are_evaluated_on_the_same_batch(context, deep, tmp_path: Path) ->
     Decision((1, 2, 3, 5), 8).save(tmp_path / "decision.json")
     marks = {"first": [0, 1, 2, 3], "file": str(tmp_path / "decision.json"), "all": list(range(8))}
     scores = Random(**MANY, marks=marks).choose(context(4, net=deep)).scores
-    calibration = context(4).calibration(10)
+    calibration = context(2).calibration(10)
     losses = np.loadtxt(tmp_path / "candidates.csv", delimiter=",", skiprows=2, usecols=1)
     for name, kept in {"first": (0, 1, 2, 3), "file": (1, 2, 3, 5)}.items():
         mark = scores["marks"][name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,10 +13,16 @@ from torch import Tensor
 from tinyfusion.backbones.contract import BlockRunner
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.backbones.mar import MAR
+from tinyfusion.budget import Budget
+from tinyfusion.errors import InputError
+from tinyfusion.metrics.candidates import CandidateScores
 from tinyfusion.processes.contract import Process, mean_flat
+from tinyfusion.processes.gaussian import GaussianDiffusion
+from tinyfusion.processes.interpolant import Interpolant
 from tinyfusion.processes.masked import MaskedDiffusion
+from tinyfusion.pruners.ecoflap import ECoFLaP
 from tinyfusion.pruners.flux_lite import FluxLite
-from tinyfusion.pruners.laptop_diff import LaptopDiff
+from tinyfusion.pruners.laptop_diff import LaptopDiff, time_weights
 from tinyfusion.pruners.selectors import Greedy, Knapsack, Selector, TopK
 from tinyfusion.pruners.sensitivity import Sensitivity
 from tinyfusion.pruners.shortgpt import ShortGPT
@@ -35,6 +41,7 @@ class Shift(Process):
     """The network is to add a constant to noise; the loss is its mean squared error."""
 
     kind = "diffusion"
+    times = "whole"
 
     def __init__(self, shift: Tensor) -> None:
         self.shift = shift
@@ -127,12 +134,14 @@ def test_an_identity_costs_nothing_and_the_gap_of_a_sum_is_told(stack, context) 
     assert free["set_change"] == 0 and free["additivity_gap"] is None
 
 
-def test_knapsack_weighs_by_parameters(stack, context) -> None:
+def test_knapsack_of_a_budget_of_parameters_weighs_by_them(stack, context) -> None:
     vectors = [unit(place, size) for place, size in enumerate((0.7, 0.5, 0.5, 0.5))]
     net = stack(*adding(*vectors), parameters=(6, 2, 2, 2))
-    choice = LaptopDiff(Knapsack(), 20).choose(context(2, net=net, process=Shift(sum(vectors))))
+    counted = context(2, net=net, process=Shift(sum(vectors)))
+    half = Budget(counted.units, (6.0, 2.0, 2.0, 2.0), 6, "parameters")
+    choice = LaptopDiff(Knapsack(), 20).choose(replace(counted, budget=half))
     assert choice.kept == (1, 2, 3), "0.49 for half of the parameters, less than 3 x 0.25"
-    assert choice.scores["parameters_removed"] == choice.scores["parameters_to_remove"] == 6
+    assert choice.scores["removed"] == choice.scores["to_remove"] == 6
 
 
 def test_a_model_that_breaks_down_without_a_block_keeps_it(stack, context) -> None:
@@ -143,6 +152,60 @@ def test_a_model_that_breaks_down_without_a_block_keeps_it(stack, context) -> No
     shift = Shift(unit(0, 99.0) + unit(1) + unit(2, 2.0))
     choice = Sensitivity(Greedy(), 20).choose(context(2, net=net, process=shift))
     assert choice.scores["loss_change"][0] == float("inf") and 0 in choice.kept
+
+
+# Time weights
+
+
+def test_time_weights_average_one_and_grow_with_noise(context) -> None:
+    for process, sign in ((GaussianDiffusion(), 1), (Interpolant(), -1)):
+        batch = context(2, process=process).calibration(50)
+        times = torch.cat([part.inputs[1] for _, part in batch.parts]).double()
+        for power in (1.0, 3.0):
+            weights = time_weights(batch, power)
+            assert float(weights.mean()) == pytest.approx(1) and float(weights.min()) > 0
+            assert (weights[(sign * times).argsort()].diff() >= 0).all()
+        assert torch.equal(time_weights(batch, 0.0), torch.ones(50, dtype=torch.float64))
+    whole = context(2).calibration(50)
+    levels = (whole.parts[0][1].inputs[1].double() + 1) / 1000
+    assert time_weights(whole, 2.0).tolist() == pytest.approx(
+        (levels**2 / (levels**2).mean()).tolist()
+    )
+
+
+def test_output_changes_are_weighted_means_over_times(net: DiT, context) -> None:
+    pruner = LaptopDiff(TopK(), 40, noisy_power=2.0)
+    calibration = pruner.calibration(context(2))
+    wanted, weights = calibration.predict(net), time_weights(calibration, 2.0)
+    ((_, corrupted),) = calibration.parts
+    naive = []
+    for block in range(4):
+        out = calibration.predict(net, running({0, 1, 2, 3} - {block}))
+        kd = calibration.process.distillation_loss(out, wanted, corrupted, variance=False)["kd"]
+        naive.append(float((weights * kd).sum() / weights.sum()))
+    found = pruner.scores(net, calibration, range(4)).tolist()
+    assert found == pytest.approx(naive, rel=1e-4)
+    plain = LaptopDiff(TopK(), 40).scores(net, calibration, range(4)).tolist()
+    assert found != pytest.approx(plain, rel=1e-2)
+    # In pieces of a few samples each has its own weights.
+    pieces = CandidateScores(net, calibration, rows=7)
+    kept = [(0, 1, 2), (1, 2, 3)]
+    assert list(pieces.distances(kept, wanted, weights)) == pytest.approx(
+        [naive[3], naive[0]], rel=1e-4
+    )
+
+
+def test_the_gap_of_weighted_changes_is_of_the_weighted_set(additive) -> None:
+    scores = LaptopDiff(Knapsack(), 30, noisy_power=1.0).choose(additive(2)).scores
+    assert scores["output_change"] == pytest.approx(ALONE, rel=1e-4), "the same at all times"
+    assert scores["additivity_gap"] == pytest.approx(0, abs=1e-4)
+
+
+def test_time_weights_need_times(context) -> None:
+    with pytest.raises(InputError, match=r"noisy_power=1 weights by time, .* kind 'masked'"):
+        LaptopDiff(TopK(), 8, noisy_power=1.0).choose(context(2, process=MaskedDiffusion()))
+    with pytest.raises(InputError, match=r"pruner\.noisy_power=-1 must be at least 0"):
+        LaptopDiff(TopK(), noisy_power=-1)
 
 
 def running(kept: Collection[int]) -> BlockRunner:
@@ -168,7 +231,7 @@ def test_scores_of_a_real_model_are_those_of_removing_blocks_one_by_one(
     assert found.tolist() == pytest.approx(naive, rel=1e-4)
 
 
-@pytest.mark.parametrize("pruner", [ShortGPT, FluxLite, Sensitivity, LaptopDiff])
+@pytest.mark.parametrize("pruner", [ShortGPT, FluxLite, Sensitivity, LaptopDiff, ECoFLaP])
 def test_two_stacks_of_which_one_may_be_emptied(context, pruner) -> None:
     torch.manual_seed(0)
     net = MAR(

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from tinyfusion.errors import InputError
 from tinyfusion.settings.compose import MAX_NAME, locate, run_name
-from tinyfusion.settings.overrides import as_typed, quote, split, text_of
+from tinyfusion.settings.overrides import as_typed, quote, split, swept, text_of
 from tinyfusion.settings.overview import conf_folder
 from tinyfusion.settings.paths import holds_path
 from tinyfusion.settings.types import hints_of
@@ -150,6 +150,14 @@ def test_as_typed(here, monkeypatch, typed: str, written: str) -> None:
 )
 def test_sweeps_over_other_values_stay_as_they_are(here, typed: str) -> None:
     assert as_typed(typed, sweeping=True) == typed
+
+
+def test_values_in_a_group_that_is_swept_are_looked_at_in_its_runs() -> None:
+    given = ["pruner=sensitivity,shortgpt", "pruner.num_samples=16", "delta.rank=2", "seed=0,1"]
+    assert swept(given) == [given[0], "pruner.num_samples=choice(16)", *given[2:]]
+    assert swept(["pruner=oracle", "pruner.x=1"]) == ["pruner=oracle", "pruner.x=1"]
+    alone = ["+pruner.new=1", "~pruner.stop", "pruner.bins=1,2", "pruner=a,b"]
+    assert swept(alone) == alone
 
 
 def test_choices_are_names(here) -> None:

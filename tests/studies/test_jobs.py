@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.interrupts import Interrupted
 from tinyfusion.settings.overrides import quote
@@ -133,6 +135,28 @@ def test_finished_jobs_are_skipped_and_failures_hold_up_what_waits_for_them(tmp_
     assert command.seen == ["bad", "bad_run", "good_run"]
 
 
+def test_a_finished_job_serves_for_one_that_differs_in_nothing_else(tmp_path) -> None:
+    def decided(name: str, *kept: int) -> Path:
+        Decision(source_depth=4, kept=kept, method=name).save(tmp_path / name / "decision.json")
+        return tmp_path / name
+
+    one, same, other = decided("one", 0, 1), decided("same", 0, 1), decided("other", 0, 2)
+    jobs = [
+        Job(tmp_path / "runs" / name, "run", (f"seed={seed}",), "first", "kd", seed, choice, True)
+        for name, seed, choice in (
+            ("a", 0, one), ("b", 0, same), ("c", 0, other), ("d", 1, same), ("e", 1, one)
+        )
+    ]  # fmt: skip
+    asked = Commands()
+    assert not carry_out(jobs[:4], asked) and asked.seen == ["a", "c", "d"]
+    assert (tmp_path / "runs/b").resolve() == tmp_path / "runs/a"
+    # What another process has finished serves as well; what is there already is left alone.
+    assert not carry_out(jobs[4:], asked, others=jobs) and asked.seen == ["a", "c", "d"]
+    assert not carry_out(jobs, asked) and all(job.done for job in jobs)
+    shutil.rmtree(tmp_path / "runs/a")
+    assert not carry_out(jobs[1:2], asked) and asked.seen[-1] == "b"
+
+
 def test_a_study_says_how_it_ended(tmp_path, capsys) -> None:
     jobs = [job(tmp_path / name) for name in ("a", "b", "c")]
 
@@ -183,6 +207,18 @@ def test_a_folder_with_other_settings_is_refused_before_any_work(tmp_path) -> No
         with pytest.raises(InputError, match=f"was run {how}: give another"):
             carry_out([first, mine], command, passed_on)
         assert command.seen == []
+
+
+def test_what_a_checkpoint_brings_along_is_no_other_setting(tmp_path) -> None:
+    mine = job(tmp_path / "a", "prune", "checkpoint=sit_digits", "keep=7")
+    written = "tinyfusion prune {} checkpoint=sit_digits keep=7 trainer.threads=1\n"
+    for brought in ("", "process=sit sampler=ode_heun_10"):
+        write(tmp_path / "a/command.txt").write_text(written.format(brought))
+        mine.check_same(["trainer.threads=1"])
+        mine.check_same()
+    (tmp_path / "a/command.txt").write_text(written.format("process=ddpm"))
+    with pytest.raises(InputError, match="was run with process=ddpm"):
+        mine.check_same()
 
 
 def test_an_interrupted_job_ends_the_study(tmp_path) -> None:

@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 
 from tinyfusion.files import read_json, write_json, write_text
+from tinyfusion.studies.digits import STEPS
 
 
 @pytest.fixture
@@ -18,10 +19,10 @@ def test_rows_share_the_model_of_fourteen_blocks(table7, tmp_path) -> None:
     jobs = table7.plan(tmp_path, [0, 3])
     assert len(jobs) == 2 * 5 and len({job.folder for job in jobs}) == 10
     halved, *rows = jobs[5:]
-    assert halved.overrides == ("experiment=digits_study", "scheme=1:2", "seed=3")
+    assert halved.overrides == ("experiment=digits_study", "scheme=1:2", STEPS, "seed=3")
     previous = f"iterative.previous={halved.folder / 'recovered'}"
     assert all(previous in row.overrides and "seed=3" in row.overrides for row in rows)
-    pairs = {(row.overrides[2], row.overrides[3]) for row in rows}
+    pairs = {(row.overrides[3], row.overrides[4]) for row in rows}
     assert len(pairs) == 4 and ("iterative.weights=source", "iterative.teacher=previous") in pairs
 
 

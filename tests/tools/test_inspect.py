@@ -199,6 +199,24 @@ def test_decision(tmp_path: Path, shown) -> None:
     ]
 
 
+def test_decision_under_a_budget(tmp_path: Path, shown) -> None:
+    budget = {
+        "macs": 60.0, "rest": 10.0, "units": "branches", "protected": ["blocks.0.attn"],
+        "costs": {f"blocks.{n}.{part}": 45.0 for n in range(1) for part in ("attn", "mlp")},
+        "minimums": [{"units": "blocks.0.attn..blocks.0.mlp", "at_least": 1}],
+    }  # fmt: skip
+    decision = Decision(
+        (0, 1), 4, "learned", removed=("blocks.1.mlp",), budget=budget, scores={"margin": 0.75}
+    )
+    rows = dict(shown(decision.save(tmp_path / "decision.json")))
+    assert rows["budget"] == "macs 60 (60.0% of 100)" and rows["chosen among"] == "branches"
+    assert rows["protected"] == "blocks.0.attn" and rows["removed branches"].startswith("blocks.1")
+    assert rows["at least"] == "1 of blocks.0.attn..blocks.0.mlp"
+    assert rows["margin"].startswith("0.750: the least sure unit's probability")
+    counted = Decision((0, 1), 4, "learned", budget={"keep": 2})
+    assert dict(shown(counted.save(tmp_path / "decision.json")))["budget"] == "keep 2 blocks"
+
+
 def test_adapter(net: DiT, tmp_path: Path, shown) -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=r"blocks\.[13]\.(attn\.qkv|mlp.fc1)")

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from tinyfusion.backbones.contract import recompute_blocks
 from tinyfusion.callbacks.memory import MemoryReport
 from tinyfusion.gating.deltas import Lora
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.metrics.memory import Activations
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.teacher import FrozenTeacher
@@ -48,7 +48,7 @@ def masks(make_net, shared) -> Make:
         net = make_net(4)
         # Dropout draws are repeated when a block is computed again.
         Lora(rank=2, dropout=0.3).attach(net)
-        gates = Gates(parse_scheme("1:2", 4, ()))
+        gates = PatternGates(parse_scheme("1:2", 4, ()))
         torch.manual_seed(5)
         return MaskLearning(net, gates, 10.0, Linear(4, 1), Linear(9, 9), None, **shared(STEPS))
 

@@ -8,17 +8,23 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from tinyfusion.backbones.dit import DiT
+from tinyfusion.budget import Budget
+from tinyfusion.callbacks.decision_trace import DecisionTrace
 from tinyfusion.errors import InputError
 from tinyfusion.gating.deltas import Frozen, Full, Lora
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.draws import ConditionalBernoulli, GumbelTopK
+from tinyfusion.gating.pattern_gates import PatternGates
+from tinyfusion.gating.penalised import PenalisedCost
 from tinyfusion.processes.gaussian import GaussianDiffusion
 from tinyfusion.pruners.contract import PruningContext
-from tinyfusion.pruners.learned import Learned
+from tinyfusion.pruners.learned import GUMBEL_TOP_K, Learned
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.seeding import Rows, StepNoise
-from tinyfusion.training.mask_learning import MaskLearning
+from tinyfusion.training.ema import Ema
+from tinyfusion.training.mask_learning import EarlyStop, MaskLearning
 from tinyfusion.training.pretrain import Pretraining
 from tinyfusion.training.schedules import Linear
 
@@ -29,7 +35,7 @@ def learner(net: DiT, delta: Any, shared: dict[str, Any], **changes: Any) -> Mas
     delta.attach(net)
     values = {"gate_rate_factor": 10.0, "temperature": Linear(4.0, 0.1), "scale": SCALE}
     values |= {"gate_ema_decay": None} | changes
-    return MaskLearning(net, Gates(parse_scheme("1:2", net.depth)), **values, **shared)
+    return MaskLearning(net, PatternGates(parse_scheme("1:2", net.depth)), **values, **shared)
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +67,28 @@ def planted() -> dict[str, torch.Tensor]:
 def choose(planted, source, shared, run, tmp_path) -> Callable[..., Any]:
     """``choose(delta)`` lets the learned pruner decide on the planted network."""
 
-    def decide(delta: Any, keep: int = 2, scheme: str | None = "1:2", steps: int = 100) -> Any:
+    def decide(
+        delta: Any,
+        keep: int = 2,
+        scheme: str | None = "1:2",
+        steps: int = 100,
+        draw: Any = GUMBEL_TOP_K,
+        rate: float | None = None,
+    ) -> Any:
         net = DiT(4, 2, 1, 16, 4, 2, 2.0, num_classes=2)
         net.load_state_dict(planted)
         context = PruningContext(
             net,
             GaussianDiffusion(),
             source,
-            None if scheme is None else parse_scheme(scheme, 4),
-            keep,
+            Budget.of(
+                net.units(), keep, scheme=None if scheme is None else parse_scheme(scheme, 4)
+            ),
             0,
             tmp_path,
             lambda phase: shared(steps),
         )
-        pruner = Learned(delta, Linear(4.0, 0.1), SCALE)
+        pruner = Learned(delta, Linear(4.0, 0.1), SCALE, rate, draw=draw)
         (phase,) = pruner.phases(context)
         module = phase.module()
         run(module, batch_size=32)
@@ -87,8 +101,8 @@ def choose(planted, source, shared, run, tmp_path) -> Callable[..., Any]:
 def test_planted_redundancy_is_found_with_confidence(choose, delta: Any) -> None:
     choice = choose(delta)
     assert choice.kept == (1, 2)
-    assert choice.scores["kept_live"] == [1, 2]
-    assert min(choice.scores["confidence"]) > 0.9
+    assert choice.scores["kept_live"] == ["blocks.1", "blocks.2"]
+    assert min(choice.scores["confidence"]) > 0.9 and choice.scores["margin"] > 0.9
     assert max(choice.scores["entropy"]) < 0.4
     assert [len(p) for p in choice.probabilities] == [2, 2]
     # Of two blocks the second pattern keeps the second one.
@@ -103,10 +117,20 @@ def test_planted_redundancy_is_found_in_one_larger_group(choose) -> None:
     assert choice.scores["confidence"][0] > 0.8
 
 
-def test_learned_needs_a_scheme_that_keeps_as_many(choose) -> None:
-    for keep, scheme in ((3, "1:2"), (2, None)):
-        with pytest.raises(InputError, match=f"keep={keep}(: leave|: what decides)"):
-            choose(Frozen(), keep=keep, scheme=scheme)
+@pytest.mark.parametrize("draw", [GumbelTopK(), ConditionalBernoulli()])
+def test_planted_redundancy_is_found_among_all_pairs(choose, draw) -> None:
+    choice = choose(Lora(4, 8.0), scheme=None, steps=150, draw=draw)
+    assert choice.kept == (1, 2) and choice.scheme is None and choice.probabilities is None
+    assert choice.scores["kept_live"] == ["blocks.1", "blocks.2"]
+    inclusion = choice.scores["inclusion"]
+    assert sum(inclusion.values()) == pytest.approx(2, abs=1e-5)
+    assert min(inclusion["blocks.1"], inclusion["blocks.2"]) > 0.9
+    assert choice.scores["margin"] > 0.9
+
+
+def test_planted_redundancy_is_found_by_coins_that_a_penalty_steers(choose) -> None:
+    choice = choose(Lora(4, 8.0), scheme=None, steps=150, draw=PenalisedCost(), rate=10.0)
+    assert choice.kept == (1, 2) and sum(choice.scores["inclusion"].values()) < 2.5
 
 
 @pytest.mark.parametrize(
@@ -116,6 +140,7 @@ def test_learned_needs_a_scheme_that_keeps_as_many(choose) -> None:
         {"temperature": Linear(4.0, 0.0)},
         {"scale": Linear(-1.0, 100.0)},
         {"gate_ema_decay": 1.0},
+        {"start_spread": 0.0},
     ],
 )
 def test_learned_refuses_impossible_settings(wrong: dict[str, Any]) -> None:
@@ -165,10 +190,10 @@ def test_schedules_follow_the_step_and_decision_uses_the_average(make_net, share
         gates.groups[0].logits_C.copy_(torch.tensor([9.0, 0.0]))
         module.gate_ema.shadow["groups.0.logits_C"].copy_(torch.tensor([0.0, 0.02]))
     state = module.decision_state()
-    assert (state.kept[0], state.kept_live[0]) == (1, 0)
+    assert (state.averaged.kept[0], state.live.kept[0]) == (1, 0)
     # softmax of 50 * (0, 0.02)
-    assert state.confidence[0] == pytest.approx(1 / (1 + torch.e**-1), abs=1e-5)
-    assert state.probabilities[0][1] == pytest.approx(state.confidence[0])
+    assert state.averaged.groups[0][1] == pytest.approx(1 / (1 + torch.e**-1), abs=1e-5)
+    assert state.averaged.inclusion[1] == pytest.approx(state.averaged.groups[0][1])
 
 
 def test_micro_batches_see_the_masks_of_the_global_batch(make_net, shared, run, tmp_path) -> None:
@@ -201,3 +226,61 @@ def test_held_out_scores_come_once_per_due_step(make_net, shared, run) -> None:
     module = Pretraining(make_net(1), 0.9, held_out, 2, **shared(5))
     run(module, accumulate=2)
     assert calls == [2, 2, 4, 4, 5, 5], "live and averaged weights, once each"
+
+
+class Batches(Callback):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.steps.append(trainer.global_step)
+
+
+def test_learning_ends_when_the_decision_stands(
+    make_net, shared, run, tmp_path, caplog, monkeypatch
+) -> None:
+    titles: list[str | None] = []
+    draw = "tinyfusion.callbacks.decision_trace.decision_trace"
+    monkeypatch.setattr(draw, lambda *given: titles.append(given[-1]))
+
+    def learn(stop: EarlyStop | None, folder: str, *callbacks: Callback) -> MaskLearning:
+        module = learner(make_net(), Frozen(), shared(12, rate=1e-4), stop=stop)
+        with torch.no_grad():  # decided from the start
+            for gate in module.gated.gates.groups:
+                gate.logits_C[1] += 0.1
+            module.gate_ema = Ema(module.gated.gates, 0.5, warm_up=False)
+        run(module, folder=tmp_path / folder, callbacks=callbacks)
+        return module
+
+    seen = Batches()
+    with caplog.at_level("INFO"):
+        early = learn(EarlyStop(0.34, 0.9), "early", seen, DecisionTrace(1))
+    assert early.ended_early and seen.steps == [1, 2, 3, 4, 5]
+    assert "decided after 5 of 12 steps: the choice has stood for 4, margin" in caplog.text
+    whole = learn(None, "whole", DecisionTrace(1))
+    assert titles == ["decided after 5 of 12 steps", None]
+    assert not whole.ended_early and whole.global_step == 12
+    assert early.decision_state().averaged.kept == whole.decision_state().averaged.kept
+    unsure = learn(EarlyStop(0.34, 1.0), "unsure")
+    assert not unsure.ended_early and unsure.global_step == 12
+
+
+@pytest.mark.parametrize("wrong", [{"patience": 0}, {"patience": 1}, {"margin": 1.5}])
+def test_impossible_stops_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"pruner\.stop\."):
+        EarlyStop(**wrong)
+
+
+def test_a_run_that_ended_early_takes_no_step_when_it_is_resumed(
+    make_net, shared, run, tmp_path
+) -> None:
+    def learn(*callbacks: Callback) -> MaskLearning:
+        stop = EarlyStop(0.17, 0.0)
+        module = learner(make_net(), Frozen(), shared(12, rate=1e-6), stop=stop)
+        run(module, folder=tmp_path, resume_every=1, callbacks=callbacks)
+        return module
+
+    first, seen = learn(), Batches()
+    again = learn(seen)
+    assert first.ended_early and again.ended_early and seen.steps == []
+    assert again.decision_state() == first.decision_state()

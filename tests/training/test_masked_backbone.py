@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from tinyfusion.backbones.mar import MAR
 from tinyfusion.gating.deltas import Lora
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.processes.masked import MaskedDiffusion
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.teacher import FrozenTeacher
@@ -72,7 +72,7 @@ def make(shared) -> Callable[[str], DenoiserTraining]:
             return Recovery(student, teacher, objective, [(0, 2), (1, 3)], 0.9, **arguments)
         net = new_net(2, 2)
         Lora(2, 4.0).attach(net)
-        gates = Gates(parse_scheme("1:2", 4, net.borders))
+        gates = PatternGates(parse_scheme("1:2", 4, net.borders))
         return MaskLearning(net, gates, 10.0, Linear(4, 1), Linear(9, 9), 0.5, **arguments)
 
     return build

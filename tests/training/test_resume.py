@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tinyfusion.gating.deltas import Lora
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.teacher import FrozenTeacher
 from tinyfusion.scheme import parse_scheme
@@ -27,7 +27,7 @@ def masks(make_net, shared) -> Build:
     def build() -> MaskLearning:
         net = make_net()
         Lora(2, 4.0, dropout=0.2).attach(net)
-        gates = Gates(parse_scheme("1:2", 4))
+        gates = PatternGates(parse_scheme("1:2", 4))
         schedules = (Linear(4.0, 0.1), Linear(10.0, 100.0))
         return MaskLearning(net, gates, 10.0, *schedules, 0.5, **shared(STEPS))
 

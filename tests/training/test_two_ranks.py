@@ -14,8 +14,12 @@ from lightning.pytorch import Callback
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from tinyfusion.budget import Budget
+from tinyfusion.gating.contract import Gates
 from tinyfusion.gating.deltas import Frozen, Full, Lora
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.draws import GumbelTopK
+from tinyfusion.gating.pattern_gates import PatternGates
+from tinyfusion.gating.unit_gates import UnitGates
 from tinyfusion.interrupts import Interrupted
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.teacher import FrozenTeacher
@@ -114,9 +118,12 @@ def make(make_net, shared) -> Build:
             pairs = [(0, 1), (1, 3)]
             return Recovery(make_net(2), teacher, objective, pairs, 0.9, **arguments)
         net = make_net(4)
-        {"lora": Lora(2, 4.0), "full": Full(), "frozen": Frozen()}[kind].attach(net)
+        low_rank = Lora(2, 4.0)
+        {"lora": low_rank, "units": low_rank, "full": Full(), "frozen": Frozen()}[kind].attach(net)
         schedules = (Linear(4.0, 0.1), Linear(10.0, 100.0))
-        gates = Gates(parse_scheme("1:2", 4))
+        gates: Gates = PatternGates(parse_scheme("1:2", 4))
+        if kind == "units":
+            gates = UnitGates(Budget.of(net.units(), 2), GumbelTopK())
         return MaskLearning(net, gates, 10.0, *schedules, 0.5, **arguments)
 
     return build
@@ -155,8 +162,10 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("strategy", "kind", "accumulate"),
     [
-        ("ddp", "lora", 1),
+        ("ddp", "units", 1),
         ("fsdp", "recovery", 1),
+        pytest.param("fsdp", "units", 1, marks=slow),
+        pytest.param("ddp", "lora", 1, marks=slow),
         pytest.param("fsdp", "lora", 1, marks=slow),
         pytest.param("ddp", "recovery", 1, marks=slow),
         pytest.param("ddp", "full", 1, marks=slow),
@@ -194,6 +203,7 @@ def test_two_times_sixteen_is_once_thirty_two(
     ("before", "after", "kind"),
     [
         ("one", "fsdp", "recovery"),
+        pytest.param("one", "fsdp", "units", marks=slow),
         pytest.param("one", "fsdp", "lora", marks=slow),
         pytest.param("fsdp", "one", "lora", marks=slow),
         pytest.param("fsdp", "one", "recovery", marks=slow),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
 
 from tinyfusion.states import States
+
+
+def removed_argument(removed: Sequence[str]) -> dict[str, Any]:
+    """The constructor argument ``removed_branches``, if there are any."""
+    return {"removed_branches": list(removed)} if removed else {}
+
 
 Branch = Callable[[States, Any], States]
 """``branch(states, condition) -> states``: as a block, with its skip connection inside."""

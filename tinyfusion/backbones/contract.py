@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from tinyfusion.backbones.branches import Branch, BranchedBlock
+from tinyfusion.backbones.branches import BranchedBlock
 from tinyfusion.backbones.forwards import (
     BlockRunner,
     UnitRunner,
@@ -35,7 +35,8 @@ from tinyfusion.backbones.forwards import (
 )
 from tinyfusion.backbones.meta import counting_macs, run_on_meta
 from tinyfusion.backbones.public_files import DiffusersFiles, PublicFiles
-from tinyfusion.backbones.unit_lists import block_units, branch_units, channel_units
+from tinyfusion.backbones.unit_lists import block_units, branch_units, channel_units, without
+from tinyfusion.backbones.unit_weights import OwnParameter, block_parameters
 from tinyfusion.backbones.width_plan import WidthPlan
 from tinyfusion.conditioning import Conditioning, as_conditioning
 from tinyfusion.errors import InputError
@@ -253,18 +254,44 @@ class Backbone(nn.Module, ABC):
         )
 
     def _with_macs(self, units: tuple[Unit, ...]) -> tuple[Unit, ...]:
+        """The units with what goes with each: of a branch, what its block without it saves."""
+        within: dict[int, list[int]] = {}
+        for number, unit in enumerate(units):
+            assert unit.index is not None
+            within.setdefault(unit.index, []).append(number)
         found = [0] * len(units)
 
-        def counted(number: int, unit: Branch, states: States, condition: Any) -> States:
+        def counted(index: int, block: nn.Module, states: States, condition: Any) -> States:
             before = so_far()
-            out = unit(states, condition)
-            found[number] = so_far() - before
+            out = block(states, condition)
+            whole = so_far() - before
+            for number in within.get(index, ()):
+                rest = without(block, units[number].place.part)
+                before = so_far()
+                if rest is not None:
+                    rest(states, condition)
+                found[number] = whole - (so_far() - before)
             return out
 
         with counting_macs() as so_far:
-            inputs = self.example_inputs(1, "meta")
-            run_on_meta(self, inputs, run_block=self.run_units(units, counted))
+            run_on_meta(self, self.example_inputs(1, "meta"), run_block=counted)
         return tuple(replace(unit, macs=n) for unit, n in zip(units, found, strict=True))
+
+    def own_parameters(self, unit: Unit) -> dict[str, OwnParameter]:
+        """Parameters that belong to a unit, by their names in the network.
+
+        A branch has those that go with it; of a parameter that several branches share, such as
+        one projection of the condition for all of them, it has the part that goes with it.
+
+        Args:
+            unit: a block, a branch or an interval of this network.
+        """
+        names = [block.name for block in block_units(self)]
+        return {
+            f"{names[index]}.{name}": own
+            for index in unit.blocks
+            for name, own in block_parameters(self.blocks[index], unit.place.part)
+        }
 
     def run_units(self, units: str | Sequence[Unit], runner: UnitRunner) -> BlockRunner:
         """A block runner that sends units of any kind through a runner of units.

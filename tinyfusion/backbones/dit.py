@@ -6,12 +6,21 @@ P patch side, F frequencies.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyfusion.backbones.branches import (
+    Branch,
+    BranchedBlock,
+    BranchRunner,
+    removed_argument,
+    run_branch_plain,
+)
 from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
 from tinyfusion.backbones.dit_diffusers import DIT_DIFFUSERS
 from tinyfusion.backbones.dit_files import DIT_FILES
@@ -27,6 +36,7 @@ from tinyfusion.backbones.layers import (
 )
 from tinyfusion.backbones.width_plan import WidthGroup, WidthPlan, block_groups
 from tinyfusion.errors import InputError
+from tinyfusion.states import States
 
 
 class LabelEmbedder(nn.Module):
@@ -58,8 +68,13 @@ def _modulated_norm(x_BTD: Tensor, shift_BD: Tensor, scale_BD: Tensor, eps: floa
     return torch.addcmul(shift_BD[:, None], normed_BTD, 1 + scale_BD[:, None])
 
 
-class DiTBlock(nn.Module):
-    """Transformer block with adaLN-Zero conditioning (DiT, section 3.2)."""
+class DiTBlock(BranchedBlock):
+    """Transformer block with adaLN-Zero conditioning (DiT, section 3.2).
+
+    Each branch has three chunks of the modulation: shift, scale and gate.
+    """
+
+    branch_names = ("attn", "mlp")
 
     def __init__(
         self,
@@ -71,20 +86,66 @@ class DiTBlock(nn.Module):
         mlp_width: int | None = None,
     ) -> None:
         super().__init__()
-        self.mlp_norm_eps = mlp_norm_eps
+        self.norm_eps = {"attn": 1e-6, "mlp": mlp_norm_eps}
+        self.left = list(self.branch_names)
         self.attn = Attention(width, num_heads, head_dim=head_dim)
         self.mlp = Mlp(width, int(width * mlp_ratio) if mlp_width is None else mlp_width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:
+    def forward(
+        self,
+        states: States,
+        condition: Any,
+        run_branch: BranchRunner = run_branch_plain,
+    ) -> States:
         """Run the block on states (B, T, D) under a condition (B, D)."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(
-            condition_BD
-        ).chunk(6, dim=-1)
-        attended = self.attn(_modulated_norm(x_BTD, shift_a, scale_a, 1e-6))
-        x_BTD = torch.addcmul(x_BTD, gate_a[:, None], attended)
-        mapped = self.mlp(_modulated_norm(x_BTD, shift_m, scale_m, self.mlp_norm_eps))
-        return torch.addcmul(x_BTD, gate_m[:, None], mapped)
+        modulation = self._modulation(condition)
+
+        def run(name: str, states: States, given: Any) -> States:
+            # A runner may give a branch other rows than the block was given.
+            own = modulation if given is condition else self._modulation(given)
+            return self._run(name, states, own[name])
+
+        for name in self.left:
+            if run_branch is run_branch_plain:
+                states = self._run(name, states, modulation[name])
+            else:
+                states = run_branch(name, partial(run, name), states, condition)
+        return states
+
+    def branches(self) -> dict[str, Branch]:
+        """See `BranchedBlock.branches`."""
+
+        def run(name: str, states: States, condition: Any) -> States:
+            return self._run(name, states, self._modulation(condition)[name])
+
+        return {name: partial(run, name) for name in self.left}
+
+    def remove_branch(self, name: str) -> None:
+        """See `BranchedBlock.remove_branch`; the rows of its modulation go as well."""
+        linear = self.adaLN_modulation[1]
+        assert isinstance(linear, nn.Linear)
+        chunks = linear.out_features // (3 * len(self.left))
+        first = 3 * chunks * self.left.index(name)
+        rows = [*range(first), *range(first + 3 * chunks, linear.out_features)]
+        at = torch.tensor(rows, device=linear.weight.device)
+        for key, old in list(linear.named_parameters()):
+            new = nn.Parameter(old.detach().index_select(0, at), old.requires_grad)
+            setattr(linear, key, new)
+        linear.out_features = len(rows)
+        delattr(self, name)
+        self.left.remove(name)
+
+    def _modulation(self, condition_BD: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """Shift, scale and gate of each branch, each of shape (B, D)."""
+        chunks = self.adaLN_modulation(condition_BD).chunk(3 * len(self.left), dim=-1)
+        return {name: chunks[3 * n : 3 * n + 3] for n, name in enumerate(self.left)}
+
+    def _run(self, name: str, x_BTD: Any, modulation: tuple[Tensor, ...]) -> Tensor:
+        shift_BD, scale_BD, gate_BD = modulation
+        branch = self.attn if name == "attn" else self.mlp
+        out_BTD = branch(_modulated_norm(x_BTD, shift_BD, scale_BD, self.norm_eps[name]))
+        return torch.addcmul(x_BTD, gate_BD[:, None], out_BTD)
 
 
 class FinalLayer(nn.Module):
@@ -126,6 +187,7 @@ class DiT(Backbone):
         head_dim: channels of an attention head; ``None`` divides ``hidden_size`` among the heads.
             Models pruned in width need not fill it.
         mlp_width: hidden width of the MLP; ``None`` takes ``mlp_ratio``'s.
+        removed_branches: branches that blocks don't have, such as ``"blocks.3.attn"``.
 
     Raises:
         InputError: sizes that do not fit together.
@@ -153,6 +215,7 @@ class DiT(Backbone):
         gate_bias_init: float = 0.0,
         head_dim: int | None = None,
         mlp_width: int | None = None,
+        removed_branches: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if depth < 1:
@@ -185,6 +248,7 @@ class DiT(Backbone):
         )
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self._initialise(gate_bias_init)
+        self.remove_branches(removed_branches)
 
     def _initialise(self, gate_bias_init: float) -> None:
         # DiT, section 3.2 and its appendix: Xavier everywhere, then zeros where adaLN-Zero
@@ -210,7 +274,8 @@ class DiT(Backbone):
             "input_size patch_size in_channels hidden_size depth num_heads mlp_ratio num_classes "
             "class_dropout_prob learn_sigma frequency_divisor mlp_norm_eps"
         )
-        return {name: getattr(self, name) for name in names.split()} | uncommon_widths(self)
+        found = {name: getattr(self, name) for name in names.split()} | uncommon_widths(self)
+        return found | removed_argument(self.removed_branches)
 
     def width_plan(self) -> WidthPlan:
         """See `Backbone`: residual stream, condition, time MLP, and every block's inner widths."""
@@ -219,8 +284,9 @@ class DiT(Backbone):
             WidthGroup("condition", "hidden_size", "t_embedder.mlp.2"),
             WidthGroup("time", "hidden_size", "t_embedder.mlp.0"),
         ]
-        for index in range(self.depth):
-            groups += block_groups(f"blocks.{index}", self.head_dim)
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, DiTBlock)
+            groups += block_groups(f"blocks.{index}", self.head_dim, block.left)
         return WidthPlan(tuple(groups), {"head_dim": self.head_dim}, {"pos_embed": 2})
 
     @property

@@ -245,9 +245,15 @@ def check_holdable(net: Any) -> None:
         net: a DiT.
 
     Raises:
-        InputError: heads that don't fill the width, an MLP of another width than diffusers', no
-            null class, or a position table of its own.
+        InputError: blocks that lack a branch, heads that don't fill the width, an MLP of another
+            width than diffusers', no null class, or a position table of its own.
     """
+    if net.removed_branches:
+        first = ", ".join(net.removed_branches[:3])
+        raise InputError(
+            f"{len(net.removed_branches)} branches are removed ({first}, ...), but a block of "
+            "diffusers has attention and MLP both; valid: --to ours or --to public"
+        )
     if net.num_heads * net.head_dim != net.hidden_size:
         raise InputError(
             f"{net.num_heads} heads of {net.head_dim} channels in a model of width "

@@ -9,11 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
+from tinyfusion.backbones.branches import removed_argument
 from tinyfusion.backbones.public_files import (
     PublicFiles,
     count_modules,
     grid_side,
     inner_widths,
+    inside_blocks,
     predicts_variance,
     shape_of,
 )
@@ -46,21 +48,22 @@ def infer_dit(
     shape = partial(shape_of, state, origin=origin, kind="DiT")
     width, channels, patch_size, _ = shape("x_embedder.proj.weight", 4)
     side = grid_side(shape("pos_embed", 3)[1], "pos_embed", origin)
-    qkv_rows = shape("blocks.0.attn.qkv.weight", 2)[0]
-    mlp_width = shape("blocks.0.mlp.fc1.weight", 2)[0]
+    depth = count_modules(state, "blocks", origin)
+    inside = inside_blocks(state, {"blocks": depth}, width, origin, "DiT")
     num_rows = shape("y_embedder.embedding_table.weight", 2)[0]
     return {
         "input_size": side * patch_size,
         "patch_size": patch_size,
         "in_channels": channels,
         "hidden_size": width,
-        "depth": count_modules(state, "blocks", origin),
-        **inner_widths(qkv_rows, mlp_width, width, known or {}, origin),
+        "depth": depth,
+        **inner_widths(inside.qkv_rows, inside.mlp_width, width, known or {}, origin),
         "num_classes": num_rows - 1,
         "class_dropout_prob": 0.1,
         "learn_sigma": predicts_variance(
             state, "final_layer.linear.weight", patch_size**2 * channels, 2, origin, "DiT"
         ),
+        **removed_argument(inside.removed),
     }
 
 

@@ -200,7 +200,11 @@ def predict(
 
 
 def forward_with_states(
-    net: nn.Module, inputs: Sequence[Tensor], conditioning: Conditioning, wanted: Iterable[int]
+    net: nn.Module,
+    inputs: Sequence[Tensor],
+    conditioning: Conditioning,
+    wanted: Iterable[int],
+    run_block: BlockRunner = run_plain,
 ) -> tuple[Tensor, dict[int, States]]:
     """Run ``net`` and also return the hidden states after the ``wanted`` blocks.
 
@@ -209,6 +213,7 @@ def forward_with_states(
         inputs: see `predict`.
         conditioning: see `predict`.
         wanted: block indices.
+        run_block: how to run each block.
 
     Returns:
         The prediction and a dict from block index to states.
@@ -217,7 +222,7 @@ def forward_with_states(
     collected: dict[int, States] = {}
 
     def runner(index: int, block: nn.Module, states: States, condition: Any) -> States:
-        out = run_plain(index, block, states, condition)
+        out = run_block(index, block, states, condition)
         if index in wanted:
             collected[index] = out
         return out

@@ -6,12 +6,14 @@ Shape suffixes: B batch, T tokens, S sequence, D width, F frequencies.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyfusion.backbones.branches import Branch, BranchedBlock
 from tinyfusion.backbones.forwards import dtype_of
 from tinyfusion.errors import InputError
 
@@ -206,8 +208,10 @@ class Mlp(nn.Module):
         return F.dropout(self.fc2(hidden), dropout)
 
 
-class PreNormBlock(nn.Module):
+class PreNormBlock(BranchedBlock):
     """Plain transformer block: nothing but its input conditions it."""
+
+    branch_names = ("attn", "mlp")
 
     def __init__(
         self, width: int, num_heads: int, head_dim: int, mlp_width: int, dropout: float
@@ -218,7 +222,20 @@ class PreNormBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, mlp_width, gelu="none", dropout=dropout)
 
-    def forward(self, x_BSD: Tensor, condition: None = None) -> Tensor:
-        """Run the block on states (B, S, D); the condition of the contract is not used."""
-        x_BSD = x_BSD + self.attn(self.norm1(x_BSD))
-        return x_BSD + self.mlp(self.norm2(x_BSD))
+        self.left = list(self.branch_names)
+
+    def branches(self) -> dict[str, Branch]:
+        """See `BranchedBlock.branches`; states (B, S, D), the condition is not used."""
+        return {name: partial(self._run, name) for name in self.left}
+
+    def remove_branch(self, name: str) -> None:
+        """See `BranchedBlock.remove_branch`; its norm goes as well."""
+        delattr(self, name)
+        delattr(self, _NORM_OF[name])
+        self.left.remove(name)
+
+    def _run(self, name: str, x_BSD: Any, condition: Any) -> Tensor:
+        return x_BSD + getattr(self, name)(getattr(self, _NORM_OF[name])(x_BSD))
+
+
+_NORM_OF = {"attn": "norm1", "mlp": "norm2"}

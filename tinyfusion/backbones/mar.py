@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyfusion.backbones.branches import removed_argument
 from tinyfusion.backbones.contract import Backbone, BlockRunner, dtype_of, run_plain
 from tinyfusion.backbones.diffusion_head import DiffusionHead
 from tinyfusion.backbones.layers import (
@@ -71,6 +72,7 @@ class MAR(Backbone):
             blocks; published models were trained with 0.1.
         head_dim: channels of an attention head; ``None`` divides ``hidden_size`` among the heads.
         mlp_width: hidden width of the blocks' MLP; ``None`` takes ``mlp_ratio``'s.
+        removed_branches: branches that blocks don't have, such as ``"encoder_blocks.3.attn"``.
 
     Attributes:
         num_tokens: tokens of an image.
@@ -106,6 +108,7 @@ class MAR(Backbone):
         dropout: float = 0.0,
         head_dim: int | None = None,
         mlp_width: int | None = None,
+        removed_branches: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if encoder_depth + decoder_depth < 1:
@@ -152,6 +155,7 @@ class MAR(Backbone):
         out_channels = self.token_channels * (2 if learn_sigma else 1)
         head = DiffusionHead(self.token_channels, out_channels, width, head_width, head_depth)
         self.diffloss = nn.ModuleDict({"net": head})
+        self.remove_branches(removed_branches)
 
     def _stack(self, depth: int) -> nn.ModuleList:
         return nn.ModuleList(
@@ -188,6 +192,7 @@ class MAR(Backbone):
             "decoder_depth": len(self.decoder_blocks),
             **{name: getattr(self, name) for name in names.split()},
             **uncommon_widths(self),
+            **removed_argument(self.removed_branches),
         }
 
     def width_plan(self) -> WidthPlan:
@@ -197,8 +202,8 @@ class MAR(Backbone):
             WidthGroup("decoder", "hidden_size", "decoder_embed"),
         ]
         for name in self.stack_names:
-            for index in range(len(getattr(self, name))):
-                groups += block_groups(f"{name}.{index}", self.head_dim)
+            for index, block in enumerate(getattr(self, name)):
+                groups += block_groups(f"{name}.{index}", self.head_dim, block.left)
         return WidthPlan(tuple(groups), {"head_dim": self.head_dim}, _TABLES)
 
     @property

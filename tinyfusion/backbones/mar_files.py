@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from tinyfusion.backbones.branches import removed_argument
 from tinyfusion.backbones.public_files import (
     PublicFiles,
     count_modules,
     grid_side,
     inner_widths,
+    inside_blocks,
     predicts_variance,
     shape_of,
 )
@@ -56,10 +58,9 @@ def infer_mar(state: Mapping[str, Tensor], origin: str, known: Mapping[str, Any]
             f"{origin}: encoder_pos_embed_learned has {length} positions for {num_tokens} tokens; "
             "valid: more, as class tokens come before them"
         )
-    encoder_depth, decoder_depth = (count_modules(state, stack, origin) for stack in _STACKS)
-    stack = _STACKS[0 if encoder_depth else 1]
-    qkv_rows = shape(f"{stack}.0.attn.qkv.weight", 2)[0]
-    mlp_width = shape(f"{stack}.0.mlp.fc1.weight", 2)[0]
+    depths = {stack: count_modules(state, stack, origin) for stack in _STACKS}
+    encoder_depth, decoder_depth = depths.values()
+    inside = inside_blocks(state, depths, width, origin, "MAR")
     patch_size = known.get("patch_size", 1)
     if patch_size < 1 or values % patch_size**2:
         raise InputError(
@@ -75,12 +76,13 @@ def infer_mar(state: Mapping[str, Tensor], origin: str, known: Mapping[str, Any]
         "decoder_depth": decoder_depth,
         "patch_size": patch_size,
         "in_channels": values // patch_size**2,
-        **inner_widths(qkv_rows, mlp_width, width, known, origin),
+        **inner_widths(inside.qkv_rows, inside.mlp_width, width, known, origin),
         "num_classes": num_classes,
         "buffer_size": length - num_tokens,
         "head_depth": count_modules(state, "diffloss.net.res_blocks", origin),
         "head_width": shape("diffloss.net.input_proj.weight", 2)[0],
         "learn_sigma": predicts_variance(state, output, values, 2, origin, "MAR"),
+        **removed_argument(inside.removed),
     }
 
 

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -120,6 +120,51 @@ def count_modules(state: Mapping[str, Tensor], name: str, origin: str) -> int:
     if missing:
         raise InputError(f"{origin}: {name} are numbered up to {max(found)} without {missing}")
     return len(found)
+
+
+class Inside(NamedTuple):
+    """What the tensors of transformer blocks with the names of this package's layers show.
+
+    Attributes:
+        qkv_rows: outputs of the joint q, k, v projection.
+        mlp_width: outputs of the MLP's first layer.
+        removed: names of branches of which no block holds any tensor, though it holds others.
+    """
+
+    qkv_rows: int
+    mlp_width: int
+    removed: tuple[str, ...]
+
+
+def inside_blocks(
+    state: Mapping[str, Tensor], stacks: Mapping[str, int], width: int, origin: str, kind: str
+) -> Inside:
+    """Read the inner sizes of blocks, of which some may lack their attention or their MLP.
+
+    Args:
+        state: the file's tensors.
+        stacks: number of blocks by the name of their list.
+        width: of the residual stream; taken for that of what no block has.
+        origin: name of the file, for messages.
+        kind: what the file should be, for messages.
+
+    Raises:
+        InputError: tensors of other shapes than a block's, or no block.
+    """
+    parts = {"attn": "attn.qkv.weight", "mlp": "mlp.fc1.weight"}
+    found: dict[str, int] = {}
+    removed = []
+    blocks = [f"{stack}.{number}" for stack, count in stacks.items() for number in range(count)]
+    for block in blocks:
+        for branch, tensor in parts.items():
+            if any(name.startswith(f"{block}.{branch}.") for name in state):
+                rows = shape_of(state, f"{block}.{tensor}", 2, origin, kind)[0]
+                found.setdefault(branch, rows)
+            else:
+                removed.append(f"{block}.{branch}")
+    if not found:
+        shape_of(state, f"{next(iter(stacks))}.0.attn.qkv.weight", 2, origin, kind)
+    return Inside(found.get("attn", 3 * width), found.get("mlp", 4 * width), tuple(removed))
 
 
 def grid_side(num_tokens: int, name: str, origin: str) -> int:

@@ -61,26 +61,42 @@ def branch_units(net: UnitNetwork) -> tuple[Unit, ...]:
             units += _branches_of(unit, block)
     if not units:
         raise InputError(
-            f"the blocks of a {type(net).__name__} name no branches, so that these can't go one "
-            "by one: derive the class of its blocks from BranchedBlock "
-            "(tinyfusion.backbones.branches), or choose among blocks"
+            f"units=branches: the blocks of a {type(net).__name__} name no branches; derive their "
+            "class from BranchedBlock (tinyfusion.backbones.branches), or give units=blocks"
         )
     return tuple(units)
 
 
 def _branches_of(unit: Unit, block: BranchedBlock) -> Iterator[Unit]:
-    place, names = unit.place, list(block.branches())
-    for name in names:
-        # What shares no parameter is known only by taking it away; with the last branch all goes.
-        rest = shape_copy(block)
-        rest.remove_branch(name)
-        stays = sum(p.numel() for p in rest.parameters()) if len(names) > 1 else 0
+    place = unit.place
+    for name in block.branches():
+        rest = without(block, name)
+        stays = sum(p.numel() for p in rest.parameters()) if rest is not None else 0
         yield Unit(
             BRANCHES,
             Place(place.stack, place.start, place.stop, name),
             unit.index,
             (unit.parameters or 0) - stays,
         )
+
+
+def without(block: nn.Module, branch: str) -> nn.Module | None:
+    """What a block would be without a branch, with shapes instead of values.
+
+    What shares no parameter with the rest is known only by taking it away.
+
+    Args:
+        block: the block.
+        branch: name of the branch; empty for all of the block.
+
+    Returns:
+        ``None`` if nothing would be left.
+    """
+    if not branch or not isinstance(block, BranchedBlock) or len(block.branches()) == 1:
+        return None
+    rest = shape_copy(block)
+    rest.remove_branch(branch)
+    return rest
 
 
 def channel_units(net: UnitNetwork) -> tuple[Unit, ...]:

@@ -5,7 +5,7 @@ Which tensors such a set runs through is found by `tinyfusion.backbones.coupling
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,14 +47,14 @@ class WidthPlan:
     tables: Mapping[str, int] = field(default_factory=dict)
 
 
-def block_groups(block: str, head_dim: int) -> list[WidthGroup]:
+def block_groups(block: str, head_dim: int, branches: Collection[str]) -> list[WidthGroup]:
     """Heads and MLP neurons of a transformer block with the names of this package's layers.
 
     Args:
         block: name of the block in its network.
         head_dim: channels of a head.
+        branches: those that the block has, of ``attn`` and ``mlp``.
     """
-    return [
-        WidthGroup(f"{block}.heads", "num_heads", f"{block}.attn.proj", inputs=True, unit=head_dim),
-        WidthGroup(f"{block}.neurons", "mlp_width", f"{block}.mlp.fc1"),
-    ]
+    heads = WidthGroup(f"{block}.heads", "num_heads", f"{block}.attn.proj", True, head_dim)
+    neurons = WidthGroup(f"{block}.neurons", "mlp_width", f"{block}.mlp.fc1")
+    return [group for name, group in (("attn", heads), ("mlp", neurons)) if name in branches]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tinyfusion.backbones.unit_view import seen_as_blocks
 from tinyfusion.errors import InputError
 from tinyfusion.figures.decision import DecisionRecord, decision_trace
 from tinyfusion.files import write_text
 from tinyfusion.training.mask_learning import DecisionState, MaskLearning
+from tinyfusion.units import BLOCKS, Unit
 
 ALL_UP_TO = 64
 """Groups of at most so many patterns are recorded with the probability of each."""
@@ -24,10 +27,11 @@ class DecisionTrace(Callback):
     """Records the decision while a mask is learned; draws and writes the records at the end.
 
     ``decision_trace.json`` is a list of records with ``step``; ``kept`` and ``kept_live``, the
-    blocks by the averaged and by the live gates; and, of the averaged gates, one entry per group
-    of ``confidence``, ``entropy`` (nats) and ``probabilities``: pairs of pattern index (in
-    lexicographic order of the kept positions) and probability, of all patterns of a group of up
-    to 64 and of the five likeliest, likeliest first, of a larger one.
+    units by the averaged and by the live gates; of the averaged gates ``inclusion``, the
+    probability that each unit stays, and ``margin`` (`GateState.margin`); and, where there are
+    groups, one entry per group of ``probabilities``: pairs of pattern index (in lexicographic
+    order of the kept positions) and probability, of all patterns of a group of up to 64 and of the
+    five likeliest, likeliest first, of a larger one.
 
     Args:
         every: optimiser steps between two records.
@@ -55,7 +59,8 @@ class DecisionTrace(Callback):
         step = trainer.global_step
         if not isinstance(pl_module, MaskLearning) or step == 0:
             return
-        due = step % self.every == 0 or step == pl_module.total_steps
+        last = step == pl_module.total_steps or trainer.should_stop
+        due = step % self.every == 0 or last
         if due and (not self.records or self.records[-1]["step"] != step):
             self.records.append(_record(step, pl_module.decision_state()))
 
@@ -71,11 +76,20 @@ class DecisionTrace(Callback):
         lines = ",\n".join(json.dumps(record) for record in self.records)
         write_text(folder / self.data_file, f"[\n{lines}\n]\n")
         trace = [
-            DecisionRecord(record["step"], tuple(record["kept"]), tuple(record["confidence"]))
+            DecisionRecord(record["step"], tuple(record["kept"]), tuple(record["inclusion"]))
             for record in self.records
         ]
-        groups = [tuple(group.blocks) for group in pl_module.gated.gates.scheme.groups]
-        decision_trace(trace, groups, folder / self.file)
+        units = pl_module.gated.units
+        borders = seen_as_blocks(pl_module.gated.net, units).borders
+        early = f"decided after {trace[-1].step:,} of {pl_module.total_steps:,} steps"
+        decision_trace(
+            trace,
+            folder / self.file,
+            _labels(units),
+            borders,
+            pl_module.gated.gates.group_starts,
+            early if pl_module.ended_early else None,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Records, which are plain data, for the resume checkpoint."""
@@ -86,18 +100,31 @@ class DecisionTrace(Callback):
         self.records = list(state_dict["records"])
 
 
+def _labels(units: Sequence[Unit]) -> list[str] | None:
+    """What rows are called: without the stack where there is one; ``None`` for plain blocks."""
+    stacks = {unit.place.stack for unit in units}
+    if len(stacks) > 1:
+        return [unit.name for unit in units]
+    if units[0].kind == BLOCKS:
+        return None
+    return [unit.name.removeprefix(f"{unit.place.stack}.") for unit in units]
+
+
 def _record(step: int, state: DecisionState) -> dict[str, Any]:
-    return {
+    averaged, live = state
+    record = {
         "step": step,
-        "kept": list(state.kept),
-        "kept_live": list(state.kept_live),
-        "confidence": state.confidence,
-        "entropy": state.entropy,
-        "probabilities": [_pairs(probabilities) for probabilities in state.probabilities],
+        "kept": list(averaged.kept),
+        "kept_live": list(live.kept),
+        "inclusion": list(averaged.inclusion),
+        "margin": averaged.margin,
     }
+    if averaged.groups:
+        record["probabilities"] = [_pairs(probabilities) for probabilities in averaged.groups]
+    return record
 
 
-def _pairs(probabilities: list[float]) -> list[list[float]]:
+def _pairs(probabilities: Sequence[float]) -> list[list[float]]:
     pairs = [[pattern, probability] for pattern, probability in enumerate(probabilities)]
     if len(pairs) <= ALL_UP_TO:
         return pairs

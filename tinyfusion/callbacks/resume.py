@@ -60,8 +60,8 @@ class ResumeCheckpoint(Checkpoint):
 
     When a process of the run is asked to stop, all ranks save at the end of the same step.
 
-    A subclass of Lightning's ``Checkpoint`` because those are called after the module's own
-    hooks: the averages must have taken the step that is saved.
+    Called before the module's own ``on_train_batch_end``: what is saved is what the module's
+    ``optimizer_step`` has left.
 
     Args:
         folder: where ``resume.ckpt`` goes.
@@ -91,7 +91,8 @@ class ResumeCheckpoint(Checkpoint):
             return
         self._step = step
         stop = _asked_of_any(trainer)
-        if stop or step % self.every == 0 or (self.at_end and step == trainer.max_steps):
+        ends = step == trainer.max_steps or trainer.should_stop
+        if stop or step % self.every == 0 or (self.at_end and ends):
             trainer.save_checkpoint(self.path)
         if stop:
             raise Interrupted(stop)

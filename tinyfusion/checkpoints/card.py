@@ -110,9 +110,11 @@ def _summary(net: Backbone, narrowed_by: str | None) -> str:
     sizes = f" ({', '.join(words)})" if words else ""
     narrowed = f", pruned in width by {narrowed_by}" if narrowed_by is not None else ""
     pruned = ", pruned in depth with [TinyFusion](https://arxiv.org/abs/2412.01199)"
+    gone = len(net.removed_branches)
+    less = f" (less {gone} branch{'es' if gone > 1 else ''} of them)" if gone else ""
     return (
-        f"A {type(net).__name__} of {net.depth} blocks and {count_parameters(net):,} parameters "
-        f"for {net.input_size}x{net.input_size} inputs of {channels} "
+        f"A {type(net).__name__} of {net.depth} blocks{less} and {count_parameters(net):,} "
+        f"parameters for {net.input_size}x{net.input_size} inputs of {channels} "
         f"channel{'s' if channels > 1 else ''} and {net.num_classes} classes{sizes}{narrowed}"
         f"{'' if net.kept_from is None else pruned}."
     )
@@ -147,6 +149,8 @@ def _origin(net: Backbone, provenance: Mapping[str, Any]) -> Iterator[tuple[str,
         yield "Kept blocks", _listed(net.kept_from)
         if depth and list(net.kept_from) == decision.get("kept"):
             yield "Dropped blocks", _listed(i for i in range(depth) if i not in net.kept_from)
+        yield "Removed branches", _listed(net.removed_branches)
+        yield "Budget", _settings(decision.get("budget"))
     elif decision.get("widths"):
         before = decision.get("source_widths") or {}
         cut = (f"{key} {before.get(key)} to {n}" for key, n in decision["widths"].items())

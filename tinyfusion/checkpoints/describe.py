@@ -18,7 +18,7 @@ from tinyfusion.errors import InputError
 _LISTED = {
     *("input_size", "patch_size", "in_channels", "hidden_size", "num_heads", "mlp_ratio"),
     *("num_classes", "class_dropout_prob", "learn_sigma", "gate_bias_init", "dropout"),
-    *("head_dim", "mlp_width"),
+    *("head_dim", "mlp_width", "removed_branches"),
     *PUBLISHED,
 }
 
@@ -54,6 +54,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "backbone": checkpoint.backbone or (family if len(candidates) == 1 else None),
         "depth": sum(stacks.values()),
         "stacks": stacks,
+        "removed_branches": list(arguments.get("removed_branches", ())),
         "width": width,
         "heads": heads,
         "heads_by_width": kind.public_files.heads.get(width) if heads is None else None,

@@ -21,11 +21,13 @@ from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.pipeline.pretraining import pretraining_phase
 from tinyfusion.pipeline.probe import NoiseImages
-from tinyfusion.pipeline.pruning import budget, context_of, cuts_width, planned
+from tinyfusion.pipeline.pruning import context_of, cuts_width, planned
 from tinyfusion.pipeline.recovering import (
     RecoveryContext,
     check_recovery,
     recovery_phases,
+    starts_whole,
+    with_scores,
 )
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.pruners.contract import phases_of
@@ -90,7 +92,7 @@ class DryCommand:
         if left:
             return left[-1]
         net = self.on_meta(self.arguments)
-        return planned(objects.pruner, net, objects.scheme, objects.keep, objects.seed)
+        return planned(objects.pruner, net, objects.wanted.unmeasured(), objects.seed)
 
     @cached_property
     def student(self) -> dict[str, Any]:
@@ -181,16 +183,20 @@ class DryCommand:
     def _pruning(self, make: Make) -> Sequence[Phase]:
         objects, net = self.objects, make(self.arguments)
         assert objects.pruner is not None
-        laid, keep = budget(objects.scheme, objects.keep, net, objects.pruner)
-        return phases_of(objects.pruner, context_of(net, self.runner, laid, keep, Path(".")))
+        budget = objects.wanted.unmeasured().budget(net, objects.pruner)
+        return phases_of(objects.pruner, context_of(net, self.runner, budget, Path(".")))
 
     def _recovery(self, make: Make) -> Sequence[Phase]:
         objects, decision = self.objects, self.decision
-        student, teacher = make(self.student), None
         assert objects.recovery is not None
+        whole = starts_whole(objects.recovery)
+        student, teacher = make(self.arguments if whole else self.student), None
         if objects.recovery.uses_teacher and objects.teacher_path is not None:
             teacher = make(self._teacher_arguments())
         at = None
+        if decision is not None and objects.decision_path is None:
+            assert objects.pruner is not None
+            decision = with_scores(decision, objects.pruner, objects.recovery)
         if decision is None:
             # What a pruned file records is not known: any blocks will do to count.
             source = student if teacher is None else teacher
@@ -199,7 +205,7 @@ class DryCommand:
             at = range(student.depth)
         elif decision.is_about_blocks and teacher is not None:
             if teacher.depth != decision.source_depth:
-                _pretend_origin(student, teacher, decision)
+                _pretend_origin(student, teacher, decision, whole)
         check_recovery(
             objects.recovery,
             student,
@@ -207,6 +213,7 @@ class DryCommand:
             self.runner,
             objects.start,
             cuts_width(objects.pruner, decision),
+            decision,
         )
         context = RecoveryContext(student, teacher, decision, self.runner, _equal_sizes, at)
         return recovery_phases(objects.recovery, context)
@@ -308,10 +315,11 @@ def _equal_sizes(net: Backbone, blocks: Sequence[int], samples: int) -> list[flo
     return [1.0] * len(blocks)
 
 
-def _pretend_origin(student: Backbone, teacher: Backbone, decision: Decision) -> None:
+def _pretend_origin(student: Backbone, teacher: Backbone, decision: Decision, whole: bool) -> None:
     """Record for both the places that cuts of one model could have left: any will do to count."""
     assert decision.source_depth is not None  # it is about blocks
     depth = max(teacher.depth, decision.source_depth)
-    student.kept_from = tuple(block * depth // decision.source_depth for block in decision.origins)
+    blocks = range(decision.source_depth) if whole else decision.origins
+    student.kept_from = tuple(block * depth // decision.source_depth for block in blocks)
     teacher.kept_from = tuple(i * depth // teacher.depth for i in range(teacher.depth))
     teacher.source_borders = student.source_borders

@@ -26,11 +26,11 @@ def dry_rounds(dry: DryCommand) -> Iterator[tuple[str, DryCommand]]:
         return
     source = dry.arguments
     assert objects.pruner is not None and objects.recovery is not None
-    given = {"scheme": objects.scheme, "keep": objects.keep, "decision": objects.decision_path}
     rounds.check(
         dry.on_meta(source).depth,
         objects.checkpoint,
-        given,
+        objects.wanted,
+        objects.decision_path,
         objects.start,
         objects.teacher_path,
         objects.pruner,

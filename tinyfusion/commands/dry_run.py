@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from tinyfusion.backbones.contract import count_parameters
 from tinyfusion.commands.dry_command import DryCommand, dry_command, no_data
 from tinyfusion.commands.dry_rounds import dry_rounds
+from tinyfusion.notices import notice
 from tinyfusion.pipeline import probe
 from tinyfusion.pipeline.batching import Split
 from tinyfusion.pipeline.estimate import (
@@ -119,13 +120,25 @@ def _subject(dry: DryCommand) -> Iterator[str]:
     family = dry.arguments["backbone"]
     yield _line("network", f"{family}, {depth} blocks, {full:,} parameters ({dry.origin})")
     decision = dry.decision
+    pruner, wanted = dry.objects.pruner, dry.objects.wanted
+    if pruner is not None and dry.objects.decision_path is None:
+        for line in wanted.ignored(pruner):
+            notice(line)
     if decision is not None and pruned is not None:
         share = f"{100 * pruned / full:.1f} % of them"
         what = f"{len(decision.origins) if decision.is_about_blocks else depth} blocks"
         if decision.resized is not None:
             widths = decision.resized.widths
             what += f" ({', '.join(f'{k} {v}' for k, v in widths.items())})"
+        if decision.removed:
+            what += f" (less {len(decision.removed)} branches)"
         yield _line("pruned", f"{what}, {pruned:,} parameters ({share})")
+        if wanted.latency is not None:
+            yield _line(
+                "",
+                f"budget.latency={wanted.latency} is measured when the command runs; counted here: "
+                f"budget.macs={wanted.unmeasured().macs}",
+            )
     source = dry.objects.source
     found = "" if dry.missing_data is None else "; not looked at, taken as ImageNet's number"
     yield _line(

@@ -17,10 +17,9 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import load as load_model
 from tinyfusion.commands.loading import load, ranks_of, runner_of, start_tracking
 from tinyfusion.commands.prune import decide
-from tinyfusion.commands.recover import RECOVERED, recover_into
+from tinyfusion.commands.recover import RECOVERED, first_student, recover_into
 from tinyfusion.pipeline.rounds import PREVIOUS, SOURCE, check_previous
 from tinyfusion.settings.objects import Objects
-from tinyfusion.surgery import prune
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ def round_objects(objects: Objects, checkpoint: str, depth: int, number: int | N
     return replace(
         objects,
         checkpoint=checkpoint,
-        keep=depth,
+        wanted=replace(objects.wanted, keep=depth),
         name=name,
         config=config,
         make_source=lambda: objects.source,
@@ -81,15 +80,20 @@ def check_rounds(objects: Objects, source: Backbone) -> Backbone | None:
     """
     rounds, pruner = objects.rounds, objects.pruner
     assert rounds is not None and pruner is not None
-    given = {"scheme": objects.scheme, "keep": objects.keep, "decision": objects.decision_path}
     rounds.check(
-        source.depth, objects.checkpoint, given, objects.start, objects.teacher_path, pruner
+        source.depth,
+        objects.checkpoint,
+        objects.wanted,
+        objects.decision_path,
+        objects.start,
+        objects.teacher_path,
+        pruner,
     )
     previous = None
     if rounds.previous is not None:
         previous = load(objects, rounds.previous, key="iterative.previous")
         check_previous(rounds.previous, previous, source, rounds.depths[-2])
-    rounds.check_budgets(source, pruner)
+    rounds.check_budgets(source, pruner, objects.wanted)
     return previous
 
 
@@ -150,7 +154,7 @@ def _made(objects: Objects, net: Backbone, distils: bool, folder: Path) -> Backb
     runner = runner_of(objects, tracking)
     decision = decide(objects, net, runner, folder)
     with _left_trainable(net):
-        student = prune(net, decision)
+        student = first_student(objects, net, decision)
         recover_into(folder, objects, runner, student, net if distils else None, decision)
     tracking.finish()
     ranks_of(objects).barrier()  # the first rank is writing what all will read

@@ -21,7 +21,8 @@ from tinyfusion.commands.loading import (
 )
 from tinyfusion.decision import Decision, find_decision
 from tinyfusion.files import write_json
-from tinyfusion.pipeline.pruning import choose, method_of
+from tinyfusion.notices import notice
+from tinyfusion.pipeline.pruning import choose
 from tinyfusion.pipeline.runner import PhaseRunner, forget
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.settings.objects import Objects, objects_of
@@ -73,22 +74,18 @@ def decide(objects: Objects, source: Backbone, runner: PhaseRunner, folder: Path
     else:
         pruner = objects.pruner
         assert pruner is not None
-        if objects.keep is not None and not getattr(pruner, "uses_keep", True):
-            log.warning(
-                "prune: keep=%s is not used: %s says itself what stays",
-                objects.keep,
-                method_of(pruner),
-            )
+        for line in objects.wanted.ignored(pruner):
+            notice(line)
         decision = choose(
             pruner,
             source,
             runner,
-            objects.scheme,
-            objects.keep,
+            objects.wanted,
             folder=folder / "prune",
             device=objects.device,
             source_sha256=objects.source_sha256,
             config=objects.config,
+            group=group,
         )
         # A near-tie may fall otherwise on another device: all take the first rank's.
         decision = group.broadcast_object(decision)

@@ -25,12 +25,16 @@ from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
 from tinyfusion.pipeline.pruning import cuts_width
 from tinyfusion.pipeline.recovering import (
+    AVERAGED,
     check_recovery,
     fresh_student,
     recover,
+    starts_whole,
+    student_of,
 )
 from tinyfusion.pipeline.runner import PhaseRunner, forget
 from tinyfusion.ranks import is_first_rank
+from tinyfusion.recovery.fading import NO_DECISION
 from tinyfusion.settings.objects import SOURCE, Objects, objects_of
 from tinyfusion.surgery import prune
 from tinyfusion.training.recovery import Recovery
@@ -51,7 +55,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     objects = objects_of(cfg)
     net = load(objects, objects.checkpoint)
     decision = None if objects.decision_path is None else given_decision(objects)
-    student = net if decision is None else prune(net, decision)
+    student = first_student(objects, net, decision)
     if decision is None and net.kept_from is None and objects.teacher_path == SOURCE:
         raise InputError(
             f"checkpoint={objects.checkpoint} records no removed blocks: give decision=PATH as "
@@ -65,7 +69,12 @@ def main(cfg: DictConfig, folder: Path) -> None:
     if decision is not None and is_first_rank():
         decision.save(folder / decision.file_name)
     # Pruning copies: the student is trained in place and its teacher and source are not.
-    before = summary(objects, student, teacher) if is_first_rank() else {}
+    before = {}
+    if is_first_rank():
+        assert objects.recovery is not None
+        whole = decision is not None and starts_whole(objects.recovery)
+        cut = prune(net, decision) if decision is not None and whole else student
+        before = summary(objects, cut, teacher)
     recover_into(folder, objects, runner, student, teacher, decision)
     if is_first_rank():
         models = {
@@ -150,7 +159,33 @@ def check(
         runner,
         objects.start,
         cuts_width(objects.pruner, decision),
+        decision,
     )
+
+
+def first_student(objects: Objects, net: Backbone, decision: Decision | None) -> Backbone:
+    """The network that recovery begins with: a copy of ``net``, or itself without a decision.
+
+    Args:
+        objects: the command's.
+        net: the source model; a pruned one if there is no decision.
+        decision: what of it stays.
+
+    Raises:
+        InputError: means of removed blocks, or their removal in training, are asked for and it is
+            not known which are removed.
+    """
+    assert objects.recovery is not None
+    if decision is not None:
+        return student_of(objects.recovery, net, decision, objects.start)
+    if objects.start == AVERAGED:
+        raise InputError(
+            "start=averaged takes means over removed blocks: give the whole model as checkpoint= "
+            "with decision=PATH, or start=kept"
+        )
+    if starts_whole(objects.recovery):
+        raise InputError(NO_DECISION)
+    return net
 
 
 def recover_into(
@@ -167,9 +202,9 @@ def recover_into(
         folder: the run's folder; a finished recovery in it is not repeated.
         objects: the command's.
         runner: executes the recovery's phases.
-        student: the pruned network; trained in place.
+        student: what `first_student` gave; trained in place.
         teacher: the network to distil from.
-        decision: how the student was cut, if known.
+        decision: how the student was cut, or is to be, if known.
 
     Raises:
         InputError: student and teacher can't be compared.

@@ -23,6 +23,7 @@ from tinyfusion.commands.loading import flat, load, runner_of, start_tracking
 from tinyfusion.commands.prune import METRICS_FILE, decide, unscored, write_pruned
 from tinyfusion.commands.recover import (
     RECOVERED,
+    first_student,
     given_decision,
     load_recovered,
     load_teacher,
@@ -38,6 +39,7 @@ from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.reporting import for_table
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.pipeline.devices import joined_ranks
+from tinyfusion.pipeline.recovering import expected, with_scores
 from tinyfusion.pipeline.scoring import first_samples
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.samplers.generate import balanced_labels
@@ -66,10 +68,10 @@ def main(cfg: DictConfig, folder: Path) -> None:
     given = None
     if objects.decision_path is not None and objects.rounds is None:
         given = given_decision(objects)
-    recover_command.check(objects, runner_of(objects, None), source, teacher, given)
+    previous = check_rounds(objects, source) if objects.rounds is not None else None
+    check(objects, source, teacher, given)
     last = LastRound(objects, source, teacher, {})
     if objects.rounds is not None:
-        previous = check_rounds(objects, source)
         with _timed(folder, "earlier_rounds"):
             last = earlier_rounds(objects, source, teacher, previous, folder)
     tracking = start_tracking(last.objects, folder)
@@ -79,14 +81,15 @@ def main(cfg: DictConfig, folder: Path) -> None:
             decision = decide(last.objects, last.net, runner, folder)
         else:
             log.info(
-                "run: applying %s; scheme, keep and pruner are not used", objects.decision_path
+                "run: applying %s; pruner, scheme, keep, units and budget are not used",
+                objects.decision_path,
             )
             decision = given
             write_pruned(objects, source, decision, folder)
             if is_first_rank():
                 decision.save(folder / decision.file_name)
     with _timed(folder, "recover"):
-        student = prune(last.net, decision)
+        student = first_student(last.objects, last.net, decision)
         recover_into(folder, last.objects, runner, student, last.teacher, decision)
     with _timed(folder, "evaluate"):
         nets = {SOURCE: source, **last.earlier}
@@ -96,6 +99,33 @@ def main(cfg: DictConfig, folder: Path) -> None:
         elif is_first_rank():
             write_sizes(folder, nets, decision, tracking)
     tracking.finish()
+
+
+def check(
+    objects: Objects, source: Backbone, teacher: Backbone | None, given: Decision | None
+) -> None:
+    """Refuse a recovery that can't be, before anything is chosen.
+
+    Args:
+        objects: the command's.
+        source: the first model.
+        teacher: the network to distil from.
+        given: the decision, if it is not to be made.
+
+    Raises:
+        InputError: see `recover_command.check`, or a budget that the model can't meet.
+    """
+    runner, pruner, recovery = runner_of(objects, None), objects.pruner, objects.recovery
+    recover_command.check(objects, runner, source, teacher, given)
+    if given is None:
+        assert pruner is not None and recovery is not None
+        if objects.rounds is None:
+            planned = expected(pruner, source, objects.wanted, recovery)
+        else:  # whose budgets were validated; the last one leaves least
+            kept = tuple(range(min(objects.rounds.depths)))
+            planned = with_scores(Decision(kept, source.depth), pruner, recovery)
+        if planned is not None:
+            recover_command.check(objects, runner, source, teacher, planned)
 
 
 def write_sizes(

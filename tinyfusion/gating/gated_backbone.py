@@ -1,6 +1,6 @@
 """A backbone whose units are switched per sample by a sampled mask.
 
-Shape suffixes: B batch, K choices, L units.
+Shape suffixes: B batch, K noise numbers, L units.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from tinyfusion.backbones.branches import Branch
 from tinyfusion.backbones.contract import Backbone, predict, run_plain
 from tinyfusion.conditioning import Conditioning
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.contract import Gates
 from tinyfusion.states import States, blend
-from tinyfusion.units import BLOCKS
+from tinyfusion.units import Unit
 
 
 class GatedBackbone(nn.Module):
@@ -28,16 +28,16 @@ class GatedBackbone(nn.Module):
     Args:
         net: the network.
         gates: one for each of its units.
-        kind: kind of the units, see `Backbone.units`.
+        units: the units, listed before the weight update was attached; ``None`` for the blocks.
 
     Raises:
         AssertionError: gates for another number of units than the network has.
     """
 
-    def __init__(self, net: Backbone, gates: Gates, kind: str = BLOCKS) -> None:
+    def __init__(self, net: Backbone, gates: Gates, units: Sequence[Unit] | None = None) -> None:
         super().__init__()
-        self.units = net.units(kind)
-        assert gates.scheme.depth == len(self.units)
+        self.units = net.units() if units is None else tuple(units)
+        assert gates.count == len(self.units)
         self.net = net
         self.gates = gates
 

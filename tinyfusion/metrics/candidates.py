@@ -127,12 +127,18 @@ class CandidateScores:
         loss = self.calibration.process.loss
         yield from self._scores(kept_sets, lambda out, piece, batch: loss(out, batch)["loss"])
 
-    def distances(self, kept_sets: Sequence[Sequence[int]], wanted: Tensor) -> Iterator[float]:
+    def distances(
+        self,
+        kept_sets: Sequence[Sequence[int]],
+        wanted: Tensor,
+        weights_N: Tensor | None = None,
+    ) -> Iterator[float]:
         """Distance of each candidate's output to another, as `HeldOutLoss.distance` does.
 
         Args:
             kept_sets: see `losses`.
             wanted: what `HeldOutLoss.predict` gave for the network to compare with.
+            weights_N: how much each sample counts, shape (N,), with mean 1; default: all alike.
 
         Yields:
             Mean ``kd`` without variances, in the order given.
@@ -145,7 +151,11 @@ class CandidateScores:
         def distance(out: Tensor, piece: _Piece, batch: Any) -> Tensor:
             target = wanted[piece.rows].to(out.device)
             target = copies_of(target, len(out) // len(target))
-            return process.distillation_loss(out, target, batch, variance=False)["kd"]
+            kd = process.distillation_loss(out, target, batch, variance=False)["kd"]
+            if weights_N is None:
+                return kd
+            weights = weights_N[piece.rows].to(kd)
+            return kd * copies_of(weights, len(kd) // len(weights))
 
         for mean, _ in self._scores(kept_sets, distance):
             yield mean

@@ -6,7 +6,7 @@ numbers of a published recipe are taken by its name (``recipe=tinyfusion.recipes
 
     import tinyfusion as tf
 
-    decision = tf.learn_mask(net, batches, scheme="1:2", steps=150)
+    decision = tf.learn_mask(net, batches, keep=14, steps=300)
     student = tf.recover(tf.prune(net, decision), batches, teacher=net, steps=500)
 """
 
@@ -34,6 +34,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.gating.deltas import Lora
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.pipeline import pruning, recovering
+from tinyfusion.pipeline.budgets import Wanted
 from tinyfusion.pipeline.defaults import process_for, sampler_for
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.processes.contract import Process
@@ -45,11 +46,12 @@ from tinyfusion.samplers.generate import generate_images
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.training.recipes import Recipe, tinydit_d14
 from tinyfusion.training.settings import PhaseSettings, TrainerSettings, TrainingSettings
+from tinyfusion.units import BLOCKS
 
 Data = ImageSource | Iterable[Pair]
 
 _DEFAULTS = {
-    MASK_LEARNING: TrainingSettings(steps=150, batch_size=128, learning_rate=1e-3),
+    MASK_LEARNING: TrainingSettings(steps=300, batch_size=128, learning_rate=1e-3),
     recovering.RECOVERY: TrainingSettings(
         steps=600,
         batch_size=64,
@@ -65,8 +67,10 @@ def learn_mask(
     net: Backbone,
     data: Data,
     *,
-    scheme: Any = None,
     keep: int | None = None,
+    scheme: Any = None,
+    units: str = BLOCKS,
+    budget: Mapping[str, Any] | None = None,
     delta: Delta | None = None,
     recipe: Recipe | None = None,
     process: Process | None = None,
@@ -76,13 +80,17 @@ def learn_mask(
     seed: int = 0,
     **settings: Any,
 ) -> Decision:
-    """Learn which blocks to keep (TinyFusion, section 3).
+    """Learn which units to keep (TinyFusion, section 3).
 
     Args:
         net: the pretrained network; left as it is.
         data: training data.
-        scheme: which groups keep how many blocks, such as ``"1:2"`` or ``[[3, 4], [2, 4]]``.
-        keep: number of blocks that stay, in equal groups; an alternative to ``scheme``.
+        keep: number of units that stay; with nothing said, half of them.
+        scheme: decide within groups, as in the paper: ``"1:2"``, ``[[3, 4], [2, 4]]``, or
+            ``"even"`` for the smallest equal groups that keep ``keep``.
+        units: what is chosen among: ``"blocks"``, or ``"branches"`` (attention, MLP) of blocks.
+        budget: fields of `Wanted` instead of ``keep``, such as ``{"parameters": 0.5}``, and
+            constraints: ``{"protected": [0]}``.
         delta: the co-trained weight update; ``None`` for LoRA.
         recipe: published numbers for everything that is not given otherwise.
         process: the process that ``net`` was trained on; ``None`` for the usual one of its kind.
@@ -103,13 +111,15 @@ def learn_mask(
         delta,
         gates.temperature,
         gates.scale,
-        gates.gate_rate_factor,
-        None if recipe is None else gates.gate_ema_decay,  # follows the length of the run
+        # Not published: by what is learned, and by the length of the run.
+        None if recipe is None else gates.gate_rate_factor,
+        None if recipe is None else gates.gate_ema_decay,
     )
-    if recipe is not None and scheme is None and keep is None:
-        scheme = recipe.scheme
+    wanted = Wanted.of(scheme, keep, units, budget)
+    if recipe is not None and wanted == Wanted():
+        wanted = Wanted(recipe.scheme)
     runner = _runner(net, data, MASK_LEARNING, settings, process, trainer, callbacks, seed, recipe)
-    return _chosen(pruner, net, runner, scheme, keep, folder)
+    return _chosen(pruner, net, runner, wanted, folder)
 
 
 def choose(
@@ -117,8 +127,10 @@ def choose(
     data: Data,
     pruner: Pruner,
     *,
-    scheme: Any = None,
     keep: int | None = None,
+    scheme: Any = None,
+    units: str = BLOCKS,
+    budget: Mapping[str, Any] | None = None,
     process: Process | None = None,
     trainer: Trainer | TrainerSettings | None = None,
     folder: Path | str | None = None,
@@ -130,8 +142,10 @@ def choose(
         net: the pretrained network; left as it is.
         data: training data, on which the pruner calibrates.
         pruner: the pruner.
+        keep: see `learn_mask`.
         scheme: see `learn_mask`.
-        keep: number of blocks that stay.
+        units: see `learn_mask`.
+        budget: see `learn_mask`.
         process: see `learn_mask`.
         trainer: see `learn_mask`; for a pruner that trains.
         folder: see `learn_mask`.
@@ -141,7 +155,7 @@ def choose(
         InputError: see `learn_mask`.
     """
     runner = _runner(net, data, MASK_LEARNING, {}, process, trainer, (), seed, None)
-    return _chosen(pruner, net, runner, scheme, keep, folder)
+    return _chosen(pruner, net, runner, Wanted.of(scheme, keep, units, budget), folder)
 
 
 def recover(
@@ -162,13 +176,14 @@ def recover(
     """Train a pruned network back to quality (TinyFusion, section 4.4).
 
     Args:
-        student: the pruned network; left as it is.
+        student: the pruned network, or with stages `FadeOut` the whole one; left as it is.
         data: training data.
         teacher: the network to distil from; ``None`` fine-tunes on the process's own loss.
         objective: what is minimised; ``None``: masked distillation with a teacher, the process's
             own loss without.
         decision: how the student was cut from the teacher; only needed where the student does not
-            know it itself, as one from `tinyfusion.prune` does.
+            know it itself, as one from `tinyfusion.prune` does, and by stages and updates that
+            go by it.
         recipe: see `learn_mask`.
         process: see `learn_mask`.
         trainer: see `learn_mask`.
@@ -194,7 +209,7 @@ def recover(
     runner = _runner(
         student, data, recovering.RECOVERY, settings, process, trainer, callbacks, seed, recipe
     )
-    recovering.check_recovery(objective, student, teacher, runner)
+    recovering.check_recovery(objective, student, teacher, runner, decision=decision)
     own = copy.deepcopy(student)
     guide = None if teacher is None else copy.deepcopy(teacher)
     with _folder(folder) as place:
@@ -291,12 +306,11 @@ def _chosen(
     pruner: Pruner,
     net: Backbone,
     runner: PhaseRunner,
-    scheme: Any,
-    keep: int | None,
+    wanted: Wanted,
     folder: Path | str | None,
 ) -> Decision:
     with _folder(folder) as place:
-        return pruning.choose(pruner, net, runner, scheme, keep, folder=place)
+        return pruning.choose(pruner, net, runner, wanted, folder=place)
 
 
 def _runner(

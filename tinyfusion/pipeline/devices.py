@@ -74,8 +74,12 @@ def _processors() -> int:
     return os.cpu_count() or 1
 
 
-def strategy_of(settings: TrainerSettings) -> str | Strategy:
+def strategy_of(settings: TrainerSettings, leaves_unused: bool = False) -> str | Strategy:
     """Lightning's strategy for these settings.
+
+    Args:
+        settings: devices, strategy and precision.
+        leaves_unused: see `DenoiserTraining`.
 
     Raises:
         InputError: an unknown name, or a precision that the strategy can't give.
@@ -87,7 +91,7 @@ def strategy_of(settings: TrainerSettings) -> str | Strategy:
     if not needs_ranks(settings):
         return "auto"
     if settings.strategy != "fsdp":
-        return DDPStrategy(timeout=PATIENCE)
+        return DDPStrategy(timeout=PATIENCE, find_unused_parameters=leaves_unused)
     if settings.precision not in ("32-true", "bf16-mixed"):
         raise InputError(
             f"trainer.precision={settings.precision} does not go with trainer.strategy=fsdp; "

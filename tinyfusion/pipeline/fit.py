@@ -92,6 +92,7 @@ def fit(
     with _quiet():
         trainer = new_trainer(
             trainer_settings,
+            module.leaves_unused,
             max_steps=settings.steps,
             max_epochs=-1,
             log_every_n_steps=min(trainer_settings.log_every, settings.steps),
@@ -241,11 +242,12 @@ class MicroBatchCount(Callback):
         progress["current"] = {name: n + shift for name, n in progress["current"].items()}
 
 
-def new_trainer(settings: TrainerSettings, **options: Any) -> Trainer:
+def new_trainer(settings: TrainerSettings, leaves_unused: bool = False, **options: Any) -> Trainer:
     """A trainer on the devices that were asked for.
 
     Args:
         settings: device, precision and strategy.
+        leaves_unused: see `DenoiserTraining`.
         options: further arguments of Lightning's ``Trainer``.
 
     Raises:
@@ -258,7 +260,7 @@ def new_trainer(settings: TrainerSettings, **options: Any) -> Trainer:
             accelerator=settings.accelerator,
             devices=devices,
             num_nodes=settings.num_nodes,
-            strategy=strategy_of(settings),
+            strategy=strategy_of(settings, leaves_unused),
             precision=cast(Any, settings.precision),  # one of PRECISIONS, by its own check
             plugins=plugins,
             enable_progress_bar=False,

@@ -3,58 +3,30 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import logging
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
-from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.contract import Backbone, compile_blocks
+from tinyfusion.budget import Budget, placeholders
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
+from tinyfusion.group import ALONE, Group
+from tinyfusion.metrics.latency import LatencyTable, measure_latency, setting_of
+from tinyfusion.pipeline.budgets import DEFAULT_BATCH_SIZE, Wanted
 from tinyfusion.pipeline.runner import PhaseRunner
-from tinyfusion.pruners.contract import Pruner, PruningContext, phases_of
-from tinyfusion.scheme import Scheme, check_keep, even_scheme, evenly_spaced, parse_scheme
+from tinyfusion.pruners.contract import Choice, Pruner, PruningContext, method_of, phases_of
+from tinyfusion.samplers.generate import AUTOCAST
+from tinyfusion.training.settings import TrainerSettings
+from tinyfusion.units import kept_and_removed
 
+log = logging.getLogger(__name__)
 
-def budget(
-    scheme: Any, keep: int | None, net: Backbone, pruner: Pruner
-) -> tuple[Scheme | None, int]:
-    """The scheme laid over the model, and the number of blocks that stay.
-
-    A scheme that the pruner does not need is not looked at: it need not fit the model. One that it
-    needs and that is not given follows from ``keep`` (see `even_scheme`).
-
-    Args:
-        scheme: as the user wrote it; ``None`` for none.
-        keep: number of blocks that stay; ``None`` for as many as the scheme keeps.
-        net: the model.
-        pruner: the pruner.
-
-    Raises:
-        InputError: neither is given, the scheme does not fit, ``keep`` is out of range, or a
-            scheme that is needed keeps another number of blocks.
-    """
-    if not getattr(pruner, "uses_keep", True):
-        return None, 0
-    laid = None
-    uses_scheme = getattr(pruner, "uses_scheme", False)
-    if scheme is not None and (uses_scheme or keep is None):
-        laid = parse_scheme(scheme, net.depth, net.borders)
-    if keep is None and laid is not None:
-        keep = laid.keep
-    if keep is None:
-        raise InputError("give scheme= (such as 1:2) or keep= (a number of blocks)")
-    if not 0 < keep < net.depth:
-        raise InputError(f"keep={keep} must be between 1 and {net.depth - 1}")
-    if uses_scheme:
-        laid = check_keep(laid or even_scheme(keep, net.depth, net.borders), keep)
-    return laid, keep
-
-
-def method_of(pruner: Pruner) -> str:
-    """What decisions call a pruner: its attribute ``name``, or its class's in lower case."""
-    return str(getattr(pruner, "name", type(pruner).__name__.lower()))
+LATENCY_FILE = "latency.json"
 
 
 def cuts_width(pruner: Pruner | None, decision: Decision | None = None) -> bool:
@@ -72,8 +44,7 @@ def cuts_width(pruner: Pruner | None, decision: Decision | None = None) -> bool:
 def context_of(
     net: Backbone,
     runner: PhaseRunner,
-    scheme: Scheme | None,
-    keep: int,
+    budget: Budget | None,
     folder: Path,
     source_sha256: str | None = None,
 ) -> PruningContext:
@@ -82,8 +53,7 @@ def context_of(
     Args:
         net: a network that the pruner may alter, on its device; on the meta device for a dry run.
         runner: process, data and settings of phases.
-        scheme: see `budget`.
-        keep: see `budget`.
+        budget: see `tinyfusion.pipeline.budgets.Wanted.budget`.
         folder: where the pruner may write.
         source_sha256: hash of the model's weights, if they came from a file.
     """
@@ -91,8 +61,7 @@ def context_of(
         net=net,
         process=runner.process,
         source=runner.source,
-        scheme=scheme,
-        keep=keep,
+        budget=budget,
         seed=runner.seed,
         folder=folder,
         shared=lambda name, settings=None: runner.shared(name, net, settings),
@@ -104,13 +73,13 @@ def choose(
     pruner: Pruner,
     net: Backbone,
     runner: PhaseRunner,
-    scheme: Any = None,
-    keep: int | None = None,
+    wanted: Wanted,
     *,
     folder: Path,
     device: torch.device | str = "cpu",
     source_sha256: str | None = None,
     config: dict[str, Any] | None = None,
+    group: Group = ALONE,
 ) -> Decision:
     """Execute a pruner's phases, if it has any, and let it choose.
 
@@ -118,62 +87,121 @@ def choose(
         pruner: the pruner.
         net: the model; left as it is.
         runner: process, data and settings of phases.
-        scheme: as `parse_scheme` takes it.
-        keep: number of blocks that stay.
+        wanted: how much is to stay.
         folder: where phases and the pruner write.
         device: where the pruner works.
         source_sha256: hash of the model's weights, if they came from a file.
         config: what the decision records of its origin.
+        group: the ranks that work on it together.
 
     Raises:
-        InputError: scheme, number of blocks or pruner that don't fit the model.
+        InputError: a budget or pruner that does not fit the model.
     """
-    laid, kept = budget(scheme, keep, net, pruner)
     # The pruner is free to alter its network.
     own = copy.deepcopy(net).to(device)
-    context = context_of(own, runner, laid, kept, folder, source_sha256)
+    table = None
+    if getattr(pruner, "uses_keep", True):
+        wanted.check(pruner)
+        if wanted.latency is not None:
+            # Kept beside the phases: one that is resumed goes on under the same costs.
+            table = group.from_first(lambda: _latency(wanted, own, runner.trainer, folder))
+    budget = wanted.budget(own, pruner, table)
+    context = context_of(own, runner, budget, folder, source_sha256)
     trained = runner.run(phases_of(pruner, context), folder)
     choice = pruner.choose(replace(context, trained=trained))
     runner.log_figures(folder)
+    if budget is not None:
+        _check_met(method_of(pruner), choice, budget)
     return choice.decision(
         net.depth,
         method=method_of(pruner),
         seed=runner.seed,
         source_sha256=source_sha256,
         config=config or {},
-        budget={"keep": kept} if kept else {},
+        budget={} if budget is None else _record(budget, table),
     )
 
 
-def planned(
-    pruner: Pruner, net: Backbone, scheme: Any, keep: int | None, seed: int = 0
-) -> Decision:
+def _check_met(method: str, choice: Choice, budget: Budget) -> None:
+    """Refuse a choice that is over the budget or against its constraints.
+
+    Raises:
+        InputError: it is.
+    """
+    if choice.replaced or choice.resized is not None:
+        return
+    blocks, removed = set(choice.kept or ()), set(choice.removed)
+    kept = [
+        number
+        for number, unit in enumerate(budget.units)
+        if unit.name not in removed and (choice.kept is None or unit.index in blocks)
+    ]
+    if not budget.allows(kept):
+        names = ", ".join(budget.units[number].name for number in kept)
+        raise InputError(
+            f"pruner={method} keeps {names}, which {budget} and its constraints don't allow"
+        )
+
+
+def _record(budget: Budget, table: LatencyTable | None) -> dict[str, Any]:
+    """What a decision records of its budget."""
+    if table is None:
+        return budget.record()
+    return budget.record() | {"whole": table.whole, "measured": asdict(table.setting)}
+
+
+def _latency(
+    wanted: Wanted, net: Backbone, trainer: Trainer | TrainerSettings, folder: Path
+) -> LatencyTable:
+    """The table that is given, that an interrupted run has measured, or a new one.
+
+    Raises:
+        InputError: a table of another device, batch, precision or compile setting.
+    """
+    own = TrainerSettings(precision=trainer.precision) if isinstance(trainer, Trainer) else trainer
+    batch_size = wanted.batch_size or DEFAULT_BATCH_SIZE
+    here = setting_of(net, batch_size, own.precision, own.compile)
+    measured = folder / LATENCY_FILE
+    path = wanted.table or (measured if measured.is_file() else None)
+    if path is not None:
+        table = LatencyTable.load(path)
+        table.check(here, path)
+        return table
+    units = net.units(wanted.units)
+    log.info("prune: measuring the latency of %d %s", len(units), wanted.units)
+    timed = net
+    if own.compile:
+        timed = copy.deepcopy(net)
+        compile_blocks(timed, own.compile_backend)
+    table = measure_latency(net, units, here, AUTOCAST.get(own.precision), whole=timed)
+    folder.mkdir(parents=True, exist_ok=True)
+    table.save(measured)
+    return table
+
+
+def planned(pruner: Pruner, net: Backbone, wanted: Wanted, seed: int = 0) -> Decision:
     """A decision of the size that a pruner would make, which needs neither data nor training.
 
-    A pruner whose numbers are its own says them by ``plan(net)``. Of any other the blocks are
-    placeholders: the first of each group, or evenly spaced ones.
+    A pruner whose numbers are its own says them by ``plan(net)``; half of the blocks stand for
+    them if it does not. Of any other the units are placeholders: the first of each group, or evenly
+    spaced ones.
 
     Args:
         pruner: the pruner.
         net: the model, on any device; its weights are not looked at.
-        scheme: as `parse_scheme` takes it.
-        keep: number of blocks that stay.
+        wanted: how much is to stay.
         seed: what the record says.
 
     Raises:
-        InputError: scheme, number of blocks or widths that don't fit the model.
+        InputError: a budget or widths that don't fit the model.
     """
     plan = getattr(pruner, "plan", None)
     if plan is not None:
         return plan(net).decision(net.depth, method=method_of(pruner), seed=seed)
-    laid, kept = budget(scheme, keep, net, pruner)
-    blocks = placeholders(net.depth, kept, laid)
-    sizes = laid.sizes if laid is not None and laid.keep == kept else None
-    return Decision(blocks, net.depth, method_of(pruner), scheme=sizes, seed=seed)
-
-
-def placeholders(depth: int, keep: int, scheme: Scheme | None) -> tuple[int, ...]:
-    """As many blocks as stay, where it does not matter which."""
-    if scheme is not None and scheme.keep == keep:
-        return scheme.first_of_each
-    return evenly_spaced(depth, keep)
+    budget = wanted.budget(net, pruner)
+    if budget is None:
+        units = net.units()
+        budget = Budget.of(units, max(1, len(units) // 2))
+    kept, removed = kept_and_removed(budget.units, placeholders(budget), net.depth)
+    choice = Choice(kept, budget.scheme, removed=removed, budget=budget.record())
+    return choice.decision(net.depth, method=method_of(pruner), seed=seed)

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.meta import shape_copy
 from tinyfusion.backbones.presets import build as build_backbone
 from tinyfusion.backbones.presets import family_of
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
+from tinyfusion.pipeline.budgets import Wanted
+from tinyfusion.pipeline.pruning import planned
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.processes.contract import Process
-from tinyfusion.pruners.contract import calibration_batch
+from tinyfusion.pruners.contract import Pruner, calibration_batch
+from tinyfusion.recovery.averaging import prune_averaged
+from tinyfusion.recovery.fading import FadeOut
 from tinyfusion.recovery.features import mean_squares, one_scale
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.origins import aligned_pairs, seams_of
+from tinyfusion.recovery.stages import SeamsFirst
 from tinyfusion.recovery.teacher import FrozenTeacher
 from tinyfusion.seeding import seed_of
+from tinyfusion.surgery import prune
+from tinyfusion.training.gradual import GradualRecovery
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.phases import Phase
 from tinyfusion.training.recovery import Recovery
+from tinyfusion.units import BLOCKS, BRANCHES
 
 log = logging.getLogger(__name__)
 
 RECOVERY = "recovery"
-STARTS = ("kept", "fresh")
+KEPT, FRESH, AVERAGED = "kept", "fresh", "averaged"
+STARTS = (KEPT, FRESH, AVERAGED)
 
 StateSizes = Callable[[Backbone, Sequence[int], int], list[float]]
 """``sizes(net, blocks, samples)``: mean square of the states after some blocks."""
@@ -42,6 +54,8 @@ class PhasedRecovery(Protocol):
 
     Attributes:
         uses_teacher: whether a teacher is needed.
+        starts_whole: whether it is given the whole network instead of the pruned one; may be left
+            out.
     """
 
     uses_teacher: bool
@@ -70,9 +84,9 @@ class RecoveryContext:
     """What a recovery may use to state its phases.
 
     Attributes:
-        student: the pruned network; trained in place.
+        student: the pruned network, or the whole one (`starts_whole`); trained in place.
         teacher: the network to distil from; ``None`` for none.
-        decision: how the student was cut, if known.
+        decision: how the student was cut, or is to be, if known.
         runner: process, data and settings of phases.
         state_sizes: measures hidden states of the teacher.
         at: the student's blocks next to a removal; ``None`` finds them by `seams_of`.
@@ -91,8 +105,9 @@ def check_recovery(
     net: Backbone,
     teacher: Backbone | None,
     runner: PhaseRunner,
-    start: str = "kept",
+    start: str = KEPT,
     cuts_width: bool = False,
+    decision: Decision | None = None,
 ) -> None:
     """Refuse a recovery that can't be, before any work.
 
@@ -101,15 +116,33 @@ def check_recovery(
         net: the student, or the model that it is to be cut from.
         teacher: the network to distil from.
         runner: process and settings of phases.
-        start: what the student starts from: ``kept`` weights or ``fresh`` ones.
+        start: what the student starts from: ``kept`` weights, ``fresh`` ones, or weights
+            ``averaged`` over removed blocks.
         cuts_width: whether channels go instead of blocks.
+        decision: how the student is cut, or is `expected` to be.
 
     Raises:
         InputError: networks that can't be compared, an unknown start, a batch that the devices
-            can't share evenly, or stages that a model without seams, or this length, can't have.
+            can't share evenly, stages that a model without seams, or this length, can't have, or
+            updates by scores that the decision does not hold.
     """
     if start not in STARTS:
         raise InputError(f"start={start!r} is not known; valid: {', '.join(STARTS)}")
+    if start == AVERAGED and cuts_width:
+        raise InputError(
+            "start=averaged takes means of blocks, but a pruner of widths removes none; give "
+            "start=kept"
+        )
+    if start == AVERAGED and decision is not None and _of_branches(decision):
+        raise InputError(
+            "start=averaged takes means of blocks that are alike, but here branches of blocks are "
+            "chosen (units=branches); give start=kept"
+        )
+    if start != KEPT and starts_whole(recovery):
+        raise InputError(
+            f"start={start}: this recovery begins with the whole model, from which it removes "
+            "blocks (stages=fade_out); give start=kept, or stages=none"
+        )
     if not isinstance(recovery, Objective):
         recovery.check(net, teacher, runner.process)
         return
@@ -120,19 +153,103 @@ def check_recovery(
             "teacher: widths are cut here, not blocks; give recovery=kd or recovery=finetune"
         )
     recovery.check(net, teacher, runner.process)
+    if recovery.updates is not None:
+        if start == FRESH:
+            raise InputError(
+                "start=fresh: all weights are new, so that no block is important yet; give "
+                "updates=none, or start=kept"
+            )
+        if cuts_width:
+            raise InputError(
+                "updates=inverse_importance needs scores of blocks, which a pruner of widths does "
+                "not give; give updates=none"
+            )
+        if decision is not None:
+            recovery.updates.factors(decision)
     if recovery.stages is None:
         return
-    if start == "fresh":
+    if start == FRESH:
         raise InputError(
             "start=fresh: all weights are new, so there is nothing that stages= could "
             "train first; give stages=none, or start=kept"
         )
     if cuts_width:
         raise InputError(
-            "stages=seams_first trains the blocks next to a removal first, but a pruner of "
-            "widths removes none; give stages=none"
+            "stages= trains the blocks next to a removal first, or removes blocks in training, "
+            "but a pruner of widths removes none; give stages=none"
         )
     recovery.stages.check(net, settings.steps)
+
+
+def _of_branches(decision: Decision) -> bool:
+    return bool(decision.removed) or decision.budget.get("units", BLOCKS) == BRANCHES
+
+
+def expected(
+    pruner: Pruner, net: Backbone, wanted: Wanted, recovery: Objective | PhasedRecovery
+) -> Decision | None:
+    """A decision such as the pruner will make, as far as a recovery can be validated against it.
+
+    Its scores are all alike, under the names of those that the pruner gives. ``None`` if the pruner
+    sets the number of units and does not say it by ``plan(net)``.
+
+    Args:
+        pruner: the pruner.
+        net: the model.
+        wanted: how much is to stay.
+        recovery: what recovers the model.
+
+    Raises:
+        InputError: see `tinyfusion.pipeline.pruning.planned`.
+    """
+    if not getattr(pruner, "uses_keep", True) and not hasattr(pruner, "plan"):
+        return None
+    if wanted.latency is not None and getattr(pruner, "uses_keep", True):
+        wanted.check(pruner)
+        # How many that leaves is measured later: here as many as can be.
+        wanted = Wanted(keep=len(net.units(wanted.units)) - 1, units=wanted.units)
+    return with_scores(planned(pruner, net, wanted), pruner, recovery)
+
+
+def with_scores(
+    decision: Decision, pruner: Pruner, recovery: Objective | PhasedRecovery
+) -> Decision:
+    """A planned decision with scores, all alike, where those of the pruner will be.
+
+    Of a pruner that does not say which it gives (``unit_scores``), those that the recovery wants.
+
+    Args:
+        decision: the decision.
+        pruner: who will make it.
+        recovery: what takes the scores.
+    """
+    wanted = getattr(getattr(recovery, "updates", None), "scores", None) or "scores"
+    names = getattr(pruner, "unit_scores", (wanted,))
+    return replace(decision, scores={name: [1.0] * (decision.source_depth or 0) for name in names})
+
+
+def starts_whole(recovery: Objective | PhasedRecovery) -> bool:
+    """Whether a recovery is given the whole network, of which it removes a part itself."""
+    return getattr(recovery, "starts_whole", False)
+
+
+def student_of(
+    recovery: Objective | PhasedRecovery, net: Backbone, decision: Decision, start: str = KEPT
+) -> Backbone:
+    """The network that a recovery begins with; a copy.
+
+    Args:
+        recovery: what is minimised, or what states its phases.
+        net: the source model; left as it is.
+        decision: what of it stays.
+        start: see `check_recovery`; for ``fresh`` see `fresh_student`.
+
+    Raises:
+        InputError: a decision that does not fit the model.
+    """
+    if starts_whole(recovery):
+        return copy.deepcopy(net)
+    return prune_averaged(net, decision) if start == AVERAGED else prune(net, decision)
 
 
 def recovery_phases(
@@ -154,22 +271,32 @@ def _module(objective: Objective, context: RecoveryContext) -> Recovery:
     """The training of the student, not begun.
 
     Raises:
-        InputError: it is not known which blocks of student and teacher correspond.
+        InputError: it is not known which blocks of student and teacher correspond, or the decision
+            does not hold what stages or updates need.
     """
     student, teacher, decision = context.student, context.teacher, context.decision
-    settings = context.runner.settings(RECOVERY)
-    pairs, weights, first = [], None, None
+    settings, stages = context.runner.settings(RECOVERY), objective.stages
+    pairs, weights, first, fading, rates = [], None, None, None, None
+    if isinstance(stages, FadeOut):
+        fading = stages.fading(student, decision, settings.steps)
+    if objective.updates is not None:
+        rates = objective.updates.factors(decision)
+        if fading is None:
+            assert decision is not None  # the factors are by its scores
+            rates = [rates[block] for block in decision.origins]
     if objective.uses_features:
         assert teacher is not None  # the objective has been checked
-        pairs = aligned_pairs(student, teacher, decision)
+        cut = student if fading is None else prune(shape_copy(student), fading.decision)
+        pairs = aligned_pairs(cut, teacher, decision)
         if objective.feature_scale == "teacher" and pairs:
             blocks = [block for _, block in pairs]
             sizes = context.state_sizes(teacher, blocks, objective.calibration_samples)
             weights = one_scale(sizes, blocks)
-    if objective.stages is not None:
+    if isinstance(stages, SeamsFirst):
         at = seams_of(student, teacher, decision) if context.at is None else context.at
-        first = objective.stages.first_stage(student, at, settings.steps)
-    return Recovery(
+        first = stages.first_stage(student, at, settings.steps)
+    make = Recovery if fading is None else partial(GradualRecovery, fading=fading)
+    return make(
         student,
         None if teacher is None else FrozenTeacher(teacher),
         objective,
@@ -178,6 +305,7 @@ def _module(objective: Objective, context: RecoveryContext) -> Recovery:
         weights,
         first,
         settings.ema_warm_up,
+        rates,
         **context.runner.shared(RECOVERY, student),
     )
 
@@ -266,9 +394,9 @@ def recover(
 
     Args:
         recovery: see `recovery_phases`.
-        student: the pruned network; trained in place.
+        student: the pruned network, or the whole one (`student_of`); trained in place.
         teacher: the network to distil from; ``None`` for none.
-        decision: how the student was cut, if known.
+        decision: how the student was cut, or is to be, if known.
         runner: process, data and settings of phases.
         folder: where phases write.
         device: where hidden states are measured, if they are.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.backbones.rebuild import rebuilt
+from tinyfusion.budget import placeholders
 from tinyfusion.errors import InputError
-from tinyfusion.pipeline.pruning import budget, placeholders
+from tinyfusion.pipeline.budgets import Wanted
 from tinyfusion.pruners.contract import Pruner
+from tinyfusion.scheme import EVEN
+from tinyfusion.units import BLOCKS
 
 PREVIOUS, SOURCE = "previous", "source"
 
@@ -48,7 +49,8 @@ class Rounds:
         self,
         source_depth: int,
         checkpoint: str | None,
-        given: Mapping[str, Any],
+        wanted: Wanted,
+        decision: str | None,
         start: str,
         teacher_path: str | None,
         pruner: Pruner,
@@ -58,7 +60,8 @@ class Rounds:
         Args:
             source_depth: number of blocks of the first model.
             checkpoint: what the first model is called, for messages.
-            given: values of ``scheme``, ``keep`` and ``decision``, all of which must be ``None``.
+            wanted: what holds in every round; without a number of blocks.
+            decision: path of a given decision, which there must not be.
             start: weights that recovery starts from.
             teacher_path: the configured teacher.
             pruner: chooses in every round.
@@ -84,13 +87,24 @@ class Rounds:
             value = getattr(self, key)
             if value not in (PREVIOUS, SOURCE):
                 raise InputError(f"iterative.{key}={value!r} is not known; valid: previous, source")
+        groups = None if wanted.scheme == EVEN else wanted.scheme
+        given = {"scheme": groups, "keep": wanted.keep, "decision": decision}
+        given |= {f"budget.{measure}": value for measure, value in wanted.amounts.items()}
         for key, value in given.items():
             if value is not None:
                 raise InputError(
                     f"{key}={value}: with iterative= the rounds' numbers of blocks are "
                     f"iterative.depths, and their blocks are chosen; give {key}=null"
                 )
-        if start != "kept":
+        if wanted.units != BLOCKS:
+            raise InputError(f"units={wanted.units}: rounds choose blocks; give units=blocks")
+        if wanted.protected or not isinstance(wanted.minimum, int):
+            key = "protected" if wanted.protected else "minimum"
+            raise InputError(
+                f"budget.{key}={getattr(wanted, key)}: blocks are numbered anew in every round, so "
+                "that it would mean others; leave it out (budget.minimum=N of each stack goes)"
+            )
+        if start == "fresh":
             raise InputError(
                 f"start={start}: what the rounds start from is iterative.weights; give start=kept"
             )
@@ -111,24 +125,27 @@ class Rounds:
                 "choose a given number of blocks; choose another pruner="
             )
 
-    def check_budgets(self, source: Backbone, pruner: Pruner) -> None:
+    def check_budgets(self, source: Backbone, pruner: Pruner, wanted: Wanted) -> None:
         """Refuse numbers of blocks that the pruner can't keep in some round.
 
         Args:
             source: the first model.
             pruner: chooses in every round.
+            wanted: what holds in every round, without a number of blocks.
 
         Raises:
-            InputError: see `tinyfusion.pipeline.pruning.budget`.
+            InputError: see `tinyfusion.pipeline.budgets.Wanted.budget`.
         """
         net = source
         for depth in self.depths[:-1]:
-            scheme, _ = budget(None, depth, net, pruner)
+            budget = replace(wanted, keep=depth).budget(net, pruner)
+            assert budget is not None
             with torch.random.fork_rng(devices=[]):
                 twin = rebuilt(net)
-            twin.keep_blocks(placeholders(net.depth, depth, scheme))
+            twin.keep_blocks(placeholders(budget))
             net = twin
-        budget(None, self.depths[-1], net if self.weights == PREVIOUS else source, pruner)
+        last = net if self.weights == PREVIOUS else source
+        replace(wanted, keep=self.depths[-1]).budget(last, pruner)
 
 
 def check_previous(path: str, previous: Backbone, source: Backbone, depth: int) -> None:

@@ -8,7 +8,7 @@ chooses, and counted in a dry run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.backbones.unit_view import seen_as_blocks
+from tinyfusion.budget import Budget
 from tinyfusion.changes import Replacement, Resizing
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.data.source import ImageSource
@@ -26,7 +28,7 @@ from tinyfusion.processes.contract import Process
 from tinyfusion.scheme import Scheme
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.phases import Phase
-from tinyfusion.units import BLOCKS, Unit
+from tinyfusion.units import Unit, kept_and_removed
 
 
 class Choice(NamedTuple):
@@ -75,45 +77,75 @@ class PruningContext:
         net: the source model; the pruner's own copy, which it may alter.
         process: the process.
         source: images.
-        scheme: the N:M scheme laid over the model, or ``None`` if the pruner uses none or none
-            was given.
-        keep: number of units that stay; 0 for a pruner that needs none (``uses_keep``).
+        budget: how many of which units stay; ``None`` for a pruner whose numbers are its own
+            (``uses_keep``).
         seed: the run's seed.
         folder: where the pruner may write.
         shared: ``shared(name, settings=None)``: keyword arguments of `DenoiserTraining` for the
             phase of this name, with its own settings or those that are configured under its name.
         source_sha256: hash of the source model's weights; ``None`` if they came from no file.
         trained: modules of the pruner's phases by name, trained; empty before.
-        kind: kind of the units to choose among, see `Backbone.units`.
     """
 
     net: Backbone
     process: Process
     source: ImageSource
-    scheme: Scheme | None
-    keep: int
+    budget: Budget | None
     seed: int
     folder: Path
     shared: Callable[..., dict[str, Any]]
     source_sha256: str | None = None
     trained: Mapping[str, DenoiserTraining] = field(default_factory=dict)
-    kind: str = BLOCKS
 
     @property
     def units(self) -> tuple[Unit, ...]:
         """The units to choose among, in the order in which they run."""
-        return self.net.units(self.kind)
+        return self._budget.units
 
-    def checked_keep(self) -> int:
-        """``keep``, validated against the number of units.
+    @property
+    def kind(self) -> str:
+        """Kind of these units, see `Backbone.units`."""
+        return self.units[0].kind
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """The N:M groups to decide within, if there are any."""
+        return self._budget.scheme
+
+    @property
+    def keep(self) -> int:
+        """Number of units that stay, from 1 to one less than there are.
 
         Raises:
-            InputError: all units or none would stay.
+            InputError: the budget is not a number of units; `Budget.fill` meets any.
         """
-        count = len(self.units)
-        if not 0 < self.keep < count:
-            raise InputError(f"keep={self.keep} must be between 1 and {count - 1}")
-        return self.keep
+        budget = self._budget
+        if not budget.counts:
+            raise InputError(
+                f"{budget}: this pruner chooses a number of units, not by what they cost; give "
+                "keep=, or choose another pruner="
+            )
+        return budget.keep
+
+    @property
+    def as_blocks(self) -> Backbone:
+        """The model as a chain of these units: what knows only blocks can number them."""
+        return seen_as_blocks(self.net, self.units)
+
+    def choice(self, kept: Iterable[int], **further: Any) -> Choice:
+        """The choice that keeps some units.
+
+        Args:
+            kept: numbers of units.
+            further: other fields of `Choice`.
+        """
+        blocks, removed = kept_and_removed(self.units, kept, self.net.depth)
+        return Choice(blocks, removed=removed, **further)
+
+    @property
+    def _budget(self) -> Budget:
+        assert self.budget is not None, "asked for by a pruner that has numbers of its own"
+        return self.budget
 
     def calibration(self, num_samples: int) -> HeldOutLoss:
         """A fixed noised batch of training images, the same for every candidate.
@@ -159,11 +191,15 @@ def calibration_images(
 class Pruner(Protocol):
     """A way of choosing units; what ``conf/pruner/*.yaml`` builds.
 
-    A class that decides within the groups of a scheme says so by ``uses_scheme = True``; for
-    others, which may leave the attribute out, the scheme is only another way to say ``keep``.
+    A class that decides within the groups of a scheme says so by ``uses_scheme = True``, and by
+    ``needs_scheme = True`` if it can't do without; for others, which may leave both out, the scheme
+    is only another way to say ``keep``. ``kinds`` (default: blocks alone) lists the kinds of units
+    that it can choose among.
     ``uses_keep = False`` (default: true) says that the number of units is the pruner's own.
     ``name`` (default: the class's, in lower case) is what decisions call the method.
     ``cuts_width = True`` (default: false) says that channels go instead of blocks.
+    ``unit_scores`` (default: not known) names the evidence in `Choice.scores` that holds a number
+    for each unit, so that what goes by it is validated before anything is trained.
     ``plan(net) -> Choice`` says the size of a choice whose numbers are the pruner's own, without
     data or training. ``phases(context) -> Sequence[Phase]`` (default: none) lists what is trained
     before `choose`, which finds the trained modules in ``context.trained``.
@@ -172,7 +208,12 @@ class Pruner(Protocol):
     uses_scheme: bool
 
     def choose(self, context: PruningContext) -> Choice:
-        """Choose ``context.keep`` of the model's units."""
+        """Choose within ``context.budget``, such as ``context.keep`` of the model's units."""
+
+
+def method_of(pruner: Pruner) -> str:
+    """What decisions call a pruner: its attribute ``name``, or its class's in lower case."""
+    return str(getattr(pruner, "name", type(pruner).__name__.lower()))
 
 
 def phases_of(pruner: Pruner, context: PruningContext) -> Sequence[Phase]:

@@ -29,7 +29,11 @@ class Items(NamedTuple):
 
 
 def cheapest(
-    costs: Sequence[float], sizes: Sequence[int], least: int, most_nodes: int = MOST_NODES
+    costs: Sequence[float],
+    sizes: Sequence[int],
+    least: int,
+    most_nodes: int = MOST_NODES,
+    at_most: Sequence[tuple[Sequence[int], int]] = (),
 ) -> Items:
     """The set of least summed cost among those that reach a size and need all their items for it.
 
@@ -44,6 +48,7 @@ def cheapest(
         least: the size to reach, at least 1 and at most what all items have together.
         most_nodes: where the search stops, in nodes of its tree; what it has found by then is
             not ``exact``.
+        at_most: groups of items, and how many of each may be taken.
     """
     assert 1 <= least <= sum(sizes), (least, sizes)
     # Items without size are in no allowed set.
@@ -64,6 +69,9 @@ def cheapest(
         LinearConstraint(np.c_[item_NN, -larger_NV, np.zeros(items)], ub=0),
         LinearConstraint(np.c_[item_NN * places_N, 0 * larger_NV, -np.ones(items)], ub=0),
     ]
+    for members, most in at_most:
+        taken = np.isin(order, list(members)).astype(float)
+        rows.append(LinearConstraint([*taken, *zero_V, 0], ub=most))
     objectives = [
         [*_scaled([costs[item] for item in order]), *zero_V, 0],
         [*np.zeros(items), *zero_V, 1],

@@ -1,23 +1,33 @@
-"""TinyFusion's own pruner: learn the distribution over keep-patterns (arXiv 2412.01199)."""
+"""TinyFusion's own pruner: learn which units stay (arXiv 2412.01199)."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tinyfusion.decision import Decision
+from tinyfusion.budget import placeholders
 from tinyfusion.errors import InputError
-from tinyfusion.gating.gates import Gates
+from tinyfusion.gating.contract import Gates
+from tinyfusion.gating.draws import Draw, GumbelTopK
+from tinyfusion.gating.pattern_gates import START_LOGIT, PatternGates, entropy
+from tinyfusion.gating.unit_gates import UnitGates
 from tinyfusion.pruners.contract import Choice, PruningContext
-from tinyfusion.scheme import Scheme, check_keep
+from tinyfusion.pruners.scored import Scored
 from tinyfusion.seeding import seed_of
-from tinyfusion.training.mask_learning import MaskLearning
+from tinyfusion.training.mask_learning import EarlyStop, MaskLearning
 from tinyfusion.training.phases import Phase
+from tinyfusion.training.recipes import tinydit_d14
 from tinyfusion.training.schedules import Linear
+from tinyfusion.units import BLOCKS, BRANCHES
 
 MASK_LEARNING = "mask_learning"
+GUMBEL_TOP_K = GumbelTopK()
+START_SPREAD = 0.04
+UNIT_RATE_FACTOR = 2.0
+"""Rate of single units' gates over that of the update. At the published 10 a logit moves by a nat a
+step, and choices are made before they are compared (docs/results.md)."""
 
 
 class Delta(Protocol):
@@ -28,31 +38,48 @@ class Delta(Protocol):
 
 
 class Learned:
-    """Learn gates together with a weight update, then keep the most probable patterns.
+    """Learn gates together with a weight update, then keep what they have come to prefer.
+
+    Under a budget there is one logit per unit, and every set of units that the budget allows can
+    be learned. Within the groups of a scheme there is one for each of a group's keep-patterns, as
+    in the paper.
 
     Args:
         delta: the weight update.
         temperature: Gumbel-softmax temperature over the run.
         scale: factor from logits to log-probabilities over the run.
-        gate_rate_factor: learning rate of the gates over that of the update.
+        gate_rate_factor: learning rate of the gates over that of the update; ``None`` for
+            `UNIT_RATE_FACTOR`, and within the groups of a scheme for the published one.
         gate_ema_decay: decay of the gates' average; ``None`` follows the run's length.
+        draw: distribution over the sets of units that a budget allows; not used with a scheme.
+        stop: when mask learning may end early; ``None`` for never.
+        start: criterion in whose order the logits start; ``None`` for equal ones. Not known with
+            a scheme.
+        start_spread: difference between the highest and the lowest logit then; ``None`` for
+            `START_SPREAD`.
 
     Raises:
-        InputError: a factor, temperature or scale that is not positive, or a decay outside
-            [0, 1).
+        InputError: a factor, temperature, scale or spread that is not positive, a decay outside
+            [0, 1), a start that is no criterion, or a spread without a start.
     """
 
     uses_scheme = True
+    kinds: ClassVar[tuple[str, ...]] = (BLOCKS, BRANCHES)
+    unit_scores: ClassVar[tuple[str, ...]] = ("inclusion",)
 
     def __init__(
         self,
         delta: Delta,
         temperature: Linear,
         scale: Linear,
-        gate_rate_factor: float = 10.0,
+        gate_rate_factor: float | None = None,
         gate_ema_decay: float | None = None,
+        draw: Draw = GUMBEL_TOP_K,
+        stop: EarlyStop | None = None,
+        start: Scored | None = None,
+        start_spread: float | None = None,
     ) -> None:
-        if gate_rate_factor <= 0:
+        if gate_rate_factor is not None and gate_rate_factor <= 0:
             raise InputError(f"pruner.gate_rate_factor={gate_rate_factor} must be positive")
         if temperature.start <= 0 or temperature.end <= 0:
             raise InputError("pruner.temperature must stay positive")
@@ -62,7 +89,22 @@ class Learned:
             raise InputError(
                 f"pruner.gate_ema_decay={gate_ema_decay} must be at least 0 and less than 1"
             )
+        if start is not None and not isinstance(start, Scored):
+            raise InputError(
+                f"pruner.start: a {type(start).__name__} gives no scores to order logits by; give "
+                "a criterion, such as +pruner@pruner.start=sensitivity"
+            )
+        if start_spread is not None and start is None:
+            raise InputError(
+                f"pruner.start_spread={start_spread} is how far apart the logits of pruner.start "
+                "are, which is not given; give it by +pruner@pruner.start=, or leave both out"
+            )
+        if start_spread is not None and start_spread <= 0:
+            raise InputError(f"pruner.start_spread={start_spread} must be positive")
         self.delta = delta
+        self.draw, self.stop = draw, stop
+        self.start = start
+        self.start_spread = START_SPREAD if start_spread is None else start_spread
         self.temperature, self.scale = temperature, scale
         self.gate_rate_factor, self.gate_ema_decay = gate_rate_factor, gate_ema_decay
 
@@ -70,47 +112,112 @@ class Learned:
         """Mask learning.
 
         Raises:
-            InputError: there is no scheme, or ``keep`` differs from what the scheme keeps.
+            InputError: a budget that `draw` does not know or that leaves nothing to learn, or a
+                draw, a criterion to start from, protected units or minimums beside a scheme.
         """
-        scheme = check_keep(context.scheme, context.keep)
-        # Which blocks stay is not known yet, how many of each group is.
-        leaves = Decision(
-            scheme.first_of_each,
-            context.net.depth,
-            "learned",
-            scheme=scheme.sizes,
-            seed=context.seed,
+        budget = context.budget
+        assert budget is not None
+        if context.scheme is None:
+            self.draw.check(budget)
+            if budget.counts and len(budget.protected) == budget.keep:
+                raise InputError(
+                    f"{budget}: all that stay are protected, so that there is nothing to learn; "
+                    "raise keep=, or give the blocks as pruner=indices"
+                )
+        elif budget.constraints:
+            raise InputError(
+                f"budget.{budget.constraints[0]}: pruner=learned does not know it beside "
+                f"scheme={context.scheme}, whose patterns are learned as a whole; give "
+                "keep= instead of scheme="
+            )
+        elif self.draw != GUMBEL_TOP_K:
+            raise InputError(
+                f"pruner.draw={type(self.draw).__name__} draws sets of single units, but a "
+                "scheme's patterns have draws of their own; give keep= or a budget instead of "
+                "scheme="
+            )
+        elif self.start is not None:
+            raise InputError(
+                "pruner.start orders single units, but a scheme's logits are of patterns; give "
+                "keep= or a budget instead of scheme="
+            )
+        # Which units stay is not known yet; a dry run counts as many.
+        leaves = context.choice(placeholders(budget), scheme=context.scheme).decision(
+            context.net.depth, method="learned", seed=context.seed, budget=budget.record()
         )
-        return [Phase(MASK_LEARNING, lambda: self._module(context, scheme), leaves=leaves)]
+        return [Phase(MASK_LEARNING, lambda: self._module(context), leaves=leaves)]
 
-    def _module(self, context: PruningContext, scheme: Scheme) -> MaskLearning:
+    def _module(self, context: PruningContext) -> MaskLearning:
+        assert context.budget is not None
+        # Before the update is attached, which is none of the network's own.
+        gates = self._gates(context)
         # Start values of the update depend on the run's seed alone, not on what was drawn before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(context.seed, "delta"))
             self.delta.attach(context.net)
         return MaskLearning(
             context.net,
-            Gates(scheme),
-            self.gate_rate_factor,
+            gates,
+            self._rate_factor(context),
             self.temperature,
             self.scale,
             self.gate_ema_decay,
+            context.units,
+            self.stop,
             **context.shared(MASK_LEARNING),
         )
 
+    def _rate_factor(self, context: PruningContext) -> float:
+        if self.gate_rate_factor is not None:
+            return self.gate_rate_factor
+        published = tinydit_d14.gates.gate_rate_factor
+        return UNIT_RATE_FACTOR if context.scheme is None else published
+
+    def _gates(self, context: PruningContext) -> Gates:
+        if context.scheme is not None:
+            return PatternGates(context.scheme)
+        assert context.budget is not None
+        # A dry run's network has no values to score.
+        if self.start is None or next(context.net.parameters()).is_meta:
+            return UnitGates(context.budget, self.draw)
+        calibration = self.start.calibration(context)
+        every = range(context.budget.count)
+        scores_L = self.start.checked_scores(context.as_blocks, calibration, every)
+        return UnitGates(context.budget, self.draw, ordered_logits(scores_L, self.start_spread))
+
     def choose(self, context: PruningContext) -> Choice:
-        """Keep the most probable pattern of every group, by the averaged gates."""
+        """Keep what the averaged gates are for, see `Gates.state`."""
         module = context.trained[MASK_LEARNING]
         assert isinstance(module, MaskLearning)
-        state = module.decision_state()
-        return Choice(
-            kept=state.kept,
-            scheme=module.gated.gates.scheme,
-            probabilities=state.probabilities,
-            scores={
-                "kept_live": list(state.kept_live),
-                "confidence": state.confidence,
-                "entropy": state.entropy,
-                "skipped_steps": module.skipped_steps,
-            },
+        averaged, live = module.decision_state()
+        names = [unit.name for unit in context.units]
+        scores: dict[str, Any] = {
+            "inclusion": dict(zip(names, averaged.inclusion, strict=True)),
+            "margin": averaged.margin,
+            "kept_live": [names[unit] for unit in live.kept],
+            "skipped_steps": module.skipped_steps,
+            "steps": module.global_step,
+        }
+        if averaged.groups:
+            scores["confidence"] = [max(p) for p in averaged.groups]
+            scores["entropy"] = [entropy(p) for p in averaged.groups]
+        return context.choice(
+            averaged.kept,
+            scheme=context.scheme,
+            probabilities=[list(p) for p in averaged.groups] or None,
+            scores=scores,
         )
+
+
+def ordered_logits(scores_L: Tensor, spread: float) -> Tensor:
+    """Evenly spaced logits in the order of scores, equal ones where scores are equal.
+
+    By rank, because scores of blocks often differ by orders of magnitude.
+
+    Args:
+        scores_L: scores.
+        spread: difference between the highest and the lowest logit.
+    """
+    values_V, place_L = scores_L.unique(return_inverse=True)
+    steps = max(len(values_V) - 1, 1)
+    return (START_LOGIT + spread * (place_L / steps - 0.5)).float()

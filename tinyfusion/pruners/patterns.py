@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
-from tinyfusion.pruners.contract import Choice, PruningContext
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from tinyfusion.errors import InputError
+from tinyfusion.pruners.contract import Choice, PruningContext, method_of
 from tinyfusion.scheme import evenly_spaced
 
 
-class Oracle:
+class Pattern(ABC):
+    """Base class of the pruners for which only the number of blocks matters."""
+
+    uses_scheme = False
+    unit_scores: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def pattern(self, depth: int, keep: int) -> tuple[int, ...]:
+        """The blocks that stay, ascending.
+
+        Args:
+            depth: number of blocks.
+            keep: how many of them stay, from 1 to ``depth - 1``.
+        """
+
+    def choose(self, context: PruningContext) -> Choice:
+        """The pattern of as many blocks as the budget allows.
+
+        Raises:
+            InputError: no number of blocks gives a pattern that it allows.
+        """
+        budget = context.budget
+        assert budget is not None
+        sizes = (budget.keep,) if budget.counts else range(budget.count - 1, 0, -1)
+        for keep in sizes:
+            kept = self.pattern(budget.count, keep)
+            if budget.allows(kept):
+                return context.choice(kept)
+        held = [f"budget.{key}" for key in budget.constraints] or ["the budget"]
+        raise InputError(
+            f"{budget}: the fixed pattern of pruner={method_of(self)} does not meet "
+            f"{' and '.join(held)}; leave it out, or choose another pruner="
+        )
+
+
+class Oracle(Pattern):
     """The pattern of BK-SDM (arXiv 2305.15798) on a stack of equal blocks.
 
     Blocks are paired up; of each pair the first stays in the first half of the model and the last
@@ -14,46 +53,36 @@ class Oracle:
     `mirrored`.
     """
 
-    uses_scheme = False
-
-    def choose(self, context: PruningContext) -> Choice:
-        """Lay the pattern over the model."""
-        return Choice(mirrored(context.net.depth, context.checked_keep()))
+    def pattern(self, depth: int, keep: int) -> tuple[int, ...]:
+        """See `mirrored`."""
+        return mirrored(depth, keep)
 
 
-class Uniform:
+class Uniform(Pattern):
     """Evenly spaced blocks from the first on: of 28 blocks 0, 2, ..., 26 for ``keep=14``."""
 
-    uses_scheme = False
-
-    def choose(self, context: PruningContext) -> Choice:
-        """Keep blocks ``floor(i * depth / keep)``."""
-        keep = context.checked_keep()
-        return Choice(evenly_spaced(context.net.depth, keep))
+    def pattern(self, depth: int, keep: int) -> tuple[int, ...]:
+        """Blocks ``floor(i * depth / keep)``."""
+        return evenly_spaced(depth, keep)
 
 
-class First:
+class First(Pattern):
     """The first ``keep`` blocks, then the output layer: a prefix of the model.
 
     The student of Width & Depth Pruning (AAAI 2022) without its joint training of all prefixes.
     """
 
-    uses_scheme = False
-
-    def choose(self, context: PruningContext) -> Choice:
-        """Cut off the end."""
-        return Choice(tuple(range(context.checked_keep())))
+    def pattern(self, depth: int, keep: int) -> tuple[int, ...]:
+        """All but the end."""
+        return tuple(range(keep))
 
 
-class Last:
+class Last(Pattern):
     """The last ``keep`` blocks, right after the embedding."""
 
-    uses_scheme = False
-
-    def choose(self, context: PruningContext) -> Choice:
-        """Cut off the start."""
-        depth = context.net.depth
-        return Choice(tuple(range(depth - context.checked_keep(), depth)))
+    def pattern(self, depth: int, keep: int) -> tuple[int, ...]:
+        """All but the start."""
+        return tuple(range(depth - keep, depth))
 
 
 def mirrored(depth: int, keep: int) -> tuple[int, ...]:

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import comb, isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tinyfusion.budget import Budget
 from tinyfusion.decision import Decision, check_kept
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.candidates import CandidateScores
@@ -23,6 +24,7 @@ from tinyfusion.pruners.candidate_list import LIST_FILE, SEGMENT, evaluate, read
 from tinyfusion.pruners.contract import Choice, PruningContext
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.seeding import generator
+from tinyfusion.units import BLOCKS, BRANCHES
 
 PICKS = ("min", "median", "max")
 
@@ -32,7 +34,7 @@ Rounding differs between machines, and networks that were cut badly amplify it."
 
 
 class Random:
-    """A set drawn uniformly among all sets of ``keep`` blocks, or chosen from many such draws.
+    """A random set of units that the budget allows, or one that is chosen from many such draws.
 
     With several candidates, their losses right after removal, all on one calibration batch, are
     written to ``prune/candidates.csv`` and drawn in ``prune/density.png``. Losses that are not
@@ -55,6 +57,8 @@ class Random:
     """
 
     uses_scheme = False
+    kinds: ClassVar[tuple[str, ...]] = (BLOCKS, BRANCHES)
+    unit_scores: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -99,20 +103,23 @@ class Random:
             InputError: ``keep``, a mark or a given list that does not fit the model, or no
                 candidate of finite loss.
         """
-        depth, keep = context.net.depth, context.checked_keep()
+        budget, depth = context.budget, len(context.units)
+        assert budget is not None
         seed = context.seed if self.draw_seed is None else self.draw_seed
         if self.candidates == 1:
-            order = torch.randperm(depth, generator=generator(seed, "random_pruner"))
-            return Choice(tuple(sorted(order[:keep].tolist())), scores={"draw_seed": seed})
-        marks = {name: _blocks_of_mark(name, value, depth) for name, value in self.marks.items()}
-        kept_sets = draw_sets(depth, keep, self.candidates, seed)
+            order = torch.randperm(depth, generator=generator(seed, "random_pruner")).tolist()
+            return context.choice(budget.fill(order), scores={"draw_seed": seed})
+        marks = {name: _units_of_mark(name, value, context) for name, value in self.marks.items()}
+        kept_sets = draw_sets(budget, self.candidates, seed)
         calibration = context.calibration(self.num_samples)
-        scores = CandidateScores(context.net, calibration, self.branches)
+        scores = CandidateScores(context.as_blocks, calibration, self.branches)
+        limit: dict[str, Any] = {budget.measure: budget.keep if budget.counts else budget.limit}
+        limit |= {} if context.kind == BLOCKS else {"units": context.kind}
         head = {
             "format": "tinyfusion-candidates",
             "source_sha256": context.source_sha256,
             "depth": depth,
-            "keep": keep,
+            **limit,
             "candidates": len(kept_sets),
             "draw_seed": seed,
             "seed": context.seed,
@@ -135,7 +142,10 @@ class Random:
             )
         }
         if is_first_rank():
-            _draw_density(losses, marked, context.folder / "density.png", keep, depth)
+            title = f"{len(losses):,} random choices of {depth} {context.kind}, {budget}"
+            if budget.counts:
+                title = f"{len(losses):,} random choices of {budget.keep} of {depth} {context.kind}"
+            _draw_density(losses, marked, context.folder / "density.png", title)
         evidence = {
             "draw_seed": seed,
             "candidates": len(losses),
@@ -150,28 +160,38 @@ class Random:
                 tree_nodes(kept_sets[first : first + SEGMENT])
                 for first in range(0, len(kept_sets), SEGMENT)
             ),
-            "naive_block_evaluations": keep * len(kept_sets),
+            "naive_block_evaluations": sum(map(len, kept_sets)),
             "candidates_per_s": speed,
             "marks": marked,
         }
-        return Choice(kept_sets[chosen], scores=evidence)
+        return context.choice(kept_sets[chosen], scores=evidence)
 
 
-def draw_sets(depth: int, keep: int, count: int, seed: int) -> list[Kept]:
-    """Different sets of ``keep`` of ``depth`` blocks, uniformly drawn, in ascending order.
+def draw_sets(budget: Budget, count: int, seed: int) -> list[Kept]:
+    """Different sets that a budget allows, in ascending order.
+
+    Of a number of units they are uniformly drawn; where units cost differently, or some must stay,
+    a set is what fits of all units in a random order (`Budget.fill`).
 
     Args:
-        depth: number of blocks.
-        keep: size of each set.
-        count: how many sets; all if there are no more.
-        seed: seed of the draw.
+        budget: what may stay.
+        count: how many sets; all that exist if there are no more, or as many as are found in 20
+            times as many draws.
+        seed: seed of the draws.
     """
-    draws = generator(seed, "random_pruner")
+    draws, depth = generator(seed, "random_pruner"), budget.count
+    found: set[Kept] = set()
+    if not budget.counts or budget.protected or budget.minimums:
+        for _ in range(20 * count):
+            found.add(budget.fill(torch.randperm(depth, generator=draws).tolist()))
+            if len(found) == count:
+                break
+        return sorted(found)
+    keep = budget.keep
     if comb(depth, keep) <= 4 * count:
         every = list(combinations(range(depth), keep))
         numbers = torch.randperm(len(every), generator=draws)[:count]
         return [every[number] for number in sorted(numbers.tolist())]
-    found: set[Kept] = set()
     while len(found) < count:
         keys = torch.rand(count - len(found), depth, dtype=torch.float64, generator=draws)
         # The places of the smallest of uniform draws are a uniform set.
@@ -191,24 +211,29 @@ def _picks(losses: Sequence[float]) -> dict[str, int]:
     return dict(zip(PICKS, (order[0], order[len(order) // 2], order[-1]), strict=True))
 
 
-def _blocks_of_mark(name: str, value: Any, depth: int) -> Kept:
-    """Blocks that a mark keeps."""
+def _units_of_mark(name: str, value: Any, context: PruningContext) -> Kept:
+    """Units that a mark keeps."""
+    units, depth = context.units, context.net.depth
     if not isinstance(value, str):
         if not isinstance(value, Sequence):
             raise InputError(
-                f"pruner.marks.{name}={value!r} must be a list of blocks, such as [0,1], or the "
-                "path of a decision.json"
+                f"pruner.marks.{name}={value!r} must be a list of {context.kind}, such as [0,1], "
+                "or the path of a decision.json"
             )
-        return check_kept(value, depth, key=f"pruner.marks.{name}")
+        return check_kept(value, len(units), key=f"pruner.marks.{name}")
     decision = Decision.load(value)
-    if decision.kept is None:
+    if decision.kept is None and not decision.removed:
         raise InputError(f"pruner.marks.{name}={value} does not choose among blocks")
     if decision.source_depth != depth:
         raise InputError(
             f"pruner.marks.{name}={value} chooses among {decision.source_depth} blocks, but the "
             f"model has {depth}"
         )
-    return decision.kept
+    if decision.removed and context.kind == BLOCKS:
+        raise InputError(
+            f"pruner.marks.{name}={value} removes branches of blocks: give units=branches"
+        )
+    return decision.kept_units(units)
 
 
 def _check_reproduced(
@@ -236,13 +261,8 @@ def _percentile(ascending: NDArray[np.float64], loss: float) -> float | None:
 
 
 def _draw_density(
-    losses: Sequence[float], marked: Mapping[str, Any], path: Path, keep: int, depth: int
+    losses: Sequence[float], marked: Mapping[str, Any], path: Path, title: str
 ) -> None:
     from tinyfusion.figures.density import loss_density
 
-    loss_density(
-        losses,
-        path,
-        {name: mark["loss"] for name, mark in marked.items()},
-        f"{len(losses):,} random choices of {keep} of {depth} blocks",
-    )
+    loss_density(losses, path, {name: mark["loss"] for name, mark in marked.items()}, title)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from tinyfusion.backbones.contract import Backbone, Calibration, run_plain
 from tinyfusion.errors import InputError
 from tinyfusion.pruners.contract import Choice, PruningContext
-from tinyfusion.pruners.selectors import Budget, Selection, Selector
+from tinyfusion.pruners.selectors import Selection, Selector
 from tinyfusion.states import States
+from tinyfusion.units import BLOCKS, BRANCHES
 
 
 class Scored(ABC):
@@ -35,6 +37,7 @@ class Scored(ABC):
     """
 
     criterion: ClassVar[str] = "scores"
+    kinds: ClassVar[tuple[str, ...]] = (BLOCKS, BRANCHES)
 
     def __init__(
         self, selector: Selector, num_samples: int = 1024, protect_last: bool = False
@@ -47,6 +50,16 @@ class Scored(ABC):
     def uses_scheme(self) -> bool:
         """Whether blocks are chosen within the groups of a scheme."""
         return self.selector.uses_scheme
+
+    @property
+    def needs_scheme(self) -> bool:
+        """Whether there must be one."""
+        return getattr(self.selector, "needs_scheme", False)
+
+    @property
+    def unit_scores(self) -> tuple[str, ...]:
+        """Names of the evidence that holds a number for each unit."""
+        return (self.criterion,)
 
     @abstractmethod
     def scores(self, net: Backbone, calibration: Any, kept: Sequence[int]) -> Tensor:
@@ -73,6 +86,21 @@ class Scored(ABC):
         """What else to record of a finished selection, as plain data."""
         return {}
 
+    def checked_scores(self, net: Backbone, calibration: Any, kept: Sequence[int]) -> Tensor:
+        """What `scores` gives, for each block of ``kept`` a number.
+
+        Raises:
+            InputError: it gave another number of scores than it was asked for.
+        """
+        found_K = self.scores(net, calibration, kept).double().cpu()
+        if found_K.shape != (len(kept),):
+            raise InputError(
+                f"{type(self).__name__}.scores gave shape {tuple(found_K.shape)} for "
+                f"{len(kept)} units; valid: ({len(kept)},)"
+            )
+        # A model without the block broke down.
+        return torch.where(found_K.isnan(), torch.inf, found_K)
+
     def choose(self, context: PruningContext) -> Choice:
         """Score blocks and select.
 
@@ -80,29 +108,20 @@ class Scored(ABC):
             InputError: ``keep`` is out of range, the selector can't keep to it, or `scores` gave
                 another number of scores than it was asked for.
         """
-        net, units = context.net, context.units
-        budget = Budget(
-            keep=context.checked_keep(),
-            parameters=tuple(unit.parameters or 0 for unit in units),
-            protected=frozenset([len(units) - 1] if self.protect_last else []),
-            scheme=context.scheme,
-        )
+        budget = context.budget
+        assert budget is not None
+        if self.protect_last:
+            budget = replace(budget, protected=budget.protected | {budget.count - 1})
         calibration = self.calibration(context)
+        net = context.as_blocks
 
         def score(kept: Sequence[int]) -> Tensor:
-            found_K = self.scores(net, calibration, tuple(kept)).double().cpu()
-            if found_K.shape != (len(kept),):
-                raise InputError(
-                    f"{type(self).__name__}.scores gave shape {tuple(found_K.shape)} for "
-                    f"{len(kept)} blocks; valid: ({len(kept)},)"
-                )
-            # A model without the block broke down.
-            return torch.where(found_K.isnan(), torch.inf, found_K)
+            return self.checked_scores(net, calibration, tuple(kept))
 
         selection = self.selector.select(score, budget)
-        return Choice(
-            kept=selection.kept,
-            scheme=context.scheme if self.selector.uses_scheme else None,
+        return context.choice(
+            selection.kept,
+            scheme=selection.scheme,
             scores={
                 self.criterion: selection.scores.tolist(),
                 "selector": self.selector.name,

@@ -11,8 +11,10 @@ from torch import Tensor
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.errors import InputError
 from tinyfusion.processes.contract import Corrupted, Process
+from tinyfusion.recovery.fading import FadeOut
 from tinyfusion.recovery.features import MASKS, SCALES, feature_distance
 from tinyfusion.recovery.stages import SeamsFirst
+from tinyfusion.recovery.updates import InverseImportance
 from tinyfusion.states import States
 
 STATE_KEYS = ("hidden_size", "patch_size", "buffer_size")
@@ -33,7 +35,9 @@ class Objective:
         feature_scale: ``none`` takes the mean of the pairs' distances; ``teacher`` their sum, each
             weighted by the size of the teacher's states (Laptop-Diff; see `one_scale`).
         calibration_samples: noised training images by which that size is measured, at least 1.
-        stages: which weights are trained at first; ``None`` trains all from the first step on.
+        stages: which weights are trained at first, or which blocks are removed only in training;
+            ``None`` trains all that stays from the first step on.
+        updates: how large the updates of each block are; ``None`` trains all alike.
 
     Raises:
         InputError: negative weights, nothing to minimise, or an unknown mask or scale.
@@ -50,7 +54,8 @@ class Objective:
         variance_kl: bool = False,
         feature_scale: str = "none",
         calibration_samples: int = 1024,
-        stages: SeamsFirst | None = None,
+        stages: SeamsFirst | FadeOut | None = None,
+        updates: InverseImportance | None = None,
     ) -> None:
         weights = {
             "task_weight": task_weight,
@@ -82,7 +87,12 @@ class Objective:
         self.feature_mask, self.num_sigmas = feature_mask, num_sigmas
         self.variance_kl = variance_kl
         self.feature_scale, self.calibration_samples = feature_scale, calibration_samples
-        self.stages = stages
+        self.stages, self.updates = stages, updates
+
+    @property
+    def starts_whole(self) -> bool:
+        """Whether training begins with the whole network, from which it removes blocks."""
+        return isinstance(self.stages, FadeOut)
 
     @property
     def uses_features(self) -> bool:

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinyfusion.errors import InputError, one_line
 from tinyfusion.notices import notice
-from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS, PARTS
+from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS, PART_OF, PARTS
 from tinyfusion.settings.compose import keys_of, locate, parameters_of
 from tinyfusion.settings.overview import choices
 from tinyfusion.settings.paths import absolute
@@ -70,8 +70,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
             if "_target_" in cfg[group] and cfg[group]["_target_"] is None:
                 cfg[group] = None
     # A user's own recovery need not take an argument that is not set.
-    if isinstance(cfg.get("recovery"), DictConfig) and cfg.recovery.get("stages", ...) is None:
-        del cfg.recovery["stages"]
+    for key, group in PART_OF.items():
+        if isinstance(cfg.get(group), DictConfig) and cfg[group].get(key, ...) is None:
+            del cfg[group][key]
     try:
         _make_absolute(cfg)
         _resolve(cfg)
@@ -209,9 +210,10 @@ def _check_target(path: str, node: DictConfig) -> None:
     given = [str(key) for key in node if not str(key).startswith("_")]
     unknown = [key for key in given if key not in names]
     if unknown and not open_ended:
-        raise InputError(
-            f"unknown key '{path}.{unknown[0]}'; valid for {path}: {', '.join(sorted(names))}"
-        )
+        valid = f"valid for {path}: {', '.join(sorted(names))}"
+        if not names:
+            valid = f"{target.__name__} takes no keys"
+        raise InputError(f"unknown key '{path}.{unknown[0]}'; {valid}")
     unset = [key for key in given if OmegaConf.is_missing(node, key)]
     required = [n for n in names if parameters[n].default is inspect.Parameter.empty]
     if path.startswith("logger."):
@@ -221,6 +223,16 @@ def _check_target(path: str, node: DictConfig) -> None:
     if unset:
         raise InputError(f"'{path}.{unset[0]}' must be given: {path}.{unset[0]}=...")
     hints = hints_of(target)
+    group = path.partition(".")[0]
     for key in given:
-        if key in hints:
+        if key not in hints:
+            continue
+        try:
             check_type(f"{path}.{key}", node[key], hints[key])
+        except InputError as error:
+            if not isinstance(node[key], str) or node[key] not in choices(group):
+                raise
+            raise InputError(
+                f"{error}; the {group} of that name is put there by "
+                f"+{group}@{path}.{key}={node[key]}"
+            ) from None

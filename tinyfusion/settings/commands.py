@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinyfusion.settings.schema import Iterative, TeacherSettings
+from tinyfusion.settings.schema import BudgetSettings, Iterative, TeacherSettings
 
 
 @dataclass
@@ -64,6 +64,8 @@ class Prune(Training):
 
     scheme: Any = None
     keep: int | None = None
+    units: str = "blocks"
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     pruner: Any = None
     selector: Any = None
     delta: Any = None
@@ -194,11 +196,12 @@ GROUPS: dict[str, str] = {
     "process": "noising, targets and loss",
     "autoencoder": "between pictures and latents; none for a model of pixels",
     "data": "images or latents",
-    "pruner": "how the blocks that stay are chosen",
-    "selector": "how a pruner that scores blocks goes from scores to blocks",
+    "pruner": "how the blocks (or other units) that stay are chosen",
+    "selector": "how a pruner that scores units goes from scores to those that stay",
     "delta": "weight update that is learned together with the mask",
     "recovery": "what the pruned network is trained on",
-    "stages": "which weights recovery trains at first; none trains all from the start",
+    "stages": "which weights recovery trains at first, or which blocks it removes itself; or none",
+    "updates": "how large the updates of each block are in recovery; none trains all alike",
     "teacher": "the network to distil from (teacher.path=CHECKPOINT)",
     "optimizer": "optimiser",
     "training": "length, batch and learning rate of every phase",
@@ -216,8 +219,11 @@ OPTIONAL_GROUPS = ("autoencoder", "backbone", "callbacks", "delta", "evaluation"
 PARTS = ("guidance",)
 """Objects that a command's own configuration describes, without a group to choose from."""
 
-PART_OF = {"stages": "recovery"}
+PART_OF = {"stages": "recovery", "updates": "recovery"}
 """Groups whose choice is a key of another group's: ``recovery.stages``."""
+
+NESTED = ("budget",)
+"""Values that have keys of their own."""
 
 VALUES: dict[str, str] = {
     "checkpoint": "file, folder, hub id, or packaged: digits, sit_digits, mar_digits",
@@ -228,10 +234,12 @@ VALUES: dict[str, str] = {
     "hidden_size": "width of presets to time, to narrow them; num_heads likewise",
     "input_size": "side of the latents of presets to time",
     "rounds": "timed rounds, in each of which every model has its turn",
-    "scheme": "N:M, or a list of [keep, size] groups",
-    "keep": "number of blocks that stay; null: as many as the scheme keeps",
+    "scheme": "N:M, a list of [keep, size] groups, or even; null: no groups",
+    "keep": "number of units that stay; null: what the scheme keeps, or half",
+    "units": "what is chosen among: blocks, or branches (attention, MLP) of blocks",
+    "budget": "parameters, macs, latency (with batch_size, table); protected, minimum",
     "decision": "a decision.json to apply instead of choosing",
-    "start": "weights that recovery starts from: kept, or fresh (from scratch)",
+    "start": "weights that recovery starts from: kept, averaged (over removed), fresh",
     "iterative": "prune in several rounds; see experiment=iterative",
     "n": "number of images",
     "labels": "classes to draw, in turn; null: as class_balance says",

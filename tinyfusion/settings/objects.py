@@ -21,6 +21,7 @@ from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError, one_line
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.held_out import HeldOutLoss
+from tinyfusion.pipeline.budgets import Wanted
 from tinyfusion.pipeline.machine import check_machine, count_devices, scoring_device
 from tinyfusion.pipeline.recovering import PhasedRecovery
 from tinyfusion.pipeline.rounds import Rounds
@@ -69,8 +70,7 @@ class Objects:
         training: settings of phases.
         optimizer: makes an optimiser.
         pruner: how units are chosen.
-        scheme: the N:M scheme as the user wrote it.
-        keep: number of blocks that stay.
+        wanted: how much is to stay.
         recovery: what recovery minimises.
         start: weights that recovery starts from.
         rounds: pruning in several rounds.
@@ -103,8 +103,7 @@ class Objects:
     training: PhaseSettings | None
     optimizer: MakeOptimizer | None
     pruner: Pruner | None
-    scheme: Any
-    keep: int | None
+    wanted: Wanted
     recovery: Objective | PhasedRecovery | None
     start: str
     rounds: Rounds | None
@@ -188,8 +187,7 @@ def objects_of(cfg: DictConfig, present: bool = True) -> Objects:
         training=_built(cfg, "training"),
         optimizer=optimizer,
         pruner=_with(_built(cfg, "pruner"), "pruner", ("choose",)),
-        scheme=cfg.get("scheme"),
-        keep=cfg.get("keep"),
+        wanted=_wanted(cfg),
         recovery=_recovery(cfg),
         start=cfg.get("start", "kept"),
         rounds=_rounds(cfg),
@@ -267,6 +265,13 @@ def _trackers(nodes: DictConfig | dict[str, Any], folder: Path) -> Trackers:
         except Exception as error:
             raise InputError(f"logger.{name}: {one_line(error.__cause__ or error)}") from error
     return Trackers(built)
+
+
+def _wanted(cfg: DictConfig) -> Wanted:
+    if "budget" not in cfg:
+        return Wanted()
+    budget: Any = OmegaConf.to_container(cfg.budget)
+    return Wanted.of(cfg.scheme, cfg.keep, cfg.units, budget)
 
 
 def _rounds(cfg: DictConfig) -> Rounds | None:

@@ -128,6 +128,32 @@ def as_typed(override: str, sweeping: bool = False) -> str:
     return f"{prefixed}={_one(key, raw)}"
 
 
+def swept(overrides: Sequence[str]) -> list[str]:
+    """Overrides of a sweep, of which values in a group that it runs over are looked at in its runs.
+
+    Hydra first composes what all runs share, which has the group's default choice: a key of
+    another choice would be refused there. A sweep over one value is not part of that.
+
+    Args:
+        overrides: overrides in Hydra's grammar.
+    """
+    over = {split(text)[0].lstrip("+") for text in overrides if _several(split(text)[1])}
+    found = []
+    for text in overrides:
+        key, value = split(text)
+        inside = key[:1] not in "+~" and key.partition(".")[0] in over & set(GROUPS)
+        single = inside and "." in key and value is not None and not _several(value)
+        found.append(f"{key}=choice({value})" if single else text)
+    return found
+
+
+def _several(value: str | None) -> bool:
+    """Whether a value is a sweep to Hydra, such as ``a,b``."""
+    from hydra.core.override_parser.types import Sweep
+
+    return value is not None and isinstance(_read(value), Sweep)
+
+
 def is_text(key: str) -> bool:
     """Whether the value of a key is one text, in which brackets are characters like any other."""
     return key in _TEXTS or (holds_path(key) and key not in _LISTS)

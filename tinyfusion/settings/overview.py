@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyfusion.settings.commands import COMMANDS, GROUPS, PART_OF, SUMMARIES, VALUES
+from tinyfusion.settings.commands import COMMANDS, GROUPS, NESTED, PART_OF, SUMMARIES, VALUES
 
 WIDTH = 100
 
@@ -22,7 +22,9 @@ EXAMPLES: dict[str, Sequence[str]] = {
     ),
     "pretrain": ("seed=1", "training.pretrain.steps=5000 logger=tensorboard"),
     "prune": (
-        "scheme=2:4 delta=full",
+        "keep=7                                (the best 7 blocks of all)",
+        "budget.macs=0.5 units=branches        (half the MACs, of attention and MLP)",
+        "scheme=2:4 delta=full                 (2 of every 4 blocks, as in the paper)",
         "'scheme=[[3,4],[3,4],[2,4],[3,4],[2,4],[3,4],[3,4]]'",
         "pruner=shortgpt keep=14",
         "pruner=indices 'pruner.kept=[0,2,4,6]'",
@@ -56,7 +58,8 @@ EXAMPLES: dict[str, Sequence[str]] = {
         "experiment=figure_4 sampler.steps=4      (the whole figure)",
     ),
     "run": (
-        "scheme=2:4 delta=full seed=1",
+        "keep=7 seed=1                         (the best 7 blocks of all)",
+        "budget.latency=0.5 units=branches     (half the time, measured here)",
         "-m scheme=1:2,2:4,7:14 delta=lora,full,frozen",
         "backbone=sit_digits                   (another family; mar_digits: a third)",
         "pruner=oracle keep=14 start=fresh backbone=dit_digits recovery=kd",
@@ -133,7 +136,7 @@ def overview(command: str, folders: Sequence[Path] = ()) -> str:
     lines += ["", "values (key=value):"]
     for key, text in VALUES.items():
         if key in COMMANDS[command].__dataclass_fields__:
-            setting = f"{key}={values.get(key, 'null')}"
+            setting = f"{key}.KEY" if key in NESTED else f"{key}={values.get(key, 'null')}"
             lines.append(f"  {setting:<24}{text}")
     if command in NOTES:
         lines += ["", *NOTES[command]]

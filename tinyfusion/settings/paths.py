@@ -16,7 +16,7 @@ READ = (
     *("resume", "checkpoint", "decision", "images", "models"),
     *("teacher.path", "iterative.previous"),
     *("data.root", "autoencoder.path", "evaluation.reference", "evaluation.weights"),
-    *("pruner.losses", "hydra.searchpath"),
+    *("pruner.losses", "budget.table", "hydra.searchpath"),
 )
 """Keys whose value may name a file or folder; what does not exist is a name or a hub id.
 

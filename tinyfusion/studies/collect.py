@@ -25,6 +25,7 @@ class FinishedRun:
         folder: its folder.
         method: the pruner that decided.
         kept: the blocks it kept.
+        removed: branches that went from these.
         seed: the run's seed.
         config: resolved configuration.
         models: figures by model: ``source``, ``pruned``, ``recovered``, ``recovered (live
@@ -37,6 +38,7 @@ class FinishedRun:
     folder: Path
     method: str
     kept: tuple[int, ...]
+    removed: tuple[str, ...]
     seed: int
     config: dict[str, Any]
     models: dict[str, dict[str, float]]
@@ -73,6 +75,7 @@ def read_run(folder: Path | str) -> FinishedRun:
         folder=folder,
         method=metrics.get("decision", {}).get("method", ""),
         kept=tuple(metrics.get("decision", {}).get("kept", ())),
+        removed=tuple(metrics.get("decision", {}).get("removed", ())),
         seed=config["seed"],
         config=config,
         models=metrics.get("models", {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +32,29 @@ LOOKING_GUIDANCE = 1.5
 """Guidance of the pictures: these samples are for looking, scored ones are unguided."""
 
 
-def compare(runs: Sequence[FinishedRun], folder: Path, detail: str = "learned") -> list[dict]:
+def compare(
+    runs: Mapping[str, FinishedRun], folder: Path, detail: str = "learned"
+) -> list[dict[str, Any]]:
     """Print and write the table; draw one row of samples per model.
 
     Args:
-        runs: finished runs of the same source and protocol.
+        runs: finished runs of the same source and protocol, by the name to show.
         folder: where ``comparison.md`` and ``comparison.png`` go.
-        detail: method whose student is also shown before recovery.
+        detail: name of the run whose student is also shown before recovery.
 
     Returns:
         The table's rows.
     """
-    first = runs[0]
+    first = next(iter(runs.values()))
     rows: list[dict[str, Any]] = [{"model": "teacher", **first.models["source"]}]
     process: Process = build(first.config["process"])
     nets: dict[str, Backbone] = {"teacher": load(first.config["checkpoint"])}
-    for run in runs:
-        if run.method == detail:
-            name = f"{run.method}, only cut"
-            rows.append({"model": name, **run.models["pruned"]})
-            nets[name] = load(run.folder / "pruned")
-        rows.append({"model": f"{run.method}, recovered", **run.models["recovered"]})
-        nets[f"{run.method}, recovered"] = load(run.folder / "recovered")
+    for name, run in runs.items():
+        if name == detail:
+            rows.append({"model": f"{name}, only cut", **run.models["pruned"]})
+            nets[f"{name}, only cut"] = load(run.folder / "pruned")
+        rows.append({"model": f"{name}, recovered", **run.models["recovered"]})
+        nets[f"{name}, recovered"] = load(run.folder / "recovered")
     classes = min(10, next(iter(nets.values())).num_classes)
     pictures = {
         name: generate_images(

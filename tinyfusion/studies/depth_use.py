@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tinyfusion.backbones.contract import Backbone, running_only
+from tinyfusion.budget import Budget
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.pruners.patterns import mirrored
 from tinyfusion.pruners.selectors import least_important
@@ -50,8 +51,8 @@ def depth_use(
     def ratio(kept: Collection[int]) -> float:
         return loss_with(net, held_out, kept) / full
 
-    dropped = least_important(block_influence(net, calibration), half, [depth - 1])
-    by_influence = sorted(everything - set(dropped))
+    order = least_important(block_influence(net, calibration))[::-1]
+    by_influence = list(Budget.of(net.units(), depth - half, [depth - 1]).fill(order))
     halves = [
         torch.randperm(depth, generator=generator(draw, "random_half"))[:half].tolist()
         for draw in range(draws)

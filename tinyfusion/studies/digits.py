@@ -27,10 +27,13 @@ class Pruning:
     seeded: bool = True
 
 
+STEPS = "training.mask_learning.steps=150"
+"""Length of mask learning within schemes, with which docs/results.md was measured."""
+
 PRUNERS: dict[str, Pruning] = {
-    "learned 1:2": Pruning(("pruner=learned", "scheme=1:2")),
-    "learned 2:4": Pruning(("pruner=learned", "scheme=2:4")),
-    "learned 7:14": Pruning(("pruner=learned", "scheme=7:14")),
+    "learned 1:2": Pruning(("pruner=learned", "scheme=1:2", STEPS)),
+    "learned 2:4": Pruning(("pruner=learned", "scheme=2:4", STEPS)),
+    "learned 7:14": Pruning(("pruner=learned", "scheme=7:14", STEPS)),
     "shortgpt": Pruning(("pruner=shortgpt", "scheme=1:2")),
     "flux_lite": Pruning(("pruner=flux_lite", "scheme=1:2")),
     "sensitivity": Pruning(("pruner=sensitivity", "scheme=1:2")),
@@ -142,4 +145,5 @@ def _decision(root: Path, pruner: str, seed: int, first_seed: int) -> Job:
 
 def slug(text: str) -> str:
     """A name as part of a folder's name."""
-    return text.replace(" ", "_").replace(":", "of").replace(",", "").replace("_%", "")
+    text = text.replace(" ", "_").replace(":", "of").replace(",", "").replace("_%", "")
+    return text.replace("budget.", "").replace("=", "_")

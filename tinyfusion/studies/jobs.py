@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -9,15 +10,17 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tinyfusion.decision import Decision, find_decision
 from tinyfusion.errors import InputError
 from tinyfusion.interrupts import Interrupted, handled
 from tinyfusion.runtime.folder import COMMAND_FILE
-from tinyfusion.settings.overrides import as_typed, quote, split
+from tinyfusion.settings.brought import brought_along
+from tinyfusion.settings.overrides import as_typed, first_text, quote, split
 from tinyfusion.studies.collect import CONFIG_FILE, METRICS_FILE
 
-NOT_OF_PRUNE = ("evaluation", "recovery", "stages", "teacher", "start")
+NOT_OF_PRUNE = ("evaluation", "recovery", "stages", "updates", "teacher", "start")
 """Settings that `tinyfusion prune` does not have."""
 
 NOT_OF_RESULTS = ("trainer", "output_root", "logger", "callbacks", "name", "hydra", "--config-dir")
@@ -40,6 +43,8 @@ class Job:
         seed: the seed.
         decided: folder of the job that makes the decision, or the decision's file; ``None`` for
             a job that makes its own.
+        by_units: whether of the decision only the units count: a finished job that differs in
+            nothing else serves for it, see `twin_of`.
     """
 
     folder: Path
@@ -49,6 +54,7 @@ class Job:
     recovery: str
     seed: int
     decided: Path | None = None
+    by_units: bool = False
 
     @property
     def done(self) -> bool:
@@ -89,13 +95,20 @@ class Job:
         file = self.folder / COMMAND_FILE
         if not file.is_file():
             return
-        there = _of_results(shlex.split(file.read_text(encoding="utf-8"))[2:])
+        there = self._of_results(shlex.split(file.read_text(encoding="utf-8"))[2:])
         own, passed_on = self.settings(passed_on)
-        here = _of_results([*own, *passed_on])
+        here = self._of_results([*own, *passed_on])
         if there != here:
             parts = {"with": there - here, "without": here - there}
             how = " and ".join(f"{k} {' '.join(sorted(v))}" for k, v in parts.items() if v)
             raise InputError(f"{self.folder} was run {how}: give another --root, or remove it")
+
+    def _of_results(self, overrides: Sequence[str]) -> set[str]:
+        """See `_of_results`; with what the checkpoint brings, which only some runs record."""
+        checkpoints = [text for text in overrides if _key(text) == "checkpoint"]
+        file = first_text(split(checkpoints[-1])[1] or "") if checkpoints else None
+        brought = brought_along(self.command, file, overrides) if file is not None else []
+        return _of_results([*brought, *overrides])
 
 
 def _of_results(overrides: Iterable[str]) -> set[str]:
@@ -118,18 +131,46 @@ def decision_file(place: Path) -> Path:
     return find_decision(place) or place / Decision.file_name
 
 
+def twin_of(job: Job, others: Iterable[Job]) -> Job | None:
+    """A finished job that would do the very same work: equal settings, and the same units stay.
+
+    Args:
+        job: one with `Job.by_units`, whose decision is made.
+        others: all jobs.
+    """
+
+    def work(one: Job) -> tuple[Any, ...]:
+        assert one.decided is not None
+        found = Decision.load(decision_file(one.decided))
+        return one.command, _of_results(one.overrides), found.kept, found.removed
+
+    return next(
+        (
+            other
+            for other in others
+            if other.by_units and other.done and other.folder != job.folder
+            and work(other) == work(job)
+        ),
+        None,
+    )  # fmt: skip
+
+
 def carry_out(
-    jobs: Iterable[Job], command: Callable[[list[str]], int], passed_on: Sequence[str] = ()
+    jobs: Iterable[Job],
+    command: Callable[[list[str]], int],
+    passed_on: Sequence[str] = (),
+    others: Iterable[Job] = (),
 ) -> list[Job]:
     """Run what is not finished, in order.
 
     A job that fails does not keep the others from being done, except those that wait for its
-    decision.
+    decision. One for which a finished job serves (`Job.by_units`) becomes a link to its folder.
 
     Args:
         jobs: the jobs, decisions before what uses them.
         command: ``tinyfusion.cli.main``.
         passed_on: overrides for every job.
+        others: jobs that other processes carry out.
 
     Returns:
         The jobs that failed or could not begin.
@@ -139,6 +180,7 @@ def carry_out(
         Interrupted: a job was interrupted.
     """
     jobs = list(jobs)
+    every = [*jobs, *others]
     for job in jobs:
         job.check_same(passed_on)
     failed: list[Job] = []
@@ -146,6 +188,14 @@ def carry_out(
         if job.done:
             continue
         waits = job.decided is not None and not decision_file(job.decided).is_file()
+        if job.by_units and not waits and not job.folder.exists():
+            job.folder.unlink(missing_ok=True)  # a link to what is gone
+            twin = twin_of(job, every)
+            if twin is not None:
+                job.folder.parent.mkdir(parents=True, exist_ok=True)
+                job.folder.symlink_to(os.path.relpath(twin.folder, job.folder.parent))
+                print(f"{job.folder}: the same work as {twin.folder}, linked")
+                continue
         status = 1 if waits else command(job.arguments(passed_on))
         if status > 128:
             raise Interrupted(status - 128)
@@ -183,7 +233,7 @@ def run_study(
             jobs = plan()
             if command is not None:
                 number, parts = part
-                failed = carry_out(shares(jobs, parts)[number], command, passed_on)
+                failed = carry_out(shares(jobs, parts)[number], command, passed_on, jobs)
             print(report(jobs))
     except Interrupted as stop:
         print(f"{name}: {stop}; the same command resumes it", file=sys.stderr)

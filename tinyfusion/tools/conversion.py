@@ -158,6 +158,8 @@ def _labels(source: str, net: Backbone) -> dict[int, str]:
 
 def _report(net: Backbone, place: Path, to: str, half: bool, has_vae: bool) -> None:
     kept = "" if net.kept_from is None else f", kept from {', '.join(map(str, net.kept_from))}"
+    if net.removed_branches:
+        kept += f", without {', '.join(net.removed_branches)}"
     print(
         f"wrote {place} ({to}): {net.depth} blocks{kept}; {count_parameters(net):,} parameters, "
         f"{'float16' if half else 'float32'}"

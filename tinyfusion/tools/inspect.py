@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tinyfusion.tools.arguments import Parser
 
 _DESCRIPTION = """\
-Print what a file or folder is: a checkpoint in any supported layout, a decision, a LoRA adapter
-or a resume checkpoint. Nothing in it is executed.
+Print what a file or folder is: a checkpoint in any supported layout, a decision, a table of
+latencies, a LoRA adapter or a resume checkpoint. Nothing in it is executed.
 """
 
 _EXAMPLES = """\
@@ -65,7 +66,8 @@ def examine(name: Path | str, weights: str | None = None) -> dict[str, Any]:
         weights: which of a file's weights; ``None`` for the averaged ones.
 
     Returns:
-        Facts; ``kind`` says which: ``model``, ``decision``, ``adapter`` or ``resume checkpoint``.
+        Facts; ``kind`` says which: ``model``, ``decision``, ``latency table``, ``adapter`` or
+        ``resume checkpoint``.
 
     Raises:
         InputError: no such file, or one that is damaged or of no known kind.
@@ -84,7 +86,7 @@ def examine(name: Path | str, weights: str | None = None) -> dict[str, Any]:
     ):
         found = _adapter(path.parent)
     elif path.suffix == ".json":
-        found = _decision(path)
+        found = _decision(path) or _latency(path)
     else:
         found = _resume_checkpoint(path)
     return {"path": str(name), **(found or describe(read_checkpoint(path, weights)))}
@@ -117,8 +119,20 @@ def _decision(path: Path) -> dict[str, Any] | None:
         "seed": decision.seed,
         "source_sha256": decision.source_sha256,
         "version": decision.version,
+        "margin": decision.scores.get("margin"),
         "scores": sorted(decision.scores),
     }
+
+
+def _latency(path: Path) -> dict[str, Any] | None:
+    """Facts about a table of latencies; ``None`` for other JSON files."""
+    from tinyfusion.files import read_json
+    from tinyfusion.metrics.latency import LatencyTable
+
+    content = read_json(path, "JSON")
+    if not isinstance(content, dict) or not {"setting", "seconds"} <= set(content):
+        return None
+    return {"kind": "latency table", **asdict(LatencyTable.load(path))}
 
 
 def _adapter(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tinyfusion.text import readable_bytes
+from tinyfusion.text import readable_amount, readable_bytes
 
 WIDTH = 100
 
@@ -22,6 +22,7 @@ def report(facts: Mapping[str, Any]) -> str:
     rows = {
         "model": _model,
         "decision": _decision,
+        "latency table": _latency,
         "adapter": _adapter,
         "resume checkpoint": _resume,
     }[facts["kind"]](facts)
@@ -67,6 +68,8 @@ def _architecture(facts: Mapping[str, Any]) -> Iterator[Row]:
     if len(facts["stacks"]) > 1:
         yield "stacks", _pairs(facts["stacks"])
     yield from _kept(facts)
+    if facts["removed_branches"]:
+        yield "without", f"{_listed(facts['removed_branches'])} (numbers in this model)"
     yield "width", str(facts["width"])
     yield "heads", _heads(facts)
     if facts["attention_width"] != facts["width"]:
@@ -128,10 +131,47 @@ def _decision(facts: Mapping[str, Any]) -> Iterator[Row]:
         blocks = f"{interval['start']}..{interval['stop'] - 1}"
         yield "replaced", f"blocks {blocks} by one that starts as block {interval['block']}"
     if "removed" in facts:
-        yield "removed branches", _listed(facts["removed"])
+        yield "removed branches", f"{_listed(facts['removed'])} of blocks that stay"
+    if facts["budget"] and "widths" not in facts:
+        yield from _budget(facts["budget"])
+    if facts["margin"] is not None:
+        yield "margin", f"{facts['margin']:.3f}: the least sure unit's probability of this choice"
     if "widths" in facts:
         yield from _widths(facts)
     yield from _evidence(facts)
+
+
+def _budget(budget: Mapping[str, Any]) -> Iterator[Row]:
+    """Rows of a decision's budget and of what else was asked for."""
+    units = budget.get("units", "blocks")
+    for measure in ("keep", "parameters", "macs", "latency"):
+        if measure not in budget:
+            continue
+        limit, whole = budget[measure], budget.get("whole")
+        if "costs" in budget and whole is None:
+            whole = budget["rest"] + sum(budget["costs"].values())
+        share = f" ({limit / whole:.1%} of {readable_amount(whole)})" if whole else f" {units}"
+        yield "budget", f"{measure} {readable_amount(limit)}{share}"
+    yield "chosen among", str(units)
+    if "protected" in budget:
+        yield "protected", _listed(budget["protected"])
+    for minimum in budget.get("minimums", ()):
+        yield "at least", f"{minimum['at_least']} of {minimum['units']}"
+    if "measured" in budget:
+        yield "measured on", _setting(budget["measured"])
+
+
+def _setting(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _latency(facts: Mapping[str, Any]) -> Iterator[Row]:
+    yield "this is", "a table of latencies; use it as budget.table=FILE"
+    yield "measured on", _setting(facts["setting"])
+    yield "whole forward", f"{1e3 * facts['whole']:.3f} ms"
+    yield "without units", f"{1e3 * facts['rest']:.3f} ms"
+    for name, seconds in facts["seconds"].items():
+        yield name, f"{1e3 * seconds:.3f} ms"
 
 
 def _widths(facts: Mapping[str, Any]) -> Iterator[Row]:

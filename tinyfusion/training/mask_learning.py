@@ -1,47 +1,72 @@
 """Learning which blocks to keep (TinyFusion, arXiv 2412.01199, section 3).
 
-Shape suffixes: B batch, K choices of all groups side by side.
+Shape suffixes: B batch, K noise numbers of the gates.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone
+from tinyfusion.errors import InputError
+from tinyfusion.gating.contract import Gates, GateState, on_cpu
 from tinyfusion.gating.gated_backbone import GatedBackbone
-from tinyfusion.gating.gates import Gates, entropy, likeliest
 from tinyfusion.training.ema import Ema
 from tinyfusion.training.module import DenoiserTraining, Prepared
 from tinyfusion.training.schedules import Linear
-from tinyfusion.training.sharding import full
+from tinyfusion.units import Unit
 
-MOST_LOGGED = 8
-"""Groups of more patterns than this have no curve for each pattern's probability."""
+log = logging.getLogger(__name__)
 
 
 class DecisionState(NamedTuple):
     """Where the choice stands at one step.
 
     Attributes:
-        kept: block indices by the moving average of the gates.
-        kept_live: block indices by the live gates.
-        choice: index of the most probable pattern, per group (average gates).
-        choice_live: the same by the live gates.
-        confidence: probability of the chosen pattern, per group (average gates).
-        entropy: entropy of each group's distribution in nats (average gates).
-        probabilities: distribution over the patterns, per group (average gates).
+        averaged: by the moving average of the gates, which is what is decided by.
+        live: by the live gates.
     """
 
-    kept: tuple[int, ...]
-    kept_live: tuple[int, ...]
-    choice: list[int]
-    choice_live: list[int]
-    confidence: list[float]
-    entropy: list[float]
-    probabilities: list[list[float]]
+    averaged: GateState
+    live: GateState
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """When mask learning may end before its last step.
+
+    Attributes:
+        patience: share of the run's steps for which the averaged decision must not have changed.
+        margin: what its margin (`GateState.margin`) must be at least.
+
+    Raises:
+        InputError: a patience that is no share, or a margin that is no probability.
+    """
+
+    patience: float = 0.2
+    margin: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.patience < 1:
+            raise InputError(
+                f"pruner.stop.patience={self.patience} must be a share of the steps, more than 0 "
+                "and less than 1"
+            )
+        if not 0 <= self.margin <= 1:
+            raise InputError(f"pruner.stop.margin={self.margin} must be in [0, 1]")
+
+    def steps(self, total_steps: int) -> int:
+        """The patience in steps."""
+        return max(1, round(self.patience * total_steps))
+
+    def every(self, total_steps: int) -> int:
+        """Steps between two looks at the decision, for which the device is waited for."""
+        return max(1, self.steps(total_steps) // 10)
 
 
 def gate_decay(total_steps: int, longest: float = 0.999) -> float:
@@ -63,6 +88,8 @@ class MaskLearning(DenoiserTraining):
         temperature: Gumbel-softmax temperature over the run.
         scale: factor from logits to log-probabilities over the run.
         gate_ema_decay: decay of the gates' average; ``None`` follows the run's length.
+        stop: when it may end early; ``None`` for never.
+        units: what is chosen among, see `GatedBackbone`.
         shared: arguments of `DenoiserTraining`.
     """
 
@@ -77,15 +104,21 @@ class MaskLearning(DenoiserTraining):
         temperature: Linear,
         scale: Linear,
         gate_ema_decay: float | None,
+        units: Sequence[Unit] | None = None,
+        stop: EarlyStop | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        self.gated = GatedBackbone(net, gates)
+        self.gated = GatedBackbone(net, gates, units)
         self._gate_rate_factor = gate_rate_factor
         self._temperature, self._scale = temperature, scale
         decay = gate_decay(self.total_steps) if gate_ema_decay is None else gate_ema_decay
         # No warm-up: the average starts at the exactly uniform gates, which favour nothing.
         self.gate_ema = Ema(gates, decay, warm_up=False)
+        self._stop = stop
+        # The decision at the last look, and the step since which it has been that.
+        self._settled: tuple[tuple[int, ...], int] = ((), 0)
+        self.ended_early = False
         self._set_schedules(0)
 
     @property
@@ -113,6 +146,23 @@ class MaskLearning(DenoiserTraining):
         """Restore the schedules too: a finished run that is resumed takes no further step."""
         super().on_load_checkpoint(checkpoint)
         self._set_schedules(max(0, checkpoint["global_step"] - 1))
+        state = checkpoint["tinyfusion"]
+        self._settled = (tuple(state["settled"]["kept"]), state["settled"]["since"])
+        self.ended_early = state["settled"]["ended"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep since when the decision has stood, too."""
+        super().on_save_checkpoint(checkpoint)
+        kept, since = self._settled
+        settled = {"kept": list(kept), "since": since, "ended": self.ended_early}
+        checkpoint["tinyfusion"]["settled"] = settled
+
+    def on_train_start(self) -> None:
+        """Take no further step where the run had ended early."""
+        super().on_train_start()
+        if self.ended_early:
+            # Lightning would take one more step before it looks at ``should_stop``.
+            self.trainer.fit_loop.epoch_loop.max_steps = self.global_step
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set temperature and scale for this step."""
@@ -121,50 +171,61 @@ class MaskLearning(DenoiserTraining):
     def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
         """Terms of the process's own loss under masks drawn per sample."""
         corrupted = prepared.corrupted
-        gumbel_BK = self.noise.gumbel("gumbel", prepared.rows, self.gated.gates.num_choices)
+        gumbel_BK = self.noise.gumbel("gumbel", prepared.rows, self.gated.gates.num_draws)
         gumbel_BK = gumbel_BK.to(corrupted.clean.device)
         out = self.gated(corrupted.inputs, prepared.conditioning, gumbel_BK)
         # Under autocast the prediction is bfloat16, too coarse for the arithmetic of the loss.
         terms = self.process.loss(out.to(corrupted.clean.dtype), corrupted)
-        return {"total": terms.pop("loss"), **terms}
+        loss, penalty = terms.pop("loss"), self.gated.gates.penalty
+        if penalty is None:
+            return {"total": loss, **terms}
+        return {"total": loss + penalty, "penalty": penalty, **terms}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step; end the run if the decision is made.
+
+        Done here, because callbacks that save and draw come before the module's other hooks.
+        """
+        step = self.global_step + 1
+        super().optimizer_step(*args, **kwargs)
+        stop, total = self._stop, self.total_steps
+        if stop is None or step % stop.every(total) or step == total:
+            return
+        averaged = self.decision_state().averaged
+        kept, since = self._settled
+        if averaged.kept != kept:
+            self._settled = (averaged.kept, step)
+        elif step - since >= stop.steps(total) and averaged.margin >= stop.margin:
+            self.ended_early = self.trainer.should_stop = True
+            log.info(
+                "%s: decided after %s of %s steps: the choice has stood for %s, margin %.3f",
+                self.noise.phase,
+                *(f"{steps:,}" for steps in (step, total, step - since)),
+                averaged.margin,
+            )
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether the step just taken is one of those that are logged; the last always is."""
+        return self.ended_early or super().logs_now
 
     def after_step(self) -> None:
         """Log the state of the choice at the logger's steps: reading it waits for the device."""
         if not self.logs_now:
             return
         state, gates = self.decision_state(), self.gated.gates
-        values: dict[str, float] = {
+        values = {
             "temperature": gates.temperature,
             "scale": gates.scale,
-            "mean_confidence": sum(state.confidence) / len(state.confidence),
+            "margin": state.averaged.margin,
+            "margin_live": state.live.margin,
+            "kept_alike": float(len(set(state.averaged.kept) & set(state.live.kept))),
         }
-        for index, probabilities in enumerate(state.probabilities):
-            values[f"choice_{index}"] = float(state.choice[index])
-            values[f"choice_live_{index}"] = float(state.choice_live[index])
-            values[f"confidence_{index}"] = state.confidence[index]
-            values[f"entropy_{index}"] = state.entropy[index]
-            if len(probabilities) <= MOST_LOGGED:
-                values |= {f"p_{index}_{pattern}": p for pattern, p in enumerate(probabilities)}
         self.log_dict({f"gates/{name}": value for name, value in values.items()})
 
     def decision_state(self) -> DecisionState:
         """The choice as it stands; called on all ranks together, as logits may be sharded."""
         gates = self.gated.gates
-        shadow = self.gate_ema.shadow
-        averaged = _on_cpu([full(shadow[f"groups.{i}.logits_C"]) for i in range(len(gates.groups))])
-        live = _on_cpu(gates.logits())
-        probabilities = gates.probabilities(averaged)
-        return DecisionState(
-            kept=gates.decide(averaged),
-            kept_live=gates.decide(live),
-            choice=likeliest(averaged),
-            choice_live=likeliest(live),
-            confidence=[float(p.max()) for p in probabilities],
-            entropy=entropy(probabilities),
-            probabilities=[p.tolist() for p in probabilities],
-        )
-
-
-def _on_cpu(logits: list[Tensor]) -> list[Tensor]:
-    """The logits of all groups, copied in one transfer."""
-    return list(torch.cat(logits).cpu().split([len(values) for values in logits]))
+        names = [name for name, _ in gates.named_parameters()]
+        averaged = on_cpu([self.gate_ema.shadow[name] for name in names])
+        return DecisionState(gates.state(averaged), gates.state(gates.logits()))

@@ -8,7 +8,7 @@ Shape suffixes: B batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -66,6 +66,9 @@ class DenoiserTraining(TrainedNetworks):
         label_drop: probability with which a sample's conditioning (its label) is replaced by the
             network's null.
     """
+
+    leaves_unused: ClassVar[bool] = False
+    """Whether there are steps in which trained tensors take no part, as DDP has to know."""
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tinyfusion.errors import InputError
+from tinyfusion.scheme import EVEN
 from tinyfusion.training.phase_settings import TrainingSettings
 from tinyfusion.training.schedules import Linear
 
@@ -114,7 +115,7 @@ class Recipe:
     Attributes:
         source: preset of the network that is pruned, which is the teacher as well.
         student: preset of the network that is left.
-        scheme: groups of blocks; ``None`` if they follow from a number of blocks.
+        scheme: groups of blocks; ``"even"`` if they follow from a number of blocks.
         optimizer: the optimiser of both phases.
         mask_learning: length, batch and rates of mask learning.
         gates: how its gates are drawn and trained.
@@ -129,7 +130,7 @@ class Recipe:
 
     source: str
     student: str
-    scheme: str | tuple[tuple[int, int], ...] | None
+    scheme: str | tuple[tuple[int, int], ...]
     optimizer: AdamW
     mask_learning: TrainingSettings
     gates: GateValues
@@ -199,7 +200,7 @@ tinydit_d7 = replace(tinydit_d14, source="dit_xl_2_d14", student="dit_xl_2_d7")
 # Table 7: 28 -> 14 -> 7 blocks on a quick protocol.
 tinydit_d7_iterative = replace(
     tinydit_d7,
-    scheme=None,
+    scheme=EVEN,
     recovery=replace(tinydit_d14.recovery, steps=10_000),
     further_steps=(),
     sampler=Ancestral(steps=64),

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tinyfusion.backbones.contract import Backbone, forward_with_states
+from tinyfusion.backbones.contract import Backbone, BlockRunner, forward_with_states, run_plain
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.stages import FirstStage
 from tinyfusion.recovery.teacher import FrozenTeacher
@@ -32,6 +32,8 @@ class Recovery(DenoiserTraining):
         pair_weights: weight of each pair's distance; ``None`` takes their mean.
         first: what is trained at first; ``None`` trains everything from the first step on.
         ema_warm_up: let the decay of the averaged weights grow over the first steps (see `Ema`).
+        block_rates: share of the learning rate for each block of the student; ``None`` trains all
+            alike.
         shared: arguments of `DenoiserTraining`.
     """
 
@@ -47,6 +49,7 @@ class Recovery(DenoiserTraining):
         pair_weights: Sequence[float] | None = None,
         first: FirstStage | None = None,
         ema_warm_up: bool = True,
+        block_rates: Sequence[float] | None = None,
         **shared: Any,
     ) -> None:
         if first is not None:
@@ -59,6 +62,7 @@ class Recovery(DenoiserTraining):
         self.pairs = pairs if objective.uses_features else []
         self.pair_weights = None if pair_weights is None else list(pair_weights)
         self.first = first
+        self.block_rates = None if block_rates is None else list(block_rates)
         self.ema = Ema(student, ema_decay, ema_warm_up)
 
     @property
@@ -73,13 +77,35 @@ class Recovery(DenoiserTraining):
             found["feature_weights"] = self.pair_weights
         if self.first is not None:
             found["first_stage_steps"] = self.first.steps
+        if self.block_rates is not None:
+            found["block_rates"] = self.block_rates
         return found
 
     def notes(self) -> list[str]:
-        """What is trained at first."""
-        if self.first is None:
-            return []
-        return [self.first.summary(self.student, self._learning_rate.warm_up)]
+        """What is trained at first, and at which rates."""
+        lines = []
+        if self.first is not None:
+            lines.append(self.first.summary(self.student, self._learning_rate.warm_up))
+        if self.block_rates is not None:
+            shares = ", ".join(f"{share:.3g}" for share in self.block_rates)
+            lines.append(f"share of the learning rate for each block: {shares}")
+        return lines
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One group for each share of the learning rate; the base rate outside the blocks."""
+        if self.block_rates is None:
+            return super().parameter_groups()
+        share_of = {
+            id(p): share
+            for block, share in zip(self.student.blocks, self.block_rates, strict=True)
+            for p in block.parameters()
+        }
+        groups: dict[float, list[nn.Parameter]] = {}
+        for p in self.student.parameters():
+            if p.requires_grad:
+                groups.setdefault(share_of.get(id(p), 1.0), []).append(p)
+        base = self._learning_rate.peak
+        return [{"params": found, "lr": base * share} for share, found in groups.items()]
 
     def on_fit_start(self) -> None:
         """Bring the teacher, which Lightning does not know, to the device."""
@@ -87,10 +113,20 @@ class Recovery(DenoiserTraining):
         if self.teacher is not None:
             self.teacher.to(self.device)
 
+    @property
+    def watched(self) -> list[int]:
+        """For each pair, the block of the network in training whose states are compared."""
+        return [student for student, _ in self.pairs]
+
+    def run_block(self) -> BlockRunner:
+        """How the student's blocks are run in the step at hand."""
+        return run_plain
+
     def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
         """Terms of the objective; both networks see the same input, times and conditioning."""
         seen = prepared.corrupted.inputs, prepared.conditioning
-        out, states = forward_with_states(self.student, *seen, (a for a, _ in self.pairs))
+        watched = self.watched
+        out, states = forward_with_states(self.student, *seen, watched, self.run_block())
         teacher_out: Tensor | None = None
         teacher_states: dict[int, States] = {}
         if self.teacher is not None and self.objective.uses_teacher:
@@ -100,7 +136,7 @@ class Recovery(DenoiserTraining):
             prepared.corrupted,
             out,
             teacher_out,
-            [(states[a], teacher_states[b]) for a, b in self.pairs],
+            [(states[a], teacher_states[b]) for a, (_, b) in zip(watched, self.pairs, strict=True)],
             progress(self.global_step, self.total_steps),
             self.pair_weights,
         )

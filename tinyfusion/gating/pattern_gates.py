@@ -6,14 +6,15 @@ of all groups side by side.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from tinyfusion.gating.contract import Gates, GateState
 from tinyfusion.scheme import BlockGroup, Scheme
 
 START_LOGIT = 0.02
@@ -51,40 +52,29 @@ class GroupGate(nn.Module):
             return (hard_BC - soft_BC.detach() + soft_BC) @ self.choices_CM
 
 
-class Gates(nn.Module):
+class PatternGates(Gates):
     """Gates of all groups of a scheme.
 
     Args:
         scheme: the groups, laid over the units of one kind (`Backbone.units`), such as blocks.
-
-    Attributes:
-        temperature: Gumbel-softmax temperature, set by the schedule.
-        scale: factor between logits and log-probabilities, set by the schedule.
     """
 
     def __init__(self, scheme: Scheme) -> None:
         super().__init__()
         self.scheme = scheme
+        self.count = scheme.depth
+        self.num_draws = sum(group.num_choices for group in scheme.groups)
         # A ModuleList does not say what it holds.
         gates = nn.ModuleList(GroupGate(group) for group in scheme.groups)
         self.groups = cast("Sequence[GroupGate]", gates)
-        self.temperature = 1.0
-        self.scale = 1.0
 
     @property
-    def num_choices(self) -> int:
-        """Logits of all groups together."""
-        return sum(group.num_choices for group in self.scheme.groups)
+    def group_starts(self) -> tuple[int, ...]:
+        """See `Gates.group_starts`."""
+        return tuple(group.start for group in self.scheme.groups[1:])
 
     def forward(self, gumbel_BK: Tensor) -> Tensor:
-        """Sample a mask per sample.
-
-        Args:
-            gumbel_BK: Gumbel(0, 1) noise for every choice of every group, groups side by side.
-
-        Returns:
-            1 for kept and 0 for dropped units, shape (B, L), differentiable in the logits.
-        """
+        """See `Gates.forward`; one noise number for each pattern, groups side by side."""
         parts = gumbel_BK.split([gate.logits_C.numel() for gate in self.groups], dim=-1)
         return torch.cat(
             [
@@ -94,31 +84,23 @@ class Gates(nn.Module):
             dim=-1,
         )
 
-    def logits(self) -> list[Tensor]:
-        """Detached copies of the logits, one tensor (C,) per group.
-
-        Sharded logits are gathered: all ranks must call this together.
-        """
-        logits = [gate.logits_C.detach() for gate in self.groups]
-        return [v.full_tensor() if isinstance(v, DTensor) else v.clone() for v in logits]
-
-    def probabilities(self, logits: list[Tensor] | None = None) -> list[Tensor]:
-        """``softmax(scale * logits)`` per group, of the given or the live logits."""
-        logits = self.logits() if logits is None else logits
+    def probabilities(self, logits: Sequence[Tensor]) -> list[Tensor]:
+        """``softmax(scale * logits)`` per group."""
         return [(self.scale * values.float()).softmax(-1) for values in logits]
 
-    def decide(self, logits: list[Tensor] | None = None) -> tuple[int, ...]:
-        """Most probable pattern of every group as numbers of the kept units."""
-        choice = likeliest(self.logits() if logits is None else logits)
-        patterns = (gate.patterns[i] for gate, i in zip(self.groups, choice, strict=True))
-        return tuple(unit for kept in patterns for unit in kept)
+    def state(self, logits: Sequence[Tensor]) -> GateState:
+        """See `Gates.state`; the decision is the most probable pattern of every group."""
+        kept: list[int] = []
+        inclusion: list[float] = []
+        probabilities = self.probabilities(logits)
+        for gate, values, chances_C in zip(self.groups, logits, probabilities, strict=True):
+            kept += gate.patterns[int(values.argmax())]
+            inclusion += (chances_C @ gate.choices_CM.cpu()).clamp(max=1.0).tolist()
+        return GateState(
+            tuple(kept), tuple(inclusion), tuple(tuple(p.tolist()) for p in probabilities)
+        )
 
 
-def likeliest(logits: list[Tensor]) -> list[int]:
-    """Index of the most probable pattern of each group, in the order of `BlockGroup.choices`."""
-    return [int(values.argmax()) for values in logits]
-
-
-def entropy(probabilities: list[Tensor]) -> list[float]:
-    """Entropy of each group's distribution, in nats."""
-    return [float(-(p * p.clamp(min=1e-30).log()).sum()) for p in probabilities]
+def entropy(probabilities: Sequence[float]) -> float:
+    """Entropy of a group's distribution, in nats."""
+    return -sum(p * math.log(p) for p in probabilities if p > 0)

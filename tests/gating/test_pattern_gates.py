@@ -7,7 +7,7 @@ from math import comb, log
 import pytest
 import torch
 
-from tinyfusion.gating.gates import Gates, GroupGate, entropy
+from tinyfusion.gating.pattern_gates import GroupGate, PatternGates, entropy
 from tinyfusion.scheme import BlockGroup, parse_scheme
 from tinyfusion.seeding import Rows, StepNoise
 
@@ -31,12 +31,14 @@ def test_two_of_three_in_the_order_of_the_paper() -> None:
 
 
 def test_start_is_exactly_uniform() -> None:
-    gates = Gates(parse_scheme("2:4", 8))
+    gates = PatternGates(parse_scheme("2:4", 8))
     gates.scale = 100.0
-    for probabilities in gates.probabilities():
+    for probabilities in gates.probabilities(gates.logits()):
         assert (probabilities == probabilities[0]).all()
         assert float(probabilities.sum()) == pytest.approx(1.0)
-    assert entropy(gates.probabilities()) == pytest.approx([log(6)] * 2)
+    state = gates.state(gates.logits())
+    assert [entropy(p) for p in state.groups] == pytest.approx([log(6)] * 2)
+    assert state.inclusion == pytest.approx([0.5] * 8) and state.margin == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("temperature", [4.0, 1.0, 0.1])
@@ -54,9 +56,9 @@ def test_frequencies_are_the_softmax_whatever_the_temperature(temperature: float
 
 
 def test_zeros_are_exact_and_ones_are_off_by_one_rounding_at_most() -> None:
-    gates = Gates(parse_scheme([[2, 4], [3, 4], [1, 2]], 10))
+    gates = PatternGates(parse_scheme([[2, 4], [3, 4], [1, 2]], 10))
     gates.temperature, gates.scale = 4.0, 100.0
-    keep_BL = gates(gumbel(500, gates.num_choices)).detach()
+    keep_BL = gates(gumbel(500, gates.num_draws)).detach()
     assert keep_BL.shape == (500, 10)
     kept = keep_BL > 0.5
     assert (keep_BL[~kept] == 0).all()
@@ -93,17 +95,17 @@ def test_gradient_of_the_logits_is_not_rounded_under_autocast() -> None:
 
 
 def test_decision_is_the_most_probable_pattern_of_the_given_logits() -> None:
-    gates = Gates(parse_scheme([[1, 2], [2, 3]], 5))
+    gates = PatternGates(parse_scheme([[1, 2], [2, 3]], 5))
     with torch.no_grad():
         gates.groups[0].logits_C[1] += 0.01
         gates.groups[1].logits_C[2] += 0.01
-    assert gates.decide() == (1, 3, 4)
+    assert gates.state(gates.logits()).kept == (1, 3, 4)
     averaged = gates.logits()
     averaged[0][0] += 1.0
-    assert gates.decide(averaged) == (0, 3, 4)
-    assert gates.decide() == (1, 3, 4), "logits() must be copies"
+    assert gates.state(averaged).kept == (0, 3, 4)
+    assert gates.state(gates.logits()).kept == (1, 3, 4), "logits() must be copies"
 
 
 def test_state_dict_holds_nothing_but_the_logits() -> None:
-    gates = Gates(parse_scheme("2:4", 8))
+    gates = PatternGates(parse_scheme("2:4", 8))
     assert sorted(gates.state_dict()) == ["groups.0.logits_C", "groups.1.logits_C"]

@@ -1,0 +1,96 @@
+"""What mask learning asks of gates: a learned distribution over the units that stay.
+
+Shape suffixes: B batch, K noise numbers, L units.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+class GateState(NamedTuple):
+    """What a set of logits says.
+
+    Attributes:
+        kept: numbers of the units that would stay, ascending.
+        inclusion: probability that each unit stays, under the distribution that is drawn from.
+        groups: for gates of groups of units, per group the probability of every keep-pattern; empty
+            for others.
+    """
+
+    kept: tuple[int, ...]
+    inclusion: tuple[float, ...]
+    groups: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def margin(self) -> float:
+        """How sure the least sure unit is: the smallest probability of what would be decided of it.
+
+        Below 0.5, some unit that would stay is likelier to be left out, or the other way round.
+        """
+        kept = set(self.kept)
+        return min(p if unit in kept else 1 - p for unit, p in enumerate(self.inclusion))
+
+
+class Gates(nn.Module, ABC):
+    """A learned distribution over sets of units.
+
+    Attributes:
+        count: number of units L.
+        num_draws: noise numbers K that a draw takes.
+        temperature: of the relaxation, set by the schedule.
+        scale: factor between logits and log-probabilities, set by the schedule.
+        penalty: of the last draw, what to add to the loss; ``None`` for nothing.
+    """
+
+    count: int
+    num_draws: int
+
+    @property
+    def group_starts(self) -> tuple[int, ...]:
+        """First units of groups that are decided each by itself, but for that of the first."""
+        return ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = 1.0
+        self.scale = 1.0
+        self.penalty: Tensor | None = None
+
+    @abstractmethod
+    def forward(self, gumbel_BK: Tensor) -> Tensor:
+        """Sample a mask per sample.
+
+        Args:
+            gumbel_BK: Gumbel(0, 1) noise.
+
+        Returns:
+            1 for kept and 0 for dropped units, shape (B, L), differentiable in the logits.
+        """
+
+    @abstractmethod
+    def state(self, logits: Sequence[Tensor]) -> GateState:
+        """What these logits say at the present scale.
+
+        Args:
+            logits: one tensor for each parameter, in the order of ``parameters()``; on the CPU.
+        """
+
+    def logits(self) -> list[Tensor]:
+        """Detached copies of the logits on the CPU, one tensor for each parameter.
+
+        Sharded logits are gathered: all ranks must call this together.
+        """
+        return on_cpu([parameter.detach() for parameter in self.parameters()])
+
+
+def on_cpu(logits: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of logits, gathered where they are sharded, in one transfer."""
+    whole = [v.full_tensor() if isinstance(v, DTensor) else v for v in logits]
+    return list(torch.cat(whole).cpu().split([len(v) for v in whole]))
