@@ -17,6 +17,7 @@ from tinyfusion.backbones.dit import DiT
 from tinyfusion.checkpoints import save_model
 from tinyfusion.cli import main
 from tinyfusion.figures.canvas import save_figure
+from tinyfusion.runtime import report
 
 SAMPLING = ("sampler=ddpm_20", "sampler.steps=2")
 TRAINING = tuple(
@@ -174,8 +175,12 @@ def small_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def ranks_leave_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test wait for other ranks to find out that an error has been reported."""
-    monkeypatch.setattr("tinyfusion.runtime.report.HOLD", 0.0)
+    """Let no test wait for other ranks to find out that an error has been reported.
+
+    Nor take a test that runs at the same time for one of them.
+    """
+    monkeypatch.setattr(report, "HOLD", 0.0)
+    monkeypatch.setattr(report, "_IDENTITY", (*report._IDENTITY, "PYTEST_CURRENT_TEST"))
 
 
 @pytest.fixture(autouse=True)
