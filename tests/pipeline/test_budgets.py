@@ -14,11 +14,14 @@ from tinyfusion.metrics.latency import LatencyTable, Setting, measure_latency, s
 from tinyfusion.metrics.speed import macs, parameters
 from tinyfusion.pipeline.budgets import Wanted
 from tinyfusion.pipeline.pruning import planned
+from tinyfusion.pipeline.recovering import expected
+from tinyfusion.pruners.contract import Choice
 from tinyfusion.pruners.fixed import Indices
 from tinyfusion.pruners.patterns import Uniform
 from tinyfusion.pruners.random import Random
 from tinyfusion.pruners.selectors import TopK
 from tinyfusion.pruners.sensitivity import Sensitivity
+from tinyfusion.recovery.objective import Objective
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.surgery import prune
 
@@ -64,6 +67,18 @@ def test_groups_are_those_that_are_asked_for(net) -> None:
         Wanted("2:4", keep=3).budget(net, ANY)
 
 
+def test_half_of_the_blocks_stand_for_a_number_that_is_not_known(net) -> None:
+    class Own:
+        uses_scheme = uses_keep = False
+
+        def choose(self, context: object) -> Choice:
+            raise AssertionError
+
+    decision = planned(Own(), net, Wanted())
+    assert len(decision.kept) == net.depth // 2 and decision.source_depth == net.depth
+    assert expected(Own(), net, Wanted(), Objective()) is None
+
+
 @pytest.mark.parametrize("measure", ["parameters", "macs"])
 @pytest.mark.parametrize("kind", ["blocks", "branches"])
 def test_shares_are_of_the_whole_network_and_are_met(net, measure: str, kind: str) -> None:
@@ -76,8 +91,9 @@ def test_shares_are_of_the_whole_network_and_are_met(net, measure: str, kind: st
     assert count(small) <= 0.6 * whole
     # Not one more unit fits.
     assert count(small) + min(budget.costs) > 0.6 * whole
-    absolute = replace(wanted, **{measure: f"{0.6 * whole / 1e3:.6f}k"})
-    assert absolute.budget(net, Random()).limit == pytest.approx(budget.limit, abs=1e-2)
+    for factor, suffix in ((1e3, "k"), (1e6, "M"), (1e9, "B" if measure == "parameters" else "G")):
+        absolute = replace(wanted, **{measure: f"{0.6 * whole / factor:.12f}{suffix}"})
+        assert absolute.budget(net, Random()).limit == pytest.approx(budget.limit, abs=1e-2)
     assert (
         replace(wanted, **{measure: int(0.6 * whole)}).budget(net, Random()).limit <= budget.limit
     )

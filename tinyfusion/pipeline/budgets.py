@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
@@ -14,26 +12,10 @@ from tinyfusion.budget import Budget, Minimum
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.latency import LatencyTable
 from tinyfusion.metrics.speed import macs, parameters
+from tinyfusion.pipeline.amounts import MACS, MEASURES, PARAMETERS, amount_of, share_of
 from tinyfusion.pruners.contract import Pruner, method_of
 from tinyfusion.scheme import EVEN, Scheme, check_keep, even_scheme, group_sizes, parse_scheme
 from tinyfusion.units import BLOCKS, BRANCHES, Unit
-
-PARAMETERS, MACS, LATENCY = "parameters", "macs", "latency"
-MEASURES = (PARAMETERS, MACS, LATENCY)
-"""What a budget can be given in, besides a number of units."""
-
-_FACTORS = {
-    PARAMETERS: {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9},
-    MACS: {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
-    LATENCY: {"s": 1.0, "ms": 1e-3, "us": 1e-6},
-}
-"""Units of absolute amounts, in small letters."""
-
-_AMOUNTS = {
-    PARAMETERS: "a number of parameters, such as 340M",
-    MACS: "a number of multiply-accumulates, such as 60G",
-    LATENCY: "a time in s, ms or us, such as 20ms",
-}
 
 DEFAULT_BATCH_SIZE = 64
 """Samples per forward whose latency is measured."""
@@ -105,7 +87,7 @@ class Wanted:
                 name = key if key == "keep" else f"budget.{key}"
                 raise InputError(f"{name}={value!r} must be a whole number")
         for measure, value in self.amounts.items():
-            _amount(measure, value, 1.0)
+            amount_of(measure, value, 1.0)
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"budget.batch_size={self.batch_size} must be at least 1")
         for key in ("table", "batch_size"):
@@ -160,7 +142,7 @@ class Wanted:
         """
         if self.latency is None:
             return self
-        share = _share(self.latency)
+        share = share_of(self.latency)
         return replace(
             self, latency=None, batch_size=None, table=None, macs=0.5 if share is None else share
         )
@@ -226,7 +208,7 @@ class Wanted:
             return Budget.of(units, keep, protected, minimums, scheme)
         ((measure, value),) = self.amounts.items()
         costs, whole = _costs(measure, net, units, latency)
-        limit = _amount(measure, value, whole)
+        limit = amount_of(measure, value, whole)
         fixed = max(0.0, whole - sum(costs))
         return Budget(
             *(tuple(units), costs, limit - fixed, measure, protected, minimums),
@@ -305,38 +287,3 @@ def _costs(
         return tuple(float(unit.macs or 0) for unit in units), float(macs(net))
     assert latency is not None, "measured before"
     return latency.of(units), latency.whole
-
-
-def _amount(measure: str, value: Any, whole: float) -> float:
-    """What a network may cost, from a share of the whole or an absolute amount.
-
-    Raises:
-        InputError: neither.
-    """
-    refused = InputError(
-        f"budget.{measure}={value} must be a share below 1, such as 0.5, or {_AMOUNTS[measure]}"
-    )
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise refused
-    share = _share(value)
-    if share is not None:
-        return share * whole
-    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", str(value).lower())
-    try:
-        number = float(found[1]) if found else 0.0
-    except ValueError:
-        raise refused from None
-    suffix = found[2] if found else ""
-    factor = _FACTORS[measure].get(suffix)
-    if factor is None or not 0 < number < math.inf or (not suffix and number % 1):
-        raise refused
-    return number * factor
-
-
-def _share(value: Any) -> float | None:
-    """A number between 0 and 1, in quotes or not; ``None`` for anything else."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if 0 < number < 1 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -80,6 +81,7 @@ EQUAL_MACS = tuple(cell for cell in REPORTED if cell.name in ("digits 7", "digit
 """Where `UNITS` are compared: blocks by their number, and branches that cost no more."""
 
 
+@cache
 def equal_macs(cell: Cell) -> str:
     """The budget that gives branches the MACs of a cell's blocks; of other budgets, these."""
     measure, _, amount = cell.budget.partition("=")
