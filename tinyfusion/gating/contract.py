@@ -6,12 +6,15 @@ Shape suffixes: B batch, K noise numbers, L units.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+CERTAIN = 1e4
+"""Log-weight of what is certain; far above any difference of noise, and any temperature's."""
 
 
 class GateState(NamedTuple):
@@ -47,6 +50,8 @@ class Gates(nn.Module, ABC):
         temperature: of the relaxation, set by the schedule.
         scale: factor between logits and log-probabilities, set by the schedule.
         penalty: of the last draw, what to add to the loss; ``None`` for nothing.
+        settled: units that are decided, by number, with whether they stay. Draws and
+            probabilities are those of the others given them.
     """
 
     count: int
@@ -62,6 +67,7 @@ class Gates(nn.Module, ABC):
         self.temperature = 1.0
         self.scale = 1.0
         self.penalty: Tensor | None = None
+        self.settled: dict[int, bool] = {}
 
     @abstractmethod
     def forward(self, gumbel_BK: Tensor) -> Tensor:
@@ -81,6 +87,25 @@ class Gates(nn.Module, ABC):
         Args:
             logits: one tensor for each parameter, in the order of ``parameters()``; on the CPU.
         """
+
+    def settle(self, states: Sequence[GateState], below: float) -> Mapping[int, bool]:
+        """Decide units whose probability has collapsed in all of some states.
+
+        Args:
+            states: such as those of the averaged and of the live logits.
+            below: what is left of the probability of the less likely outcome, at most.
+
+        Returns:
+            The units that are decided by this call.
+        """
+        chances = zip(*(state.inclusion for state in states), strict=True)
+        found = {
+            unit: min(of_unit) > 0.5
+            for unit, of_unit in enumerate(chances)
+            if unit not in self.settled and (max(of_unit) < below or min(of_unit) > 1 - below)
+        }
+        self.settled |= found
+        return found
 
     def logits(self) -> list[Tensor]:
         """Detached copies of the logits on the CPU, one tensor for each parameter.

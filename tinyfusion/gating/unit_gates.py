@@ -13,7 +13,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
 from tinyfusion.budget import Budget
-from tinyfusion.gating.contract import Gates, GateState
+from tinyfusion.gating.contract import CERTAIN, Gates, GateState
 from tinyfusion.gating.draws import Draw
 from tinyfusion.gating.pattern_gates import START_LOGIT
 
@@ -44,15 +44,30 @@ class UnitGates(Gates):
         """See `Gates.forward`; one noise number for each unit."""
         # Outside autocast: a bfloat16 product would round the gradient of the logits.
         with torch.autocast(gumbel_BK.device.type, enabled=False):
-            weights_L = self.scale * self.logits_L
+            weights_L = self._log_weights(self.logits_L)
             self.penalty = self.draw.penalty(weights_L, self.budget)
-            return self.draw.mask(weights_L, gumbel_BK, self.temperature, self.budget)
+            mask_BL = self.draw.mask(weights_L, gumbel_BK, self.temperature, self.budget)
+            return self._with_settled(mask_BL)
+
+    def _log_weights(self, logits_L: Tensor) -> Tensor:
+        """Scaled logits; those of settled units leave no doubt."""
+        return self._with_settled(self.scale * logits_L, CERTAIN, -CERTAIN)
+
+    def _with_settled(self, values: Tensor, stays: float = 1.0, goes: float = 0.0) -> Tensor:
+        """Values of shape (..., L), with one of two numbers for units that are settled."""
+        if not self.settled:
+            return values
+        places = torch.tensor(list(self.settled), device=values.device)
+        numbers = [stays if stay else goes for stay in self.settled.values()]
+        known = torch.tensor(numbers, device=values.device).to(values.dtype)
+        return values.index_copy(-1, places, known.expand(*values.shape[:-1], -1))
 
     def state(self, logits: Sequence[Tensor]) -> GateState:
         """See `Gates.state`; the decision is `decide`'s."""
         (logits_L,) = logits
-        inclusion_L = self.draw.inclusion(self.scale * logits_L, self.budget)
-        kept = decide(logits_L, inclusion_L, self.budget)
+        weights_L = self._log_weights(logits_L)
+        inclusion_L = self._with_settled(self.draw.inclusion(weights_L, self.budget))
+        kept = decide(self._with_settled(logits_L, CERTAIN, -CERTAIN), inclusion_L, self.budget)
         return GateState(kept, tuple(inclusion_L.tolist()))
 
 

@@ -57,10 +57,16 @@ class Learned:
             a scheme.
         start_spread: difference between the highest and the lowest logit then; ``None`` for
             `START_SPREAD`.
+        settle: decide units, and stop paying for them, once the probability of their less likely
+            outcome is below this; ``None`` for never (see `MaskLearning`).
+        dense: run every unit for every sample with gradients (see `GatedBackbone`).
+        gate_gradients: share of the dropped pairs of sample and unit that give their gate a
+            gradient (see `GatedBackbone`).
 
     Raises:
         InputError: a factor, temperature, scale or spread that is not positive, a decay outside
-            [0, 1), a start that is no criterion, or a spread without a start.
+            [0, 1), a start that is no criterion, a spread without a start, a threshold outside
+            (0, 0.5), a share outside (0, 1], or a share below 1 with ``dense``.
     """
 
     uses_scheme = True
@@ -78,6 +84,9 @@ class Learned:
         stop: EarlyStop | None = None,
         start: Scored | None = None,
         start_spread: float | None = None,
+        settle: float | None = None,
+        dense: bool = False,
+        gate_gradients: float = 1.0,
     ) -> None:
         if gate_rate_factor is not None and gate_rate_factor <= 0:
             raise InputError(f"pruner.gate_rate_factor={gate_rate_factor} must be positive")
@@ -101,6 +110,18 @@ class Learned:
             )
         if start_spread is not None and start_spread <= 0:
             raise InputError(f"pruner.start_spread={start_spread} must be positive")
+        if settle is not None and not 0 < settle < 0.5:
+            raise InputError(f"pruner.settle={settle} must be more than 0 and less than 0.5")
+        if not 0 < gate_gradients <= 1:
+            raise InputError(
+                f"pruner.gate_gradients={gate_gradients} must be more than 0 and at most 1"
+            )
+        if dense and gate_gradients < 1:
+            raise InputError(
+                f"pruner.gate_gradients={gate_gradients} leaves out dropped pairs, which "
+                "pruner.dense=true runs all; give one of them"
+            )
+        self.settle, self.dense, self.gate_gradients = settle, dense, gate_gradients
         self.delta = delta
         self.draw, self.stop = draw, stop
         self.start = start
@@ -164,6 +185,9 @@ class Learned:
             self.gate_ema_decay,
             context.units,
             self.stop,
+            self.settle,
+            self.dense,
+            self.gate_gradients,
             **context.shared(MASK_LEARNING),
         )
 

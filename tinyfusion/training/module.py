@@ -8,7 +8,7 @@ Shape suffixes: B batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -67,7 +67,7 @@ class DenoiserTraining(TrainedNetworks):
             network's null.
     """
 
-    leaves_unused: ClassVar[bool] = False
+    leaves_unused: bool = False
     """Whether there are steps in which trained tensors take no part, as DDP has to know."""
 
     def __init__(

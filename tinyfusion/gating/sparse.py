@@ -1,0 +1,161 @@
+"""A unit run with gradients only for the samples that keep it.
+
+In ``x' = m B(x) + (1 - m) x`` with a hard mask, a sample that drops the unit needs ``B(x)`` for the
+mask's gradient ``<dL/dx', B(x) - x>`` alone: no backward pass through ``B``, and nothing stored for
+one.
+
+Shape suffixes: B batch, L units, R samples that are run with gradients, E samples that are only
+evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from tinyfusion.states import States, map_streams, rows_of
+
+LEAST = 2
+"""Samples that a unit is run for at least: with none, its weights would have no gradient instead
+of one of zero, which optimisers and DDP tell apart, and a batch of one is compiled by itself."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which samples of a batch one unit is run for, and how.
+
+    Attributes:
+        run: numbers of the samples that are run with gradients, shape (R,): those that keep the
+            unit, and others if they are fewer than `LEAST`.
+        kept: how many of these, the first ones, keep the unit.
+        evaluated: numbers of the samples that are run without gradients, shape (E,).
+        weight_B: factor of each sample's gradient for its mask, shape (B,).
+    """
+
+    run: Tensor
+    kept: int
+    evaluated: Tensor
+    weight_B: Tensor
+
+
+def rows_of_units(
+    kept_BL: Tensor, looked_BL: Tensor | None, share: float, every: bool
+) -> list[Rows]:
+    """Which samples each unit is run for.
+
+    The device is waited for once: the numbers of rows are needed on the host.
+
+    Args:
+        kept_BL: which samples keep which units, boolean.
+        looked_BL: pairs whose mask gets a gradient although the sample drops the unit, boolean;
+            ``None`` for all of them.
+        share: probability of being in ``looked_BL``; gradients are divided by it.
+        every: run every unit both ways, even if for a sample whose result is not used: sharded
+            weights are gathered by all ranks together, and ranks hold different samples.
+    """
+    # 0 where the unit is run with gradients, 1 where it is evaluated, 2 where it is left out.
+    class_BL = (~kept_BL).to(torch.uint8)
+    weight_BL = torch.ones_like(class_BL, dtype=torch.float32)
+    if looked_BL is not None:
+        left_out_BL = ~kept_BL & ~looked_BL
+        class_BL = class_BL + left_out_BL.to(torch.uint8)
+        weight_BL = torch.where(kept_BL, 1.0, looked_BL / share)
+    order_BL = class_BL.argsort(dim=0, stable=True)
+    batch = len(kept_BL)
+    counts_2L = torch.stack([(class_BL == 0).sum(0), (class_BL == 1).sum(0)]).tolist()
+    found = []
+    for unit, (kept, dropped) in enumerate(zip(*counts_2L, strict=True)):
+        order_B = order_BL[:, unit]
+        run = max(kept, min(LEAST, batch))
+        first, last = run, max(run, kept + dropped)
+        if every or last > first:
+            # Samples that are run both ways count as run with gradients.
+            last = min(max(last, first + LEAST), batch)
+            first = max(0, min(first, last - LEAST))
+        found.append(Rows(order_B[:run], kept, order_B[first:last], weight_BL[:, unit]))
+    return found
+
+
+def run_sparse(
+    run: Callable[[States, Any], States],
+    rows: Rows,
+    keep_B: Tensor,
+    states: States,
+    condition: Any,
+    condition_rows: Callable[[Any, Tensor], Any],
+) -> States:
+    """``keep * run(states) + (1 - keep) * states``, with gradients as if all samples were run.
+
+    Args:
+        run: the unit; what it does to a sample does not depend on the others.
+        rows: which samples are run, and how; those of ``keep_B``.
+        keep_B: the mask, 0 or 1, with a gradient.
+        states: states before the unit.
+        condition: as for the unit.
+        condition_rows: gives the condition of some samples, see `Backbone.condition_rows`.
+
+    Returns:
+        States after it.
+    """
+    changed: States | None = None
+    if len(rows.evaluated):
+        with torch.no_grad():
+            some = rows_of(states, rows.evaluated)
+            out = run(some, condition_rows(condition, rows.evaluated))
+            changed = map_streams(torch.sub, out, some)
+    some = rows_of(states, rows.run)
+    out = run(some, condition_rows(condition, rows.run))
+
+    def mix(stream: Tensor, before_R: Tensor, after_R: Tensor, *changed_E: Tensor) -> Tensor:
+        # Under autocast a unit may give another type than it takes.
+        dtype = torch.promote_types(stream.dtype, after_R.dtype)
+        mixed = _Mixed.apply(
+            stream.to(dtype), before_R.detach(), after_R.to(dtype), keep_B, rows, *changed_E
+        )
+        return cast(Tensor, mixed)
+
+    parts = [states, some, out] if changed is None else [states, some, out, changed]
+    return map_streams(mix, *parts)
+
+
+class _Mixed(torch.autograd.Function):
+    """States in which samples have been replaced, and the gradients of the mask behind it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        before_R: Tensor,
+        after_R: Tensor,
+        keep_B: Tensor,
+        rows: Rows,
+        changed_E: Tensor | None = None,
+    ) -> Tensor:
+        ctx.rows, ctx.mask_type = rows, keep_B.dtype
+        ctx.save_for_backward(after_R - before_R, changed_E)
+        return states.index_copy(0, rows.run[: rows.kept], after_R[: rows.kept])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,), rows = gradients, ctx.rows
+        changed_R, changed_E = ctx.saved_tensors
+        gradient_R = gradient[rows.run]
+        kept = rows.run[: rows.kept]
+        mask_B = torch.zeros(len(gradient), dtype=ctx.mask_type, device=gradient.device)
+        if changed_E is not None:
+            products_E = _products(gradient[rows.evaluated], changed_E, mask_B)
+            mask_B.index_copy_(0, rows.evaluated, products_E)
+        mask_B.index_copy_(0, rows.run, _products(gradient_R, changed_R, mask_B))
+        mask_B *= rows.weight_B
+        gradient_R[rows.kept :] = 0.0
+        return gradient.index_fill(0, kept, 0.0), None, gradient_R, mask_B, None, None
+
+
+def _products(gradient: Tensor, changed: Tensor, like: Tensor) -> Tensor:
+    """Sample by sample the sum of products, shape (N,), of the mask's type."""
+    dtype = torch.promote_types(gradient.dtype, like.dtype)
+    return (gradient * changed).flatten(1).sum(1, dtype=dtype).to(like.dtype)
