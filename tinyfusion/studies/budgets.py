@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -59,6 +60,18 @@ class Cell:
     def name(self) -> str:
         """As the tables call it."""
         return f"{self.teacher} {self.budget.removeprefix('keep=')}"
+
+
+def cell_of(text: str) -> Cell:
+    """A cell as given on a command line: ``TEACHER:BUDGET``.
+
+    Raises:
+        argparse.ArgumentTypeError: not of this form.
+    """
+    teacher, _, budget = text.partition(":")
+    if not teacher or not budget.startswith(("keep=", "budget.")):
+        raise ArgumentTypeError(f"{text!r}: give TEACHER:BUDGET, such as digits:keep=7")
+    return Cell(teacher, budget)
 
 
 REPORTED = (
