@@ -86,7 +86,7 @@ class PatternGates(Gates):
 
     def probabilities(self, logits: Sequence[Tensor]) -> list[Tensor]:
         """``softmax(scale * logits)`` per group."""
-        return [(self.scale * values.float()).softmax(-1) for values in logits]
+        return [(self.scale * values).softmax(-1) for values in logits]
 
     def state(self, logits: Sequence[Tensor]) -> GateState:
         """See `Gates.state`; the decision is the most probable pattern of every group."""
