@@ -86,7 +86,7 @@ class PatternGates(Gates):
 
     def probabilities(self, logits: Sequence[Tensor]) -> list[Tensor]:
         """``softmax(scale * logits)`` per group."""
-        return [(self.scale * values).softmax(-1) for values in logits]
+        return [(self.scale * values.float()).softmax(-1) for values in logits]
 
     def state(self, logits: Sequence[Tensor]) -> GateState:
         """See `Gates.state`; the decision is the most probable pattern of every group."""
@@ -95,7 +95,7 @@ class PatternGates(Gates):
         probabilities = self.probabilities(logits)
         for gate, values, chances_C in zip(self.groups, logits, probabilities, strict=True):
             kept += gate.patterns[int(values.argmax())]
-            inclusion += (chances_C @ gate.choices_CM.cpu()).clamp(max=1.0).tolist()
+            inclusion += (chances_C @ gate.choices_CM.to(chances_C)).clamp(max=1.0).tolist()
         return GateState(
             tuple(kept), tuple(inclusion), tuple(tuple(p.tolist()) for p in probabilities)
         )
