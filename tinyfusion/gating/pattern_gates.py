@@ -123,7 +123,7 @@ class PatternGates(Gates):
         probabilities = self.probabilities(logits)
         for gate, values, chances_C in zip(self.groups, logits, probabilities, strict=True):
             kept += gate.patterns[int(gate.log_weights(values, self.settled).argmax())]
-            inclusion += (chances_C @ gate.choices_CM.cpu()).clamp(max=1.0).tolist()
+            inclusion += (chances_C @ gate.choices_CM.to(chances_C)).clamp(max=1.0).tolist()
         return GateState(
             tuple(kept), tuple(inclusion), tuple(tuple(p.tolist()) for p in probabilities)
         )
