@@ -38,7 +38,11 @@ def rows_of(setting: Setting, arguments: argparse.Namespace) -> Iterator[dict[st
         if "mask" in arguments.only:
             for delta in arguments.delta:
                 what = f"mask-learning step, {keep} of {setting.depth}, {delta}"
-                yield training_row(what, mask_learning(setting, keep, delta), setting)
+                share = arguments.gate_gradients
+                options = {"dense": arguments.dense, "gate_gradients": share}
+                if share < 1:
+                    what += f", {share:g} of the gate gradients"
+                yield training_row(what, mask_learning(setting, keep, delta, **options), setting)
         if "recovery" in arguments.only:
             what = f"recovery step, {keep} of {setting.depth}"
             yield training_row(what, recovery(setting, keep), setting)
@@ -92,6 +96,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--sampling-steps", type=int, default=10)
     found.add_argument("--threads", type=int, default=1)
     found.add_argument("--device", default="cpu")
+    found.add_argument("--dense", action="store_true", help="as pruner.dense=true, our side")
+    found.add_argument("--gate-gradients", type=float, default=1.0, help="as pruner.gate_gradients")
     found.add_argument("--compile", action="store_true", help="compile the blocks of our side")
     found.add_argument("--processor-time", action="store_true")
     found.add_argument("--output", type=Path, help="file to write the table (.md) or rows (.json)")

@@ -24,6 +24,11 @@ def streams(states: States) -> tuple[Tensor, ...]:
     return (states,) if isinstance(states, Tensor) else tuple(states)
 
 
+def like_streams(states: States, found: Sequence[Tensor]) -> States:
+    """Streams as hidden states of the form of others: one tensor, or a tuple."""
+    return found[0] if isinstance(states, Tensor) else tuple(found)
+
+
 def map_streams(function: Callable[..., Tensor], *states: States) -> States:
     """Apply a function stream by stream.
 
@@ -37,8 +42,8 @@ def map_streams(function: Callable[..., Tensor], *states: States) -> States:
     Raises:
         ValueError: the numbers of streams differ.
     """
-    mapped = tuple(function(*parts) for parts in zip(*map(streams, states), strict=True))
-    return mapped[0] if isinstance(states[0], Tensor) else mapped
+    mapped = [function(*parts) for parts in zip(*map(streams, states), strict=True)]
+    return like_streams(states[0], mapped)
 
 
 def batch_of(states: States) -> int:

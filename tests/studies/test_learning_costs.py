@@ -39,7 +39,9 @@ from tinyfusion.training.schedules import LearningRate, Linear
 
 def finished(job: Job, kept: tuple[int, ...], seconds: float, steps: int = 300) -> None:
     job.folder.mkdir(parents=True)
-    Decision(kept, 28, method="learned", scores={"steps": steps}).save(job.folder / Decision.file_name)
+    Decision(kept, 28, method="learned", scores={"steps": steps}).save(
+        job.folder / Decision.file_name
+    )
     write_json(job.folder / "metrics.json", {})
     write_json(job.folder / "cost.json", {"seconds": seconds})
 

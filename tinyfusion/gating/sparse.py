@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tinyfusion.states import States, map_streams, rows_of
+from tinyfusion.states import States, like_streams, map_streams, rows_of, streams
 
 LEAST = 2
 """Samples that a unit is run for at least: with none, its weights would have no gradient instead
@@ -107,23 +107,45 @@ def run_sparse(
             some = rows_of(states, rows.evaluated)
             out = run(some, condition_rows(condition, rows.evaluated))
             changed = map_streams(torch.sub, out, some)
-    some = rows_of(states, rows.run)
+    parts = [cast("tuple[Tensor, Tensor]", _Parted.apply(x, rows)) for x in streams(states)]
+    some = like_streams(states, [part_R for part_R, _ in parts])
+    rest = like_streams(states, [rest_B for _, rest_B in parts])
     out = run(some, condition_rows(condition, rows.run))
 
-    def mix(stream: Tensor, before_R: Tensor, after_R: Tensor, *changed_E: Tensor) -> Tensor:
+    def mix(rest_B: Tensor, before_R: Tensor, after_R: Tensor, *changed_E: Tensor) -> Tensor:
         # Under autocast a unit may give another type than it takes.
-        dtype = torch.promote_types(stream.dtype, after_R.dtype)
+        dtype = torch.promote_types(rest_B.dtype, after_R.dtype)
         mixed = _Mixed.apply(
-            stream.to(dtype), before_R.detach(), after_R.to(dtype), keep_B, rows, *changed_E
+            rest_B.to(dtype), before_R.detach(), after_R.to(dtype), keep_B, rows, *changed_E
         )
         return cast(Tensor, mixed)
 
-    parts = [states, some, out] if changed is None else [states, some, out, changed]
-    return map_streams(mix, *parts)
+    return map_streams(mix, rest, some, out, *([] if changed is None else [changed]))
+
+
+class _Parted(torch.autograd.Function):
+    """The samples that are run, and all of them, of which `_Mixed` uses the others.
+
+    So the gradients of both are put together in one pass over them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        ctx.rows = rows
+        return states.index_select(0, rows.run), states.view_as(states)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient_R, gradient), rows = gradients, ctx.rows
+        kept = rows.kept
+        return gradient.index_copy(0, rows.run[:kept], gradient_R[:kept].to(gradient.dtype)), None
 
 
 class _Mixed(torch.autograd.Function):
-    """States in which samples have been replaced, and the gradients of the mask behind it."""
+    """States in which samples have been replaced, and the gradients of the mask behind it.
+
+    What the replaced samples were has no gradient from here: that is left to `_Parted`.
+    """
 
     @staticmethod
     def forward(
@@ -143,16 +165,16 @@ class _Mixed(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,), rows = gradients, ctx.rows
         changed_R, changed_E = ctx.saved_tensors
-        gradient_R = gradient[rows.run]
-        kept = rows.run[: rows.kept]
+        gradient_R = gradient.index_select(0, rows.run)
         mask_B = torch.zeros(len(gradient), dtype=ctx.mask_type, device=gradient.device)
         if changed_E is not None:
-            products_E = _products(gradient[rows.evaluated], changed_E, mask_B)
+            gradient_E = gradient.index_select(0, rows.evaluated)
+            products_E = _products(gradient_E, changed_E, mask_B)
             mask_B.index_copy_(0, rows.evaluated, products_E)
         mask_B.index_copy_(0, rows.run, _products(gradient_R, changed_R, mask_B))
         mask_B *= rows.weight_B
         gradient_R[rows.kept :] = 0.0
-        return gradient.index_fill(0, kept, 0.0), None, gradient_R, mask_B, None, None
+        return gradient, None, gradient_R, mask_B, None, None
 
 
 def _products(gradient: Tensor, changed: Tensor, like: Tensor) -> Tensor:
