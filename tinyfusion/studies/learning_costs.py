@@ -31,10 +31,10 @@ WAYS: dict[str, tuple[str, ...]] = {
     "1/2 of the gate gradients": ("pruner.gate_gradients=0.5",),
     "1/4 of the gate gradients": ("pruner.gate_gradients=0.25",),
     "1/10 of the gate gradients": ("pruner.gate_gradients=0.1",),
-    "settled": ("pruner.settle=0.01",),
-    "settled, stopped": ("pruner.settle=0.01", f"pruner.stop={STOP}"),
+    "settled": ("pruner.settle=0.02",),
+    "settled, stopped": ("pruner.settle=0.02", f"pruner.stop={STOP}"),
     "settled, stopped, 1/4": (
-        "pruner.settle=0.01",
+        "pruner.settle=0.02",
         f"pruner.stop={STOP}",
         "pruner.gate_gradients=0.25",
     ),
