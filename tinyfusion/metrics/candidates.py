@@ -202,7 +202,7 @@ class CandidateScores:
         """Scores of one step on one piece, shape (K, B); alters what is ``carried``."""
         count, size = len(plan.kept_sets), piece.size
         batch, conditioning = piece.copies(count, self.branches)
-        walk = Walk(plan, size, self._rows, carried)
+        walk = Walk(plan, size, self._rows, carried, self.net.condition_rows)
         out = predict(self.net, batch.inputs, conditioning, walk).float()
         if not self._compared:
             self._compare(plan.kept_sets[0], piece, out[:size])
