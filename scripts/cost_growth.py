@@ -1,7 +1,7 @@
 """How the cost of steps grows with depth, tokens, batch and width, and what large networks take.
 
-Measures steps of the published recipe on small networks of many sizes (one CPU thread, about seven
-minutes), fits the model of their cost, draws both, and predicts for networks of 12B and 20B
+Measures steps of the published recipe on small networks of many sizes (one CPU thread, about six
+minutes of it), fits the model of their cost, draws both, and predicts for networks of 12B and 20B
 parameters. What is measured is kept in --root, so that it continues where it was ended.
 
     python scripts/cost_growth.py --output docs/performance.md

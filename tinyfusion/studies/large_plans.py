@@ -74,18 +74,18 @@ def works(kept: float = 0.5, sampled: float = 0.25) -> list[Work]:
 
     Args:
         kept: share of units that stay, taken as that of parameters, work and activations.
-        sampled: share of dropped units that the sampled option evaluates.
+        sampled: share of dropped units that the sampled option evaluates; with 1, which is no
+            sampling, it is left out.
     """
     found = []
     for full in (False, True):
         name = f"mask learning, {'full' if full else 'LoRA'}"
         # The frozen weights under a low-rank update are read forward and backward.
         trained, passes = (1.0, 0) if full else (0.0, 2)
-        for how, share, held, part in (
-            ("dense", None, 1.0, 1.0),
-            ("sparse", kept, kept, 1.0),
-            (f"sparse, {sampled:.0%} of the gate gradients", kept, kept, sampled),
-        ):
+        ways = [("dense", None, 1.0, 1.0), ("sparse", kept, kept, 1.0)]
+        if sampled < 1:
+            ways.append((f"sparse, {sampled:.0%} of the gate gradients", kept, kept, sampled))
+        for how, share, held, part in ways:
             forwards = mask_learning_forwards(full, share, part)
             found.append(Work(f"{name}, {how}", forwards, held, trained, False, passes))
     recovery = recovery_forwards(kept)
