@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from hydra import compose, initialize_config_dir
 
 from tinyfusion.backbones.contract import Backbone, count_parameters
 from tinyfusion.backbones.presets import FAMILIES, build_empty, family_of
@@ -31,7 +32,9 @@ from tinyfusion.pipeline.recovering import (
 )
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.pruners.contract import phases_of
-from tinyfusion.settings.objects import SOURCE, Objects
+from tinyfusion.settings.check import check
+from tinyfusion.settings.objects import SOURCE, Objects, objects_of
+from tinyfusion.settings.overview import conf_folder
 from tinyfusion.training.phases import Phase
 from tinyfusion.training.recipes import IMAGENET_IMAGES
 
@@ -226,6 +229,21 @@ class DryCommand:
         assert path is not None
         found = None if path == SOURCE else arguments_of(self.objects, path, "teacher.path")
         return found or self.arguments
+
+
+def dry_command_of(command: str, overrides: Sequence[str]) -> DryCommand:
+    """A command from its overrides, put together without checkpoint, data or devices.
+
+    Args:
+        command: its name.
+        overrides: as on the command line.
+
+    Raises:
+        InputError: a wrong key or value.
+    """
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        composed = check(compose(command, list(overrides)))
+    return dry_command(objects_of(composed, present=False))
 
 
 def dry_command(objects: Objects) -> DryCommand:

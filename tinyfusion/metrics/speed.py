@@ -51,6 +51,30 @@ def macs(net: nn.Module, inputs: tuple[Tensor, ...] | None = None) -> int:
     return so_far()
 
 
+def matrix_peak(
+    device: torch.device, dtype: torch.dtype | None = None, side: int = 8192, repeats: int = 30
+) -> float:
+    """Operations per second of the largest of some equal matrix products, measured on a device.
+
+    A multiplication and an addition are two operations. What networks reach is told as a share
+    of it.
+
+    Args:
+        device: the device.
+        dtype: of the matrices; ``None`` for float32.
+        side: rows and columns of both.
+        repeats: products between two looks at the clock; the best of five such runs counts.
+    """
+    left, right = torch.randn(2, side, side, device=device, dtype=dtype).unbind()
+
+    def products() -> None:
+        for _ in range(repeats):
+            left @ right
+
+    seconds = time_in_turn({"products": products}, rounds=5)["products"]
+    return 2 * side**3 * repeats / min(seconds)
+
+
 def sampling_run(
     net: Backbone,
     process: Process,
