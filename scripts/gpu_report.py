@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.compiler.reset()
         more = [f"trainer.compile={compiled}", f"trainer.compile_backend={arguments.backend}"]
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            dry = dry_command(objects_of(check(compose("run", [*chosen, *more])), present=False))
+            dry = dry_command(objects_of(check(compose("run", [*chosen, *more]))))
         for row in chain(training_rows(dry), sampling_rows(dry, arguments.sampling_batch)):
             print("; ".join(map(str, row)), flush=True)
             rows.append(row)

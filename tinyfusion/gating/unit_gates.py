@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
 from tinyfusion.budget import Budget
@@ -73,6 +72,8 @@ def decide(logits_L: Tensor, inclusion_L: Tensor, budget: Budget) -> tuple[int, 
     order = logits_L.argsort(descending=True, stable=True).tolist()
     if budget.keep_free is not None:
         return budget.fill(order)
+    from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import
+
     costs = np.asarray(budget.costs)
     scale = 1.0 / costs.sum()
     rows = [LinearConstraint(costs * scale, ub=budget.limit * scale)]
