@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from tinyfusion.errors import InputError
 from tinyfusion.group import Group, joined
+from tinyfusion.processors import processors
 from tinyfusion.training.settings import TrainerSettings
 
 FSDP = "fsdp"
@@ -43,7 +42,7 @@ def devices_per_node(settings: TrainerSettings) -> int:
 
 def loader_processes(settings: TrainerSettings) -> int:
     """Data-loading processes of a device: as configured, at most one per processor it may use."""
-    return min(settings.num_workers, _processors())
+    return min(settings.num_workers, processors())
 
 
 def check_count(key: str, count: int) -> None:
@@ -56,19 +55,12 @@ def check_count(key: str, count: int) -> None:
     Raises:
         InputError: more than 16, and more than four for each processor.
     """
-    most = max(16, 4 * _processors())
+    most = max(16, 4 * processors())
     if count > most:
         raise InputError(
-            f"{key}={count}: too many processes for this machine, which has {_processors()} "
+            f"{key}={count}: too many processes for this machine, which has {processors()} "
             f"processor(s); valid: at most {most}"
         )
-
-
-def _processors() -> int:
-    """Number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_strategy(settings: TrainerSettings) -> None:

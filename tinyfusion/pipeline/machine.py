@@ -51,6 +51,7 @@ def check_machine(
         InputError: what Lightning or torch says against them, float16 on a CPU, or an unknown
             ``compile_backend``.
     """
+    check_strategy(trainer)
     from tinyfusion.pipeline.fit import new_trainer  # Lightning takes seconds to import
 
     names = ("accelerator", "devices", "strategy", "precision")
