@@ -22,11 +22,10 @@ BUDGET = "keep=7"
 
 COMPARED = ("learned", "sensitivity", "shortgpt", "random", "least loss")
 STARTED = ("learned", "sensitivity", "least loss", "shortgpt", "random")
-"""The order in which they are started, longest first, so that no processor waits long at the end."""
+"""In the order in which they begin: longest first, so that no processor is idle for long."""
 
 SHORTER = {"least loss": ("pruner.num_samples=256",)}
 """So that 21 rounds of scoring every block that is left take seconds."""
-
 
 TABLE = "┏┃┡│└"
 """What a table's lines begin with: each run has its own in its folder; one of all is printed."""
@@ -59,7 +58,7 @@ def _run(passed_on: list[str]) -> None:
     started = {name: commands[name] for name in STARTED}
     run_together(started, shown=lambda line: line[0] not in TABLE)
     runs = {name: read_run(place) for name, place in places.items()}
-    from tinyfusion.studies.compare import compare  # imports torch, of which the runs have no need
+    from tinyfusion.studies.compare import compare  # imports torch, not to keep the runs waiting
 
     compare(runs, folder)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
