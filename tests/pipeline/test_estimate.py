@@ -47,7 +47,7 @@ TINY = (
 def dry() -> Iterator[Callable[..., DryCommand]]:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         yield lambda command, *overrides: dry_command(
-            objects_of(check(compose(command, [*TINY, "data=digits", *overrides])), present=False)
+            objects_of(check(compose(command, [*TINY, "data=digits", *overrides])))
         )
 
 

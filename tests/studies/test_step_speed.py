@@ -15,7 +15,8 @@ from tinyfusion.studies import step_speed
 from tinyfusion.studies.plain_steps import PlainLoop
 from tinyfusion.studies.step_sides import Setting, Sides, mask_learning, recovery
 from tinyfusion.studies.step_speed import row_of, sampling_rows, table, training_row
-from tinyfusion.training.mask_learning import EarlyStop, MaskLearning
+from tinyfusion.training.early_stop import EarlyStop
+from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.recovery import Recovery
 

@@ -13,8 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from tinyfusion.checkpoints.tensors import read_torch
 from tinyfusion.files import write_atomic
 from tinyfusion.interrupts import Interrupted, asked
-
-RESUME_FILE = "resume.ckpt"
+from tinyfusion.training.phases import RESUME_FILE
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -23,7 +23,7 @@ from tinyfusion.backbones.presets import (
     preset_family,
 )
 from tinyfusion.checkpoints.locate import PACKAGED
-from tinyfusion.commands.loading import load_alone
+from tinyfusion.commands.loading import load
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.memory import bytes_of
 from tinyfusion.processes.contract import Process
@@ -152,7 +152,7 @@ def _of_checkpoint(objects: Objects, model: str) -> Subject:
         ours = ", ".join(name for name in PRESETS if preset_family(name) == model)
         raise InputError(f"models: {model!r} does not say how large; valid: {ours}")
     try:
-        net = load_alone(objects, model, key="models")
+        net = load(objects, model, key="models")
     except InputError as error:
         if Path(model).exists() or model in PACKAGED:
             raise InputError(f"models: {error}") from None

@@ -16,17 +16,17 @@ from tinyfusion.backbones.contract import Backbone, count_parameters
 from tinyfusion.backbones.presets import FAMILIES, build_empty, family_of
 from tinyfusion.backbones.presets import build as build_backbone
 from tinyfusion.commands.checks import check_data, check_latents, check_sampling
-from tinyfusion.commands.loading import load_alone, runner_of
+from tinyfusion.commands.loading import load, runner_of
 from tinyfusion.data.source import ImageSource
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.pipeline.pretraining import pretraining_phase
 from tinyfusion.pipeline.probe import NoiseImages
 from tinyfusion.pipeline.pruning import context_of, cuts_width, planned
-from tinyfusion.pipeline.recovering import (
+from tinyfusion.pipeline.recovering import recovery_phases
+from tinyfusion.pipeline.recovery_checks import (
     RecoveryContext,
     check_recovery,
-    recovery_phases,
     starts_whole,
     with_scores,
 )
@@ -265,7 +265,7 @@ def dry_command(objects: Objects) -> DryCommand:
                 "dry_run: say what the network is by backbone= (such as backbone=dit_xl_2), or "
                 "by the checkpoint= of a file that exists"
             )
-        net = load_alone(objects, objects.checkpoint)
+        net = load(objects, objects.checkpoint)
         arguments = {"backbone": family_of(net), **net.config()}
         origin = f"by {objects.checkpoint}"
     missing, source = _data(objects, arguments, configured is not None)
@@ -283,7 +283,7 @@ def arguments_of(objects: Objects, path: str, key: str) -> dict[str, Any] | None
         key: what the user calls it.
     """
     try:
-        net = load_alone(objects, path, key=key)
+        net = load(objects, path, key=key)
     except InputError:
         return None
     return {"backbone": family_of(net), **net.config()}

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 CERTAIN = 1e4
 """Log-weight of what is certain; far above any difference of noise, and any temperature's."""
@@ -117,5 +116,7 @@ class Gates(nn.Module, ABC):
 
 def on_cpu(logits: Sequence[Tensor]) -> list[Tensor]:
     """Copies of logits, gathered where they are sharded, in one transfer."""
+    from torch.distributed.tensor import DTensor  # slow to import
+
     whole = [v.full_tensor() if isinstance(v, DTensor) else v for v in logits]
     return list(torch.cat(whole).cpu().split([len(v) for v in whole]))

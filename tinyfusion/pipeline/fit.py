@@ -11,25 +11,24 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from tinyfusion.backbones.contract import compile_blocks, recompute_blocks
 from tinyfusion.callbacks.memory import MemoryReport
 from tinyfusion.callbacks.progress import PhaseProgress
-from tinyfusion.callbacks.resume import RESUME_FILE, AtomicCheckpointIO, ResumeCheckpoint
+from tinyfusion.callbacks.resume import AtomicCheckpointIO, ResumeCheckpoint
 from tinyfusion.data.datamodule import TrainingData
 from tinyfusion.data.source import ImageSource
 from tinyfusion.data.stream import BatchStream, StreamData
 from tinyfusion.errors import InputError
 from tinyfusion.interrupts import stoppable
 from tinyfusion.pipeline.batching import split_batch
-from tinyfusion.pipeline.devices import (
-    RankEnvironment,
-    devices_per_node,
-    loader_processes,
-    strategy_of,
-)
+from tinyfusion.pipeline.devices import devices_per_node, loader_processes
 from tinyfusion.pipeline.schedule import announce
+from tinyfusion.pipeline.strategies import RankEnvironment, strategy_of
+from tinyfusion.ranks import rank
 from tinyfusion.training.module import DenoiserTraining
+from tinyfusion.training.phases import RESUME_FILE
 from tinyfusion.training.settings import TrainerSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -253,6 +252,8 @@ def new_trainer(settings: TrainerSettings, leaves_unused: bool = False, **option
     Raises:
         InputError: devices, strategy and precision that don't go together or are not there.
     """
+    # Lightning has read other variables than `tinyfusion.ranks`, when it was imported.
+    rank_zero_only.rank = rank()  # type: ignore[attr-defined]  # a function with an attribute
     devices = devices_per_node(settings)
     plugins = [*options.pop("plugins", []), RankEnvironment(devices)]
     with _quiet():

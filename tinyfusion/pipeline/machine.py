@@ -9,8 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from tinyfusion.errors import InputError, one_line
-from tinyfusion.pipeline.devices import devices_per_node, strategy_of
-from tinyfusion.pipeline.fit import new_trainer
+from tinyfusion.pipeline.devices import check_strategy, devices_per_node
 from tinyfusion.ranks import is_rank, local_rank
 from tinyfusion.training.settings import TrainerSettings
 
@@ -21,7 +20,7 @@ def count_devices(trainer: TrainerSettings) -> int:
     Raises:
         InputError: a strategy that is not known, or all GPUs where there are none.
     """
-    strategy_of(trainer)
+    check_strategy(trainer)
     return devices_per_node(trainer) * trainer.num_nodes
 
 
@@ -40,7 +39,7 @@ def check_machine(
     trainer: TrainerSettings,
     optimizer: Callable[..., Optimizer] | None,
     device: torch.device,
-) -> int:
+) -> None:
     """Refuse a trainer or an optimiser that this machine or these settings can't give.
 
     Args:
@@ -48,13 +47,13 @@ def check_machine(
         optimizer: makes the optimiser; ``None`` for a command without one.
         device: where the optimiser's parameters will be.
 
-    Returns:
-        Number of devices over all nodes.
-
     Raises:
         InputError: what Lightning or torch says against them, float16 on a CPU, or an unknown
             ``compile_backend``.
     """
+    check_strategy(trainer)
+    from tinyfusion.pipeline.fit import new_trainer  # Lightning takes seconds to import
+
     names = ("accelerator", "devices", "strategy", "precision")
     settings = ", ".join(f"{name}={getattr(trainer, name)}" for name in names)
     with _refusing(f"trainer: {settings}"):
@@ -75,7 +74,6 @@ def check_machine(
         dummy = torch.nn.Parameter(torch.zeros(2, 2, device=device))
         with _refusing("optimizer"):
             optimizer([{"params": [dummy]}], lr=1e-3)
-    return built.world_size
 
 
 @contextmanager

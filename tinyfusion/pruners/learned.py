@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,14 @@ from tinyfusion.gating.unit_gates import UnitGates
 from tinyfusion.pruners.contract import Choice, PruningContext
 from tinyfusion.pruners.scored import Scored
 from tinyfusion.seeding import seed_of
-from tinyfusion.training.mask_learning import EarlyStop, MaskLearning
+from tinyfusion.training.early_stop import EarlyStop
 from tinyfusion.training.phases import Phase
 from tinyfusion.training.recipes import tinydit_d14
 from tinyfusion.training.schedules import Linear
 from tinyfusion.units import BLOCKS, BRANCHES
+
+if TYPE_CHECKING:
+    from tinyfusion.training.mask_learning import MaskLearning
 
 MASK_LEARNING = "mask_learning"
 GUMBEL_TOP_K = GumbelTopK()
@@ -169,6 +172,8 @@ class Learned:
         return [Phase(MASK_LEARNING, lambda: self._module(context), leaves=leaves)]
 
     def _module(self, context: PruningContext) -> MaskLearning:
+        from tinyfusion.training.mask_learning import MaskLearning  # imports Lightning
+
         assert context.budget is not None
         # Before the update is attached, which is none of the network's own.
         gates = self._gates(context)
@@ -211,6 +216,8 @@ class Learned:
 
     def choose(self, context: PruningContext) -> Choice:
         """Keep what the averaged gates are for, see `Gates.state`."""
+        from tinyfusion.training.mask_learning import MaskLearning  # imports Lightning
+
         module = context.trained[MASK_LEARNING]
         assert isinstance(module, MaskLearning)
         averaged, live = module.decision_state()

@@ -12,12 +12,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from tinyfusion.budget import KEEP
-from tinyfusion.checkpoints import load
 from tinyfusion.errors import InputError
-from tinyfusion.figures.ratios import ratio_panels
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
-from tinyfusion.metrics.speed import macs
 from tinyfusion.studies.collect import FinishedRun, read_run
 from tinyfusion.studies.digits import slug
 from tinyfusion.studies.jobs import Job
@@ -100,6 +97,9 @@ def equal_macs(cell: Cell) -> str:
     measure, _, amount = cell.budget.partition("=")
     if measure != KEEP:
         return cell.budget
+    from tinyfusion.checkpoints import load  # imports torch
+    from tinyfusion.metrics.speed import macs
+
     net = load(cell.teacher)
     net.keep_blocks(range(int(amount)))
     return f"budget.macs={macs(net)}"
@@ -302,6 +302,8 @@ def picture(
             }
     if not any(row for rows in panels.values() for row in rows.values()):
         return None
+    from tinyfusion.figures.ratios import ratio_panels  # imports matplotlib
+
     return ratio_panels(panels, path, LEARNED)
 
 

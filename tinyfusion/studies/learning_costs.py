@@ -23,7 +23,7 @@ from tinyfusion.studies.jobs import Job, decision_file
 from tinyfusion.training.mask_learning import MaskLearning
 
 DENSE = "dense"
-STOP = "{_target_: tinyfusion.training.mask_learning.EarlyStop, margin: 0.6}"
+STOP = "{_target_: tinyfusion.training.early_stop.EarlyStop, margin: 0.6}"
 
 WAYS: dict[str, tuple[str, ...]] = {
     DENSE: ("pruner.dense=true",),
