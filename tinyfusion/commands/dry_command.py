@@ -243,7 +243,7 @@ def dry_command_of(command: str, overrides: Sequence[str]) -> DryCommand:
     """
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         composed = check(compose(command, list(overrides)))
-    return dry_command(objects_of(composed, present=False))
+    return dry_command(objects_of(composed))
 
 
 def dry_command(objects: Objects) -> DryCommand:
