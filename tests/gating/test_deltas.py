@@ -27,7 +27,7 @@ def test_lora_size_on_dit_xl_2_is_the_published_one() -> None:
 
 
 def test_lora_adapts_every_linear_and_nothing_else(net: DiT) -> None:
-    linears = {name for name, module in net.named_modules() if type(module) is nn.Linear}
+    linears = {name for name, module in net.named_modules() if isinstance(module, nn.Linear)}
     Lora(rank=2, alpha=4.0).attach(net)
     assert len(linears) == 5 * net.depth + 4
     assert {name.rpartition(".lora_")[0] for name in trained(net)} == linears

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyfusion.backbones.layers import NORM_EPS, TimestepEmbedder, init_linears
+from tinyfusion.backbones.kernels import Linear
 
 
 class ResidualMlpBlock(nn.Module):
@@ -22,8 +23,8 @@ class ResidualMlpBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.in_ln = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+        self.mlp = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 3 * width))
 
     def forward(self, x_NW: Tensor, condition_NW: Tensor) -> Tensor:
         """Run the block on every token; shape unchanged."""
@@ -37,8 +38,8 @@ class OutputLayer(nn.Module):
 
     def __init__(self, width: int, out_channels: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.linear = Linear(width, out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
     def forward(self, x_NW: Tensor, condition_NW: Tensor) -> Tensor:
         """Map (N, W) to (N, out_channels)."""
@@ -63,8 +64,8 @@ class DiffusionHead(nn.Module):
     ) -> None:
         super().__init__()
         self.time_embed = TimestepEmbedder(width)
-        self.cond_embed = nn.Linear(condition_width, width)
-        self.input_proj = nn.Linear(token_channels, width)
+        self.cond_embed = Linear(condition_width, width)
+        self.input_proj = Linear(token_channels, width)
         self.res_blocks = nn.ModuleList(ResidualMlpBlock(width) for _ in range(depth))
         self.final_layer = OutputLayer(width, out_channels)
         self._initialise()

@@ -34,6 +34,7 @@ from tinyfusion.backbones.layers import (
     sincos_positions,
     uncommon_widths,
 )
+from tinyfusion.backbones.kernels import Linear
 from tinyfusion.backbones.width_plan import WidthGroup, WidthPlan, block_groups
 from tinyfusion.errors import InputError
 from tinyfusion.states import States
@@ -90,7 +91,7 @@ class DiTBlock(BranchedBlock):
         self.left = list(self.branch_names)
         self.attn = Attention(width, num_heads, head_dim=head_dim)
         self.mlp = Mlp(width, int(width * mlp_ratio) if mlp_width is None else mlp_width)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
 
     def forward(
         self,
@@ -153,8 +154,8 @@ class FinalLayer(nn.Module):
 
     def __init__(self, width: int, patch_size: int, out_channels: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, patch_size * patch_size * out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.linear = Linear(width, patch_size * patch_size * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
     def forward(self, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:
         """Map states (B, T, D) to patch values (B, T, P*P*C)."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tinyfusion.backbones.branches import Branch, BranchedBlock
 from tinyfusion.backbones.forwards import dtype_of
+from tinyfusion.backbones.kernels import Linear, gelu
 from tinyfusion.errors import InputError
 
 NORM_EPS = 1e-6
@@ -136,7 +137,7 @@ class TimestepEmbedder(nn.Module):
         super().__init__()
         self.frequency_divisor = frequency_divisor
         self.mlp = nn.Sequential(
-            nn.Linear(self.num_features, width), nn.SiLU(), nn.Linear(width, width)
+            Linear(self.num_features, width), nn.SiLU(), Linear(width, width)
         )
 
     def init_weights(self) -> None:
@@ -170,8 +171,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         inner = num_heads * (width // num_heads if head_dim is None else head_dim)
-        self.qkv = nn.Linear(width, 3 * inner)
-        self.proj = nn.Linear(inner, width)
+        self.qkv = Linear(width, 3 * inner)
+        self.proj = Linear(inner, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Attend among the tokens of each sample; shape unchanged."""
@@ -198,13 +199,13 @@ class Mlp(nn.Module):
         super().__init__()
         self.gelu = gelu
         self.dropout = dropout
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Token-wise map; shape unchanged."""
         dropout = self.dropout if self.training else 0.0
-        hidden = F.dropout(F.gelu(self.fc1(x_BTD), approximate=self.gelu), dropout)
+        hidden = F.dropout(gelu(self.fc1(x_BTD), self.gelu), dropout)
         return F.dropout(self.fc2(hidden), dropout)
 
 

@@ -28,6 +28,7 @@ from tinyfusion.backbones.layers import (
     null_class,
     uncommon_widths,
 )
+from tinyfusion.backbones.kernels import Linear
 from tinyfusion.backbones.mar_files import MAR_FILES
 from tinyfusion.backbones.tokens import patchify, take, visible_first
 from tinyfusion.backbones.width_plan import WidthGroup, WidthPlan, block_groups
@@ -137,12 +138,12 @@ class MAR(Backbone):
         width, length = hidden_size, buffer_size + self.num_tokens
         self.class_emb = nn.Embedding(num_classes, width)
         self.fake_latent = nn.Parameter(torch.empty(1, width))
-        self.z_proj = nn.Linear(self.token_channels, width)
+        self.z_proj = Linear(self.token_channels, width)
         self.z_proj_ln = nn.LayerNorm(width, eps=NORM_EPS)
         self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, length, width))
         self.encoder_blocks = self._stack(encoder_depth)
         self.encoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.decoder_embed = nn.Linear(width, width)
+        self.decoder_embed = Linear(width, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, length, width))
         self.decoder_blocks = self._stack(decoder_depth)

@@ -90,18 +90,10 @@ class ResumeCheckpoint(Checkpoint):
         if step == self._step:
             return
         self._step = step
-        stop = _asked_of_any(trainer)
+        # Of several ranks all know by the step's own message, and stop at the same one.
+        stop = asked() if trainer.world_size == 1 else pl_module.asked_to_stop
         ends = step == trainer.max_steps or trainer.should_stop
         if stop or step % self.every == 0 or (self.at_end and ends):
             trainer.save_checkpoint(self.path)
         if stop:
             raise Interrupted(stop)
-
-
-def _asked_of_any(trainer: Trainer) -> int:
-    """Number of the signal that asked any rank to stop; 0 for none."""
-    number = asked()
-    if trainer.world_size > 1:
-        tensor = torch.tensor(number, device=trainer.strategy.root_device)
-        number = int(trainer.strategy.reduce(tensor, reduce_op="max"))
-    return number

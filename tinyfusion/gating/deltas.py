@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from tinyfusion.backbones.kernels import Linear
 from tinyfusion.errors import InputError
 
 
@@ -49,7 +50,8 @@ class Lora:
         """Freeze ``net`` and add an adapter to each of its linear layers."""
         from peft import LoraConfig, inject_adapter_in_model  # slow to import
 
-        linears = [name for name, module in net.named_modules() if type(module) is nn.Linear]
+        of_type = (nn.Linear, Linear)  # other classes of torch's need not be run as they are
+        linears = [name for name, module in net.named_modules() if type(module) in of_type]
         net.requires_grad_(False)
         config = LoraConfig(
             r=self.rank,
