@@ -82,6 +82,15 @@ def _product(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tens
     return torch.ops.mkldnn._linear_pointwise(x, weight_ED, bias_E, "none", [], "")
 
 
+def _outer(rows_NE: Tensor, rows_ND: Tensor) -> Tensor:
+    """``rows_NE^T @ rows_ND`` by oneDNN, which copies the first of what it multiplies."""
+    N, E = rows_NE.shape
+    D = rows_ND.shape[1]
+    if N * D + 2 * D * E < N * E:
+        return _product(rows_ND.t(), rows_NE.t()).t().contiguous()
+    return _product(rows_NE.t(), rows_ND.t())
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
@@ -97,7 +106,7 @@ class _Linear(torch.autograd.Function):
         rows_NE = gradient.reshape(-1, gradient.shape[-1])
         return (
             _product(gradient, weight_ED.t()) if needs_x else None,
-            _product(rows_NE.t(), x.reshape(-1, x.shape[-1]).t()) if needs_weight else None,
+            _outer(rows_NE, x.reshape(-1, x.shape[-1])) if needs_weight else None,
             rows_NE.sum(0) if needs_bias else None,
         )
 
@@ -112,9 +121,8 @@ class _Gelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        squared = x * x
-        logistic = _logistic(squared.clone(), x)
-        slope = squared.mul_(3 * _CUBIC).add_(_LINEAR).mul_(x)
+        logistic = _logistic(x * x, x)
+        slope = (x * x).mul_(3 * _CUBIC).add_(_LINEAR).mul_(x)
         slope = torch.ops.aten.sigmoid_backward(slope, logistic)
         return slope.add_(logistic).mul_(gradient)
 
