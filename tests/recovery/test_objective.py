@@ -110,3 +110,34 @@ def test_teacher_is_invisible_frozen_and_never_copied() -> None:
     out, states = teacher((x, torch.tensor([1, 2])), labels, [1])
     assert out is not None and not out.requires_grad
     assert len(states) == 1 and not states[0].requires_grad
+
+
+def test_teacher_runs_no_deeper_than_is_asked_for() -> None:
+    teacher = FrozenTeacher(tiny(depth=5))
+    nn.init.normal_(teacher.net.final_layer.linear.weight)
+    ran: list[int] = []
+    for index, block in enumerate(teacher.net.blocks):
+        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+    seen = (torch.randn(2, 4, 4, 4), torch.tensor([1, 2])), ClassLabels(torch.tensor([0, 3]))
+    out, states = teacher(*seen, [3, 1, 3])
+    assert out is not None and ran == [0, 1, 2, 3, 4]
+    ran.clear()
+    none, alone = teacher(*seen, [3, 1, 3], predicts=False)
+    assert none is None and ran == [0, 1, 2, 3]
+    assert len(alone) == 3 and all(map(torch.equal, alone, states))
+
+
+def test_teacher_in_lower_precision_by_its_own_choice_alone() -> None:
+    teacher = FrozenTeacher(tiny())
+    nn.init.normal_(teacher.net.final_layer.linear.weight)
+    seen = (torch.randn(2, 4, 4, 4), torch.tensor([1, 2])), ClassLabels(torch.tensor([0, 3]))
+    exact, _ = teacher(*seen, [])
+    teacher.dtype = torch.bfloat16
+    rounded, _ = teacher(*seen, [])
+    assert exact is not None and rounded is not None and rounded.dtype == torch.bfloat16
+    assert 0 < float((rounded - exact).norm() / exact.norm()) < 0.05
+    with torch.autocast("cpu", torch.bfloat16):
+        teacher.dtype = None
+        assert torch.equal(rounded, teacher(*seen, [])[0])
+        teacher.dtype = torch.float32
+        assert torch.equal(exact, teacher(*seen, [])[0])

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyfusion.backbones.layers import NORM_EPS, TimestepEmbedder, init_linears
 from tinyfusion.backbones.kernels import Linear
+from tinyfusion.backbones.layers import NORM_EPS, TimestepEmbedder, init_linears
 
 
 class ResidualMlpBlock(nn.Module):

@@ -24,6 +24,7 @@ from tinyfusion.backbones.branches import (
 from tinyfusion.backbones.contract import Backbone, BlockRunner, run_plain
 from tinyfusion.backbones.dit_diffusers import DIT_DIFFUSERS
 from tinyfusion.backbones.dit_files import DIT_FILES
+from tinyfusion.backbones.kernels import Linear
 from tinyfusion.backbones.layers import (
     Attention,
     Mlp,
@@ -34,7 +35,6 @@ from tinyfusion.backbones.layers import (
     sincos_positions,
     uncommon_widths,
 )
-from tinyfusion.backbones.kernels import Linear
 from tinyfusion.backbones.width_plan import WidthGroup, WidthPlan, block_groups
 from tinyfusion.errors import InputError
 from tinyfusion.states import States

@@ -71,9 +71,7 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
 
 def _is_float32_on_cpu(x: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
+        x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     )
 
 

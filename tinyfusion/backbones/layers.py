@@ -136,9 +136,7 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, width: int, frequency_divisor: float = 128.0) -> None:
         super().__init__()
         self.frequency_divisor = frequency_divisor
-        self.mlp = nn.Sequential(
-            Linear(self.num_features, width), nn.SiLU(), Linear(width, width)
-        )
+        self.mlp = nn.Sequential(Linear(self.num_features, width), nn.SiLU(), Linear(width, width))
 
     def init_weights(self) -> None:
         """Give both layers the narrow normal start that DiT and MAR were published with."""

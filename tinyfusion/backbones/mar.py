@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tinyfusion.backbones.branches import removed_argument
 from tinyfusion.backbones.contract import Backbone, BlockRunner, dtype_of, run_plain
 from tinyfusion.backbones.diffusion_head import DiffusionHead
+from tinyfusion.backbones.kernels import Linear
 from tinyfusion.backbones.layers import (
     NORM_EPS,
     PreNormBlock,
@@ -28,7 +29,6 @@ from tinyfusion.backbones.layers import (
     null_class,
     uncommon_widths,
 )
-from tinyfusion.backbones.kernels import Linear
 from tinyfusion.backbones.mar_files import MAR_FILES
 from tinyfusion.backbones.tokens import patchify, take, visible_first
 from tinyfusion.backbones.width_plan import WidthGroup, WidthPlan, block_groups

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from tinyfusion.checkpoints.tensors import read_torch
 from tinyfusion.files import write_atomic
 from tinyfusion.interrupts import Interrupted, asked
+from tinyfusion.training.module import DenoiserTraining
 
 RESUME_FILE = "resume.ckpt"
 
@@ -90,7 +91,8 @@ class ResumeCheckpoint(Checkpoint):
         if step == self._step:
             return
         self._step = step
-        # Of several ranks all know by the step's own message, and stop at the same one.
+        assert isinstance(pl_module, DenoiserTraining)
+        # Several ranks know it by the step's own message, and stop at the same one.
         stop = asked() if trainer.world_size == 1 else pl_module.asked_to_stop
         ends = step == trainer.max_steps or trainer.should_stop
         if stop or step % self.every == 0 or (self.at_end and ends):

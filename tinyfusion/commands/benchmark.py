@@ -118,6 +118,7 @@ def settings_used(
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "batch_size": benchmark.batch_size,
         "guidance": benchmark.guidance.scale,
+        "guidance_interval": benchmark.guidance.interval and list(benchmark.guidance.interval),
         "sampler": settings_of(benchmark.sampler),
         "precision": objects.trainer.precision,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),

@@ -68,6 +68,7 @@ class DenoiserTraining(TrainedNetworks):
             network's null.
 
     Attributes:
+        grad_norm: global norm of the last step's gradient before clipping, on its device.
         asked_to_stop: of several ranks, number of the signal that asked one of them to stop, as
             known in the step at hand; 0 for none.
     """
@@ -97,7 +98,7 @@ class DenoiserTraining(TrainedNetworks):
         self._learning_rate = learning_rate
         self._loss_is_finite: Tensor | bool = True
         self._skips_step = False
-        self._norm = torch.zeros(())
+        self.grad_norm = torch.zeros(())
         self.asked_to_stop = 0
         self._last_step = 0
         self._terms: dict[str, Tensor] = {}
@@ -162,7 +163,7 @@ class DenoiserTraining(TrainedNetworks):
         self.log_dict({"train/loss": terms.pop("total")})
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         self.log("train/skipped_steps", float(self.skipped_steps))
-        self.log("train/grad_norm", torch.nan_to_num(self._norm, posinf=0.0))
+        self.log("train/grad_norm", torch.nan_to_num(self.grad_norm, posinf=0.0))
 
     def configure_gradient_clipping(
         self,
@@ -184,7 +185,7 @@ class DenoiserTraining(TrainedNetworks):
         finite = self._loss_is_finite
         if scaler is None:
             finite = torch.isfinite(norm) & finite
-        self._loss_is_finite, self._norm = True, norm
+        self._loss_is_finite, self.grad_norm = True, norm
         finite = self._agree(torch.as_tensor(finite, device=norm.device))
         self._skips_step = not finite
         if finite:
@@ -232,7 +233,7 @@ class DenoiserTraining(TrainedNetworks):
         would save and draw averages that lack the step.
         """
         scaler = self._scaler
-        step, scale = self.global_step + 1, None if scaler is None else scaler.get_scale()
+        step, scale = self.global_step + 1, 0.0 if scaler is None else scaler.get_scale()
         super().optimizer_step(*args, **kwargs)
         if scaler is not None and scaler.get_scale() < scale:
             self._tally("were left out by the gradient scaler: overflow", f"step {step}")
