@@ -77,7 +77,20 @@ def _is_float32_on_cpu(x: Tensor) -> bool:
 
 def _product(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
     """``x @ weight^T + bias`` by oneDNN; autograd does not see it."""
+    if torch.compiler.is_compiling():
+        return _opaque_product(x, weight_ED, bias_E)
     return torch.ops.mkldnn._linear_pointwise(x, weight_ED, bias_E, "none", [], "")
+
+
+@torch.library.custom_op("tinyfusion::product", mutates_args=())
+def _opaque_product(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
+    """The same to compilers, which take oneDNN's own for one of constant weights."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight_ED, bias_E, "none", [], "")
+
+
+@_opaque_product.register_fake
+def _(x: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight_ED.shape[0])
 
 
 def _outer(rows_NE: Tensor, rows_ND: Tensor) -> Tensor:
