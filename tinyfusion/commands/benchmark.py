@@ -15,7 +15,6 @@ from tinyfusion.commands.benchmark_models import (
     NARROWED,
     WIDTH,
     Subject,
-    available_memory,
     check_memory,
     planned_subjects,
     ready,
@@ -26,6 +25,7 @@ from tinyfusion.figures.speed import speed_by_ratio
 from tinyfusion.figures.table import Column, markdown_table, print_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.metrics.benchmark import Benchmark, device_name
+from tinyfusion.metrics.memory import available_memory
 from tinyfusion.metrics.reporting import settings_of
 from tinyfusion.metrics.speed import macs, parameters
 from tinyfusion.settings.objects import Objects, objects_of
