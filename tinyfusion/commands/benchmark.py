@@ -15,7 +15,6 @@ from tinyfusion.commands.benchmark_models import (
     NARROWED,
     WIDTH,
     Subject,
-    available_memory,
     check_memory,
     planned_subjects,
     ready,
@@ -25,6 +24,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, markdown_table, print_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.metrics.benchmark import Benchmark, device_name
+from tinyfusion.metrics.memory import available_memory
 from tinyfusion.metrics.reporting import settings_of
 from tinyfusion.metrics.speed import macs, parameters
 from tinyfusion.settings.objects import Objects, objects_of
@@ -118,6 +118,7 @@ def settings_used(
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "batch_size": benchmark.batch_size,
         "guidance": benchmark.guidance.scale,
+        "guidance_interval": benchmark.guidance.interval and list(benchmark.guidance.interval),
         "sampler": settings_of(benchmark.sampler),
         "precision": objects.trainer.precision,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),

@@ -229,16 +229,6 @@ def check_memory(subjects: Sequence[Subject], available: int | None, device: tor
         )
 
 
-def available_memory(device: torch.device) -> int | None:
-    """Free bytes on a device; ``None`` where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    info = Path("/proc/meminfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    free = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(free[0]) * 1024 if free else None
-
-
 def ready(subjects: Sequence[Subject], device: torch.device, seed: int) -> dict[str, Backbone]:
     """The networks by name, in eval mode on a device.
 

@@ -341,7 +341,9 @@ def _runner(
     process = process or process_for(net)
     process.check(net)
     values = {} if recipe is None else asdict(recipe.optimizer)
-    optimizer: Callable[..., Any] = partial(torch.optim.AdamW, **({"weight_decay": 0.0} | values))
+    optimizer: Callable[..., Any] = partial(
+        torch.optim.AdamW, **({"weight_decay": 0.0, "fused": True} | values)
+    )
     return PhaseRunner(
         process,
         source,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -27,6 +28,7 @@ from tinyfusion.pipeline.devices import devices_per_node, loader_processes
 from tinyfusion.pipeline.schedule import announce
 from tinyfusion.pipeline.strategies import RankEnvironment, strategy_of
 from tinyfusion.ranks import rank
+from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.phases import RESUME_FILE
 from tinyfusion.training.settings import TrainerSettings, TrainingSettings
@@ -213,13 +215,15 @@ def fit_within(
 
 
 def prepare(module: DenoiserTraining, settings: TrainerSettings) -> None:
-    """Have blocks recomputed or compiled as the trainer's settings ask for.
+    """Have blocks recomputed or compiled, and a teacher rounded, as the trainer's settings ask for.
 
     Only the trained network is recomputed: a teacher keeps nothing for a backward pass.
     """
     recompute_blocks(module.trained_net, settings.checkpoint_blocks)
+    teacher = getattr(module, "teacher", None)
+    if teacher is not None and settings.teacher_precision is not None:
+        teacher.dtype = AUTOCAST.get(settings.teacher_precision, torch.float32)
     if settings.compile:
-        teacher = getattr(module, "teacher", None)
         for net in [module.trained_net, *([] if teacher is None else [teacher.net])]:
             compile_blocks(net, settings.compile_backend)
 

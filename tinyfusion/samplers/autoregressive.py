@@ -131,6 +131,8 @@ class AutoregressiveSampler:
         States are pictures in which hidden tokens are 0.
         """
         check_sampler(self, process, net)
+        if guidance.interval is not None:
+            process.noise_level(0.0)  # refused
         chain = process.diffusion.respaced(self.head_steps)
         size = process.patch_size
         # Independent draws of one distribution come in every order equally often.

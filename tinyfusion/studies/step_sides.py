@@ -120,7 +120,7 @@ class Setting:
                 resume_every=10 * steps,
                 progress=False,
             ),
-            optimizer=partial(torch.optim.AdamW, **asdict(recipe.optimizer)),
+            optimizer=partial(torch.optim.AdamW, **asdict(recipe.optimizer), fused=True),
         )
 
 
