@@ -36,7 +36,6 @@ from tinyfusion.studies.learning_costs import (
     gate_gradient_noise,
     plan,
     report,
-    timed,
 )
 from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.recipes import tinydit_d14
@@ -92,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "learning_study",
         lambda: plan(options.root, options.seeds, options.cell or CELLS, ways),
         lambda jobs: report(options.root, jobs),
-        None if options.report else timed(tinyfusion),
+        None if options.report else tinyfusion,
         passed_on,
         options.part,
     )

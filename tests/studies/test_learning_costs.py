@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,13 +27,14 @@ from tinyfusion.studies.budgets import Cell
 from tinyfusion.studies.jobs import Job
 from tinyfusion.studies.learning_costs import (
     CELLS,
+    COUNTED,
     DENSE,
     WAYS,
+    TrainingCost,
     gate_gradient_noise,
     plan,
     report,
     rows_of,
-    timed,
 )
 from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.schedules import LearningRate, Linear
@@ -51,7 +54,7 @@ def test_every_way_decides_in_every_cell(tmp_path: Path) -> None:
     assert len(jobs) == len({job.folder for job in jobs}) == 3 * len(CELLS) * len(WAYS)
     first = jobs[0]
     assert first.overrides == (
-        "checkpoint=digits", "pruner=learned", "keep=7", "pruner.dense=true", "seed=0",
+        "checkpoint=digits", "keep=7", "pruner.dense=true", "seed=0", COUNTED,
     )  # fmt: skip
 
 
@@ -77,18 +80,20 @@ def test_costs_and_choices_are_compared_with_the_dense_steps(tmp_path: Path) -> 
 
 
 def test_the_seconds_of_interrupted_runs_are_added_up(tmp_path: Path) -> None:
-    def command(arguments: list[str]) -> int:
-        (tmp_path / "a, b").mkdir(exist_ok=True)
-        end = time.process_time() + 0.02
-        while time.process_time() < end:
-            pass
-        return 0
+    (tmp_path / "prune").mkdir()
+    trainer: Any = SimpleNamespace(default_root_dir=str(tmp_path / "prune"))
 
-    run = timed(command)
-    assert run(["prune", f"hydra.run.dir='{tmp_path}/a, b'"]) == 0
-    first = read_json(tmp_path / "a, b/cost.json", "cost")["seconds"]
-    run(["prune", f"resume='{tmp_path}/a, b'"])
-    assert read_json(tmp_path / "a, b/cost.json", "cost")["seconds"] >= first + 0.02 >= 0.04
+    def train(end: Callable[[TrainingCost], None]) -> float:
+        cost = TrainingCost()
+        cost.on_train_start(trainer, None)  # type: ignore[arg-type]  # not looked at
+        last = time.process_time() + 0.02
+        while time.process_time() < last:
+            pass
+        end(cost)
+        return read_json(tmp_path / "prune/cost.json", "cost")["seconds"]
+
+    first = train(lambda cost: cost.on_exception(trainer, None, KeyboardInterrupt()))
+    assert train(lambda cost: cost.on_train_end(trainer, None)) >= first + 0.02 >= 0.04
 
 
 def test_fewer_gate_gradients_are_noisier() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tinyfusion.data.datamodule import Batch
 from tinyfusion.decision import Decision
@@ -16,7 +17,6 @@ from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.pruners.contract import calibration_images
-from tinyfusion.settings.overrides import first_text, split
 from tinyfusion.studies.budgets import Cell
 from tinyfusion.studies.digits import slug
 from tinyfusion.studies.jobs import Job, decision_file
@@ -50,6 +50,7 @@ CELLS = (
 """Teachers and budgets; thresholds were found with the seeds 10 to 12."""
 
 COST_FILE = "cost.json"
+COUNTED = "+callbacks.cost._target_=tinyfusion.studies.learning_costs.TrainingCost"
 
 
 def plan(
@@ -70,7 +71,7 @@ def plan(
         Job(
             root / f"{slug(cell.name)}__{slug(way)}__seed{seed}",
             "prune",
-            (f"checkpoint={cell.teacher}", "pruner=learned", cell.budget, *own, f"seed={seed}"),
+            (f"checkpoint={cell.teacher}", cell.budget, *own, f"seed={seed}", COUNTED),
             way,
             cell.name,
             seed,
@@ -81,36 +82,33 @@ def plan(
     ]
 
 
-def timed(command: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
-    """``command`` that leaves in the run's folder what it cost.
+class TrainingCost(Callback):
+    """Leaves in the phase's folder what its training cost: `COST_FILE`.
 
     Counted are seconds of the processor, of all threads, which other work on the machine changes
     less than it does those of a clock; those of a run that was interrupted are added up.
-
-    Args:
-        command: ``tinyfusion.cli.main``.
     """
 
-    def run(arguments: list[str]) -> int:
-        began = time.process_time()
-        status = command(arguments)
-        places = [split(text)[1] for text in arguments if _names_folder(text)]
-        folder = Path(first_text(places[0] or "") or "")
-        if folder.is_dir():
-            so_far = _cost(folder) or 0.0
-            write_json(folder / COST_FILE, {"seconds": so_far + time.process_time() - began})
-        return status
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._began = time.process_time()
 
-    return run
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop it."""
+        file = Path(trainer.default_root_dir) / COST_FILE
+        so_far = read_json(file, "cost")["seconds"] if file.is_file() else 0.0
+        write_json(file, {"seconds": so_far + time.process_time() - self._began})
 
-
-def _names_folder(argument: str) -> bool:
-    return argument.startswith(("hydra.run.dir=", "resume="))
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Stop it, too, where training is interrupted."""
+        self.on_train_end(trainer, pl_module)
 
 
 def _cost(folder: Path) -> float | None:
-    file = folder / COST_FILE
-    return float(read_json(file, "cost")["seconds"]) if file.is_file() else None
+    (file, *_) = [*folder.rglob(COST_FILE), None]
+    return None if file is None else float(read_json(file, "cost")["seconds"])
 
 
 def report(root: Path, jobs: Sequence[Job]) -> str:
