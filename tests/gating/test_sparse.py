@@ -167,18 +167,18 @@ def test_pairs_that_give_no_gradient_are_not_run(make) -> None:
 def test_rows_are_partitioned_and_both_kinds_are_there_where_asked_for() -> None:
     kept_BL = torch.tensor([[1, 0, 1], [0, 0, 1], [1, 0, 1], [0, 0, 1]]).bool()
     looked_BL = torch.tensor([[0, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]]).bool()
-    plain = rows_of_units(kept_BL, None, 1.0, every=False)
+    plain = rows_of_units(kept_BL, None, 1.0, every=False, expected_share=0.5)
     assert [rows.run.tolist() for rows in plain] == [[0, 2], [0, 1], [0, 1, 2, 3]]
     assert [rows.kept for rows in plain] == [2, 0, 4]
     assert [rows.evaluated.tolist() for rows in plain] == [[1, 3], [2, 3], []]
-    some = rows_of_units(kept_BL, looked_BL, 0.5, every=False)
+    some = rows_of_units(kept_BL, looked_BL, 0.5, every=False, expected_share=0.5)
     assert [rows.run.tolist() for rows in some] == [[0, 2], [1, 3], [0, 1, 2, 3]]
     # One more than asked for, as a single one is another program.
     assert [rows.evaluated.tolist() for rows in some] == [[1, 3], [], []]
     assert [rows.weight_B.tolist() for rows in some] == [[1, 2, 1, 0], [0, 2, 0, 2], [1, 1, 1, 1]]
-    every = rows_of_units(kept_BL, None, 1.0, every=True)
+    every = rows_of_units(kept_BL, None, 1.0, every=True, expected_share=0.5)
     assert [len(rows.evaluated) for rows in every] == [2, 2, 2]
-    (alone,) = rows_of_units(torch.ones(1, 1).bool(), None, 1.0, every=True)
+    (alone,) = rows_of_units(torch.ones(1, 1).bool(), None, 1.0, every=True, expected_share=0.5)
     assert alone.run.tolist() == alone.evaluated.tolist() == [0]
 
 

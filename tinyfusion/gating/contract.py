@@ -57,6 +57,11 @@ class Gates(nn.Module, ABC):
     num_draws: int
 
     @property
+    @abstractmethod
+    def expected_share(self) -> float:
+        """About what share of the units a draw keeps; for dry runs, whose logits have no values."""
+
+    @property
     def group_starts(self) -> tuple[int, ...]:
         """First units of groups that are decided each by itself, but for that of the first."""
         return ()

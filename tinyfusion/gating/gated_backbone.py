@@ -80,7 +80,9 @@ class GatedBackbone(nn.Module):
         if not self.dense:
             sharded = any(isinstance(p, DTensor) for p in self.net.parameters())
             kept_BL = keep_BL.detach() > 0.5
-            rows = rows_of_units(kept_BL, looked_BL, self.gate_gradients, sharded)
+            rows = rows_of_units(
+                kept_BL, looked_BL, self.gate_gradients, sharded, self.gates.expected_share
+            )
 
         def run_gated(number: int, unit: Branch, states: States, condition: Any) -> States:
             if number in settled:

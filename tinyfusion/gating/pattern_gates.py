@@ -94,6 +94,11 @@ class PatternGates(Gates):
         self.groups = cast("Sequence[GroupGate]", gates)
 
     @property
+    def expected_share(self) -> float:
+        """See `Gates.expected_share`; every draw keeps as many."""
+        return self.scheme.keep / self.scheme.depth
+
+    @property
     def group_starts(self) -> tuple[int, ...]:
         """See `Gates.group_starts`."""
         return tuple(group.start for group in self.scheme.groups[1:])

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from tinyfusion.states import States, like_streams, map_streams, rows_of, streams
 
@@ -43,7 +45,11 @@ class Rows:
 
 
 def rows_of_units(
-    kept_BL: Tensor, looked_BL: Tensor | None, share: float, every: bool
+    kept_BL: Tensor,
+    looked_BL: Tensor | None,
+    share: float,
+    every: bool,
+    expected_share: float,
 ) -> list[Rows]:
     """Which samples each unit is run for.
 
@@ -56,6 +62,7 @@ def rows_of_units(
         share: probability of being in ``looked_BL``; gradients are divided by it.
         every: run every unit both ways, even if for a sample whose result is not used: sharded
             weights are gathered by all ranks together, and ranks hold different samples.
+        expected_share: share of the pairs that are kept where the mask has no values (dry runs).
     """
     # 0 where the unit is run with gradients, 1 where it is evaluated, 2 where it is left out.
     class_BL = (~kept_BL).to(torch.uint8)
@@ -66,7 +73,11 @@ def rows_of_units(
         weight_BL = torch.where(kept_BL, 1.0, looked_BL / share)
     order_BL = class_BL.argsort(dim=0, stable=True)
     batch = len(kept_BL)
-    counts_2L = torch.stack([(class_BL == 0).sum(0), (class_BL == 1).sum(0)]).tolist()
+    if isinstance(class_BL, FakeTensor):
+        looked = share if looked_BL is not None else 1.0
+        counts_2L = _expected_counts(batch, kept_BL.shape[1], expected_share, looked)
+    else:
+        counts_2L = torch.stack([(class_BL == 0).sum(0), (class_BL == 1).sum(0)]).tolist()
     found = []
     for unit, (kept, dropped) in enumerate(zip(*counts_2L, strict=True)):
         order_B = order_BL[:, unit]
@@ -78,6 +89,13 @@ def rows_of_units(
             first = max(0, min(first, last - LEAST))
         found.append(Rows(order_B[:run], kept, order_B[first:last], weight_BL[:, unit]))
     return found
+
+
+def _expected_counts(batch: int, units: int, kept: float, looked: float) -> list[list[int]]:
+    """Samples that keep each unit, and that are evaluated for it: as even as whole numbers are."""
+    ends = [round(batch * kept * unit) for unit in range(units + 1)]
+    of_unit = [last - first for first, last in pairwise(ends)]
+    return [of_unit, [round((batch - count) * looked) for count in of_unit]]
 
 
 def run_sparse(

@@ -39,6 +39,11 @@ class UnitGates(Gates):
             start_L = torch.full((budget.count,), START_LOGIT)
         self.logits_L = nn.Parameter(start_L.clone())
 
+    @property
+    def expected_share(self) -> float:
+        """See `Gates.expected_share`; that of the cost, where units are not counted."""
+        return self.budget.limit / sum(self.budget.costs)
+
     def forward(self, gumbel_BK: Tensor) -> Tensor:
         """See `Gates.forward`; one noise number for each unit."""
         # Outside autocast: a bfloat16 product would round the gradient of the logits.
