@@ -20,17 +20,12 @@ from tinyfusion.samplers.sde import SDESampler
 from tinyfusion.seeding import SampleNoise
 
 
-def guided(guidance: Guidance, net: DiT, x: Tensor, t: Tensor, labels: ClassLabels) -> Tensor:
-    return guidance.predict(net, x, t, guidance.both(net, labels))
-
-
 @pytest.mark.parametrize("scale", [1.5, 4.0])
 def test_three_guided_channels_match_golden(golden, golden_dit, scale):
     tensors = golden("dit")
     half = len(tensors["cfg.x"]) // 2
     with torch.no_grad():
-        out = guided(
-            Guidance(scale, channels=3),
+        out = Guidance(scale, channels=3).predict(
             golden_dit,
             *(tensors[f"cfg.{name}"][:half] for name in "xt"),
             ClassLabels(tensors["cfg.y"][:half]),
@@ -48,7 +43,7 @@ def test_scale_one_runs_the_network_once_on_the_plain_batch(tiny, inputs):
     sizes = []
     tiny.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     x, t, labels = inputs
-    assert torch.equal(guided(Guidance(1.0), tiny, *inputs), tiny(x, t, labels.labels))
+    assert torch.equal(Guidance(1.0).predict(tiny, *inputs), tiny(x, t, labels.labels))
     assert sizes == [3, 3]
 
 
@@ -56,7 +51,7 @@ def test_guided_noise_is_extrapolated_and_variance_stays_conditional(tiny, input
     x, t, labels = inputs
     with_class, without = tiny(x, t, labels.labels), tiny(x, t, torch.full((3,), 3))
     assert (with_class - without).abs().min() > 0
-    out = guided(Guidance(2.5), tiny, x, t, labels)
+    out = Guidance(2.5).predict(tiny, x, t, labels)
     expected = without[:, :1] + 2.5 * (with_class - without)[:, :1]
     torch.testing.assert_close(out[:, :1], expected)
     torch.testing.assert_close(out[:, 1:], with_class[:, 1:])
@@ -64,7 +59,7 @@ def test_guided_noise_is_extrapolated_and_variance_stays_conditional(tiny, input
 
 def test_scale_zero_ignores_the_class(tiny, inputs):
     x, t, labels = inputs
-    out = guided(Guidance(0.0), tiny, x, t, labels)
+    out = Guidance(0.0).predict(tiny, x, t, labels)
     torch.testing.assert_close(out[:, :1], tiny(x, t, torch.full((3,), 3))[:, :1])
 
 
@@ -78,7 +73,7 @@ def test_bad_channels_are_refused(tiny, inputs):
     with pytest.raises(InputError, match="channels=0"):
         Guidance(2.0, channels=0)
     with pytest.raises(InputError, match="channels=3, but the data has 1"):
-        guided(Guidance(2.0, channels=3), tiny, *inputs)
+        Guidance(2.0, channels=3).predict(tiny, *inputs)
 
 
 def test_model_without_null_class_cannot_be_guided(inputs):
@@ -91,9 +86,9 @@ def test_model_without_null_class_cannot_be_guided(inputs):
         num_classes=3,
         class_dropout_prob=0.0,
     )
-    assert guided(Guidance(), net, *inputs).shape == (3, 2, 4, 4)
+    assert Guidance().predict(net, *inputs).shape == (3, 2, 4, 4)
     with pytest.raises(InputError, match="no null class"):
-        guided(Guidance(2.0), net, *inputs)
+        Guidance(2.0).predict(net, *inputs)
 
 
 @pytest.mark.parametrize("interval", [[1.0], [2.0, 1.0], [-1.0, 1.0], [0.0, float("nan")]])

@@ -65,12 +65,11 @@ def test_states_match_golden(golden, golden_sit, replay, item):
 def test_guided_velocity_matches_golden(golden, golden_sit, scale):
     tensors = golden("sit")
     half = len(tensors["cfg.x"]) // 2
-    guidance, labels = Guidance(scale, channels=3), ClassLabels(tensors["cfg.y"][:half])
     with torch.no_grad():
-        out = guidance.predict(
+        out = Guidance(scale, channels=3).predict(
             golden_sit,
             *(tensors[f"cfg.{name}"][:half] for name in "xt"),
-            guidance.both(golden_sit, labels),
+            ClassLabels(tensors["cfg.y"][:half]),
         )
     assert_close(out, tensors[f"cfg.out_{scale}"][:half], rtol=1e-4, atol=1e-5)
 

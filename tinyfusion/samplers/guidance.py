@@ -61,43 +61,45 @@ class Guidance:
             return self
         return NO_GUIDANCE
 
-    def both(self, net: Backbone, conditioning: Conditioning) -> Conditioning:
-        """What `predict` tells the network: with guidance, the null conditioning behind.
-
-        Args:
-            net: the denoiser; for scales other than 1 it needs a null conditioning.
-            conditioning: of B samples.
-
-        Returns:
-            Of 2B samples; the same B at scale 1.
+    def twice(self, net: Backbone, conditioning: Conditioning) -> Conditioning:
+        """What guidance tells the network: the conditioning, and the null one behind.
 
         Raises:
             InputError: ``net`` has no null conditioning.
         """
-        if self.scale == 1:
-            return conditioning
         return conditioning.cat([conditioning, conditioning.null(net)])
 
-    def predict(self, net: Backbone, x: Tensor, t: Tensor, both: Conditioning) -> Tensor:
-        """Run ``net`` with guidance, in one batch.
+    def predict(
+        self,
+        net: Backbone,
+        x: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        twice: Conditioning | None = None,
+    ) -> Tensor:
+        """Run ``net`` with guidance, once on a batch of both.
 
         Args:
-            net: the denoiser.
+            net: the denoiser; for scales other than 1 it needs a null conditioning.
             x: noisy input, shape (B, C, H, W).
             t: times of the network, shape (B,).
-            both: what `both` gave, on the device of ``x``.
+            conditioning: of B samples, on the device of ``x``.
+            twice: what `twice` gave for them, to be made once for many steps.
 
         Returns:
             The network output, shape (B, C or 2C, H, W). Channels that are not guided and the
             variance values are those of the conditional prediction.
 
         Raises:
-            InputError: more channels are to be guided than the data has.
+            InputError: ``net`` has no null conditioning, or more channels are to be guided than
+                the data has.
         """
         if self.scale == 1:
-            return predict(net, (x, t), both)
+            return predict(net, (x, t), conditioning)
         self._guided(x.shape[1])
-        out = predict(net, (torch.cat([x, x]), torch.cat([t, t])), both)
+        if twice is None:
+            twice = self.twice(net, conditioning)
+        out = predict(net, (torch.cat([x, x]), torch.cat([t, t])), twice)
         conditional, null = out.chunk(2)
         return self.combine(conditional, null, channels=x.shape[1])
 

@@ -53,7 +53,7 @@ class GuidedNet:
         self.dtype = state_dtype(net)
         self.device = next(net.parameters()).device
         self.conditioning = conditioning.to(self.device)
-        self._both = guidance.both(net, self.conditioning)
+        self._twice = None if guidance.scale == 1 else guidance.twice(net, self.conditioning)
         self._noise = noise
 
     def draw(self) -> Tensor:
@@ -69,8 +69,8 @@ class GuidedNet:
             time: the same as one time of the process; read only for an interval of guidance, as
                 reading it from an accelerator waits for it.
         """
-        guidance, told = self.guidance, self._both
+        guidance = self.guidance
         if guidance.interval is not None:
             guidance = guidance.at(self.process.noise_level(float(time)))
-            told = self._both if guidance is self.guidance else self.conditioning
-        return guidance.predict(self.net, x.to(self.net_dtype), t, told).to(self.dtype)
+        x = x.to(self.net_dtype)
+        return guidance.predict(self.net, x, t, self.conditioning, self._twice).to(self.dtype)
