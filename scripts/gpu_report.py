@@ -14,8 +14,10 @@ import argparse
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -24,10 +26,17 @@ from tinyfusion.commands.dry_command import DryCommand, dry_command_of
 from tinyfusion.errors import first_line
 from tinyfusion.files import write_text
 from tinyfusion.metrics.benchmark import Benchmark, device_name
-from tinyfusion.metrics.speed import macs, matrix_peak
+from tinyfusion.metrics.memory import peak_gpu_memory
+from tinyfusion.metrics.speed import macs, matrix_peak, seconds_of, wall_time
 from tinyfusion.metrics.step_work import mask_learning_forwards, recovery_forwards
+from tinyfusion.pipeline import probe
 from tinyfusion.pipeline.batching import split_batch
-from tinyfusion.pipeline.probe import STEPS, UNTIMED, probe_training
+from tinyfusion.pipeline.probe import probe_training
+from tinyfusion.recovery.origins import aligned_pairs
+from tinyfusion.scheme import evenly_spaced
+from tinyfusion.seeding import StepNoise
+from tinyfusion.studies.plain_steps import PlainRecovery, plain_batches
+from tinyfusion.surgery import prune
 from tinyfusion.text import readable_bytes
 from tinyfusion.training.recipes import tinydit_d14
 from tinyfusion.version import __version__
@@ -135,13 +144,64 @@ def sampled(pruned: bool) -> Callable[[DryCommand], Measured]:
     return measure
 
 
-EAGER = (
-    Row("mask learning, LoRA", trained("mask_learning", lambda _: mask_learning_forwards())),
-    Row("recovery, with teacher", trained("recovery", recovery_forwards)),
+def straightforward(dry: DryCommand) -> Measured:
+    """Recovery by the straightforward loop, its losses by autocast, the whole batch at once."""
+    objects, phase = dry.objects, "recovery"
+    settings = replace(dry.runner.settings(phase), steps=probe.STEPS)
+    teacher = dry.on_device(dry.arguments)
+    student = prune(teacher, evenly_spaced(teacher.depth, dry.on_meta(dry.student).depth))
+    share = macs(student) / macs(teacher)
+    noise, pairs = StepNoise(objects.seed, phase), aligned_pairs(student, teacher, None)
+    plain = PlainRecovery(
+        student.train(),
+        teacher,
+        pairs,
+        tinydit_d14.objective,
+        process=objects.process,
+        noise=noise,
+        settings=settings,
+    )
+    # The loss alone: gradients are taken outside of autocast.
+    own_loss = torch.autocast(objects.device.type, objects.dtype)(plain.loss)
+    plain.loss = own_loss  # type: ignore[method-assign]
+    batches = plain_batches(objects.source, noise, settings, objects.device)
+    seconds = [seconds_of(partial(plain.step, batch), wall_time) for batch in batches]
+    return Measured(
+        str(settings.batch_size),
+        settings.batch_size / median(seconds[probe.UNTIMED :]),
+        peak_gpu_memory(objects.device),
+        macs(teacher) * recovery_forwards(share),
+    )
+
+
+SPARSE = Row(
+    "mask learning, LoRA",
+    trained("mask_learning", lambda share: mask_learning_forwards(kept=share)),
+)
+RECOVERY = Row("recovery, with teacher", trained("recovery", recovery_forwards))
+SAMPLING = (
     Row("sampling, whole", sampled(pruned=False)),
     Row("sampling, pruned", sampled(pruned=True)),
 )
-ROWS = (*EAGER, *(row._replace(compiled=True) for row in EAGER))
+ROWS = (
+    Row(
+        "mask learning, LoRA, dense",
+        trained("mask_learning", lambda _: mask_learning_forwards()),
+        ("pruner.dense=true",),
+    ),
+    SPARSE,
+    SPARSE._replace(compiled=True),
+    Row(
+        "mask learning, LoRA, 1/4 of the gate gradients",
+        trained("mask_learning", lambda share: mask_learning_forwards(kept=share, sampled=0.25)),
+        ("pruner.gate_gradients=0.25",),
+    ),
+    Row("recovery, straightforward", straightforward),
+    RECOVERY,
+    RECOVERY._replace(compiled=True),
+    *SAMPLING,
+    *(row._replace(compiled=True) for row in SAMPLING),
+)
 """The table. A further way of training is a further row: by overrides, or a function of its own."""
 
 
@@ -160,10 +220,11 @@ def line(row: Row, found: Measured | str, peak: float) -> str:
 
 def head(dry: DryCommand, peak: float) -> list[str]:
     """What the figures depend on, and the head of the table."""
+    first, last = probe.UNTIMED + 1, probe.STEPS
     return [
         f"{device_name(dry.objects.device)}, precision {dry.objects.trainer.precision}, torch "
-        f"{torch.__version__}, tinyfusion {__version__}. Training: median of steps {UNTIMED + 1} "
-        f"to {STEPS} on noise. Sampling: {SAMPLER_STEPS} steps with guidance, by the "
+        f"{torch.__version__}, tinyfusion {__version__}. Training: median of steps {first} "
+        f"to {last} on noise. Sampling: {SAMPLER_STEPS} steps with guidance, by the "
         f"median of 3 rounds of fewer. Matrix peak, measured: {peak / 1e12:.3g} TFLOP/s.",
         "",
         "| what | batch | compiled | samples/s | peak memory | share of the matrix peak |",
