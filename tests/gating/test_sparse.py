@@ -128,7 +128,7 @@ def test_half_of_the_gradients_twice_as_large_add_up_to_all(make) -> None:
     gates = UnitGates(Budget.of(setting.net.units(), 2), GumbelTopK()).double()
     gates.temperature, gates.scale = 2.0, 10.0
     noise = StepNoise(1, "test").gumbel("gumbel", Rows(0, 0, B), 4).double()
-    looked_BL = torch.rand(B, 4, generator=torch.Generator().manual_seed(2)) < 0.5
+    sampled_BL = torch.rand(B, 4, generator=torch.Generator().manual_seed(2)) < 0.5
 
     def gradients(share: float, looked: Tensor | None) -> dict[str, Tensor]:
         model = GatedBackbone(copy.deepcopy(setting.net), gates, gate_gradients=share)
@@ -138,7 +138,7 @@ def test_half_of_the_gradients_twice_as_large_add_up_to_all(make) -> None:
         return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
     whole = gradients(1.0, None)
-    ends = [gradients(0.5, looked) for looked in (looked_BL, ~looked_BL)]
+    ends = [gradients(0.5, looked) for looked in (sampled_BL, ~sampled_BL)]
     for name, gradient in whole.items():
         mean = (ends[0][name] + ends[1][name]) / 2
         torch.testing.assert_close(mean, gradient, rtol=1e-9, atol=1e-13)
@@ -166,19 +166,19 @@ def test_pairs_that_give_no_gradient_are_not_run(make) -> None:
 
 def test_rows_are_partitioned_and_both_kinds_are_there_where_asked_for() -> None:
     kept_BL = torch.tensor([[1, 0, 1], [0, 0, 1], [1, 0, 1], [0, 0, 1]]).bool()
-    looked_BL = torch.tensor([[0, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]]).bool()
-    plain = rows_of_units(kept_BL, None, 1.0, every=False, expected_share=0.5)
+    sampled_BL = torch.tensor([[0, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]]).bool()
+    plain = rows_of_units(kept_BL, None, 1.0, both_ways=False, expected_share=0.5)
     assert [rows.run.tolist() for rows in plain] == [[0, 2], [0, 1], [0, 1, 2, 3]]
     assert [rows.kept for rows in plain] == [2, 0, 4]
     assert [rows.evaluated.tolist() for rows in plain] == [[1, 3], [2, 3], []]
-    some = rows_of_units(kept_BL, looked_BL, 0.5, every=False, expected_share=0.5)
+    some = rows_of_units(kept_BL, sampled_BL, 0.5, both_ways=False, expected_share=0.5)
     assert [rows.run.tolist() for rows in some] == [[0, 2], [1, 3], [0, 1, 2, 3]]
     # One more than asked for, as a single one is another program.
     assert [rows.evaluated.tolist() for rows in some] == [[1, 3], [], []]
     assert [rows.weight_B.tolist() for rows in some] == [[1, 2, 1, 0], [0, 2, 0, 2], [1, 1, 1, 1]]
-    every = rows_of_units(kept_BL, None, 1.0, every=True, expected_share=0.5)
-    assert [len(rows.evaluated) for rows in every] == [2, 2, 2]
-    (alone,) = rows_of_units(torch.ones(1, 1).bool(), None, 1.0, every=True, expected_share=0.5)
+    both = rows_of_units(kept_BL, None, 1.0, both_ways=True, expected_share=0.5)
+    assert [len(rows.evaluated) for rows in both] == [2, 2, 2]
+    (alone,) = rows_of_units(torch.ones(1, 1).bool(), None, 1.0, both_ways=True, expected_share=0.5)
     assert alone.run.tolist() == alone.evaluated.tolist() == [0]
 
 

@@ -21,7 +21,10 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text("import sys\nexec(sys.argv[1])\n", encoding="utf-8")
-    monkeypatch.chdir(tmp_path)  # where python -m looks first
+    entry = "def end_with_parent(): open('ends with its parent', 'w').close()"
+    (package / "interrupts.py").write_text(entry, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
 
@@ -70,7 +73,10 @@ def test_threads_are_shared_out(scripts: Path, monkeypatch, capfd) -> None:
 def test_a_failure_stops_the_others(scripts: Path, tmp_path: Path, capfd) -> None:
     os.mkfifo(tmp_path / "fifo")
     pipe, mark = str(tmp_path / "fifo"), str(tmp_path / "mark")
-    waits = f"open({pipe!r}, 'w').close(); " + FIFO_READ.format(str(tmp_path / "never"))
+    waits = (
+        "import os; open('pid', 'w').write(str(os.getpid())); "
+        f"open({pipe!r}, 'w').close(); " + FIFO_READ.format(str(tmp_path / "never"))
+    )
     os.mkfifo(tmp_path / "never")
     fails = FIFO_READ.format(pipe) + "; print('tinyfusion: error: no'); raise SystemExit(2)"
     commands = {"waits": [waits], "fails": [fails], "later": [f"open({mark!r}, 'w')"]}
@@ -82,6 +88,9 @@ def test_a_failure_stops_the_others(scripts: Path, tmp_path: Path, capfd) -> Non
     )
     assert capfd.readouterr().out == "fails | tinyfusion: error: no\n"
     assert not os.path.exists(mark)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert (tmp_path / "ends with its parent").exists()
 
 
 def test_a_killed_one_is_a_failure(scripts: Path) -> None:
@@ -94,7 +103,7 @@ def test_an_interruption_stops_all(scripts: Path, tmp_path: Path, capfd) -> None
     ready = str(tmp_path / "ready")
     catches = (
         "import signal, sys\n"
-        "def stop(number, frame): print('got', number); sys.exit(130)\n"
+        "def stop(number, frame): open('got', 'w').write(str(number)); sys.exit(130)\n"
         "signal.signal(signal.SIGINT, stop)\n"
         f"open({ready!r}, 'w').close()\n"
         "signal.pause()"
@@ -109,4 +118,5 @@ def test_an_interruption_stops_all(scripts: Path, tmp_path: Path, capfd) -> None
     with pytest.raises(Interrupted) as caught, handled():
         run_together({"a": [catches]})
     assert caught.value.number == signal.SIGINT
+    assert (tmp_path / "got").read_text() == str(int(signal.SIGINT))
     assert "Traceback" not in capfd.readouterr().err

@@ -20,7 +20,7 @@ from tinyfusion.files import write_json
 from tinyfusion.group import Group
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.features import extractor_class
-from tinyfusion.metrics.reporting import floor_line, for_table
+from tinyfusion.metrics.reporting import floor_line, for_table, guidance_words
 from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.pipeline.scoring import kept_samples, remembered
 from tinyfusion.progress import Progress
@@ -138,7 +138,7 @@ def protocol_line(evaluation: Evaluation, floor: dict[str, float]) -> str:
     against = "" if p["reference"] is None else f", against {p['reference']}"
     sampling = (
         f"{p['num_samples']} samples x {len(p['sampling_seeds'])} seed(s), {p['sampler']}, "
-        f"guidance {p['guidance']}{against}"
+        f"{guidance_words(p)}{against}"
     )
     return "; ".join(filter(None, (sampling, floor_line(floor))))
 

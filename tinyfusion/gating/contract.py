@@ -95,6 +95,9 @@ class Gates(nn.Module, ABC):
     def settle(self, states: Sequence[GateState], below: float) -> Mapping[int, bool]:
         """Decide units whose probability has collapsed in all of some states.
 
+        Only as these states would decide them, so that what is settled is always part of a choice
+        that may be made.
+
         Args:
             states: such as those of the averaged and of the live logits.
             below: what is left of the probability of the less likely outcome, at most.
@@ -102,12 +105,12 @@ class Gates(nn.Module, ABC):
         Returns:
             The units that are decided by this call.
         """
-        chances = zip(*(state.inclusion for state in states), strict=True)
-        found = {
-            unit: min(of_unit) > 0.5
-            for unit, of_unit in enumerate(chances)
-            if unit not in self.settled and (max(of_unit) < below or min(of_unit) > 1 - below)
-        }
+        found = {}
+        for unit in set(range(self.count)) - set(self.settled):
+            stays = unit in states[0].kept
+            other = [1 - s.inclusion[unit] if stays else s.inclusion[unit] for s in states]
+            if max(other) < below and all((unit in s.kept) == stays for s in states):
+                found[unit] = stays
         self.settled |= found
         return found
 

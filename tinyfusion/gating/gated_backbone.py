@@ -16,7 +16,7 @@ from tinyfusion.backbones.branches import Branch
 from tinyfusion.backbones.contract import Backbone, predict, run_plain
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.gating.contract import Gates
-from tinyfusion.gating.sparse import Rows, rows_of_units, run_sparse
+from tinyfusion.gating.sparse import UnitRows, rows_of_units, run_sparse
 from tinyfusion.states import States, blend
 from tinyfusion.units import Unit
 
@@ -34,7 +34,7 @@ class GatedBackbone(nn.Module):
         gates: one for each of its units.
         units: the units, listed before the weight update was attached; ``None`` for the blocks.
         dense: run every unit for every sample with gradients instead, as the formula is written.
-            Values and gradients are the same.
+            Values and gradients are the same, but for what layers draw (dropout).
         gate_gradients: share of the dropped pairs that give their gate a gradient, see
             `forward`.
 
@@ -62,7 +62,7 @@ class GatedBackbone(nn.Module):
         inputs: Sequence[Tensor],
         conditioning: Conditioning,
         gumbel_BK: Tensor,
-        looked_BL: Tensor | None = None,
+        sampled_BL: Tensor | None = None,
     ) -> Tensor:
         """Predict with a mask drawn per sample from the gates.
 
@@ -70,18 +70,22 @@ class GatedBackbone(nn.Module):
             inputs: see `predict`.
             conditioning: see `predict`.
             gumbel_BK: see `Gates`.
-            looked_BL: of the dropped pairs, which ones give their gate a gradient, boolean; drawn
+            sampled_BL: of the dropped pairs, which ones give their gate a gradient, boolean; drawn
                 with probability ``gate_gradients``, whose inverse weights these gradients, so that
                 they are the same on average. ``None`` for all.
+
+        Raises:
+            TypeError: blocks are told something of which rows are not known, see
+                `Backbone.condition_rows`.
         """
         keep_BL = self.gates(gumbel_BK)
         settled = self.gates.settled
-        rows: list[Rows] = []
+        rows: list[UnitRows] = []
         if not self.dense:
             sharded = any(isinstance(p, DTensor) for p in self.net.parameters())
             kept_BL = keep_BL.detach() > 0.5
             rows = rows_of_units(
-                kept_BL, looked_BL, self.gate_gradients, sharded, self.gates.expected_share
+                kept_BL, sampled_BL, self.gate_gradients, sharded, self.gates.expected_share
             )
 
         def run_gated(number: int, unit: Branch, states: States, condition: Any) -> States:

@@ -1,8 +1,8 @@
 """A unit run with gradients only for the samples that keep it.
 
 In ``x' = m B(x) + (1 - m) x`` with a hard mask, a sample that drops the unit needs ``B(x)`` for the
-mask's gradient ``<dL/dx', B(x) - x>`` alone: no backward pass through ``B``, and nothing stored for
-one.
+mask's gradient ``<dL/dx', B(x) - x>`` alone: no backward pass through ``B``, for which only the
+change ``B(x) - x`` is stored.
 
 Shape suffixes: B batch, L units, R samples that are run with gradients, E samples that are only
 evaluated.
@@ -27,7 +27,7 @@ of one of zero, which optimisers and DDP tell apart, and a batch of one is compi
 
 
 @dataclass(frozen=True)
-class Rows:
+class UnitRows:
     """Which samples of a batch one unit is run for, and how.
 
     Attributes:
@@ -46,61 +46,63 @@ class Rows:
 
 def rows_of_units(
     kept_BL: Tensor,
-    looked_BL: Tensor | None,
+    sampled_BL: Tensor | None,
     share: float,
-    every: bool,
+    both_ways: bool,
     expected_share: float,
-) -> list[Rows]:
+) -> list[UnitRows]:
     """Which samples each unit is run for.
 
     The device is waited for once: the numbers of rows are needed on the host.
 
     Args:
         kept_BL: which samples keep which units, boolean.
-        looked_BL: pairs whose mask gets a gradient although the sample drops the unit, boolean;
+        sampled_BL: pairs whose mask gets a gradient although the sample drops the unit, boolean;
             ``None`` for all of them.
-        share: probability of being in ``looked_BL``; gradients are divided by it.
-        every: run every unit both ways, even if for a sample whose result is not used: sharded
-            weights are gathered by all ranks together, and ranks hold different samples.
+        share: probability of being in ``sampled_BL``; gradients are divided by it.
+        both_ways: run every unit with and without gradients, even if for samples whose result is
+            not used: sharded weights are gathered by all ranks together, and ranks hold different
+            samples.
         expected_share: share of the pairs that are kept where the mask has no values (dry runs).
     """
     # 0 where the unit is run with gradients, 1 where it is evaluated, 2 where it is left out.
     class_BL = (~kept_BL).to(torch.uint8)
     weight_BL = torch.ones_like(class_BL, dtype=torch.float32)
-    if looked_BL is not None:
-        left_out_BL = ~kept_BL & ~looked_BL
+    if sampled_BL is not None:
+        left_out_BL = ~kept_BL & ~sampled_BL
         class_BL = class_BL + left_out_BL.to(torch.uint8)
-        weight_BL = torch.where(kept_BL, 1.0, looked_BL / share)
+        weight_BL = torch.where(kept_BL, 1.0, sampled_BL / share)
     order_BL = class_BL.argsort(dim=0, stable=True)
     batch = len(kept_BL)
     if isinstance(class_BL, FakeTensor):
-        looked = share if looked_BL is not None else 1.0
-        counts_2L = _expected_counts(batch, kept_BL.shape[1], expected_share, looked)
+        sampled = share if sampled_BL is not None else 1.0
+        counts_2L = _expected_counts(batch, kept_BL.shape[1], expected_share, sampled)
     else:
         counts_2L = torch.stack([(class_BL == 0).sum(0), (class_BL == 1).sum(0)]).tolist()
     found = []
     for unit, (kept, dropped) in enumerate(zip(*counts_2L, strict=True)):
         order_B = order_BL[:, unit]
+        # In the order of ``order_B``: [kept][evaluated][left out]; both runs take LEAST at least.
         run = max(kept, min(LEAST, batch))
         first, last = run, max(run, kept + dropped)
-        if every or last > first:
+        if both_ways or last > first:
             # Samples that are run both ways count as run with gradients.
             last = min(max(last, first + LEAST), batch)
             first = max(0, min(first, last - LEAST))
-        found.append(Rows(order_B[:run], kept, order_B[first:last], weight_BL[:, unit]))
+        found.append(UnitRows(order_B[:run], kept, order_B[first:last], weight_BL[:, unit]))
     return found
 
 
-def _expected_counts(batch: int, units: int, kept: float, looked: float) -> list[list[int]]:
+def _expected_counts(batch: int, units: int, kept: float, sampled: float) -> list[list[int]]:
     """Samples that keep each unit, and that are evaluated for it: as even as whole numbers are."""
     ends = [round(batch * kept * unit) for unit in range(units + 1)]
     of_unit = [last - first for first, last in pairwise(ends)]
-    return [of_unit, [round((batch - count) * looked) for count in of_unit]]
+    return [of_unit, [round((batch - count) * sampled) for count in of_unit]]
 
 
 def run_sparse(
     run: Callable[[States, Any], States],
-    rows: Rows,
+    rows: UnitRows,
     keep_B: Tensor,
     states: States,
     condition: Any,
@@ -148,7 +150,7 @@ class _Parted(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, states: Tensor, rows: UnitRows) -> tuple[Tensor, Tensor]:
         ctx.rows = rows
         return states.index_select(0, rows.run), states.view_as(states)
 
@@ -172,7 +174,7 @@ class _Mixed(torch.autograd.Function):
         before_R: Tensor,
         after_R: Tensor,
         keep_B: Tensor,
-        rows: Rows,
+        rows: UnitRows,
         changed_E: Tensor | None = None,
     ) -> Tensor:
         ctx.rows, ctx.mask_type = rows, keep_B.dtype

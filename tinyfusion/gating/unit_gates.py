@@ -5,7 +5,7 @@ Shape suffixes: B batch, L units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -71,11 +71,15 @@ class UnitGates(Gates):
         (logits_L,) = logits
         weights_L = self._log_weights(logits_L)
         inclusion_L = self._with_settled(self.draw.inclusion(weights_L, self.budget))
-        kept = decide(self._with_settled(logits_L, CERTAIN, -CERTAIN), inclusion_L, self.budget)
+        gone = [unit for unit, stays in self.settled.items() if not stays]
+        values_L = self._with_settled(logits_L, CERTAIN, -CERTAIN)
+        kept = decide(values_L, inclusion_L, self.budget, gone)
         return GateState(kept, tuple(inclusion_L.tolist()))
 
 
-def decide(logits_L: Tensor, inclusion_L: Tensor, budget: Budget) -> tuple[int, ...]:
+def decide(
+    logits_L: Tensor, inclusion_L: Tensor, budget: Budget, gone: Collection[int] = ()
+) -> tuple[int, ...]:
     """The units that stay.
 
     Where units cost the same, those of the largest logits. Where they cost differently, the set
@@ -88,8 +92,10 @@ def decide(logits_L: Tensor, inclusion_L: Tensor, budget: Budget) -> tuple[int, 
         logits_L: logits.
         inclusion_L: probability that each unit stays.
         budget: what may stay.
+        gone: units that don't stay in any case; the others meet the budget without them.
     """
     order = logits_L.argsort(descending=True, stable=True).tolist()
+    order = [unit for unit in order if unit not in gone]
     if budget.keep_free is not None:
         return budget.fill(order)
     from scipy.optimize import Bounds, LinearConstraint, milp  # only where costs differ
@@ -101,8 +107,9 @@ def decide(logits_L: Tensor, inclusion_L: Tensor, budget: Budget) -> tuple[int, 
         members = np.isin(np.arange(budget.count), minimum.units).astype(float)
         rows.append(LinearConstraint(members, lb=minimum.count))
     least = np.isin(np.arange(budget.count), list(budget.protected)).astype(float)
+    most = 1.0 - np.isin(np.arange(budget.count), list(gone))
     found = milp(
-        -inclusion_L.double().numpy(), integrality=1, bounds=Bounds(least, 1), constraints=rows,
+        -inclusion_L.double().numpy(), integrality=1, bounds=Bounds(least, most), constraints=rows,
         # Presolved, HiGHS prints a line where its tolerance lets a set through that is none.
         options={"mip_rel_gap": 0.0, "presolve": False},
     )  # fmt: skip

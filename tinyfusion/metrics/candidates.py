@@ -60,7 +60,8 @@ class CandidateScores:
         rows: samples per call of a block, at most; a larger batch is taken piece by piece. Few
             enough that hidden states stay in a processor's cache, many enough to occupy a GPU.
             Default: by device and size of the hidden states (`CALL`), and so few that a step takes
-            at most half of the memory that is free; the log says how many.
+            at most half of the memory that is free; the log says how many. (Sums of other batches
+            differ in their last places.)
 
     Attributes:
         block_evaluations: blocks run so far, each on the whole batch; scoring candidates one by

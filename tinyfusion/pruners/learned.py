@@ -136,8 +136,9 @@ class Learned:
         """Mask learning.
 
         Raises:
-            InputError: a budget that `draw` does not know or that leaves nothing to learn, or a
-                draw, a criterion to start from, protected units or minimums beside a scheme.
+            InputError: a budget that `draw` does not know or that leaves nothing to learn, a
+                threshold ``settle`` that units are below from the start, or a draw, a criterion to
+                start from, protected units or minimums beside a scheme.
         """
         budget = context.budget
         assert budget is not None
@@ -165,6 +166,8 @@ class Learned:
                 "pruner.start orders single units, but a scheme's logits are of patterns; give "
                 "keep= or a budget instead of scheme="
             )
+        if self.settle is not None:
+            self._check_settle(self.settle, context)
         # Which units stay is not known yet; a dry run counts as many.
         leaves = context.choice(placeholders(budget), scheme=context.scheme).decision(
             context.net.depth, method="learned", seed=context.seed, budget=budget.record()
@@ -196,6 +199,25 @@ class Learned:
             **context.shared(MASK_LEARNING),
         )
 
+    def _check_settle(self, settle: float, context: PruningContext) -> None:
+        """Refuse a threshold by which units would be decided before anything is learned."""
+        gates = self._plain_gates(context)
+        gates.scale = self.scale.start
+        start = gates.state(gates.logits()).inclusion
+        least = min(min(p, 1 - p) for p in start if 0 < p < 1)
+        if settle >= least:
+            raise InputError(
+                f"pruner.settle={settle} must be less than {least:.3g}, the probability of the "
+                "less likely outcome with which units begin here; such as 0.02"
+            )
+
+    def _plain_gates(self, context: PruningContext) -> Gates:
+        """The gates without a start of their own."""
+        if context.scheme is not None:
+            return PatternGates(context.scheme)
+        assert context.budget is not None
+        return UnitGates(context.budget, self.draw)
+
     def _rate_factor(self, context: PruningContext) -> float:
         if self.gate_rate_factor is not None:
             return self.gate_rate_factor
@@ -203,12 +225,10 @@ class Learned:
         return UNIT_RATE_FACTOR if context.scheme is None else published
 
     def _gates(self, context: PruningContext) -> Gates:
-        if context.scheme is not None:
-            return PatternGates(context.scheme)
-        assert context.budget is not None
         # A dry run's network has no values to score.
         if self.start is None or next(context.net.parameters()).is_meta:
-            return UnitGates(context.budget, self.draw)
+            return self._plain_gates(context)
+        assert context.budget is not None
         calibration = self.start.calibration(context)
         every = range(context.budget.count)
         scores_L = self.start.checked_scores(context.as_blocks, calibration, every)

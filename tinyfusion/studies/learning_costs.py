@@ -89,12 +89,17 @@ class TrainingCost(Callback):
     less than it does those of a clock; those of a run that was interrupted are added up.
     """
 
+    def __init__(self) -> None:
+        self._began: float | None = None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._began = time.process_time()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop it."""
+        if self._began is None:
+            return
         file = Path(trainer.default_root_dir) / COST_FILE
         so_far = read_json(file, "cost")["seconds"] if file.is_file() else 0.0
         write_json(file, {"seconds": so_far + time.process_time() - self._began})

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
@@ -16,6 +17,14 @@ from tinyfusion.processors import processors
 
 GRACE = 20.0
 """Seconds that the others are given to end by themselves when one has failed."""
+
+
+_PROGRAM = """
+import runpy
+from tinyfusion.interrupts import end_with_parent
+end_with_parent()  # also where that one can't end it: killed, or by a second Ctrl-C
+runpy.run_module("tinyfusion", run_name="__main__", alter_sys=True)
+"""
 
 
 class CommandFailedError(Exception):
@@ -90,7 +99,7 @@ def _started(arguments: Sequence[str], threads: int) -> subprocess.Popen[str]:
         "PYTHONUNBUFFERED": "1",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "tinyfusion", *arguments],
+        [sys.executable, "-c", _PROGRAM, *arguments],
         env=os.environ | own,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -114,11 +123,10 @@ def _end(processes: Collection[subprocess.Popen[str]], how: signal.Signals) -> N
     """End what is still running: by a signal, then by force."""
     for process in processes:
         process.send_signal(how)
-    try:
-        for process in processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE)
-    finally:  # also if the user has lost patience
-        for process in processes:
-            process.kill()
-            process.wait()
+    last = time.monotonic() + GRACE
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, last - time.monotonic()))
+    for process in processes:
+        process.kill()
+        process.wait()

@@ -123,17 +123,18 @@ class MaskLearning(DenoiserTraining):
         super().on_load_checkpoint(checkpoint)
         self._set_schedules(max(0, checkpoint["global_step"] - 1))
         state = checkpoint["tinyfusion"]
-        stood = state["stood"]
+        stood = state["settled"]
         self._stood, self.ended_early = (tuple(stood["kept"]), stood["since"]), stood["ended"]
-        self.gated.gates.settled = dict(state["settled"])
+        # Not there in checkpoints of earlier versions.
+        self.gated.gates.settled = dict(state.get("settled_units", {}))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep since when the decision has stood, and what of it is settled, too."""
         super().on_save_checkpoint(checkpoint)
         kept, since = self._stood
         stood = {"kept": list(kept), "since": since, "ended": self.ended_early}
-        settled = dict(self.gated.gates.settled)
-        checkpoint["tinyfusion"] |= {"stood": stood, "settled": settled}
+        units = dict(self.gated.gates.settled)
+        checkpoint["tinyfusion"] |= {"settled": stood, "settled_units": units}
 
     def on_train_start(self) -> None:
         """Take no further step where the run had ended early."""
@@ -158,11 +159,11 @@ class MaskLearning(DenoiserTraining):
         corrupted = prepared.corrupted
         gumbel_BK = self.noise.gumbel("gumbel", prepared.rows, self.gated.gates.num_draws)
         gumbel_BK = gumbel_BK.to(corrupted.clean.device)
-        looked_BL, share = None, self.gated.gate_gradients
+        sampled_BL, share = None, self.gated.gate_gradients
         if share < 1 and not self.gated.dense:
-            looked_BL = self.noise.uniform("gate_gradients", prepared.rows, self.gated.gates.count)
-            looked_BL = (looked_BL < share).to(gumbel_BK.device)
-        out = self.gated(corrupted.inputs, prepared.conditioning, gumbel_BK, looked_BL)
+            sampled_BL = self.noise.uniform("gate_gradients", prepared.rows, self.gated.gates.count)
+            sampled_BL = (sampled_BL < share).to(gumbel_BK.device)
+        out = self.gated(corrupted.inputs, prepared.conditioning, gumbel_BK, sampled_BL)
         # Under autocast the prediction is bfloat16, too coarse for the arithmetic of the loss.
         terms = self.process.loss(out.to(corrupted.clean.dtype), corrupted)
         loss, penalty = terms.pop("loss"), self.gated.gates.penalty

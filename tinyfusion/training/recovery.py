@@ -133,11 +133,15 @@ class Recovery(DenoiserTraining):
         terms = self._terms_of(prepared)
         if self.teacher is not None and self.teacher.is_rounded and not self._has_compared:
             self._has_compared = True
-            self._say_what_rounding_changes(prepared, terms)
+            if self.global_step == 0:  # not once more in a run that is resumed
+                self._say_what_rounding_changes(prepared, terms)
         return terms
 
     def _say_what_rounding_changes(self, prepared: Prepared, terms: dict[str, Tensor]) -> None:
-        """Log the first losses with the teacher in lower precision beside those in float32."""
+        """Log losses with the teacher in lower precision beside those with it in float32.
+
+        Of the first micro-batch of the first device.
+        """
         assert self.teacher is not None
         rounded, self.teacher.dtype = self.teacher.dtype, torch.float32
         self.noise.seed_layers(prepared.rows)
