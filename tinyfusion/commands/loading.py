@@ -22,6 +22,7 @@ from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.notices import notice
 from tinyfusion.pipeline.devices import joined_ranks
+from tinyfusion.pipeline.machine import check_gpu
 from tinyfusion.pipeline.pruning import foreseen
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.ranks import is_first_rank, local_rank
@@ -40,9 +41,10 @@ def load(objects: Objects, path: str | None, key: str = "checkpoint") -> Backbon
         key: what the user calls it.
 
     Raises:
-        InputError: no path, or a file that is unusable or not what ``backbone=`` says, or a
-            class of the user's own that could not be saved after pruning.
+        InputError: no GPU where one is asked for, no path, or a file that is unusable or not what
+            ``backbone=`` says, or a class of the user's own that could not be saved after pruning.
     """
+    check_gpu(objects.trainer)
     if not path:
         raise InputError(f"{key}= must be given: a checkpoint file or a model folder")
     teacher = key == "teacher.path"
