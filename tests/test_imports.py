@@ -147,7 +147,7 @@ def test_helps_without_the_heavy_libraries(flag: str, tmp_path: Path) -> None:
         ("teacher.path=nowhere", "checkpoint 'nowhere' does not exist", {"torch"}),
         ("decision=nowhere", "decision file 'nowhere' does not exist", {"torch"}),
         ("trainer.strategy=none", "trainer.strategy=none is not known", {"torch"}),
-        ("trainer.accelerator=gpu", "no GPU that torch can use", {"torch"}),
+        ("trainer=gpu", "trainer: accelerator=gpu, but there is no GPU", {"torch"}),
     ],
 )
 def test_refuses_without_the_heaviest_libraries(
