@@ -82,7 +82,8 @@ class GatedBackbone(nn.Module):
         settled = self.gates.settled
         rows: list[UnitRows] = []
         if not self.dense:
-            sharded = any(isinstance(p, DTensor) for p in self.net.parameters())
+            # Of a sharded network all are; going through them takes longer than a small block.
+            sharded = isinstance(next(self.net.parameters()), DTensor)
             kept_BL = keep_BL.detach() > 0.5
             rows = rows_of_units(
                 kept_BL, sampled_BL, self.gate_gradients, sharded, self.gates.expected_share
