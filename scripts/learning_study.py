@@ -42,7 +42,7 @@ from tinyfusion.training.recipes import tinydit_d14
 from tinyfusion.training.settings import PhaseSettings, TrainerSettings, TrainingSettings
 
 SHARES = (0.5, 0.25, 0.1)
-NOISE_BATCHES, NOISE_BATCH = 24, 128
+NOISE_BATCHES, NOISE_BATCH = 96, 128
 
 
 def noise() -> None:
