@@ -16,23 +16,11 @@ from tinyfusion.studies.budgets import (
     METHODS,
     REPORTED,
     UNITS,
-    Cell,
+    cell_of,
     plan,
     report,
 )
 from tinyfusion.studies.jobs import options_and_overrides, run_study, seed_list, share_of
-
-
-def cell(text: str) -> Cell:
-    """TEACHER:BUDGET as a cell.
-
-    Raises:
-        argparse.ArgumentTypeError: it is not.
-    """
-    teacher, _, budget = text.partition(":")
-    if not teacher or not budget.startswith(("keep=", "budget.")):
-        raise argparse.ArgumentTypeError(f"{text!r}: give TEACHER:BUDGET, such as digits:keep=7")
-    return Cell(teacher, budget)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=seed_list, default=[0, 1, 2], metavar="0,1,2")
     parser.add_argument(
         "--cell",
-        type=cell,
+        type=cell_of,
         action="append",
         metavar="TEACHER:BUDGET",
         help="instead of the reported",

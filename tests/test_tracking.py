@@ -12,8 +12,10 @@ from lightning.pytorch.loggers import Logger
 from PIL import Image
 
 from tinyfusion.errors import InputError
-from tinyfusion.tracking.contract import Trackers, Tracking, log_picture
+from tinyfusion.tracking.contract import Tracking
+from tinyfusion.tracking.of_lightning import log_picture
 from tinyfusion.tracking.tensorboard import TensorBoard
+from tinyfusion.tracking.trackers import Trackers
 from tinyfusion.tracking.wandb import INIT_TIMEOUT, Wandb
 
 CONFIG = {"seed": 3, "pruner": {"_target_": "x"}}

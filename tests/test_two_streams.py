@@ -112,7 +112,7 @@ def test_the_gradient_of_a_mask_is_that_of_both_streams(net, seen) -> None:
             return keep_BL
 
     keep_BL = torch.full((6, 4), 0.5, dtype=torch.float64, requires_grad=True)
-    gated = GatedBackbone(net.double(), Mask(parse_scheme("1:2", 4)))
+    gated = GatedBackbone(net.double(), Mask(parse_scheme("1:2", 4)), dense=True)
     (x, t), texts = seen
     inputs = (x.double(), t)
     loss = gated(inputs, texts, keep_BL).square().mean()

@@ -10,9 +10,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -163,3 +165,16 @@ def _receive_forked(number: int) -> None:
     if number == signal.SIGTERM:  # how that one ends it
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+@cache
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone: a killed sweep leaves none behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

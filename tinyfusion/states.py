@@ -8,7 +8,9 @@ Shape suffixes: B batch, T tokens, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +22,11 @@ States = Tensor | tuple[Tensor, ...]
 def streams(states: States) -> tuple[Tensor, ...]:
     """The streams of hidden states, one or several."""
     return (states,) if isinstance(states, Tensor) else tuple(states)
+
+
+def like_streams(states: States, found: Sequence[Tensor]) -> States:
+    """Streams as hidden states of the form of others: one tensor, or a tuple."""
+    return found[0] if isinstance(states, Tensor) else tuple(found)
 
 
 def map_streams(function: Callable[..., Tensor], *states: States) -> States:
@@ -35,8 +42,8 @@ def map_streams(function: Callable[..., Tensor], *states: States) -> States:
     Raises:
         ValueError: the numbers of streams differ.
     """
-    mapped = tuple(function(*parts) for parts in zip(*map(streams, states), strict=True))
-    return mapped[0] if isinstance(states[0], Tensor) else mapped
+    mapped = [function(*parts) for parts in zip(*map(streams, states), strict=True)]
+    return like_streams(states[0], mapped)
 
 
 def batch_of(states: States) -> int:
@@ -52,6 +59,36 @@ def rows_of(states: States, rows: slice | Tensor) -> States:
         rows: a slice, indices or a boolean mask over the batch.
     """
     return map_streams(lambda stream: stream[rows], states)
+
+
+def rows_of_condition(condition: Any, rows: slice | Tensor) -> Any:
+    """Some samples of what blocks are told, of which every tensor has the batch in front.
+
+    Args:
+        condition: tensors, in tuples, lists, dicts and dataclasses. Numbers, words, ``None`` and
+            tensors without axes are the same for all samples.
+        rows: see `rows_of`.
+
+    Raises:
+        TypeError: something else, of which it is not known what it holds.
+    """
+    if isinstance(condition, Tensor):
+        return condition[rows] if condition.ndim else condition
+    if condition is None or isinstance(condition, bool | int | float | str):
+        return condition
+    if isinstance(condition, dict):
+        return {name: rows_of_condition(value, rows) for name, value in condition.items()}
+    if isinstance(condition, tuple | list):
+        items = [rows_of_condition(value, rows) for value in condition]
+        return type(condition)(*items) if hasattr(condition, "_fields") else type(condition)(items)
+    if dataclasses.is_dataclass(condition) and not isinstance(condition, type):
+        names = [field.name for field in dataclasses.fields(condition)]
+        parts = {name: rows_of_condition(getattr(condition, name), rows) for name in names}
+        return dataclasses.replace(condition, **parts)
+    raise TypeError(
+        f"rows of a condition of type {type(condition).__name__} are not known; give the backbone "
+        "a method condition_rows(condition, rows)"
+    )
 
 
 def split_states(states: States, size: int) -> list[States]:

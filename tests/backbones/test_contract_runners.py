@@ -54,15 +54,15 @@ def test_recomputed_blocks_give_the_same_and_run_once_more_per_backward(net, inp
     for block in net.blocks:
         block.register_forward_pre_hook(lambda *_: calls.append(1))
     wanted = runners(net, inputs)
-    assert len(calls) == 16
+    first = len(calls)  # the gated forward runs a block for some samples at a time
     recompute_blocks(net)
     found = runners(net, inputs)
-    assert len(calls) == 32
+    assert len(calls) == 2 * first
     for name, value in wanted.items():
         assert torch.equal(found[name], value), name
     for number, name in enumerate(("plain", "states", "gated"), 1):
         found[name].sum().backward()
-        assert len(calls) == 32 + 4 * number, name
+        assert len(calls) == 2 * first + 4 * number, name
     assert not found["influence"].requires_grad
 
 

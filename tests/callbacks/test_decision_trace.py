@@ -94,7 +94,7 @@ def test_choice_is_logged_at_the_steps_of_the_logger(learn, tmp_path, monkeypatc
         tmp_path / "log/version_0/metrics.csv", delimiter=",", names=True, deletechars=""
     )
     names = {name.removeprefix("gates/") for name in rows.dtype.names if "gates/" in name}
-    assert names == {"temperature", "scale", "margin", "margin_live", "kept_alike"}
+    assert names == {"temperature", "scale", "margin", "margin_live", "kept_alike", "settled"}
     last, state = rows[-1], state_of(module)
     assert last["gates/scale"] == pytest.approx(100.0)
     assert last["gates/margin"] == pytest.approx(state.averaged.margin, abs=1e-6)

@@ -27,7 +27,7 @@ from tinyfusion.recovery.objective import Objective
 from tinyfusion.samplers.ancestral import AncestralSampler
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.seeding import StepNoise
-from tinyfusion.tracking.contract import log_picture
+from tinyfusion.tracking.of_lightning import log_picture
 from tinyfusion.training.pretrain import Pretraining
 from tinyfusion.training.recovery import Recovery
 from tinyfusion.training.schedules import LearningRate

@@ -82,7 +82,7 @@ def test_a_run_on_latents_shows_and_scores_pictures(
     monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, "corners", Corners)
     shown = {}
     monkeypatch.setattr(
-        "tinyfusion.commands.run.comparison_grid", lambda rows, path: shown.update(rows)
+        "tinyfusion.figures.grid.comparison_grid", lambda rows, path: shown.update(rows)
     )
     monkeypatch.setattr("tinyfusion.tracking.contract.Tracking.image", lambda *_: None)
     draws = np.random.default_rng(0)

@@ -132,7 +132,7 @@ def test_wandb_beside_csv(tf, only_run, no_account, monkeypatch) -> None:
 def test_what_can_not_be_logged_to_is_refused_before_training(
     tf, root, own, no_account, monkeypatch, overrides, said
 ) -> None:
-    monkeypatch.setattr("tinyfusion.pipeline.runner.fit", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("tinyfusion.pipeline.fit.fit", lambda *_, **__: pytest.fail("trained"))
     result = tf("prune", own, *overrides)
     assert result.status == 2 and said in result.err, result.err
     assert len(result.err.splitlines()) == 1

@@ -102,7 +102,7 @@ def test_samples_are_shown_as_they_are_scored(tf, root, monkeypatch) -> None:
     """With the guidance and in the precision of the protocol."""
     shown: dict[str, Tensor] = {}
     monkeypatch.setattr(
-        "tinyfusion.commands.run.comparison_grid", lambda rows, path: shown.update(rows)
+        "tinyfusion.figures.grid.comparison_grid", lambda rows, path: shown.update(rows)
     )
     monkeypatch.setattr(Tracking, "image", lambda *_: None)
     scored: list[Tensor] = []

@@ -81,7 +81,8 @@ def test_sit_in_a_process_for_dit_is_refused_before_work(tf, bare, root, command
     assert "process=GaussianDiffusion is of kind 'diffusion'" in result.err
     assert not root.exists()
     # By itself, backbone=sit chooses its process; the sampler that tf() adds is DiT's.
-    result = tf(command, *given)
+    alone = ("teacher=none", "recovery=finetune") if command == "recover" else ()
+    result = tf(command, *given, *alone)
     assert result.status == 2 and "AncestralSampler samples by processes of kind" in result.err
     assert "valid: sampler=ode_dopri5, " in result.err and not root.exists()
 

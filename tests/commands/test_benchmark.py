@@ -13,7 +13,6 @@ from hydra import compose, initialize_config_dir
 from tinyfusion.commands.benchmark_models import (
     NARROWED,
     Subject,
-    available_memory,
     check_memory,
     random_weights,
     ready,
@@ -21,7 +20,7 @@ from tinyfusion.commands.benchmark_models import (
 )
 from tinyfusion.commands.benchmark_models import planned_subjects as plan
 from tinyfusion.errors import InputError
-from tinyfusion.metrics.memory import bytes_of
+from tinyfusion.metrics.memory import available_memory, bytes_of
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.settings.check import check
 from tinyfusion.settings.objects import objects_of

@@ -59,7 +59,7 @@ def test_block_kept_by_no_sample_gets_exactly_no_weight_gradient(net: DiT, input
 
 def test_masks_have_the_type_of_the_states_whatever_comes_first(net: DiT, inputs: Inputs) -> None:
     class TimesFirst(torch.nn.Module):
-        units, run_units = net.units, net.run_units
+        units, run_units, condition_rows = net.units, net.run_units, net.condition_rows
 
         def forward(self, t: Tensor, x: Tensor, y: Tensor, run_block: object) -> Tensor:
             return net(x, t, y, run_block=run_block)

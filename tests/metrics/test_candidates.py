@@ -319,3 +319,18 @@ def test_large_hidden_states_run_in_smaller_batches(monkeypatch, numbers, most):
     found = [loss for loss, _ in CandidateScores(net, calibration, 3).losses(SETS[-9:])]
     assert found == pytest.approx(expected, rel=2e-6)
     assert max(sizes) == most
+
+
+@pytest.mark.parametrize(
+    ("free", "most"), [(None, 20), (1 << 30, 20), (2 * 25 * 128 * 5, 5), (0, 1)]
+)
+def test_little_memory_takes_smaller_batches_and_says_so(monkeypatch, caplog, free, most):
+    caplog.set_level("INFO", "tinyfusion")
+    net, calibration = subject("dit")  # 4 tokens of 8 numbers of 4 bytes
+    monkeypatch.setattr(candidates, "WITHIN", 25 - 3 - net.depth)
+    monkeypatch.setattr(candidates, "available_memory", lambda device: free)
+    sizes: list[int] = []
+    net.blocks[0].register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    list(CandidateScores(net, calibration, 3).losses(SETS[-9:]))
+    assert max(sizes) == most
+    assert ("memory free" in caplog.text) == (free is not None)

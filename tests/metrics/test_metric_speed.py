@@ -153,3 +153,10 @@ def test_a_run_is_the_real_sampling(scale, seen, dtype):
     # Two steps of a batch of three, then of the two that are left.
     assert batches == [seen, seen, seen * 2 // 3, seen * 2 // 3]
     assert products == {dtype or torch.float32}
+
+
+def test_the_matrix_peak_is_operations_over_the_best_time(monkeypatch):
+    monkeypatch.setattr(speed, "time_in_turn", lambda runs, rounds: {"products": [0.5, 0.25, 2.0]})
+    assert speed.matrix_peak(torch.device("cpu"), side=16, repeats=5) == 2 * 16**3 * 5 / 0.25
+    monkeypatch.undo()
+    assert speed.matrix_peak(torch.device("cpu"), torch.bfloat16, side=16, repeats=2) > 0

@@ -14,7 +14,7 @@ from tinyfusion.metrics.latency import LatencyTable, Setting, measure_latency, s
 from tinyfusion.metrics.speed import macs, parameters
 from tinyfusion.pipeline.budgets import Wanted
 from tinyfusion.pipeline.pruning import planned
-from tinyfusion.pipeline.recovering import expected
+from tinyfusion.pipeline.recovery_checks import expected
 from tinyfusion.pruners.contract import Choice
 from tinyfusion.pruners.fixed import Indices
 from tinyfusion.pruners.patterns import Uniform

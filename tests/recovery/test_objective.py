@@ -32,7 +32,8 @@ def run(objective: Objective, share: float = 0.0) -> dict[str, torch.Tensor]:
     batch = process.add_noise(x, torch.tensor([5, 400, 900]), torch.randn_like(x))
     out, teacher_out = torch.randn(2, 3, 8, 4, 4)
     pairs = [(torch.randn(3, 4, 16), torch.randn(3, 4, 16))] * objective.uses_features
-    return objective(process, batch, out, teacher_out, pairs, share)
+    distances = [objective.distance(*pair) for pair in pairs]
+    return objective(process, batch, out, teacher_out, distances, share)
 
 
 def test_total_is_the_weighted_sum() -> None:
@@ -107,5 +108,36 @@ def test_teacher_is_invisible_frozen_and_never_copied() -> None:
     x = torch.randn(2, 4, 4, 4, requires_grad=True)
     labels = ClassLabels(torch.tensor([0, 3]))
     out, states = teacher((x, torch.tensor([1, 2])), labels, [1])
-    assert not out.requires_grad
-    assert list(states) == [1]
+    assert out is not None and not out.requires_grad
+    assert len(states) == 1 and not states[0].requires_grad
+
+
+def test_teacher_runs_no_deeper_than_is_asked_for() -> None:
+    teacher = FrozenTeacher(tiny(depth=5))
+    nn.init.normal_(teacher.net.final_layer.linear.weight)
+    ran: list[int] = []
+    for index, block in enumerate(teacher.net.blocks):
+        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+    seen = (torch.randn(2, 4, 4, 4), torch.tensor([1, 2])), ClassLabels(torch.tensor([0, 3]))
+    out, states = teacher(*seen, [3, 1, 3])
+    assert out is not None and ran == [0, 1, 2, 3, 4]
+    ran.clear()
+    none, alone = teacher(*seen, [3, 1, 3], predicts=False)
+    assert none is None and ran == [0, 1, 2, 3]
+    assert len(alone) == 3 and all(map(torch.equal, alone, states))
+
+
+def test_teacher_in_lower_precision_by_its_own_choice_alone() -> None:
+    teacher = FrozenTeacher(tiny())
+    nn.init.normal_(teacher.net.final_layer.linear.weight)
+    seen = (torch.randn(2, 4, 4, 4), torch.tensor([1, 2])), ClassLabels(torch.tensor([0, 3]))
+    exact, _ = teacher(*seen, [])
+    teacher.dtype = torch.bfloat16
+    rounded, _ = teacher(*seen, [])
+    assert exact is not None and rounded is not None and rounded.dtype == torch.bfloat16
+    assert 0 < float((rounded - exact).norm() / exact.norm()) < 0.05
+    with torch.autocast("cpu", torch.bfloat16):
+        teacher.dtype = None
+        assert torch.equal(rounded, teacher(*seen, [])[0])
+        teacher.dtype = torch.float32
+        assert torch.equal(exact, teacher(*seen, [])[0])

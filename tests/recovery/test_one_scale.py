@@ -61,12 +61,12 @@ def shares(factor: float) -> list[float]:
     batch = process.add_noise(clean, torch.tensor([5, 400]), torch.randn_like(clean))
     objective = Objective(1.0, 0.0, 1.0, 1.0, feature_scale="teacher")
     out = torch.randn(2, 8, 4, 4)
-    pairs = list(zip(student, teacher, strict=True))
-    whole = objective(process, batch, out, None, pairs, 0.0, weights)
+    distances = list(map(objective.distance, student, teacher))
+    whole = objective(process, batch, out, None, distances, 0.0, weights)
     assert torch.allclose(whole["total"], whole["task"] + whole["features"])
     parts = [
-        objective(process, batch, out, None, [pair], 0.0, [weight])["features"].mean()
-        for pair, weight in zip(pairs, weights, strict=True)
+        objective(process, batch, out, None, [distance], 0.0, [weight])["features"].mean()
+        for distance, weight in zip(distances, weights, strict=True)
     ]
     torch.testing.assert_close(sum(parts), whole["features"].mean())
     return [float(part / whole["features"].mean()) for part in parts]

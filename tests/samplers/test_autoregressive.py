@@ -389,3 +389,11 @@ def test_settings_out_of_range_are_refused(setting):
     (name, value), *_ = setting.items()
     with pytest.raises(InputError, match=rf"^sampler\.{name}='?{value}"):
         AutoregressiveSampler(**setting)
+
+
+def test_guidance_by_noise_levels_is_refused_before_the_network_runs(tiny, monkeypatch):
+    recorder = Recorder(tiny, monkeypatch)
+    guidance = Guidance(1.5, interval=[0.1, 1.0])
+    with pytest.raises(InputError, match=r"no noise level as a whole; give null"):
+        AutoregressiveSampler(4)(tiny, PROCESS, noise(), LABELS, guidance)
+    assert not recorder.seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def shared() -> Callable[..., dict[str, Any]]:
             "process": GaussianDiffusion(),
             "noise": StepNoise(0, "test"),
             "total_steps": total_steps,
-            "optimizer": lambda groups: torch.optim.AdamW(groups, lr=rate, weight_decay=0.0),
+            "optimizer": partial(torch.optim.AdamW, lr=rate, weight_decay=0.0, fused=True),
             "learning_rate": LearningRate(rate, rate),
             "clip_norm": 1.0,
             "label_drop": 0.1,

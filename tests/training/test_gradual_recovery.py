@@ -159,7 +159,7 @@ def test_after_the_last_removal_training_is_that_of_the_cut_model(build, make_ne
     run(module, callbacks=[Take()])
     net = taken["net"].train()
     parameters = {name: p for name, p in net.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.0, fused=True)
     for name, p in parameters.items():
         old = name.replace("blocks.1.", "blocks.2.")
         keys = ("step", "exp_avg", "exp_avg_sq")

@@ -23,8 +23,9 @@ from tinyfusion.pruners.contract import PruningContext
 from tinyfusion.pruners.learned import GUMBEL_TOP_K, Learned
 from tinyfusion.scheme import parse_scheme
 from tinyfusion.seeding import Rows, StepNoise
+from tinyfusion.training.early_stop import EarlyStop
 from tinyfusion.training.ema import Ema
-from tinyfusion.training.mask_learning import EarlyStop, MaskLearning
+from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.pretrain import Pretraining
 from tinyfusion.training.schedules import Linear
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.teacher import FrozenTeacher
 from tinyfusion.training.recovery import Recovery
+from tinyfusion.training.settings import TrainerSettings
 
 
 def spy(net: DiT) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -94,3 +97,31 @@ def test_recovery_trains_all_weights_but_the_fixed_table(make_net, shared, run) 
     assert not torch.equal(
         averaged["final_layer.linear.weight"], module.student.final_layer.linear.weight
     )
+
+
+def test_what_a_rounded_teacher_changes_is_said_once(make_net, shared, run, tmp_path, caplog):
+    caplog.set_level("INFO", "tinyfusion")
+    weights = {}
+    for precision in (None, "32-true", "bf16-mixed"):
+        objective = Objective(0.1, 0.9, 0.01, 0.0, "separate")
+        module = Recovery(
+            make_net(2), FrozenTeacher(make_net(4)), objective, [(0, 1), (1, 3)], 0.9, **shared(3)
+        )
+        caplog.clear()
+        run(module, teacher_precision=precision, folder=tmp_path / str(precision))
+        weights[precision] = module.student.blocks[0].mlp.fc1.weight.detach().clone()
+        said = [line for line in caplog.messages if "changes the first losses" in line]
+        assert len(said) == (precision == "bf16-mixed")
+    assert re.match(
+        r"test: the teacher in bfloat16 instead of float32 .*total [\d.]+ by [+-]\d\.\de-\d+",
+        said[0],
+    )
+    assert re.search(r"\bmse [\d.]+ by \+0\.0e\+00", said[0])
+    assert torch.equal(weights[None], weights["32-true"])
+    moved = float((weights["bf16-mixed"] - weights[None]).abs().max())
+    assert 0 < moved < 3e-3  # three steps at a rate of 1e-3
+
+
+def test_an_unknown_precision_of_the_teacher_is_refused() -> None:
+    with pytest.raises(InputError, match=r"trainer\.teacher_precision=8 is not known; valid: 32-"):
+        TrainerSettings(teacher_precision="8")

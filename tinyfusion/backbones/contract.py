@@ -40,7 +40,7 @@ from tinyfusion.backbones.unit_weights import OwnParameter, block_parameters
 from tinyfusion.backbones.width_plan import WidthPlan
 from tinyfusion.conditioning import Conditioning, as_conditioning
 from tinyfusion.errors import InputError
-from tinyfusion.states import States
+from tinyfusion.states import States, rows_of_condition
 from tinyfusion.units import BLOCKS, BRANCHES, CHANNELS, INTERVALS, Place, Unit, intervals_of
 
 __all__ = [
@@ -308,6 +308,19 @@ class Backbone(nn.Module, ABC):
         """
         listed = self.units(units) if isinstance(units, str) else units
         return through_units(self, listed, runner)
+
+    def condition_rows(self, condition: Any, rows: slice | Tensor) -> Any:
+        """The condition of some samples, as blocks take it.
+
+        By default every tensor in it has the batch in front (`rows_of_condition`). A backbone whose
+        blocks are told something that all samples share, such as a table of positions, says here
+        what of it stays whole.
+
+        Args:
+            condition: what this network's forward gives to ``run_block``.
+            rows: a slice, or numbers of samples.
+        """
+        return rows_of_condition(condition, rows)
 
     @property
     def removed_branches(self) -> tuple[str, ...]:

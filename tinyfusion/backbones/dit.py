@@ -60,7 +60,8 @@ class PatchEmbedder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, T, D), tokens in row-major order."""
-        return self.proj(x).flatten(2).transpose(1, 2)
+        # Laid out anew: all states of the network have the strides of these.
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous()
 
 
 def _modulated_norm(x_BTD: Tensor, shift_BD: Tensor, scale_BD: Tensor, eps: float) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -52,6 +51,8 @@ def counting_macs() -> Iterator[Callable[[], int]]:
     Yields:
         A function that gives how many there have been so far.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
     counter = FlopCounterMode(display=False)
     # The fused attention kernels of some devices and versions are not counted, the products of
     # the plain one are.

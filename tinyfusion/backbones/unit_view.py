@@ -61,6 +61,10 @@ class UnitView(Backbone):
         """That of the network."""
         return self.net.example_conditioning(*args, **options)
 
+    def condition_rows(self, condition: Any, rows: slice | Tensor) -> Any:
+        """Those of the network."""
+        return self.net.condition_rows(condition, rows)
+
     @property
     def null_label(self) -> int:
         """That of the network."""

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from tinyfusion.checkpoints.tensors import read_torch
 from tinyfusion.files import write_atomic
 from tinyfusion.interrupts import Interrupted, asked
-
-RESUME_FILE = "resume.ckpt"
+from tinyfusion.training.module import DenoiserTraining
+from tinyfusion.training.phases import RESUME_FILE
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -90,18 +90,11 @@ class ResumeCheckpoint(Checkpoint):
         if step == self._step:
             return
         self._step = step
-        stop = _asked_of_any(trainer)
+        assert isinstance(pl_module, DenoiserTraining)
+        # Several ranks know it by the step's own message, and stop at the same one.
+        stop = asked() if trainer.world_size == 1 else pl_module.asked_to_stop
         ends = step == trainer.max_steps or trainer.should_stop
         if stop or step % self.every == 0 or (self.at_end and ends):
             trainer.save_checkpoint(self.path)
         if stop:
             raise Interrupted(stop)
-
-
-def _asked_of_any(trainer: Trainer) -> int:
-    """Number of the signal that asked any rank to stop; 0 for none."""
-    number = asked()
-    if trainer.world_size > 1:
-        tensor = torch.tensor(number, device=trainer.strategy.root_device)
-        number = int(trainer.strategy.reduce(tensor, reduce_op="max"))
-    return number

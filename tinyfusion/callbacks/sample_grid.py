@@ -15,7 +15,7 @@ from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import AUTOCAST, generate_images
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
-from tinyfusion.tracking.contract import log_picture
+from tinyfusion.tracking.of_lightning import log_picture
 from tinyfusion.training.module import DenoiserTraining
 
 

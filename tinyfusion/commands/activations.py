@@ -13,10 +13,9 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import read_checkpoint
 from tinyfusion.checkpoints.lineage import lineage
 from tinyfusion.commands.checks import check_data, check_latents
-from tinyfusion.commands.loading import flat, load_alone, other_teacher, start_tracking
+from tinyfusion.commands.loading import flat, load, other_teacher, start_tracking
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
-from tinyfusion.figures.activations import massive_activations
 from tinyfusion.figures.table import Column, print_table
 from tinyfusion.files import write_json
 from tinyfusion.metrics.activations import check_request, collect, over_all_blocks
@@ -45,6 +44,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     student = _load(objects, cfg.checkpoint, "checkpoint")
     teacher = _load_teacher(objects, student)
     pairs = [] if teacher is None else _pairs(objects, student, teacher)
+    objects.check_machine()
     for net in (student, teacher):
         if net is not None:
             net.to(objects.device)
@@ -86,6 +86,8 @@ def main(cfg: DictConfig, folder: Path) -> None:
     _warn(models)
     tracking.scores(flat({name: _scalars(model["whole"]) for name, model in models.items()}))
     if all(model["whole"]["count"] for model in models.values()):
+        from tinyfusion.figures.activations import massive_activations  # imports matplotlib
+
         figure = massive_activations(models, symlog_edges().tolist(), folder / FIGURE_FILE)
         tracking.image("activations", figure)
     tracking.finish()
@@ -94,7 +96,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
 
 def _load(objects: Objects, path: str | None, key: str) -> Backbone:
     """A model that fits the data; nothing is sampled, so no sampler has to fit it."""
-    net = load_alone(objects, path, key)
+    net = load(objects, path, key)
     check_latents(objects.source, objects.process)
     check_data(net, objects.source, path or key)
     return net

@@ -15,17 +15,16 @@ from tinyfusion.commands.benchmark_models import (
     NARROWED,
     WIDTH,
     Subject,
-    available_memory,
     check_memory,
     planned_subjects,
     ready,
 )
 from tinyfusion.commands.checks import check_sampling
 from tinyfusion.errors import InputError
-from tinyfusion.figures.speed import speed_by_ratio
 from tinyfusion.figures.table import Column, markdown_table, print_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.metrics.benchmark import Benchmark, device_name
+from tinyfusion.metrics.memory import available_memory
 from tinyfusion.metrics.reporting import settings_of
 from tinyfusion.metrics.speed import macs, parameters
 from tinyfusion.settings.objects import Objects, objects_of
@@ -76,6 +75,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
         key = f"models: {subject.name}"
         check_sampling(subject.net, process, f"{key}: sampler", sampler)
         check_sampling(subject.net, process, f"{key}: guidance", sampler, guidance)
+    objects.check_machine()
     check_memory(subjects, available_memory(objects.device), objects.device)
 
     backend = objects.trainer.compile_backend if objects.trainer.compile else None
@@ -118,6 +118,7 @@ def settings_used(
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "batch_size": benchmark.batch_size,
         "guidance": benchmark.guidance.scale,
+        "guidance_interval": benchmark.guidance.interval and list(benchmark.guidance.interval),
         "sampler": settings_of(benchmark.sampler),
         "precision": objects.trainer.precision,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
@@ -199,6 +200,8 @@ def _figure_4(folder: Path, settings: dict[str, Any], rows: Sequence[dict[str, A
             drawn.setdefault(SERIES[row["cut"]] + suffix, []).append(point)
     if not series:
         return
+    from tinyfusion.figures.speed import speed_by_ratio  # imports matplotlib
+
     depths = [row for row in rows if row["model"] == rows[0]["model"]]
     write_json(folder / "speed.json", {"settings": settings, "whole": depths, "series": series})
     speed_by_ratio(drawn, folder / "speed.png")

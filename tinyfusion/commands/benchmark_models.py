@@ -23,7 +23,7 @@ from tinyfusion.backbones.presets import (
     preset_family,
 )
 from tinyfusion.checkpoints.locate import PACKAGED
-from tinyfusion.commands.loading import load_alone
+from tinyfusion.commands.loading import load
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.memory import bytes_of
 from tinyfusion.processes.contract import Process
@@ -152,7 +152,7 @@ def _of_checkpoint(objects: Objects, model: str) -> Subject:
         ours = ", ".join(name for name in PRESETS if preset_family(name) == model)
         raise InputError(f"models: {model!r} does not say how large; valid: {ours}")
     try:
-        net = load_alone(objects, model, key="models")
+        net = load(objects, model, key="models")
     except InputError as error:
         if Path(model).exists() or model in PACKAGED:
             raise InputError(f"models: {error}") from None
@@ -227,16 +227,6 @@ def check_memory(subjects: Sequence[Subject], available: int | None, device: tor
             f"together, and {device.type} has {readable_bytes(available)} free; name fewer in "
             "models= and widths=, or narrow them by hidden_size="
         )
-
-
-def available_memory(device: torch.device) -> int | None:
-    """Free bytes on a device; ``None`` where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    info = Path("/proc/meminfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    free = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(free[0]) * 1024 if free else None
 
 
 def ready(subjects: Sequence[Subject], device: torch.device, seed: int) -> dict[str, Backbone]:

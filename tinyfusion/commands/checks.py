@@ -77,7 +77,8 @@ def check_sampling(
 
     Raises:
         InputError: a sampler of another kind of process, steps that don't fit the process,
-            guidance of a model without null conditioning, or more guided channels than the data
+            guidance of a model without null conditioning or in an interval of noise levels that
+            the process does not have, or more guided channels than the data
             has.
     """
 
@@ -87,6 +88,8 @@ def check_sampling(
 
     try:
         check_sampler(sampler, process, net, key, valid)
+        if guidance.interval is not None:
+            process.noise_level(0.0)  # of any time: whether it has one
         if guidance.scale != 1:
             net.example_conditioning().null(net)
     except (InputError, NotImplementedError) as error:

@@ -10,28 +10,31 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from hydra import compose, initialize_config_dir
 
 from tinyfusion.backbones.contract import Backbone, count_parameters
 from tinyfusion.backbones.presets import FAMILIES, build_empty, family_of
 from tinyfusion.backbones.presets import build as build_backbone
 from tinyfusion.commands.checks import check_data, check_latents, check_sampling
-from tinyfusion.commands.loading import load_alone, runner_of
+from tinyfusion.commands.loading import load, runner_of
 from tinyfusion.data.source import ImageSource
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.pipeline.pretraining import pretraining_phase
 from tinyfusion.pipeline.probe import NoiseImages
 from tinyfusion.pipeline.pruning import context_of, cuts_width, planned
-from tinyfusion.pipeline.recovering import (
+from tinyfusion.pipeline.recovering import recovery_phases
+from tinyfusion.pipeline.recovery_checks import (
     RecoveryContext,
     check_recovery,
-    recovery_phases,
     starts_whole,
     with_scores,
 )
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.pruners.contract import phases_of
-from tinyfusion.settings.objects import SOURCE, Objects
+from tinyfusion.settings.check import check
+from tinyfusion.settings.objects import SOURCE, Objects, objects_of
+from tinyfusion.settings.overview import conf_folder
 from tinyfusion.training.phases import Phase
 from tinyfusion.training.recipes import IMAGENET_IMAGES
 
@@ -228,6 +231,21 @@ class DryCommand:
         return found or self.arguments
 
 
+def dry_command_of(command: str, overrides: Sequence[str]) -> DryCommand:
+    """A command from its overrides, put together without checkpoint, data or devices.
+
+    Args:
+        command: its name.
+        overrides: as on the command line.
+
+    Raises:
+        InputError: a wrong key or value.
+    """
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        composed = check(compose(command, list(overrides)))
+    return dry_command(objects_of(composed))
+
+
 def dry_command(objects: Objects) -> DryCommand:
     """Put a command together.
 
@@ -247,7 +265,7 @@ def dry_command(objects: Objects) -> DryCommand:
                 "dry_run: say what the network is by backbone= (such as backbone=dit_xl_2), or "
                 "by the checkpoint= of a file that exists"
             )
-        net = load_alone(objects, objects.checkpoint)
+        net = load(objects, objects.checkpoint)
         arguments = {"backbone": family_of(net), **net.config()}
         origin = f"by {objects.checkpoint}"
     missing, source = _data(objects, arguments, configured is not None)
@@ -265,7 +283,7 @@ def arguments_of(objects: Objects, path: str, key: str) -> dict[str, Any] | None
         key: what the user calls it.
     """
     try:
-        net = load_alone(objects, path, key=key)
+        net = load(objects, path, key=key)
     except InputError:
         return None
     return {"backbone": family_of(net), **net.config()}

@@ -30,7 +30,7 @@ from tinyfusion.pipeline.estimate import (
 )
 from tinyfusion.pipeline.probe import Probed, probe_sampling, probe_training
 from tinyfusion.pipeline.schedule import described, warned
-from tinyfusion.settings.check import check
+from tinyfusion.settings.check import WITH_LIGHTNING, check, check_targets
 from tinyfusion.settings.objects import objects_of
 from tinyfusion.text import readable_bytes
 from tinyfusion.training.module import DenoiserTraining
@@ -61,7 +61,9 @@ def start(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         cfg.autoencoder = None  # nothing is decoded
     cfg = check(cfg, overrides)
     logging.getLogger("lightning").setLevel(logging.WARNING)
-    for line in report(dry_command(objects_of(cfg, present=False)), cfg.dry_run_probe):
+    for group in WITH_LIGHTNING:
+        check_targets(cfg, group)
+    for line in report(dry_command(objects_of(cfg)), cfg.dry_run_probe):
         print(line, flush=True)
 
 

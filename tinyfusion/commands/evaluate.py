@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.commands.check_scores import check_images
-from tinyfusion.commands.loading import load, other_teacher
+from tinyfusion.commands.loading import check_loaded, load, other_teacher
 from tinyfusion.data.image_sets import ImageSet
 from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
@@ -20,7 +20,7 @@ from tinyfusion.files import write_json
 from tinyfusion.group import Group
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.features import extractor_class
-from tinyfusion.metrics.reporting import floor_line, for_table
+from tinyfusion.metrics.reporting import floor_line, for_table, guidance_words
 from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.pipeline.scoring import kept_samples, remembered
 from tinyfusion.progress import Progress
@@ -58,6 +58,10 @@ def main(cfg: DictConfig, folder: Path) -> None:
     path = other_teacher(objects)
     net = load(objects, objects.checkpoint)
     teacher = None if path is None else load(objects, path, key="teacher.path")
+    check_loaded(objects, net, objects.checkpoint)
+    if teacher is not None:
+        check_loaded(objects, teacher, path, key="teacher.path")
+    objects.check_machine()
     net.to(objects.device)
     bars = objects.bars and group.first
 
@@ -100,6 +104,7 @@ def _score_images(
     images = open_images(path, None, "images")
     source = None if evaluation.reference is not None else objects.source
     check_images(evaluation, images, source)
+    objects.check_machine()
     log.info("evaluate: %s images in %s", f"{len(images):,}", path)
     row: dict[str, Any] = {"images": len(images)}
     bars = objects.bars and group.first
@@ -133,7 +138,7 @@ def protocol_line(evaluation: Evaluation, floor: dict[str, float]) -> str:
     against = "" if p["reference"] is None else f", against {p['reference']}"
     sampling = (
         f"{p['num_samples']} samples x {len(p['sampling_seeds'])} seed(s), {p['sampler']}, "
-        f"guidance {p['guidance']}{against}"
+        f"{guidance_words(p)}{against}"
     )
     return "; ".join(filter(None, (sampling, floor_line(floor))))
 

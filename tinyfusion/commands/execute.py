@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.commands.encode import workers
@@ -20,7 +19,7 @@ from tinyfusion.interrupts import Interrupted
 from tinyfusion.notices import repeated
 from tinyfusion.pipeline.devices import check_count, devices_per_node, needs_ranks
 from tinyfusion.pipeline.machine import check_machine
-from tinyfusion.ranks import is_first_rank, is_rank, rank
+from tinyfusion.ranks import is_first_rank, is_rank
 from tinyfusion.runtime.folder import FINISHED_FILE
 from tinyfusion.runtime.launch import launch
 from tinyfusion.runtime.run_log import logged
@@ -121,7 +120,5 @@ def _prepare(cfg: DictConfig) -> None:
     settings: TrainerSettings = build(cfg.trainer)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    # Lightning reads other variables than `tinyfusion.ranks`, when it is imported.
-    rank_zero_only.rank = rank()  # type: ignore[attr-defined]  # a function with an attribute
     # Nothing that matters draws from the global generators; this is for third-party code.
     torch.manual_seed(cfg.get("seed", 0))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import load as load_model
-from tinyfusion.commands.loading import load, ranks_of, runner_of, start_tracking
+from tinyfusion.commands.loading import check_loaded, load, ranks_of, runner_of, start_tracking
 from tinyfusion.commands.prune import decide
 from tinyfusion.commands.recover import RECOVERED, first_student, recover_into
 from tinyfusion.pipeline.rounds import PREVIOUS, SOURCE, check_previous
@@ -94,6 +94,8 @@ def check_rounds(objects: Objects, source: Backbone) -> Backbone | None:
         previous = load(objects, rounds.previous, key="iterative.previous")
         check_previous(rounds.previous, previous, source, rounds.depths[-2])
     rounds.check_budgets(source, pruner, objects.wanted)
+    if previous is not None:
+        check_loaded(objects, previous, rounds.previous, key="iterative.previous")
     return previous
 
 

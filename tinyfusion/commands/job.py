@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import os
 import shlex
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from tinyfusion.errors import InputError, one_line
-from tinyfusion.interrupts import Interrupted
+from tinyfusion.interrupts import Interrupted, end_with_parent
 from tinyfusion.notices import repeated
 from tinyfusion.ranks import clear_leftovers, is_first_rank
 from tinyfusion.runtime.folder import (
@@ -123,7 +120,7 @@ def attempt(cfg: DictConfig) -> None:
         # Elsewhere, so that its outcome is left where the command line finds it.
         assert sweep is not None
         clear_leftovers()
-        _end_with_parent()
+        end_with_parent()
         here = Session(quiet=True)
         with here.reporting(name):
             start(cfg, resuming)
@@ -132,19 +129,6 @@ def attempt(cfg: DictConfig) -> None:
         return
     with session.reporting(name):
         start(cfg, resuming)
-
-
-@cache
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: a killed sweep leaves none behind."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _command_line(command: str, hydra: Any) -> str:

@@ -22,35 +22,17 @@ from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.notices import notice
 from tinyfusion.pipeline.devices import joined_ranks
+from tinyfusion.pipeline.machine import check_gpu
+from tinyfusion.pipeline.pruning import foreseen
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.ranks import is_first_rank, local_rank
 from tinyfusion.samplers.guidance import NO_GUIDANCE
 from tinyfusion.settings.brought import TRAINED_WITH, process_notes
 from tinyfusion.settings.objects import SOURCE, Objects
-from tinyfusion.tracking.contract import Trackers
+from tinyfusion.tracking.trackers import Trackers
 
 
 def load(objects: Objects, path: str | None, key: str = "checkpoint") -> Backbone:
-    """Load a checkpoint and validate it against the data and all that is to be sampled.
-
-    Args:
-        objects: the command's.
-        path: the checkpoint.
-        key: what the user calls it.
-
-    Raises:
-        InputError: no path, an unusable file, a model for other images than the data's, or
-            a sampler or guidance that does not fit the process or the model.
-    """
-    net = load_alone(objects, path, key)
-    check_latents(objects.source, objects.process)
-    check_data(net, objects.source, path or key)
-    if key == "checkpoint":
-        check_plan(objects, net)
-    return net
-
-
-def load_alone(objects: Objects, path: str | None, key: str = "checkpoint") -> Backbone:
     """Load a checkpoint; needs no data.
 
     Args:
@@ -59,9 +41,10 @@ def load_alone(objects: Objects, path: str | None, key: str = "checkpoint") -> B
         key: what the user calls it.
 
     Raises:
-        InputError: no path, or a file that is unusable or not what ``backbone=`` says, or a
-            class of the user's own that could not be saved after pruning.
+        InputError: no GPU where one is asked for, no path, or a file that is unusable or not what
+            ``backbone=`` says, or a class of the user's own that could not be saved after pruning.
     """
+    check_gpu(objects.trainer)
     if not path:
         raise InputError(f"{key}= must be given: a checkpoint file or a model folder")
     teacher = key == "teacher.path"
@@ -81,6 +64,40 @@ def load_alone(objects: Objects, path: str | None, key: str = "checkpoint") -> B
             notice(f"{path} {note}")
     check_own(net)
     return net
+
+
+def check_budget(objects: Objects, net: Backbone) -> None:
+    """Refuse a budget that the model can't meet; needs no data.
+
+    A given decision needs none, and rounds have their own, see `Rounds.check_budgets`.
+
+    Raises:
+        InputError: see `tinyfusion.pipeline.pruning.foreseen`.
+    """
+    if objects.pruner is not None and objects.decision_path is None and objects.rounds is None:
+        foreseen(objects.pruner, net, objects.wanted)
+
+
+def check_loaded(
+    objects: Objects, net: Backbone, path: str | None, key: str = "checkpoint"
+) -> None:
+    """Validate a model against the data and, the command's own, against all that it is scored by.
+
+    Reads the data, which may take long: all files that are named should have been read before.
+
+    Args:
+        objects: the command's.
+        net: the model.
+        path: its file.
+        key: what the user calls it.
+
+    Raises:
+        InputError: a model for other images than the data's; or see `check_scoring`.
+    """
+    check_latents(objects.source, objects.process)
+    check_data(net, objects.source, path or key)
+    if key == "checkpoint":
+        check_scoring(objects, net)
 
 
 def trained_with(objects: Objects) -> dict[str, Any]:
@@ -134,8 +151,8 @@ def new_backbone(objects: Objects) -> Backbone:
     return net
 
 
-def check_plan(objects: Objects, net: Backbone) -> None:
-    """Validate everything that is to be sampled during and after training against a model.
+def check_scoring(objects: Objects, net: Backbone) -> None:
+    """Validate all by which a command samples and scores, but for its callbacks, against a model.
 
     Raises:
         InputError: see `check_sampling`, `check_decoder` and `check_evaluation`.
@@ -148,6 +165,19 @@ def check_plan(objects: Objects, net: Backbone) -> None:
         evaluation = objects.evaluation
         check_sampling(net, process, "evaluation", evaluation.sampler, evaluation.guidance)
         check_decoder(net, process, evaluation.autoencoder, source)
+
+
+def check_training(objects: Objects, net: Backbone) -> None:
+    """Validate the machine, and the callbacks against a model.
+
+    Imports Lightning, and therefore comes after all that is checked without it.
+
+    Raises:
+        InputError: see `Objects.check_machine`, `check_targets`, `check_sampling`,
+            `check_decoder` and `check_evaluation`.
+    """
+    objects.check_machine()
+    process, source = objects.process, objects.source
     for name, callback in objects.make_callbacks().items():
         key, drawn = f"callbacks.{name}", cast(Any, callback)
         protocol = getattr(callback, "evaluation", None)

@@ -15,7 +15,8 @@ from tinyfusion.checkpoints import save_model
 from tinyfusion.commands.check_scores import check_held_out
 from tinyfusion.commands.checks import check_data
 from tinyfusion.commands.loading import (
-    check_plan,
+    check_scoring,
+    check_training,
     new_backbone,
     runner_of,
     start_tracking,
@@ -68,7 +69,8 @@ def main(cfg: DictConfig, folder: Path) -> None:
     net = new_backbone(objects)
     check_data(net, objects.source, "backbone")
     check_held_out(objects.held_out)
-    check_plan(objects, net)
+    check_scoring(objects, net)
+    check_training(objects, net)
     revision = git_revision()
     tracking = start_tracking(objects, folder)
     runner = runner_of(objects, tracking)

@@ -11,6 +11,9 @@ from omegaconf import DictConfig
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import save_model
 from tinyfusion.commands.loading import (
+    check_budget,
+    check_loaded,
+    check_training,
     flat,
     load,
     ranks_of,
@@ -40,6 +43,9 @@ def main(cfg: DictConfig, folder: Path) -> None:
     """Run the command in ``folder``: the decision, ``pruned/`` and ``metrics.json``."""
     objects = objects_of(cfg)
     source = load(objects, objects.checkpoint)
+    check_budget(objects, source)
+    check_loaded(objects, source, objects.checkpoint)
+    check_training(objects, source)
     tracking = start_tracking(objects, folder)
     decision = decide(objects, source, runner_of(objects, tracking), folder)
     if is_first_rank():

@@ -11,6 +11,8 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import load as load_model
 from tinyfusion.checkpoints import save_model
 from tinyfusion.commands.loading import (
+    check_loaded,
+    check_training,
     flat,
     load,
     ranks_of,
@@ -24,20 +26,13 @@ from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
 from tinyfusion.pipeline.pruning import cuts_width
-from tinyfusion.pipeline.recovering import (
-    AVERAGED,
-    check_recovery,
-    fresh_student,
-    recover,
-    starts_whole,
-    student_of,
-)
+from tinyfusion.pipeline.recovering import fresh_student, recover, student_of
+from tinyfusion.pipeline.recovery_checks import AVERAGED, check_recovery, starts_whole
 from tinyfusion.pipeline.runner import PhaseRunner, forget
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.recovery.fading import NO_DECISION
 from tinyfusion.settings.objects import SOURCE, Objects, objects_of
 from tinyfusion.surgery import prune
-from tinyfusion.training.recovery import Recovery
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +58,12 @@ def main(cfg: DictConfig, folder: Path) -> None:
             "(teacher=none for recovery=finetune)"
         )
     teacher = load_teacher(objects, None if decision is None else net)
+    check_loaded(objects, net, objects.checkpoint)
+    check_teacher(objects, teacher)
+    check(objects, runner_of(objects, None), student, teacher, decision)
+    check_training(objects, student)
     tracking = start_tracking(objects, folder)
     runner = runner_of(objects, tracking)
-    check(objects, runner, student, teacher, decision)
     if decision is not None and is_first_rank():
         decision.save(folder / decision.file_name)
     # Pruning copies: the student is trained in place and its teacher and source are not.
@@ -133,6 +131,16 @@ def load_teacher(objects: Objects, source: Backbone | None) -> Backbone | None:
             "hold: give teacher.path=PATH, or checkpoint=UNPRUNED with decision=PATH"
         )
     return source
+
+
+def check_teacher(objects: Objects, teacher: Backbone | None) -> None:
+    """Validate a teacher of a file of its own against the data.
+
+    Raises:
+        InputError: see `check_loaded`.
+    """
+    if teacher is not None and objects.teacher_path != SOURCE:
+        check_loaded(objects, teacher, objects.teacher_path, key="teacher.path")
 
 
 def check(
@@ -223,6 +231,8 @@ def recover_into(
     )
     if not is_first_rank():
         return
+    from tinyfusion.training.recovery import Recovery  # imports Lightning
+
     module = outcome.module
     provenance = {
         "recovered_from": str(objects.checkpoint),

@@ -13,16 +13,24 @@ import torch
 from omegaconf import DictConfig
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.callbacks.evaluate import BEST
 from tinyfusion.checkpoints import load as load_model
 from tinyfusion.commands import prune as prune_command
 from tinyfusion.commands import recover as recover_command
 from tinyfusion.commands.evaluate import COLUMNS, cached_floor, cached_score, protocol_line
 from tinyfusion.commands.iterative import LastRound, check_rounds, earlier_rounds
-from tinyfusion.commands.loading import flat, load, runner_of, start_tracking
+from tinyfusion.commands.loading import (
+    check_budget,
+    check_loaded,
+    check_training,
+    flat,
+    load,
+    runner_of,
+    start_tracking,
+)
 from tinyfusion.commands.prune import METRICS_FILE, decide, unscored, write_pruned
 from tinyfusion.commands.recover import (
     RECOVERED,
+    check_teacher,
     first_student,
     given_decision,
     load_recovered,
@@ -32,20 +40,19 @@ from tinyfusion.commands.recover import (
 from tinyfusion.conditioning import ClassLabels
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
-from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.figures.table import markdown_table, print_table
 from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.reporting import for_table
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.pipeline.devices import joined_ranks
-from tinyfusion.pipeline.recovering import expected, with_scores
+from tinyfusion.pipeline.recovery_checks import expected, with_scores
 from tinyfusion.pipeline.scoring import first_samples
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.samplers.generate import balanced_labels
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.surgery import prune
-from tinyfusion.tracking.contract import Trackers
+from tinyfusion.tracking.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +71,16 @@ def main(cfg: DictConfig, folder: Path) -> None:
     objects = objects_of(cfg)
     # Whatever is wrong with later phases is found before the first one starts.
     source = load(objects, objects.checkpoint)
+    check_budget(objects, source)
     teacher = load_teacher(objects, source)
     given = None
     if objects.decision_path is not None and objects.rounds is None:
         given = given_decision(objects)
     previous = check_rounds(objects, source) if objects.rounds is not None else None
+    check_loaded(objects, source, objects.checkpoint)
+    check_teacher(objects, teacher)
     check(objects, source, teacher, given)
+    check_training(objects, source)
     last = LastRound(objects, source, teacher, {})
     if objects.rounds is not None:
         with _timed(folder, "earlier_rounds"):
@@ -164,6 +175,8 @@ def score(
         decision: how the (last) student was cut.
         tracking: where scores and samples are logged.
     """
+    from tinyfusion.callbacks.evaluate import BEST  # imports Lightning
+
     source = nets[SOURCE]
     metrics = folder / METRICS_FILE
     group = joined_ranks(objects.trainer, objects.devices)
@@ -226,6 +239,8 @@ def _grid(
     folder: Path, objects: Objects, evaluation: Evaluation, nets: dict[str, Backbone]
 ) -> Path:
     """One row of samples per model, one column per class, from the same noise."""
+    from tinyfusion.figures.grid import comparison_grid  # imports matplotlib
+
     drawn = [name for name in nets if not name.startswith(f"{AVERAGED} (")]
     classes = min(10, objects.source.num_classes)
     labels = ClassLabels(balanced_labels(classes, classes))

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from tinyfusion.backbones.contract import Backbone, compile_blocks
 from tinyfusion.commands.checks import check_decoder, check_sampling
-from tinyfusion.commands.loading import load_alone
+from tinyfusion.commands.loading import load
 from tinyfusion.conditioning import ClassLabels, Conditioning
 from tinyfusion.data.open_images import SAMPLES
 from tinyfusion.data.sample_store import SampleStore
 from tinyfusion.errors import InputError
-from tinyfusion.figures.grid import image_grid
 from tinyfusion.files import read_json, write_atomic, write_json
 from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.pipeline.sampling import PACKED_FILE, draw_missing, pack
@@ -109,22 +108,24 @@ def _record(folder: Path, weights: str) -> None:
 
 def _drawing(objects: Objects, cfg: DictConfig) -> Drawing:
     """What is to be drawn, checked."""
-    net = load_alone(objects, objects.checkpoint)
+    net = load(objects, objects.checkpoint)
     sampler, guidance = objects.sampler, objects.guidance
     assert sampler is not None
     check_sampling(net, objects.process, "sampler", sampler)
     check_sampling(net, objects.process, "guidance", sampler, guidance)
     check_decoder(net, objects.process, objects.autoencoder)
-    if objects.autoencoder is not None:
-        objects.autoencoder.load()
     for name in ("n", "batch_size"):
         if cfg[name] < 1:
             raise InputError(f"{name}={cfg[name]} must be at least 1")
+    labels = ClassLabels(_labels(cfg, net))
+    objects.check_machine()
+    if objects.autoencoder is not None:
+        objects.autoencoder.load()
     return Drawing(
         net.eval(),
         objects.process,
         sampler,
-        ClassLabels(_labels(cfg, net)),
+        labels,
         objects.seed,
         guidance,
         objects.autoencoder,
@@ -148,6 +149,8 @@ def _conclude(
     cfg: DictConfig, folder: Path, store: SampleStore, conditioning: Conditioning
 ) -> None:
     """Write what stands beside the images."""
+    from tinyfusion.figures.grid import image_grid  # imports matplotlib
+
     if cfg.pack:
         pack(folder, store, conditioning, cfg.batch_size)
     else:

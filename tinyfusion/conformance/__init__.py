@@ -34,6 +34,7 @@ _OF_FORWARDS: dict[str, Callable[[Subject], None]] = {
     "run_block runs every block once, in order": forwards.check_order,
     "what run_block returns is used": forwards.check_passes_on,
     "samples of a batch do not see each other": forwards.check_rows,
+    "blocks can be told the condition of some samples": forwards.check_condition_rows,
     "its conditioning may be the null": forwards.check_no_class,
     "a pruned network computes what skipping its blocks does": forwards.check_pruned,
     "a network without a branch computes what skipping it does": branches.check_branches,

@@ -12,7 +12,7 @@ from tinyfusion.backbones.contract import predict, run_plain, running_only
 from tinyfusion.conformance.subject import Subject, same, written_to
 from tinyfusion.errors import InputError
 from tinyfusion.seeding import generator
-from tinyfusion.states import States, map_streams, streams
+from tinyfusion.states import States, cat_states, map_streams, rows_of, streams
 from tinyfusion.surgery import prune
 
 _RUN = "in forward, 'for index, block in enumerate(self.blocks): states = run_block(index, block, "
@@ -119,6 +119,26 @@ def check_rows(subject: Subject) -> None:
                 f"sample {row} of a batch has another output than alone: no operation may mix "
                 "samples (such as batch norm with the batch's own mean)"
             )
+
+
+def check_condition_rows(subject: Subject) -> None:
+    """Every block does to some samples what it does to them among all, told their condition."""
+    net = subject.net
+
+    def one_by_one(index: int, block: nn.Module, states: States, condition: Any) -> States:
+        parts = []
+        for row in range(subject.count):
+            rows = torch.tensor([row])
+            told = net.condition_rows(condition, rows)
+            parts.append(run_plain(index, block, rows_of(states, rows), told))
+        return cat_states(parts)
+
+    if not same(subject.forward(run_block=one_by_one), subject.forward()):
+        raise InputError(
+            "condition_rows does not give the condition of some samples: blocks that are told it "
+            "compute something else than among all samples; say in condition_rows what has the "
+            "batch in front and what is the same for all"
+        )
 
 
 def check_no_class(subject: Subject) -> None:

@@ -6,12 +6,14 @@ Shape suffixes: B batch, K noise numbers, L units.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+CERTAIN = 1e4
+"""Log-weight of what is certain; far above any difference of noise, and any temperature's."""
 
 
 class GateState(NamedTuple):
@@ -47,10 +49,17 @@ class Gates(nn.Module, ABC):
         temperature: of the relaxation, set by the schedule.
         scale: factor between logits and log-probabilities, set by the schedule.
         penalty: of the last draw, what to add to the loss; ``None`` for nothing.
+        settled: units that are decided, by number, with whether they stay. Draws and
+            probabilities are those of the others given them.
     """
 
     count: int
     num_draws: int
+
+    @property
+    @abstractmethod
+    def expected_share(self) -> float:
+        """About what share of the units a draw keeps; for dry runs, whose logits have no values."""
 
     @property
     def group_starts(self) -> tuple[int, ...]:
@@ -62,6 +71,7 @@ class Gates(nn.Module, ABC):
         self.temperature = 1.0
         self.scale = 1.0
         self.penalty: Tensor | None = None
+        self.settled: dict[int, bool] = {}
 
     @abstractmethod
     def forward(self, gumbel_BK: Tensor) -> Tensor:
@@ -82,6 +92,28 @@ class Gates(nn.Module, ABC):
             logits: one tensor for each parameter, in the order of ``parameters()``; on the CPU.
         """
 
+    def settle(self, states: Sequence[GateState], below: float) -> Mapping[int, bool]:
+        """Decide units whose probability has collapsed in all of some states.
+
+        Only as these states would decide them, so that what is settled is always part of a choice
+        that may be made.
+
+        Args:
+            states: such as those of the averaged and of the live logits.
+            below: what is left of the probability of the less likely outcome, at most.
+
+        Returns:
+            The units that are decided by this call.
+        """
+        found = {}
+        for unit in set(range(self.count)) - set(self.settled):
+            stays = unit in states[0].kept
+            other = [1 - s.inclusion[unit] if stays else s.inclusion[unit] for s in states]
+            if max(other) < below and all((unit in s.kept) == stays for s in states):
+                found[unit] = stays
+        self.settled |= found
+        return found
+
     def logits(self) -> list[Tensor]:
         """Detached copies of the logits on the CPU, one tensor for each parameter.
 
@@ -92,5 +124,7 @@ class Gates(nn.Module, ABC):
 
 def on_cpu(logits: Sequence[Tensor]) -> list[Tensor]:
     """Copies of logits, gathered where they are sharded, in one transfer."""
+    from torch.distributed.tensor import DTensor  # slow to import
+
     whole = [v.full_tensor() if isinstance(v, DTensor) else v for v in logits]
     return list(torch.cat(whole).cpu().split([len(v) for v in whole]))

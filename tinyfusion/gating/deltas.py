@@ -58,3 +58,8 @@ class Lora:
             target_modules=linears,
         )
         inject_adapter_in_model(config, net)
+        if self.dropout == 0:
+            from tinyfusion.gating.low_rank import LowRankLinear
+
+            for name in linears:
+                net.get_submodule(name).__class__ = LowRankLinear

@@ -5,15 +5,14 @@ Shape suffixes: B batch, L units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
 from tinyfusion.budget import Budget
-from tinyfusion.gating.contract import Gates, GateState
+from tinyfusion.gating.contract import CERTAIN, Gates, GateState
 from tinyfusion.gating.draws import Draw
 from tinyfusion.gating.pattern_gates import START_LOGIT
 
@@ -40,23 +39,47 @@ class UnitGates(Gates):
             start_L = torch.full((budget.count,), START_LOGIT)
         self.logits_L = nn.Parameter(start_L.clone())
 
+    @property
+    def expected_share(self) -> float:
+        """See `Gates.expected_share`; that of the cost, where units are not counted."""
+        return self.budget.limit / sum(self.budget.costs)
+
     def forward(self, gumbel_BK: Tensor) -> Tensor:
         """See `Gates.forward`; one noise number for each unit."""
         # Outside autocast: a bfloat16 product would round the gradient of the logits.
         with torch.autocast(gumbel_BK.device.type, enabled=False):
-            weights_L = self.scale * self.logits_L
+            weights_L = self._log_weights(self.logits_L)
             self.penalty = self.draw.penalty(weights_L, self.budget)
-            return self.draw.mask(weights_L, gumbel_BK, self.temperature, self.budget)
+            mask_BL = self.draw.mask(weights_L, gumbel_BK, self.temperature, self.budget)
+            return self._with_settled(mask_BL)
+
+    def _log_weights(self, logits_L: Tensor) -> Tensor:
+        """Scaled logits; those of settled units leave no doubt."""
+        return self._with_settled(self.scale * logits_L, CERTAIN, -CERTAIN)
+
+    def _with_settled(self, values: Tensor, stays: float = 1.0, goes: float = 0.0) -> Tensor:
+        """Values of shape (..., L), with one of two numbers for units that are settled."""
+        if not self.settled:
+            return values
+        places = torch.tensor(list(self.settled), device=values.device)
+        numbers = [stays if stay else goes for stay in self.settled.values()]
+        known = torch.tensor(numbers, device=values.device).to(values.dtype)
+        return values.index_copy(-1, places, known.expand(*values.shape[:-1], -1))
 
     def state(self, logits: Sequence[Tensor]) -> GateState:
         """See `Gates.state`; the decision is `decide`'s."""
         (logits_L,) = logits
-        inclusion_L = self.draw.inclusion(self.scale * logits_L, self.budget)
-        kept = decide(logits_L, inclusion_L, self.budget)
+        weights_L = self._log_weights(logits_L)
+        inclusion_L = self._with_settled(self.draw.inclusion(weights_L, self.budget))
+        gone = [unit for unit, stays in self.settled.items() if not stays]
+        values_L = self._with_settled(logits_L, CERTAIN, -CERTAIN)
+        kept = decide(values_L, inclusion_L, self.budget, gone)
         return GateState(kept, tuple(inclusion_L.tolist()))
 
 
-def decide(logits_L: Tensor, inclusion_L: Tensor, budget: Budget) -> tuple[int, ...]:
+def decide(
+    logits_L: Tensor, inclusion_L: Tensor, budget: Budget, gone: Collection[int] = ()
+) -> tuple[int, ...]:
     """The units that stay.
 
     Where units cost the same, those of the largest logits. Where they cost differently, the set
@@ -69,10 +92,14 @@ def decide(logits_L: Tensor, inclusion_L: Tensor, budget: Budget) -> tuple[int, 
         logits_L: logits.
         inclusion_L: probability that each unit stays.
         budget: what may stay.
+        gone: units that don't stay in any case; the others meet the budget without them.
     """
     order = logits_L.argsort(descending=True, stable=True).tolist()
+    order = [unit for unit in order if unit not in gone]
     if budget.keep_free is not None:
         return budget.fill(order)
+    from scipy.optimize import Bounds, LinearConstraint, milp  # only where costs differ
+
     costs = np.asarray(budget.costs)
     scale = 1.0 / costs.sum()
     rows = [LinearConstraint(costs * scale, ub=budget.limit * scale)]
@@ -80,8 +107,9 @@ def decide(logits_L: Tensor, inclusion_L: Tensor, budget: Budget) -> tuple[int, 
         members = np.isin(np.arange(budget.count), minimum.units).astype(float)
         rows.append(LinearConstraint(members, lb=minimum.count))
     least = np.isin(np.arange(budget.count), list(budget.protected)).astype(float)
+    most = 1.0 - np.isin(np.arange(budget.count), list(gone))
     found = milp(
-        -inclusion_L.double().numpy(), integrality=1, bounds=Bounds(least, 1), constraints=rows,
+        -inclusion_L.double().numpy(), integrality=1, bounds=Bounds(least, most), constraints=rows,
         # Presolved, HiGHS prints a line where its tolerance lets a set through that is none.
         options={"mip_rel_gap": 0.0, "presolve": False},
     )  # fmt: skip

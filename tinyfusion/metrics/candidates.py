@@ -10,6 +10,7 @@ Shape suffixes: B batch, N samples of the fixed batch, K candidates.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
@@ -27,12 +28,19 @@ from tinyfusion.backbones.contract import (
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.held_out import HeldOutLoss, standard_error
+from tinyfusion.metrics.memory import available_memory
 from tinyfusion.metrics.prefix_tree import Kept, TreePlan, Walk, common_start
 from tinyfusion.metrics.rows import copies_of, first_rows, map_rows
 from tinyfusion.states import States, streams
+from tinyfusion.text import readable_bytes
+
+log = logging.getLogger(__name__)
 
 CALL = {"cuda": (1024, 1 << 24), "cpu": (256, 1 << 20)}
 """By device: samples per call of a block, and numbers in their hidden states, at most."""
+
+WITHIN = 16
+"""Hidden states that a block makes within itself, about: q, k, v, the MLP's four, copies."""
 
 
 class CandidateScores:
@@ -51,7 +59,9 @@ class CandidateScores:
         branches: candidates per step, at least 1.
         rows: samples per call of a block, at most; a larger batch is taken piece by piece. Few
             enough that hidden states stay in a processor's cache, many enough to occupy a GPU.
-            Default: by device and size of the hidden states (`CALL`).
+            Default: by device and size of the hidden states (`CALL`), and so few that a step takes
+            at most half of the memory that is free; the log says how many. (Sums of other batches
+            differ in their last places.)
 
     Attributes:
         block_evaluations: blocks run so far, each on the whole batch; scoring candidates one by
@@ -77,7 +87,7 @@ class CandidateScores:
         self._compared = False
 
     def _default_rows(self) -> int:
-        """See `CALL`; the hidden states of one sample are looked at, no block is run."""
+        """See ``rows``; the hidden states of one sample are looked at, no block is run."""
         rows, numbers = CALL.get(self._device.type, CALL["cpu"])
         ((_, corrupted), *_), sizes = self.calibration.parts, [1]
 
@@ -90,7 +100,17 @@ class CandidateScores:
         conditioning = self.calibration.conditioning[one].to(self._device)
         with torch.no_grad(), evaluating(self.net):
             predict(self.net, inputs, conditioning, look)
-        return max(1, min(rows, numbers // max(sizes)))
+        rows = max(1, min(rows, numbers // max(sizes)))
+        free = available_memory(self._device)
+        if free is not None:
+            held = self.branches + self.net.depth + WITHIN
+            rows = max(1, min(rows, free // (2 * held * max(sizes) * dtype_of(self.net).itemsize)))
+        log.info(
+            "candidates: %d sample(s) per call of a block%s",
+            rows,
+            "" if free is None else f", with {readable_bytes(free)} of memory free",
+        )
+        return rows
 
     def _cut(self, rows: slice, corrupted: Any) -> Iterator[_Piece]:
         """A part of the fixed batch in about equal pieces of at most ``rows`` samples."""
@@ -202,7 +222,7 @@ class CandidateScores:
         """Scores of one step on one piece, shape (K, B); alters what is ``carried``."""
         count, size = len(plan.kept_sets), piece.size
         batch, conditioning = piece.copies(count, self.branches)
-        walk = Walk(plan, size, self._rows, carried)
+        walk = Walk(plan, size, self._rows, carried, self.net.condition_rows)
         out = predict(self.net, batch.inputs, conditioning, walk).float()
         if not self._compared:
             self._compare(plan.kept_sets[0], piece, out[:size])

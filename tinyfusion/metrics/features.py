@@ -17,7 +17,6 @@ from tinyfusion.errors import InputError, first_line
 from tinyfusion.files import Stamp, known_sha256, stamp_of
 from tinyfusion.group import ALONE, Group
 from tinyfusion.metrics.classifier import DigitsClassifier, classifier_file, load_digits_classifier
-from tinyfusion.metrics.collected import CollectedFeatures
 from tinyfusion.metrics.inception import (
     INCEPTION_EXTRACTOR,
     SPATIAL,
@@ -198,6 +197,8 @@ def extract(
         InputError: no image, images that the extractor does not take, or a feature that is not
             finite.
     """
+    from tinyfusion.metrics.collected import CollectedFeatures  # imports torchmetrics: seconds
+
     if not len(images):
         raise InputError(f"{name}: 0 images have no features; give at least one")
     check_input(images.shape, extractor)

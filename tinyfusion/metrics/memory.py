@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,3 +117,13 @@ def bytes_of(net: nn.Module) -> int:
 def peak_gpu_memory(device: torch.device) -> int | None:
     """Most bytes allocated on a CUDA device since the last reset; ``None`` on other devices."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Free bytes on a device; ``None`` where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    free = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(free[0]) * 1024 if free else None

@@ -5,7 +5,7 @@ Shape suffixes: see `tinyfusion.metrics.candidates`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from tinyfusion.backbones.contract import Backbone, run_plain
-from tinyfusion.metrics.rows import first_rows
-from tinyfusion.states import States, batch_of, cat_states, map_streams, split_states
+from tinyfusion.states import States, cat_states, map_streams, split_states
 
 Kept = tuple[int, ...]
 """Blocks that a choice keeps, ascending."""
@@ -76,10 +75,18 @@ class Walk:
         size: samples of each candidate.
         rows: samples per call of a block, at most.
         carried: states of known nodes; replaced by those that the next step needs.
+        condition_rows: see `Backbone.condition_rows`.
     """
 
-    def __init__(self, plan: TreePlan, size: int, rows: int, carried: dict[Kept, States]) -> None:
-        self.plan, self.size = plan, size
+    def __init__(
+        self,
+        plan: TreePlan,
+        size: int,
+        rows: int,
+        carried: dict[Kept, States],
+        condition_rows: Callable[[Any, slice], Any],
+    ) -> None:
+        self.plan, self.size, self.condition_rows = plan, size, condition_rows
         self.per_call = max(1, rows // size)
         self.carried = carried
         # Hidden states of every candidate so far; those that none needs any more are freed.
@@ -104,7 +111,7 @@ class Walk:
                 index,
                 block,
                 parents[0] if len(some) == 1 else cat_states(parents),
-                first_rows(condition, batch_of(states), rows),
+                self.condition_rows(condition, slice(rows)),
             )
             done |= zip(some, split_states(out, self.size), strict=True)
         for prefix, numbers in nodes.items():

@@ -107,6 +107,7 @@ class ScoringProtocol:
             "sampler": settings_of(self.sampler),
             "guidance": self.guidance.scale,
             "guided_channels": self.guidance.channels,
+            "guidance_interval": self.guidance.interval and list(self.guidance.interval),
             "class_balance": self.class_balance,
             "sampling_seeds": list(self.seeds),
             **self.scoring(self.num_samples),

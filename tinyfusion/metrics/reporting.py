@@ -44,3 +44,10 @@ def for_table(row: Mapping[str, Any]) -> dict[str, Any]:
     if spread is not None:
         cells["fid"] = (cells["fid"], spread)
     return cells
+
+
+def guidance_words(protocol: dict[str, Any]) -> str:
+    """Guidance of a sampling protocol, such as ``guidance 1.5 at noise levels 0.3 to 5``."""
+    interval = protocol.get("guidance_interval")
+    levels = "" if interval is None else f" at noise levels {interval[0]:g} to {interval[1]:g}"
+    return f"guidance {protocol['guidance']}{levels}"

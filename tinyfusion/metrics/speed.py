@@ -17,6 +17,9 @@ from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import generate
 from tinyfusion.samplers.guidance import Guidance
 
+Clock = Callable[[], float]
+"""Tells the time in seconds."""
+
 
 def parameters(net: nn.Module) -> int:
     """Number of parameters, fixed position tables included."""
@@ -46,6 +49,30 @@ def macs(net: nn.Module, inputs: tuple[Tensor, ...] | None = None) -> int:
     with counting_macs() as so_far:
         run_on_meta(net, inputs)
     return so_far()
+
+
+def matrix_peak(
+    device: torch.device, dtype: torch.dtype | None = None, side: int = 8192, repeats: int = 30
+) -> float:
+    """Operations per second of the largest of some equal matrix products, measured on a device.
+
+    A multiplication and an addition are two operations. What networks reach is told as a share
+    of it.
+
+    Args:
+        device: the device.
+        dtype: of the matrices; ``None`` for float32.
+        side: rows and columns of both.
+        repeats: products between two looks at the clock; the best of five such runs counts.
+    """
+    left, right = torch.randn(2, side, side, device=device, dtype=dtype).unbind()
+
+    def products() -> None:
+        for _ in range(repeats):
+            left @ right
+
+    seconds = time_in_turn({"products": products}, rounds=5)["products"]
+    return 2 * side**3 * repeats / min(seconds)
 
 
 def sampling_run(
@@ -93,6 +120,7 @@ def time_in_turn(
     rounds: int = 3,
     warm_up: int = 1,
     on_round: Callable[[int], object] | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, list[float]]:
     """Time routines in turn (A B C, A B C, ...), so that drifting load hits all alike.
 
@@ -104,6 +132,7 @@ def time_in_turn(
         rounds: timed rounds.
         warm_up: rounds before them that are not timed.
         on_round: called after each timed round with how many there have been.
+        clock: what tells the time; default: `wall_time`.
 
     Returns:
         Seconds of each routine, one figure per timed round, in their order.
@@ -118,7 +147,7 @@ def time_in_turn(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(1 - warm_up, rounds + 1):
         for name, run in runs.items():
-            taken = _seconds(run)
+            taken = seconds_of(run, clock or wall_time)
             if number > 0:
                 seconds[name].append(taken)
         if number > 0 and on_round is not None:
@@ -188,15 +217,24 @@ def quartiles(name: str, values: list[float]) -> dict[str, float]:
     return {f"{name}_q1": first, f"{name}_q3": third}
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    _wait_for_device()
-    start = time.perf_counter()
+def seconds_of(run: Callable[[], object], clock: Clock) -> float:
+    """How long a routine takes by a clock."""
+    start = clock()
     run()
-    _wait_for_device()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def _wait_for_device() -> None:
+def wall_time() -> float:
+    """Seconds on the clock, once the device has done what it was given."""
     # CUDA works asynchronously: without this the clock sees only the launches.
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def processor_time() -> float:
+    """Seconds of all threads of this process: other work on the machine does not count.
+
+    With one thread, and without waiting for files, the time that the work takes on an idle machine.
+    """
+    return time.process_time()

@@ -36,6 +36,7 @@ from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.pipeline import pruning, recovering
 from tinyfusion.pipeline.budgets import Wanted
 from tinyfusion.pipeline.defaults import process_for, sampler_for
+from tinyfusion.pipeline.recovery_checks import RECOVERY, check_recovery
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.processes.contract import Process
 from tinyfusion.pruners.contract import Pruner
@@ -52,7 +53,7 @@ Data = ImageSource | Iterable[Pair]
 
 _DEFAULTS = {
     MASK_LEARNING: TrainingSettings(steps=300, batch_size=128, learning_rate=1e-3),
-    recovering.RECOVERY: TrainingSettings(
+    RECOVERY: TrainingSettings(
         steps=600,
         batch_size=64,
         learning_rate=2e-3,
@@ -206,10 +207,8 @@ def recover(
         else:
             values = asdict(tinydit_d14.objective) | {"variance_kl": False}
             objective = Objective(**values | {"feature_mask": "intersection"})
-    runner = _runner(
-        student, data, recovering.RECOVERY, settings, process, trainer, callbacks, seed, recipe
-    )
-    recovering.check_recovery(objective, student, teacher, runner, decision=decision)
+    runner = _runner(student, data, RECOVERY, settings, process, trainer, callbacks, seed, recipe)
+    check_recovery(objective, student, teacher, runner, decision=decision)
     own = copy.deepcopy(student)
     guide = None if teacher is None else copy.deepcopy(teacher)
     with _folder(folder) as place:
@@ -342,7 +341,9 @@ def _runner(
     process = process or process_for(net)
     process.check(net)
     values = {} if recipe is None else asdict(recipe.optimizer)
-    optimizer: Callable[..., Any] = partial(torch.optim.AdamW, **({"weight_decay": 0.0} | values))
+    optimizer: Callable[..., Any] = partial(
+        torch.optim.AdamW, **({"weight_decay": 0.0, "fused": True} | values)
+    )
     return PhaseRunner(
         process,
         source,

@@ -1,20 +1,16 @@
-"""From the trainer's settings to processes and strategies: one process per device."""
+"""From the trainer's settings to processes, one for each device."""
 
 from __future__ import annotations
 
-import os
-
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-from tinyfusion import ranks
 from tinyfusion.errors import InputError
-from tinyfusion.group import PATIENCE, Group, joined, set_meeting_point
+from tinyfusion.group import Group, joined
+from tinyfusion.processors import processors
 from tinyfusion.training.settings import TrainerSettings
-from tinyfusion.training.sharding import FullySharded
 
-STRATEGIES = ("auto", "ddp", "fsdp")
+FSDP = "fsdp"
+STRATEGIES = ("auto", "ddp", FSDP)
 
 
 def needs_ranks(settings: TrainerSettings) -> bool:
@@ -46,7 +42,7 @@ def devices_per_node(settings: TrainerSettings) -> int:
 
 def loader_processes(settings: TrainerSettings) -> int:
     """Data-loading processes of a device: as configured, at most one per processor it may use."""
-    return min(settings.num_workers, _processors())
+    return min(settings.num_workers, processors())
 
 
 def check_count(key: str, count: int) -> None:
@@ -59,27 +55,16 @@ def check_count(key: str, count: int) -> None:
     Raises:
         InputError: more than 16, and more than four for each processor.
     """
-    most = max(16, 4 * _processors())
+    most = max(16, 4 * processors())
     if count > most:
         raise InputError(
-            f"{key}={count}: too many processes for this machine, which has {_processors()} "
+            f"{key}={count}: too many processes for this machine, which has {processors()} "
             f"processor(s); valid: at most {most}"
         )
 
 
-def _processors() -> int:
-    """Number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def strategy_of(settings: TrainerSettings, leaves_unused: bool = False) -> str | Strategy:
-    """Lightning's strategy for these settings.
-
-    Args:
-        settings: devices, strategy and precision.
-        leaves_unused: see `DenoiserTraining`.
+def check_strategy(settings: TrainerSettings) -> None:
+    """Refuse a strategy that there is none of.
 
     Raises:
         InputError: an unknown name, or a precision that the strategy can't give.
@@ -88,16 +73,11 @@ def strategy_of(settings: TrainerSettings, leaves_unused: bool = False) -> str |
         raise InputError(
             f"trainer.strategy={settings.strategy} is not known; valid: {', '.join(STRATEGIES)}"
         )
-    if not needs_ranks(settings):
-        return "auto"
-    if settings.strategy != "fsdp":
-        return DDPStrategy(timeout=PATIENCE, find_unused_parameters=leaves_unused)
-    if settings.precision not in ("32-true", "bf16-mixed"):
+    if settings.strategy == FSDP and settings.precision not in ("32-true", "bf16-mixed"):
         raise InputError(
             f"trainer.precision={settings.precision} does not go with trainer.strategy=fsdp; "
             "valid: 32-true, bf16-mixed"
         )
-    return FullySharded(devices_per_node(settings) * settings.num_nodes)
 
 
 def joined_ranks(settings: TrainerSettings, world: int) -> Group:
@@ -113,52 +93,3 @@ def joined_ranks(settings: TrainerSettings, world: int) -> Group:
     """
     wants_gpu = settings.accelerator in ("gpu", "cuda", "auto")
     return joined(world, cuda=wants_gpu and torch.cuda.is_available())
-
-
-class RankEnvironment(LightningEnvironment):
-    """What Lightning asks of the other ranks, answered by `tinyfusion.ranks` alone.
-
-    Its own environments read other variables, and differ in what they take for a rank.
-
-    Args:
-        devices: ranks on each machine.
-    """
-
-    def __init__(self, devices: int) -> None:
-        super().__init__()
-        self._devices = devices
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        """Lightning is never to start any."""
-        return True
-
-    @property
-    def main_address(self) -> str:
-        """Address of the first machine."""
-        set_meeting_point()
-        return os.environ["MASTER_ADDR"]
-
-    @property
-    def main_port(self) -> int:
-        """Port there."""
-        set_meeting_point()
-        return int(os.environ["MASTER_PORT"])
-
-    def set_global_rank(self, rank: int) -> None:
-        """Known already; Lightning would count by machines, and SLURM may deal them out in turn."""
-
-    def global_rank(self) -> int:
-        """Number over all machines."""
-        return ranks.rank()
-
-    def local_rank(self) -> int:
-        """Number among those of this machine."""
-        return ranks.local_rank() % self._devices
-
-    def node_rank(self) -> int:
-        """Number of the machine."""
-        return ranks.rank() // self._devices
-
-    def teardown(self) -> None:
-        """Leave the environment as it is: the ranks work on."""

@@ -9,27 +9,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from tinyfusion.backbones.contract import compile_blocks, recompute_blocks
 from tinyfusion.callbacks.memory import MemoryReport
 from tinyfusion.callbacks.progress import PhaseProgress
-from tinyfusion.callbacks.resume import RESUME_FILE, AtomicCheckpointIO, ResumeCheckpoint
+from tinyfusion.callbacks.resume import AtomicCheckpointIO, ResumeCheckpoint
 from tinyfusion.data.datamodule import TrainingData
 from tinyfusion.data.source import ImageSource
 from tinyfusion.data.stream import BatchStream, StreamData
 from tinyfusion.errors import InputError
 from tinyfusion.interrupts import stoppable
 from tinyfusion.pipeline.batching import split_batch
-from tinyfusion.pipeline.devices import (
-    RankEnvironment,
-    devices_per_node,
-    loader_processes,
-    strategy_of,
-)
+from tinyfusion.pipeline.devices import devices_per_node, loader_processes
 from tinyfusion.pipeline.schedule import announce
+from tinyfusion.pipeline.strategies import RankEnvironment, strategy_of
+from tinyfusion.ranks import rank
+from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.training.module import DenoiserTraining
+from tinyfusion.training.phases import RESUME_FILE
 from tinyfusion.training.settings import TrainerSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -214,13 +215,15 @@ def fit_within(
 
 
 def prepare(module: DenoiserTraining, settings: TrainerSettings) -> None:
-    """Have blocks recomputed or compiled as the trainer's settings ask for.
+    """Have blocks recomputed or compiled, and a teacher rounded, as the trainer's settings ask for.
 
     Only the trained network is recomputed: a teacher keeps nothing for a backward pass.
     """
     recompute_blocks(module.trained_net, settings.checkpoint_blocks)
+    teacher = getattr(module, "teacher", None)
+    if teacher is not None and settings.teacher_precision is not None:
+        teacher.dtype = AUTOCAST.get(settings.teacher_precision, torch.float32)
     if settings.compile:
-        teacher = getattr(module, "teacher", None)
         for net in [module.trained_net, *([] if teacher is None else [teacher.net])]:
             compile_blocks(net, settings.compile_backend)
 
@@ -253,6 +256,8 @@ def new_trainer(settings: TrainerSettings, leaves_unused: bool = False, **option
     Raises:
         InputError: devices, strategy and precision that don't go together or are not there.
     """
+    # Lightning has read other variables than `tinyfusion.ranks`, when it was imported.
+    rank_zero_only.rank = rank()  # type: ignore[attr-defined]  # a function with an attribute
     devices = devices_per_node(settings)
     plugins = [*options.pop("plugins", []), RankEnvironment(devices)]
     with _quiet():

@@ -9,8 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from tinyfusion.errors import InputError, one_line
-from tinyfusion.pipeline.devices import devices_per_node, strategy_of
-from tinyfusion.pipeline.fit import new_trainer
+from tinyfusion.pipeline.devices import check_strategy, devices_per_node
 from tinyfusion.ranks import is_rank, local_rank
 from tinyfusion.training.settings import TrainerSettings
 
@@ -21,7 +20,7 @@ def count_devices(trainer: TrainerSettings) -> int:
     Raises:
         InputError: a strategy that is not known, or all GPUs where there are none.
     """
-    strategy_of(trainer)
+    check_strategy(trainer)
     return devices_per_node(trainer) * trainer.num_nodes
 
 
@@ -36,11 +35,24 @@ def scoring_device(trainer: TrainerSettings) -> torch.device:
     return torch.device("cuda")
 
 
+def check_gpu(trainer: TrainerSettings) -> None:
+    """Refuse to train on a GPU that is not there.
+
+    Raises:
+        InputError: there is none that torch can use.
+    """
+    if trainer.accelerator in ("gpu", "cuda") and not torch.accelerator.is_available():
+        raise InputError(
+            f"trainer: accelerator={trainer.accelerator}, but there is no GPU that torch can use; "
+            "on processors: trainer=cpu"
+        )
+
+
 def check_machine(
     trainer: TrainerSettings,
     optimizer: Callable[..., Optimizer] | None,
     device: torch.device,
-) -> int:
+) -> None:
     """Refuse a trainer or an optimiser that this machine or these settings can't give.
 
     Args:
@@ -48,22 +60,12 @@ def check_machine(
         optimizer: makes the optimiser; ``None`` for a command without one.
         device: where the optimiser's parameters will be.
 
-    Returns:
-        Number of devices over all nodes.
-
     Raises:
-        InputError: what Lightning or torch says against them, float16 on a CPU, or an unknown
-            ``compile_backend``.
+        InputError: no GPU where one is asked for, what Lightning or torch says against them,
+            float16 on a CPU, or an unknown ``compile_backend``.
     """
-    names = ("accelerator", "devices", "strategy", "precision")
-    settings = ", ".join(f"{name}={getattr(trainer, name)}" for name in names)
-    with _refusing(f"trainer: {settings}"):
-        built = new_trainer(trainer, logger=False, enable_checkpointing=False)
-    if built.precision != trainer.precision and built.precision == "bf16-mixed":
-        raise InputError(
-            f"trainer.precision={trainer.precision} with its gradient scaler needs a GPU, and this "
-            "trainer runs on a CPU; valid there: bf16-mixed, 32-true"
-        )
+    check_strategy(trainer)
+    check_gpu(trainer)
     if trainer.compile:
         # The ones for finding faults are taken, too, but not advertised.
         if trainer.compile_backend not in torch.compiler.list_backends(exclude_tags=()):
@@ -75,7 +77,17 @@ def check_machine(
         dummy = torch.nn.Parameter(torch.zeros(2, 2, device=device))
         with _refusing("optimizer"):
             optimizer([{"params": [dummy]}], lr=1e-3)
-    return built.world_size
+    from tinyfusion.pipeline.fit import new_trainer  # Lightning takes seconds to import
+
+    names = ("accelerator", "devices", "strategy", "precision")
+    settings = ", ".join(f"{name}={getattr(trainer, name)}" for name in names)
+    with _refusing(f"trainer: {settings}"):
+        built = new_trainer(trainer, logger=False, enable_checkpointing=False)
+    if built.precision != trainer.precision and built.precision == "bf16-mixed":
+        raise InputError(
+            f"trainer.precision={trainer.precision} with its gradient scaler needs a GPU, and this "
+            "trainer runs on a CPU; valid there: bf16-mixed, 32-true"
+        )
 
 
 @contextmanager

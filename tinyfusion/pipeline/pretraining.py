@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.pipeline.runner import PhaseRunner
 from tinyfusion.training.phases import Phase
-from tinyfusion.training.pretrain import Pretraining
+
+if TYPE_CHECKING:
+    from tinyfusion.training.pretrain import Pretraining
 
 PRETRAIN = "pretrain"
 
@@ -21,6 +25,8 @@ def pretraining_phase(runner: PhaseRunner, net: Backbone, held_out: HeldOutLoss 
     """
 
     def module() -> Pretraining:
+        from tinyfusion.training.pretrain import Pretraining  # imports Lightning
+
         settings = runner.settings(PRETRAIN)
         shared = runner.shared(PRETRAIN, net)
         return Pretraining(

@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import logging
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -21,6 +20,7 @@ from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.source import ImageSource
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.memory import peak_gpu_memory
+from tinyfusion.metrics.speed import wall_time
 from tinyfusion.pipeline.batching import Split
 from tinyfusion.pipeline.fit import fit
 from tinyfusion.processes.contract import Process
@@ -141,14 +141,14 @@ class _StepClock(Callback):
         self._steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = _now()
+        self._began = wall_time()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == self._steps:
             return
-        now = _now()
+        now = wall_time()
         self._steps = trainer.global_step
         self.seconds.append(now - self._began)
         self._began = now
@@ -183,22 +183,15 @@ def probe_sampling(
     shape = (batch_size, net.in_channels, net.input_size, net.input_size)
     conditioning = net.example_conditioning(batch_size, device)
     seconds: list[float] = []
-    began = _now()
+    began = wall_time()
 
     def clock(index: int, state: Tensor) -> None:
         nonlocal began
-        seconds.append(_now() - began)
+        seconds.append(wall_time() - began)
         if len(seconds) > steps:
             raise _Enough
-        began = _now()
+        began = wall_time()
 
     with evaluating(net), suppress(_Enough):
         sampler(net, process, lambda: torch.randn(shape), conditioning, guidance, clock)
     return median(seconds[1:] or seconds)
-
-
-def _now() -> float:
-    # CUDA works asynchronously: without this the clock sees only the launches.
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

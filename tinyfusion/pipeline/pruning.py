@@ -6,10 +6,9 @@ import copy
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Trainer
 
 from tinyfusion.backbones.contract import Backbone, compile_blocks
 from tinyfusion.budget import Budget, placeholders
@@ -23,6 +22,9 @@ from tinyfusion.pruners.contract import Choice, Pruner, PruningContext, method_o
 from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.training.settings import TrainerSettings
 from tinyfusion.units import kept_and_removed
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +160,9 @@ def _latency(
     Raises:
         InputError: a table of another device, batch, precision or compile setting.
     """
-    own = TrainerSettings(precision=trainer.precision) if isinstance(trainer, Trainer) else trainer
+    own = trainer
+    if not isinstance(own, TrainerSettings):
+        own = TrainerSettings(precision=own.precision)
     batch_size = wanted.batch_size or DEFAULT_BATCH_SIZE
     here = setting_of(net, batch_size, own.precision, own.compile)
     measured = folder / LATENCY_FILE
@@ -205,3 +209,26 @@ def planned(pruner: Pruner, net: Backbone, wanted: Wanted, seed: int = 0) -> Dec
     kept, removed = kept_and_removed(budget.units, placeholders(budget), net.depth)
     choice = Choice(kept, budget.scheme, removed=removed, budget=budget.record())
     return choice.decision(net.depth, method=method_of(pruner), seed=seed)
+
+
+def foreseen(pruner: Pruner, net: Backbone, wanted: Wanted) -> Decision | None:
+    """What is known of a decision before it is made, see `planned`; refuses what can't be made.
+
+    ``None`` if the pruner sets the number of units and does not say it by ``plan(net)``.
+
+    Args:
+        pruner: the pruner.
+        net: the model.
+        wanted: how much is to stay.
+
+    Raises:
+        InputError: see `planned`.
+    """
+    uses_keep = getattr(pruner, "uses_keep", True)
+    if not uses_keep and not hasattr(pruner, "plan"):
+        return None
+    if wanted.latency is not None and uses_keep:
+        wanted.check(pruner)
+        # How many that leaves is measured later: here as many as can be.
+        wanted = Wanted(keep=len(net.units(wanted.units)) - 1, units=wanted.units)
+    return planned(pruner, net, wanted)

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from lightning.pytorch import Callback, Trainer
 from torch.optim import Optimizer
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.callbacks.resume import RESUME_FILE
 from tinyfusion.data.source import ImageSource
 from tinyfusion.pipeline.batching import Split, split_batch
-from tinyfusion.pipeline.fit import fit, fit_within
 from tinyfusion.processes.contract import Process
 from tinyfusion.seeding import StepNoise
-from tinyfusion.tracking.contract import Trackers
-from tinyfusion.training.module import DenoiserTraining
-from tinyfusion.training.phases import Phase
+from tinyfusion.tracking.trackers import Trackers
+from tinyfusion.training.phases import RESUME_FILE, Phase
 from tinyfusion.training.schedules import LearningRate
 from tinyfusion.training.settings import PhaseSettings, TrainerSettings, TrainingSettings
+
+if TYPE_CHECKING:  # Lightning takes seconds to import; settings are checked without it
+    from lightning.pytorch import Callback, Trainer
+
+    from tinyfusion.training.module import DenoiserTraining
 
 
 class MakeOptimizer(Protocol):
@@ -86,7 +87,7 @@ class PhaseRunner:
             InputError: the devices can't share it evenly.
         """
         key = f"training.{name}.batch_size"
-        if isinstance(self.trainer, Trainer):
+        if not isinstance(self.trainer, TrainerSettings):
             share = settings.batch_size // self.trainer.world_size
             micro = max(1, share // self.trainer.accumulate_grad_batches)
             return split_batch(key, settings.batch_size, self.trainer.world_size, micro)
@@ -138,12 +139,14 @@ class PhaseRunner:
         Returns:
             The trained modules by the phases' names.
         """
+        from tinyfusion.pipeline.fit import fit, fit_within
+
         trained: dict[str, DenoiserTraining] = {}
         for phase in phases:
             own = folder if len(phases) == 1 else folder / phase.name
             module = phase.module()
             trained[phase.name] = module
-            if isinstance(self.trainer, Trainer):
+            if not isinstance(self.trainer, TrainerSettings):
                 settings, callbacks = self.settings_of(phase), self.make_callbacks()
                 fit_within(
                     self.trainer, module, self.source, settings, phase.name, self.seed, callbacks

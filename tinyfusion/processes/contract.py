@@ -102,6 +102,20 @@ class Process(ABC):
         """
         return {}
 
+    def noise_level(self, time: float) -> float:
+        """Standard deviation of the noise over the scale of the data at a time, from 0 to infinity.
+
+        Args:
+            time: a time of the process; a whole number where they are.
+
+        Raises:
+            InputError: data of this process is not noised as a whole.
+        """
+        raise InputError(
+            f"process={type(self).__name__} has no noise level that guidance could go by; give "
+            "guidance interval=null"
+        )
+
     @abstractmethod
     def corrupt(self, clean: Tensor, draws: Draws) -> Any:
         """Make a network's inputs from clean data.

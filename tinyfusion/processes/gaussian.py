@@ -163,6 +163,11 @@ class GaussianDiffusion(Process):
         """Times as the network was trained on them, from times of this chain, shape (B,)."""
         return self._tables.at("time", t, t)
 
+    def noise_level(self, time: float) -> float:
+        """See `Process`; of a time of this chain."""
+        kept = float(self.alphas_cumprod_S[int(time)])
+        return math.sqrt(1.0 / kept - 1.0)
+
     def corrupt(self, clean: Tensor, draws: Draws) -> NoisyBatch:
         """See `Process`; times are uniform over the chain."""
         t = self.times_from_uniform(draws.uniform("times"))

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from tinyfusion.errors import InputError
@@ -147,6 +148,11 @@ class Interpolant(Process):
     def at(self, t: Tensor, like: Tensor) -> Coefficients:
         """The path at times ``t`` of shape (B,), with the dimensions of ``like``."""
         return PATHS[self.path](t.view(-1, *[1] * (like.ndim - 1)))
+
+    def noise_level(self, time: float) -> float:
+        """See `Process`."""
+        path = PATHS[self.path](torch.tensor(time, dtype=torch.float64))
+        return float(path.sigma / path.alpha)
 
     def corrupt(self, clean: Tensor, draws: Draws) -> InterpolatedBatch:
         """See `Process`; times are uniform over ``train_interval``."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -26,9 +26,11 @@ from tinyfusion.errors import InputError
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.processes.contract import Process
 from tinyfusion.scheme import Scheme
-from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.phases import Phase
 from tinyfusion.units import Unit, kept_and_removed
+
+if TYPE_CHECKING:  # imports Lightning, which takes seconds
+    from tinyfusion.training.module import DenoiserTraining
 
 
 class Choice(NamedTuple):

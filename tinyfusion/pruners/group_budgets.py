@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scipy.optimize import brentq
 from torch import Tensor
 
 from tinyfusion.budget import Budget
@@ -38,6 +37,8 @@ def group_budgets(
     Raises:
         InputError: ``keep`` is less than what has to stay, or more than there are.
     """
+    from scipy.optimize import brentq  # slow to import
+
     least = [1] * len(sizes) if least is None else least
     if not sum(least) <= keep <= sum(sizes):
         raise InputError(

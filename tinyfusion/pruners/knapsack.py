@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 MOST_NODES = 2_000
 """Nodes of the branch-and-bound tree beyond which the best set found so far is taken."""
@@ -50,6 +49,8 @@ def cheapest(
             not ``exact``.
         at_most: groups of items, and how many of each may be taken.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import
+
     assert 1 <= least <= sum(sizes), (least, sizes)
     # Items without size are in no allowed set.
     order = sorted((i for i, size in enumerate(sizes) if size), key=lambda i: (-sizes[i], i))

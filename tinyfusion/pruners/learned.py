@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,14 @@ from tinyfusion.gating.unit_gates import UnitGates
 from tinyfusion.pruners.contract import Choice, PruningContext
 from tinyfusion.pruners.scored import Scored
 from tinyfusion.seeding import seed_of
-from tinyfusion.training.mask_learning import EarlyStop, MaskLearning
+from tinyfusion.training.early_stop import EarlyStop
 from tinyfusion.training.phases import Phase
 from tinyfusion.training.recipes import tinydit_d14
 from tinyfusion.training.schedules import Linear
 from tinyfusion.units import BLOCKS, BRANCHES
+
+if TYPE_CHECKING:
+    from tinyfusion.training.mask_learning import MaskLearning
 
 MASK_LEARNING = "mask_learning"
 GUMBEL_TOP_K = GumbelTopK()
@@ -57,10 +60,16 @@ class Learned:
             a scheme.
         start_spread: difference between the highest and the lowest logit then; ``None`` for
             `START_SPREAD`.
+        settle: decide units, and stop paying for them, once the probability of their less likely
+            outcome is below this; ``None`` for never (see `MaskLearning`).
+        dense: run every unit for every sample with gradients (see `GatedBackbone`).
+        gate_gradients: share of the dropped pairs of sample and unit that give their gate a
+            gradient (see `GatedBackbone`).
 
     Raises:
         InputError: a factor, temperature, scale or spread that is not positive, a decay outside
-            [0, 1), a start that is no criterion, or a spread without a start.
+            [0, 1), a start that is no criterion, a spread without a start, a threshold outside
+            (0, 0.5), a share outside (0, 1], or a share below 1 with ``dense``.
     """
 
     uses_scheme = True
@@ -78,6 +87,9 @@ class Learned:
         stop: EarlyStop | None = None,
         start: Scored | None = None,
         start_spread: float | None = None,
+        settle: float | None = None,
+        dense: bool = False,
+        gate_gradients: float = 1.0,
     ) -> None:
         if gate_rate_factor is not None and gate_rate_factor <= 0:
             raise InputError(f"pruner.gate_rate_factor={gate_rate_factor} must be positive")
@@ -101,6 +113,18 @@ class Learned:
             )
         if start_spread is not None and start_spread <= 0:
             raise InputError(f"pruner.start_spread={start_spread} must be positive")
+        if settle is not None and not 0 < settle < 0.5:
+            raise InputError(f"pruner.settle={settle} must be more than 0 and less than 0.5")
+        if not 0 < gate_gradients <= 1:
+            raise InputError(
+                f"pruner.gate_gradients={gate_gradients} must be more than 0 and at most 1"
+            )
+        if dense and gate_gradients < 1:
+            raise InputError(
+                f"pruner.gate_gradients={gate_gradients} leaves out dropped pairs, which "
+                "pruner.dense=true runs all; give one of them"
+            )
+        self.settle, self.dense, self.gate_gradients = settle, dense, gate_gradients
         self.delta = delta
         self.draw, self.stop = draw, stop
         self.start = start
@@ -112,8 +136,9 @@ class Learned:
         """Mask learning.
 
         Raises:
-            InputError: a budget that `draw` does not know or that leaves nothing to learn, or a
-                draw, a criterion to start from, protected units or minimums beside a scheme.
+            InputError: a budget that `draw` does not know or that leaves nothing to learn, a
+                threshold ``settle`` that units are below from the start, or a draw, a criterion to
+                start from, protected units or minimums beside a scheme.
         """
         budget = context.budget
         assert budget is not None
@@ -141,6 +166,8 @@ class Learned:
                 "pruner.start orders single units, but a scheme's logits are of patterns; give "
                 "keep= or a budget instead of scheme="
             )
+        if self.settle is not None:
+            self._check_settle(self.settle, context)
         # Which units stay is not known yet; a dry run counts as many.
         leaves = context.choice(placeholders(budget), scheme=context.scheme).decision(
             context.net.depth, method="learned", seed=context.seed, budget=budget.record()
@@ -148,6 +175,8 @@ class Learned:
         return [Phase(MASK_LEARNING, lambda: self._module(context), leaves=leaves)]
 
     def _module(self, context: PruningContext) -> MaskLearning:
+        from tinyfusion.training.mask_learning import MaskLearning  # imports Lightning
+
         assert context.budget is not None
         # Before the update is attached, which is none of the network's own.
         gates = self._gates(context)
@@ -164,8 +193,30 @@ class Learned:
             self.gate_ema_decay,
             context.units,
             self.stop,
+            self.settle,
+            self.dense,
+            self.gate_gradients,
             **context.shared(MASK_LEARNING),
         )
+
+    def _check_settle(self, settle: float, context: PruningContext) -> None:
+        """Refuse a threshold by which units would be decided before anything is learned."""
+        gates = self._plain_gates(context)
+        gates.scale = self.scale.start
+        start = gates.state(gates.logits()).inclusion
+        least = min(min(p, 1 - p) for p in start if 0 < p < 1)
+        if settle >= least:
+            raise InputError(
+                f"pruner.settle={settle} must be less than {least:.3g}, the probability of the "
+                "less likely outcome with which units begin here; such as 0.02"
+            )
+
+    def _plain_gates(self, context: PruningContext) -> Gates:
+        """The gates without a start of their own."""
+        if context.scheme is not None:
+            return PatternGates(context.scheme)
+        assert context.budget is not None
+        return UnitGates(context.budget, self.draw)
 
     def _rate_factor(self, context: PruningContext) -> float:
         if self.gate_rate_factor is not None:
@@ -174,12 +225,10 @@ class Learned:
         return UNIT_RATE_FACTOR if context.scheme is None else published
 
     def _gates(self, context: PruningContext) -> Gates:
-        if context.scheme is not None:
-            return PatternGates(context.scheme)
-        assert context.budget is not None
         # A dry run's network has no values to score.
         if self.start is None or next(context.net.parameters()).is_meta:
-            return UnitGates(context.budget, self.draw)
+            return self._plain_gates(context)
+        assert context.budget is not None
         calibration = self.start.calibration(context)
         every = range(context.budget.count)
         scores_L = self.start.checked_scores(context.as_blocks, calibration, every)
@@ -187,6 +236,8 @@ class Learned:
 
     def choose(self, context: PruningContext) -> Choice:
         """Keep what the averaged gates are for, see `Gates.state`."""
+        from tinyfusion.training.mask_learning import MaskLearning  # imports Lightning
+
         module = context.trained[MASK_LEARNING]
         assert isinstance(module, MaskLearning)
         averaged, live = module.decision_state()

@@ -5,9 +5,9 @@ Shape suffixes: B batch, T tokens, D width.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -31,9 +31,12 @@ def ordinary(states: States, num_sigmas: float) -> States:
 
     def within(states_BTD: Tensor) -> Tensor:
         flat = states_BTD.flatten(1)
-        mean = flat.mean(1).view(-1, *[1] * (states_BTD.ndim - 1))
-        deviation = flat.std(1).view_as(mean)
-        return (states_BTD - mean).abs() < num_sigmas * deviation
+        centred = flat - flat.mean(1, keepdim=True)
+        # `std` would sum one number at a time; half precision would not hold the sum.
+        dtype = torch.promote_types(flat.dtype, torch.float32)
+        length = torch.linalg.vector_norm(centred, dim=1, keepdim=True, dtype=dtype)
+        limit = length * (num_sigmas / math.sqrt(max(1, flat.shape[1] - 1)))
+        return (centred.abs() < limit).view_as(states_BTD)
 
     return map_streams(within, states)
 
@@ -166,7 +169,7 @@ def one_scale(norms: Sequence[float], blocks: Sequence[int]) -> list[float]:
         InputError: a norm that is not positive and finite.
     """
     for norm, block in zip(norms, blocks, strict=True):
-        if not (isfinite(norm) and norm > 0):
+        if not (math.isfinite(norm) and norm > 0):
             raise InputError(
                 f"recovery.feature_scale=teacher: the mean square of the teacher's states after "
                 f"block {block} is {norm:g} but must be positive and finite; give "

@@ -127,13 +127,17 @@ class Objective:
             )
         check_alike(student, teacher, ("in_channels", "input_size", "num_classes", "learn_sigma"))
 
+    def distance(self, student: States, teacher: States) -> Tensor:
+        """Distance of the hidden states of one aligned pair, shape (B,); see `feature_distance`."""
+        return feature_distance(student, teacher, self.feature_mask, self.num_sigmas)
+
     def __call__(
         self,
         process: Process,
         corrupted: Corrupted,
         student_out: Tensor,
         teacher_out: Tensor | None,
-        state_pairs: list[tuple[States, States]],
+        distances: Sequence[Tensor],
         share: float,
         pair_weights: Sequence[float] | None = None,
     ) -> dict[str, Tensor]:
@@ -144,7 +148,7 @@ class Objective:
             corrupted: what both networks saw.
             student_out: the student's prediction.
             teacher_out: the teacher's, if there is one.
-            state_pairs: aligned (student, teacher) hidden states.
+            distances: what `distance` gave for each aligned pair.
             share: progress of the run from 0 to 1, for the feature weight.
             pair_weights: weight of each pair's distance in their sum; ``None`` takes the mean.
         """
@@ -162,11 +166,7 @@ class Objective:
             )
             terms |= distilled
             terms["total"] = terms["total"] + self.output_weight * distilled["kd"]
-        if state_pairs:
-            distances = [
-                feature_distance(student, teacher, self.feature_mask, self.num_sigmas)
-                for student, teacher in state_pairs
-            ]
+        if distances:
             if pair_weights is None:
                 terms["features"] = reduce(add, distances) / len(distances)
             else:

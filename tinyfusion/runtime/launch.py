@@ -27,6 +27,7 @@ from typing import IO, TextIO
 
 from tinyfusion.errors import DiskError, InputError, RanksFailedError, TrainingDivergedError
 from tinyfusion.interrupts import Interrupted
+from tinyfusion.processors import processors
 from tinyfusion.text import shell_word
 
 REFUSED = 2
@@ -123,16 +124,13 @@ def _meeting_point(num_nodes: int, count: int) -> dict[str, str]:
 
 def _environment(count: int) -> dict[str, str]:
     """Environment of a rank: imports as here, and a share of the processors."""
-    threads = max(1, len(os.sched_getaffinity(0)) // count) if _LINUX else 1
+    threads = max(1, processors() // count)
     path = os.pathsep.join(entry for entry in sys.path if entry)
     # A rank that is gone is reported once, not by what torch's C++ says of its connections.
     quiet = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     # Of a torchrun whose variables are left over, torch would look for its store.
     own = {k: v for k, v in os.environ.items() if not k.startswith("TORCHELASTIC_")}
     return {**quiet, **own, "PYTHONPATH": path}
-
-
-_LINUX = hasattr(os, "sched_getaffinity")
 
 
 def _start(

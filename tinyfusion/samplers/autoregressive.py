@@ -131,6 +131,11 @@ class AutoregressiveSampler:
         States are pictures in which hidden tokens are 0.
         """
         check_sampler(self, process, net)
+        if guidance.interval is not None:
+            raise InputError(
+                f"guidance interval={list(guidance.interval)}: {type(self).__name__} reveals a "
+                "picture token by token, which has no noise level as a whole; give null"
+            )
         chain = process.diffusion.respaced(self.head_steps)
         size = process.patch_size
         # Independent draws of one distribution come in every order equally often.

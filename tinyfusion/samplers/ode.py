@@ -84,12 +84,12 @@ class ODESampler:
         from torchdiffeq import odeint  # imports scipy
 
         check_sampler(self, process, net)
-        predict = GuidedNet(net, noise, conditioning, guidance)
+        predict = GuidedNet(net, process, noise, conditioning, guidance)
         adaptive = self.method in ADAPTIVE
 
         def slope(time: Tensor, x: Tensor) -> Tensor:
             t = time.expand(len(x))
-            drift = process.drift(predict(x, t), x, t)
+            drift = process.drift(predict(x, t, time), x, t)
             if adaptive and not drift.isfinite().all():
                 # The solver would shorten its step until it fails.
                 raise InputError(

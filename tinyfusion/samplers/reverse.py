@@ -1,6 +1,6 @@
 """What the samplers of a Gaussian diffusion share: the walk from noise to data.
 
-Shape suffixes: B batch, C data channels, H height, W width.
+Shape suffixes: B batch, C data channels, H height, W width, S steps.
 """
 
 from __future__ import annotations
@@ -66,11 +66,14 @@ class ChainSampler(ABC):
         check_sampler(self, process, net)
         chain = process.respaced(self.steps)
         step = self.step_of(chain)
-        predict = GuidedNet(net, noise, conditioning, guidance)
+        predict = GuidedNet(net, chain, noise, conditioning, guidance)
         x = predict.draw()
-        for index, time in enumerate(reversed(range(chain.num_steps))):
-            t = torch.full((len(x),), time, device=x.device)
-            x = step(chain, predict(x, chain.network_time(t)), x, t, predict.draw)
+        times = range(chain.num_steps)[::-1]
+        # All times at once: a step asks the host for nothing but its draw.
+        times_SB = torch.tensor(times, device=x.device)[:, None].repeat(1, len(x))
+        network_SB = chain.network_time(times_SB.flatten()).view_as(times_SB)
+        for index, (time, t, network_t) in enumerate(zip(times, times_SB, network_SB, strict=True)):
+            x = step(chain, predict(x, network_t, time), x, t, predict.draw)
             if on_step is not None:
                 on_step(index, x)
         return x

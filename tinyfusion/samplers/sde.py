@@ -120,7 +120,7 @@ class SDESampler:
     ) -> Tensor:
         """See `Sampler`; ``noise`` is called for the start and once for every step but the last."""
         check_sampler(self, process, net)
-        predict = GuidedNet(net, noise, conditioning, guidance)
+        predict = GuidedNet(net, process, noise, conditioning, guidance)
         noisy_steps = self.steps if self.last_step is None else self.steps - 1
         start, end = self._interval(process)
         grid = torch.linspace(start, end, noisy_steps + 1, dtype=torch.float64).tolist()
@@ -142,30 +142,30 @@ class SDESampler:
         t = x.new_full((len(x),), time)
         kick = (2 * dt * self._diffusion(process, x, t)).sqrt() * predict.draw()
         if self.method == "euler":
-            return x + self._drift(process, predict, x, t) * dt + kick
+            return x + self._drift(process, predict, x, time) * dt + kick
         # Karras et al. (arXiv 2206.00364), algorithm 2: the noise first, then Heun's rule.
         x = x + kick
-        slope = self._drift(process, predict, x, t)
+        slope = self._drift(process, predict, x, time)
         if time_next >= 1:
             # At pure data there is no score to average with.
             return x + slope * dt
-        t_next = x.new_full((len(x),), time_next)
-        ahead = self._drift(process, predict, x + slope * dt, t_next)
+        ahead = self._drift(process, predict, x + slope * dt, time_next)
         return x + (slope + ahead) / 2 * dt
 
     def _finish(self, process: Interpolant, predict: GuidedNet, x: Tensor, time: float) -> Tensor:
-        t = x.new_full((len(x),), time)
         if self.last_step == "mean":
-            return x + self._drift(process, predict, x, t) * self.last_step_size
-        out = predict(x, t)
+            return x + self._drift(process, predict, x, time) * self.last_step_size
+        t = x.new_full((len(x),), time)
+        out = predict(x, t, time)
         if self.last_step == "euler":
             return x + process.drift(out, x, t) * self.last_step_size
         path = process.at(t, x)
         return (x + path.sigma**2 * process.score(out, x, t)) / path.alpha
 
-    def _drift(self, process: Interpolant, predict: GuidedNet, x: Tensor, t: Tensor) -> Tensor:
+    def _drift(self, process: Interpolant, predict: GuidedNet, x: Tensor, time: float) -> Tensor:
         """Drift of the SDE, shape (B, C, H, W)."""
-        out = predict(x, t)
+        t = x.new_full((len(x),), time)
+        out = predict(x, t, time)
         w = self._diffusion(process, x, t)
         return process.drift(out, x, t) + w * process.score(out, x, t)
 

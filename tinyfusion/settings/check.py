@@ -20,13 +20,16 @@ from tinyfusion.settings.paths import absolute
 from tinyfusion.settings.renamed import update_loggers, update_targets
 from tinyfusion.settings.types import check_fields, check_type, hints_of
 
+WITH_LIGHTNING = ("callbacks", "logger")
+"""Groups whose classes take seconds to import: checked once all else has been, see `Objects`."""
+
 
 def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     """Refuse unknown keys, wrong types and missing values anywhere in a configuration.
 
     The top level is merged onto the command's schema; every node with a ``_target_`` is validated
-    against that callable's signature. Nothing is built. Keys of other commands, which experiment
-    files that serve several commands bring along, are dropped.
+    against that callable's signature, but for those in `WITH_LIGHTNING`. Nothing is built. Keys of
+    other commands, which experiment files that serve several commands bring along, are dropped.
 
     Args:
         cfg: composed configuration with a ``command`` key.
@@ -83,9 +86,26 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     assert isinstance(merged, DictConfig)  # as both parts are
     _check_groups(merged)
     _check_numbers(OmegaConf.to_container(merged), "")
-    for path, node in _targets(merged, ""):
-        _check_target(path, node)
+    for group in keys_of(merged):
+        if group not in WITH_LIGHTNING:
+            check_targets(merged, group)
     return merged
+
+
+def check_targets(cfg: DictConfig, group: str) -> None:
+    """Validate every node of a group that has a ``_target_`` against that callable's signature.
+
+    Args:
+        cfg: what `check` gives, which leaves out the groups `WITH_LIGHTNING`.
+        group: one of its keys; one that it lacks has no such node.
+
+    Raises:
+        InputError: a class that can't be imported, an unknown key, one that is missing, or a value
+            of another type.
+    """
+    if group in cfg:
+        for path, node in _targets(cfg[group], group):
+            _check_target(path, node)
 
 
 def _warn_of_idle(cfg: DictConfig, typed: Set[str]) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.autoencoder import Autoencoder
@@ -23,7 +22,7 @@ from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.held_out import HeldOutLoss
 from tinyfusion.pipeline.budgets import Wanted
 from tinyfusion.pipeline.machine import check_machine, count_devices, scoring_device
-from tinyfusion.pipeline.recovering import PhasedRecovery
+from tinyfusion.pipeline.recovery_checks import PhasedRecovery
 from tinyfusion.pipeline.rounds import Rounds
 from tinyfusion.pipeline.runner import MakeOptimizer
 from tinyfusion.processes.contract import Process
@@ -32,9 +31,13 @@ from tinyfusion.recovery.objective import Objective
 from tinyfusion.samplers.contract import Sampler
 from tinyfusion.samplers.generate import AUTOCAST
 from tinyfusion.samplers.guidance import NO_GUIDANCE, Guidance
+from tinyfusion.settings.check import check_targets
 from tinyfusion.settings.compose import build, locate, parameters_of, plain
-from tinyfusion.tracking.contract import Trackers
+from tinyfusion.tracking.trackers import Trackers
 from tinyfusion.training.settings import PhaseSettings, TrainerSettings
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
 
 SOURCE = "source"
 """``teacher.path`` of the unpruned model."""
@@ -135,6 +138,16 @@ class Objects:
         images, conditioning = self.source.held_out()
         return HeldOutLoss(self.process, images, conditioning) if len(images) else None
 
+    def check_machine(self) -> None:
+        """Refuse devices, settings of them or an optimiser that this machine can't give.
+
+        Imports Lightning, and therefore comes after all that is checked without it.
+
+        Raises:
+            InputError: see `tinyfusion.pipeline.machine.check_machine`.
+        """
+        check_machine(self.trainer, self.optimizer, self.device)
+
     @property
     def dtype(self) -> torch.dtype | None:
         """What samples are computed in, by autocast; ``None`` for float32."""
@@ -146,20 +159,16 @@ class Objects:
         return self.trainer.progress and sys.stdout.isatty()
 
 
-def objects_of(cfg: DictConfig, present: bool = True) -> Objects:
-    """Build what a configuration describes.
+def objects_of(cfg: DictConfig) -> Objects:
+    """Build what a configuration describes; whether its devices are there is checked later.
 
     Args:
         cfg: checked configuration of any command that loads or makes a model.
-        present: the devices have to be there; a dry run only counts them.
 
     Raises:
-        InputError: whatever the constructors refuse, or devices that are not there.
+        InputError: whatever the constructors refuse.
     """
     trainer: TrainerSettings = build(cfg.trainer)
-    device = scoring_device(trainer)
-    optimizer = _built(cfg, "optimizer")
-    devices = check_machine(trainer, optimizer, device) if present else count_devices(trainer)
     guidance = _built(cfg, "guidance")
     return Objects(
         command=cfg.command,
@@ -175,8 +184,8 @@ def objects_of(cfg: DictConfig, present: bool = True) -> Objects:
         teacher_weights=cfg.teacher.get("weights") if "teacher" in cfg else None,
         decision_path=cfg.get("decision"),
         trainer=trainer,
-        devices=devices,
-        device=device,
+        devices=count_devices(trainer),
+        device=scoring_device(trainer),
         process=build(cfg.process),
         make_source=lambda: build(cfg.data),
         held_out=cfg.data.get("held_out") if cfg.get("data") is not None else None,
@@ -185,18 +194,14 @@ def objects_of(cfg: DictConfig, present: bool = True) -> Objects:
         guidance=NO_GUIDANCE if guidance is None else guidance,
         evaluation=_built(cfg, "evaluation"),
         training=_built(cfg, "training"),
-        optimizer=optimizer,
+        optimizer=_built(cfg, "optimizer"),
         pruner=_with(_built(cfg, "pruner"), "pruner", ("choose",)),
         wanted=_wanted(cfg),
         recovery=_recovery(cfg),
         start=cfg.get("start", "kept"),
         rounds=_rounds(cfg),
-        make_tracking=lambda folder: _trackers(cfg.get("logger") or {}, folder),
-        make_callbacks=lambda: {
-            str(name): build(node)
-            for name, node in (cfg.get("callbacks") or {}).items()
-            if node is not None
-        },
+        make_tracking=lambda folder: _trackers(cfg, folder),
+        make_callbacks=lambda: _callbacks(cfg),
     )
 
 
@@ -243,14 +248,26 @@ def _recovery(cfg: DictConfig) -> Objective | PhasedRecovery | None:
     return _with(built, "recovery", ("uses_teacher", "check", "phases"))
 
 
-def _trackers(nodes: DictConfig | dict[str, Any], folder: Path) -> Trackers:
+def _callbacks(cfg: DictConfig) -> dict[str, Callback]:
+    """Fresh callbacks by name; only now are their settings checked, as that imports Lightning.
+
+    Raises:
+        InputError: see `check_targets`, or what their constructors refuse.
+    """
+    check_targets(cfg, "callbacks")
+    nodes = cfg.get("callbacks") or {}
+    return {str(name): build(node) for name, node in nodes.items() if node is not None}
+
+
+def _trackers(cfg: DictConfig, folder: Path) -> Trackers:
     """The loggers, which write into the run's folder where nothing else is said.
 
     Raises:
-        InputError: what their constructors refuse, in their own words.
+        InputError: see `check_targets`, or what their constructors refuse, in their own words.
     """
+    check_targets(cfg, "logger")
     built = {}
-    for key, node in nodes.items():
+    for key, node in (cfg.get("logger") or {}).items():
         name = str(key)
         if node is None:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,12 +12,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from tinyfusion.budget import KEEP
-from tinyfusion.checkpoints import load
 from tinyfusion.errors import InputError
-from tinyfusion.figures.ratios import ratio_panels
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
-from tinyfusion.metrics.speed import macs
 from tinyfusion.studies.collect import FinishedRun, read_run
 from tinyfusion.studies.digits import slug
 from tinyfusion.studies.jobs import Job
@@ -61,6 +59,18 @@ class Cell:
         return f"{self.teacher} {self.budget.removeprefix('keep=')}"
 
 
+def cell_of(text: str) -> Cell:
+    """A cell as given on a command line: ``TEACHER:BUDGET``.
+
+    Raises:
+        argparse.ArgumentTypeError: not of this form.
+    """
+    teacher, _, budget = text.partition(":")
+    if not teacher or not budget.startswith(("keep=", "budget.")):
+        raise ArgumentTypeError(f"{text!r}: give TEACHER:BUDGET, such as digits:keep=7")
+    return Cell(teacher, budget)
+
+
 REPORTED = (
     *(Cell("digits", f"keep={keep}") for keep in (5, 7, 10, 14, 20)),
     *(Cell("sit_digits", f"keep={keep}") for keep in (7, 10)),
@@ -87,6 +97,9 @@ def equal_macs(cell: Cell) -> str:
     measure, _, amount = cell.budget.partition("=")
     if measure != KEEP:
         return cell.budget
+    from tinyfusion.checkpoints import load  # imports torch
+    from tinyfusion.metrics.speed import macs
+
     net = load(cell.teacher)
     net.keep_blocks(range(int(amount)))
     return f"budget.macs={macs(net)}"
@@ -289,6 +302,8 @@ def picture(
             }
     if not any(row for rows in panels.values() for row in rows.values()):
         return None
+    from tinyfusion.figures.ratios import ratio_panels  # imports matplotlib
+
     return ratio_panels(panels, path, LEARNED)
 
 

@@ -11,7 +11,7 @@ from tinyfusion.checkpoints import load
 from tinyfusion.figures.grid import comparison_grid
 from tinyfusion.figures.table import Column, markdown_table, print_table
 from tinyfusion.files import write_text
-from tinyfusion.metrics.reporting import floor_line, for_table
+from tinyfusion.metrics.reporting import floor_line, for_table, guidance_words
 from tinyfusion.processes.contract import Process
 from tinyfusion.samplers.generate import balanced_labels, generate_images
 from tinyfusion.samplers.guidance import Guidance
@@ -82,5 +82,5 @@ def protocol(run: FinishedRun) -> str:
         f"mask learning {training['mask_learning']['steps']} steps, recovery "
         f"{training['recovery']['steps']} steps at batch {training['recovery']['batch_size']}; "
         f"{sampling['num_samples']} samples, {sampling['sampler']}, "
-        f"guidance {sampling['guidance']}; {floor_line(run.floor)}"
+        f"{guidance_words(sampling)}; {floor_line(run.floor)}"
     )

@@ -145,5 +145,11 @@ def _decision(root: Path, pruner: str, seed: int, first_seed: int) -> Job:
 
 def slug(text: str) -> str:
     """A name as part of a folder's name."""
-    text = text.replace(" ", "_").replace(":", "of").replace(",", "").replace("_%", "")
+    text = (
+        text.replace(" ", "_")
+        .replace(":", "of")
+        .replace("/", "of")
+        .replace(",", "")
+        .replace("_%", "")
+    )
     return text.replace("budget.", "").replace("=", "_")

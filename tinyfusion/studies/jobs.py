@@ -16,7 +16,6 @@ from tinyfusion.decision import Decision, find_decision
 from tinyfusion.errors import InputError
 from tinyfusion.interrupts import Interrupted, handled
 from tinyfusion.runtime.folder import COMMAND_FILE
-from tinyfusion.settings.brought import brought_along
 from tinyfusion.settings.overrides import as_typed, first_text, quote, split
 from tinyfusion.studies.collect import CONFIG_FILE, METRICS_FILE
 
@@ -105,6 +104,8 @@ class Job:
 
     def _of_results(self, overrides: Sequence[str]) -> set[str]:
         """See `_of_results`; with what the checkpoint brings, which only some runs record."""
+        from tinyfusion.settings.brought import brought_along  # imports torch
+
         checkpoints = [text for text in overrides if _key(text) == "checkpoint"]
         file = first_text(split(checkpoints[-1])[1] or "") if checkpoints else None
         brought = brought_along(self.command, file, overrides) if file is not None else []

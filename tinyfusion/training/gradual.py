@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -31,7 +31,7 @@ class GradualRecovery(Recovery):
         student: the whole network during training, the finished student after it.
     """
 
-    leaves_unused: ClassVar[bool] = True
+    leaves_unused = True
 
     def __init__(self, student: Backbone, *arguments: Any, fading: Fading, **named: Any) -> None:
         super().__init__(student, *arguments, **named)

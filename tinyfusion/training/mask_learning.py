@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from tinyfusion.backbones.contract import Backbone
-from tinyfusion.errors import InputError
 from tinyfusion.gating.contract import Gates, GateState, on_cpu
 from tinyfusion.gating.gated_backbone import GatedBackbone
+from tinyfusion.training.early_stop import EarlyStop
 from tinyfusion.training.ema import Ema
 from tinyfusion.training.module import DenoiserTraining, Prepared
 from tinyfusion.training.schedules import Linear
@@ -34,39 +33,6 @@ class DecisionState(NamedTuple):
 
     averaged: GateState
     live: GateState
-
-
-@dataclass(frozen=True)
-class EarlyStop:
-    """When mask learning may end before its last step.
-
-    Attributes:
-        patience: share of the run's steps for which the averaged decision must not have changed.
-        margin: what its margin (`GateState.margin`) must be at least.
-
-    Raises:
-        InputError: a patience that is no share, or a margin that is no probability.
-    """
-
-    patience: float = 0.2
-    margin: float = 0.9
-
-    def __post_init__(self) -> None:
-        if not 0 < self.patience < 1:
-            raise InputError(
-                f"pruner.stop.patience={self.patience} must be a share of the steps, more than 0 "
-                "and less than 1"
-            )
-        if not 0 <= self.margin <= 1:
-            raise InputError(f"pruner.stop.margin={self.margin} must be in [0, 1]")
-
-    def steps(self, total_steps: int) -> int:
-        """The patience in steps."""
-        return max(1, round(self.patience * total_steps))
-
-    def every(self, total_steps: int) -> int:
-        """Steps between two looks at the decision, for which the device is waited for."""
-        return max(1, self.steps(total_steps) // 10)
 
 
 def gate_decay(total_steps: int, longest: float = 0.999) -> float:
@@ -88,8 +54,13 @@ class MaskLearning(DenoiserTraining):
         temperature: Gumbel-softmax temperature over the run.
         scale: factor from logits to log-probabilities over the run.
         gate_ema_decay: decay of the gates' average; ``None`` follows the run's length.
-        stop: when it may end early; ``None`` for never.
         units: what is chosen among, see `GatedBackbone`.
+        stop: when it may end early; ``None`` for never.
+        settle: probability of a unit's less likely outcome, by averaged and live gates, below
+            which it is decided (`Gates.settle`); looked at every fiftieth of the run. ``None``
+            for never.
+        dense: see `GatedBackbone`.
+        gate_gradients: see `GatedBackbone`.
         shared: arguments of `DenoiserTraining`.
     """
 
@@ -106,18 +77,23 @@ class MaskLearning(DenoiserTraining):
         gate_ema_decay: float | None,
         units: Sequence[Unit] | None = None,
         stop: EarlyStop | None = None,
+        settle: float | None = None,
+        dense: bool = False,
+        gate_gradients: float = 1.0,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        self.gated = GatedBackbone(net, gates, units)
+        self.gated = GatedBackbone(net, gates, units, dense, gate_gradients)
         self._gate_rate_factor = gate_rate_factor
         self._temperature, self._scale = temperature, scale
         decay = gate_decay(self.total_steps) if gate_ema_decay is None else gate_ema_decay
         # No warm-up: the average starts at the exactly uniform gates, which favour nothing.
         self.gate_ema = Ema(gates, decay, warm_up=False)
-        self._stop = stop
+        self._stop, self._settle = stop, settle
+        # Units that are decided against are no longer run.
+        self.leaves_unused = settle is not None
         # The decision at the last look, and the step since which it has been that.
-        self._settled: tuple[tuple[int, ...], int] = ((), 0)
+        self._stood: tuple[tuple[int, ...], int] = ((), 0)
         self.ended_early = False
         self._set_schedules(0)
 
@@ -147,15 +123,18 @@ class MaskLearning(DenoiserTraining):
         super().on_load_checkpoint(checkpoint)
         self._set_schedules(max(0, checkpoint["global_step"] - 1))
         state = checkpoint["tinyfusion"]
-        self._settled = (tuple(state["settled"]["kept"]), state["settled"]["since"])
-        self.ended_early = state["settled"]["ended"]
+        stood = state["settled"]
+        self._stood, self.ended_early = (tuple(stood["kept"]), stood["since"]), stood["ended"]
+        # Not there in checkpoints of earlier versions.
+        self.gated.gates.settled = dict(state.get("settled_units", {}))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep since when the decision has stood, too."""
+        """Keep since when the decision has stood, and what of it is settled, too."""
         super().on_save_checkpoint(checkpoint)
-        kept, since = self._settled
-        settled = {"kept": list(kept), "since": since, "ended": self.ended_early}
-        checkpoint["tinyfusion"]["settled"] = settled
+        kept, since = self._stood
+        stood = {"kept": list(kept), "since": since, "ended": self.ended_early}
+        units = dict(self.gated.gates.settled)
+        checkpoint["tinyfusion"] |= {"settled": stood, "settled_units": units}
 
     def on_train_start(self) -> None:
         """Take no further step where the run had ended early."""
@@ -163,6 +142,13 @@ class MaskLearning(DenoiserTraining):
         if self.ended_early:
             # Lightning would take one more step before it looks at ``should_stop``.
             self.trainer.fit_loop.epoch_loop.max_steps = self.global_step
+
+    def on_fit_end(self) -> None:
+        """Give gates that were sharded, and are new objects now, what is no parameter of theirs."""
+        settled = self.gated.gates.settled
+        super().on_fit_end()
+        self.gated.gates.settled = settled
+        self._set_schedules(max(0, self.global_step - 1))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set temperature and scale for this step."""
@@ -173,7 +159,11 @@ class MaskLearning(DenoiserTraining):
         corrupted = prepared.corrupted
         gumbel_BK = self.noise.gumbel("gumbel", prepared.rows, self.gated.gates.num_draws)
         gumbel_BK = gumbel_BK.to(corrupted.clean.device)
-        out = self.gated(corrupted.inputs, prepared.conditioning, gumbel_BK)
+        sampled_BL, share = None, self.gated.gate_gradients
+        if share < 1 and not self.gated.dense:
+            sampled_BL = self.noise.uniform("gate_gradients", prepared.rows, self.gated.gates.count)
+            sampled_BL = (sampled_BL < share).to(gumbel_BK.device)
+        out = self.gated(corrupted.inputs, prepared.conditioning, gumbel_BK, sampled_BL)
         # Under autocast the prediction is bfloat16, too coarse for the arithmetic of the loss.
         terms = self.process.loss(out.to(corrupted.clean.dtype), corrupted)
         loss, penalty = terms.pop("loss"), self.gated.gates.penalty
@@ -182,27 +172,41 @@ class MaskLearning(DenoiserTraining):
         return {"total": loss + penalty, "penalty": penalty, **terms}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take the step; end the run if the decision is made.
+        """Take the step; settle units, and end the run if the decision is made.
 
         Done here, because callbacks that save and draw come before the module's other hooks.
         """
         step = self.global_step + 1
         super().optimizer_step(*args, **kwargs)
         stop, total = self._stop, self.total_steps
-        if stop is None or step % stop.every(total) or step == total:
+        if step == total:
+            return
+        if self._settle is not None and step % max(1, total // 50) == 0:
+            self._settle_units(self._settle, step)
+        if self.ended_early or stop is None or step % stop.every(total):
             return
         averaged = self.decision_state().averaged
-        kept, since = self._settled
+        kept, since = self._stood
         if averaged.kept != kept:
-            self._settled = (averaged.kept, step)
+            self._stood = (averaged.kept, step)
         elif step - since >= stop.steps(total) and averaged.margin >= stop.margin:
-            self.ended_early = self.trainer.should_stop = True
-            log.info(
-                "%s: decided after %s of %s steps: the choice has stood for %s, margin %.3f",
-                self.noise.phase,
-                *(f"{steps:,}" for steps in (step, total, step - since)),
-                averaged.margin,
-            )
+            stood = f"the choice has stood for {step - since:,}, margin {averaged.margin:.3f}"
+            self._end_early(step, stood)
+
+    def _end_early(self, step: int, why: str) -> None:
+        self.ended_early = self.trainer.should_stop = True
+        steps = f"{step:,} of {self.total_steps:,} steps"
+        log.info("%s: decided after %s: %s", self.noise.phase, steps, why)
+
+    def _settle_units(self, below: float, step: int) -> None:
+        """Settle what can be; where that is all, the run is over."""
+        gates = self.gated.gates
+        found, settled = gates.settle(self.decision_state(), below), len(gates.settled)
+        if found:
+            phase, of_all = self.noise.phase, f"{settled} of {gates.count}"
+            log.info("%s: step %s: %s units are settled", phase, f"{step:,}", of_all)
+        if settled == gates.count:
+            self._end_early(step, "all units are settled")
 
     @property
     def logs_now(self) -> bool:
@@ -218,6 +222,7 @@ class MaskLearning(DenoiserTraining):
             "temperature": gates.temperature,
             "scale": gates.scale,
             "margin": state.averaged.margin,
+            "settled": float(len(gates.settled)),
             "margin_live": state.live.margin,
             "kept_alike": float(len(set(state.averaged.kept) & set(state.live.kept))),
         }

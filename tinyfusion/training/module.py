@@ -8,7 +8,7 @@ Shape suffixes: B batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tinyfusion.conditioning import Conditioning
 from tinyfusion.data.datamodule import Batch
 from tinyfusion.errors import TrainingDivergedError
+from tinyfusion.interrupts import asked
 from tinyfusion.notices import tally
 from tinyfusion.processes.contract import Corrupted, Process, batch_means
 from tinyfusion.ranks import is_first_rank
@@ -65,9 +66,14 @@ class DenoiserTraining(TrainedNetworks):
         clip_norm: largest global gradient norm; larger gradients are scaled down.
         label_drop: probability with which a sample's conditioning (its label) is replaced by the
             network's null.
+
+    Attributes:
+        grad_norm: global norm of the last step's gradient before clipping, on its device.
+        asked_to_stop: of several ranks, number of the signal that asked one of them to stop, as
+            known in the step at hand; 0 for none.
     """
 
-    leaves_unused: ClassVar[bool] = False
+    leaves_unused: bool = False
     """Whether there are steps in which trained tensors take no part, as DDP has to know."""
 
     def __init__(
@@ -92,6 +98,8 @@ class DenoiserTraining(TrainedNetworks):
         self._learning_rate = learning_rate
         self._loss_is_finite: Tensor | bool = True
         self._skips_step = False
+        self.grad_norm = torch.zeros(())
+        self.asked_to_stop = 0
         self._last_step = 0
         self._terms: dict[str, Tensor] = {}
         self._num_micro = 0
@@ -154,6 +162,8 @@ class DenoiserTraining(TrainedNetworks):
         terms = dict(zip(names, values, strict=True))
         self.log_dict({"train/loss": terms.pop("total")})
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
+        self.log("train/skipped_steps", float(self.skipped_steps))
+        self.log("train/grad_norm", torch.nan_to_num(self.grad_norm, posinf=0.0))
 
     def configure_gradient_clipping(
         self,
@@ -166,14 +176,17 @@ class DenoiserTraining(TrainedNetworks):
         Under float16 with a gradient scaler only the loss is judged: overflowing gradients are
         how the scaler finds its scale, and it leaves those steps out itself.
         """
+        scaler = self._scaler
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            # Lightning leaves it to a fused optimiser, which would do it behind the clipping.
+            scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = full(nn.utils.clip_grad_norm_(parameters, self.clip_norm))
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        judged = self._loss_is_finite if scaled else torch.isfinite(norm) & self._loss_is_finite
-        finite = bool(judged)
-        self._loss_is_finite = True
-        # The loss is local to a rank: one bad rank makes every rank skip.
-        finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)
+        norm = full(nn.utils.clip_grad_norm_(parameters, self.clip_norm)).detach()
+        finite = self._loss_is_finite
+        if scaler is None:
+            finite = torch.isfinite(norm) & finite
+        self._loss_is_finite, self.grad_norm = True, norm
+        finite = self._agree(torch.as_tensor(finite, device=norm.device))
         self._skips_step = not finite
         if finite:
             self.skipped_in_a_row = 0
@@ -190,8 +203,23 @@ class DenoiserTraining(TrainedNetworks):
                     f"step {self.global_step}; the weights are those of the last good step and "
                     "the last resume checkpoint was kept. Lower the learning rate"
                 )
-        self.log("train/skipped_steps", float(self.skipped_steps))
-        self.log("train/grad_norm", torch.nan_to_num(norm.detach(), posinf=0.0))
+
+    def _agree(self, finite: Tensor) -> bool:
+        """Whether a step is finite on all ranks: here, and nowhere else, it waits for its device.
+
+        The loss is local to a rank: one bad rank makes every rank skip. The same message says
+        whether one was asked to stop.
+        """
+        if self.trainer.world_size == 1:
+            return bool(finite)
+        said = torch.stack([(~finite).int(), torch.tensor(asked(), device=finite.device).int()])
+        bad, self.asked_to_stop = self.trainer.strategy.reduce(said, reduce_op="max").tolist()
+        return not bad
+
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        """The gradient scaler of training in float16."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _tally(self, what: str, detail: str, count: int = 1) -> None:
         """Count steps that were not taken, numbered from 1; all ranks notice them alike."""
@@ -204,8 +232,8 @@ class DenoiserTraining(TrainedNetworks):
         Done here, as Lightning calls ``on_train_batch_end`` of callbacks before the module's: they
         would save and draw averages that lack the step.
         """
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        step, scale = self.global_step + 1, None if scaler is None else scaler.get_scale()
+        scaler = self._scaler
+        step, scale = self.global_step + 1, 0.0 if scaler is None else scaler.get_scale()
         super().optimizer_step(*args, **kwargs)
         if scaler is not None and scaler.get_scale() < scale:
             self._tally("were left out by the gradient scaler: overflow", f"step {step}")

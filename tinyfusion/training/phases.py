@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tinyfusion.decision import Decision
-from tinyfusion.training.module import DenoiserTraining
 from tinyfusion.training.settings import TrainingSettings
+
+if TYPE_CHECKING:  # Lightning takes seconds to import; phases are stated and checked without it
+    from tinyfusion.training.module import DenoiserTraining
+
+RESUME_FILE = "resume.ckpt"
+"""Of an interrupted phase, in its folder."""
 
 
 @dataclass(frozen=True)

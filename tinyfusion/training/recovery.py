@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tinyfusion.backbones.contract import Backbone, BlockRunner, forward_with_states, run_plain
+from tinyfusion.backbones.contract import Backbone, BlockRunner, predict, run_plain
+from tinyfusion.processes.contract import batch_means
 from tinyfusion.recovery.objective import Objective
 from tinyfusion.recovery.stages import FirstStage
 from tinyfusion.recovery.teacher import FrozenTeacher
@@ -17,6 +20,8 @@ from tinyfusion.states import States
 from tinyfusion.training.ema import Ema
 from tinyfusion.training.module import DenoiserTraining, Prepared
 from tinyfusion.training.schedules import progress
+
+log = logging.getLogger(__name__)
 
 
 class Recovery(DenoiserTraining):
@@ -64,6 +69,7 @@ class Recovery(DenoiserTraining):
         self.first = first
         self.block_rates = None if block_rates is None else list(block_rates)
         self.ema = Ema(student, ema_decay, ema_warm_up)
+        self._has_compared = False
 
     @property
     def averages(self) -> dict[str, tuple[Ema, Backbone]]:
@@ -124,19 +130,60 @@ class Recovery(DenoiserTraining):
 
     def step_losses(self, prepared: Prepared) -> dict[str, Tensor]:
         """Terms of the objective; both networks see the same input, times and conditioning."""
+        terms = self._terms_of(prepared)
+        if self.teacher is not None and self.teacher.is_rounded and not self._has_compared:
+            self._has_compared = True
+            if self.global_step == 0:  # not once more in a run that is resumed
+                self._say_what_rounding_changes(prepared, terms)
+        return terms
+
+    def _say_what_rounding_changes(self, prepared: Prepared, terms: dict[str, Tensor]) -> None:
+        """Log losses with the teacher in lower precision beside those with it in float32.
+
+        Of the first micro-batch of the first device.
+        """
+        assert self.teacher is not None
+        rounded, self.teacher.dtype = self.teacher.dtype, torch.float32
+        self.noise.seed_layers(prepared.rows)
+        with torch.no_grad():
+            exact = batch_means(self._terms_of(prepared))
+        self.teacher.dtype = rounded
+        found = batch_means({name: value.detach() for name, value in terms.items()})
+        if self.trainer.is_global_zero:
+            log.info(
+                "%s: the teacher in %s instead of float32 changes the first losses: %s",
+                self.noise.phase,
+                str(rounded).removeprefix("torch."),
+                ", ".join(
+                    f"{name} {float(exact[name]):.6g} by {float(value - exact[name]):+.1e}"
+                    for name, value in found.items()
+                ),
+            )
+
+    def _terms_of(self, prepared: Prepared) -> dict[str, Tensor]:
         seen = prepared.corrupted.inputs, prepared.conditioning
-        watched = self.watched
-        out, states = forward_with_states(self.student, *seen, watched, self.run_block())
         teacher_out: Tensor | None = None
-        teacher_states: dict[int, States] = {}
+        teacher_states: list[States] = []
         if self.teacher is not None and self.objective.uses_teacher:
-            teacher_out, teacher_states = self.teacher(*seen, (b for _, b in self.pairs))
+            wanted = [block for _, block in self.pairs]
+            predicts = self.objective.output_weight > 0
+            teacher_out, teacher_states = self.teacher(*seen, wanted, predicts)
+        run_own, watched = self.run_block(), self.watched
+        distances: dict[int, Tensor] = {}
+
+        def run_block(index: int, block: nn.Module, states: States, condition: Any) -> States:
+            out = run_own(index, block, states, condition)
+            for pair, at in enumerate(watched):
+                if at == index:
+                    distances[pair] = self.objective.distance(out, teacher_states[pair])
+            return out
+
         return self.objective(
             self.process,
             prepared.corrupted,
-            out,
+            predict(self.student, *seen, run_block),
             teacher_out,
-            [(states[a], teacher_states[b]) for a, (_, b) in zip(watched, self.pairs, strict=True)],
+            [distances[pair] for pair in range(len(watched))],
             progress(self.global_step, self.total_steps),
             self.pair_weights,
         )

@@ -33,6 +33,8 @@ class TrainerSettings:
         num_nodes: number of machines.
         precision: one of `PRECISIONS`, of training and of sampling by commands: weights are
             always float32; ``16-mixed``, with a gradient scaler, is how the reference code trains.
+        teacher_precision: likewise, of a teacher in recovery; ``None`` as everything else. What it
+            changes is logged with the first step.
         strategy: Lightning's strategy name.
         micro_batch: most images in one forward on a device; ``None``: its whole share of the
             global batch. How many micro-batches make a step follows from this.
@@ -54,6 +56,7 @@ class TrainerSettings:
     devices: int = 1
     num_nodes: int = 1
     precision: str = "32-true"
+    teacher_precision: str | None = None
     strategy: str = "auto"
     micro_batch: int | None = None
     checkpoint_blocks: bool = False
@@ -77,6 +80,11 @@ class TrainerSettings:
         if self.precision not in PRECISIONS:
             raise InputError(
                 f"trainer.precision={self.precision} is not known; valid: {', '.join(PRECISIONS)}"
+            )
+        if self.teacher_precision not in (None, *PRECISIONS):
+            raise InputError(
+                f"trainer.teacher_precision={self.teacher_precision} is not known; valid: "
+                f"{', '.join(PRECISIONS)}, or null for trainer.precision"
             )
 
 
