@@ -83,7 +83,7 @@ class GatedBackbone(nn.Module):
         rows: list[UnitRows] = []
         if not self.dense:
             # Of a sharded network all are; going through them takes longer than a small block.
-            sharded = isinstance(next(self.net.parameters()), DTensor)
+            sharded = isinstance(next(self.net.parameters(), None), DTensor)
             kept_BL = keep_BL.detach() > 0.5
             rows = rows_of_units(
                 kept_BL, sampled_BL, self.gate_gradients, sharded, self.gates.expected_share
