@@ -19,6 +19,7 @@ from tinyfusion.gating.draws import ConditionalBernoulli, GumbelTopK
 from tinyfusion.gating.pattern_gates import PatternGates
 from tinyfusion.gating.penalised import PenalisedCost
 from tinyfusion.gating.unit_gates import UnitGates
+from tinyfusion.gating.unit_gates import decide as best_set
 from tinyfusion.pruners.contract import PruningContext
 from tinyfusion.pruners.learned import Learned
 from tinyfusion.scheme import parse_scheme
@@ -175,6 +176,13 @@ def test_no_unit_is_settled_against_the_choice() -> None:
     assert gates.settle([sure, sure], 0.05) == {0: True, 1: True}
     gates.settled = {}
     assert gates.settle([sure, GateState((1, 2), (0.99, 0.99, 0.99, 0.99))], 0.05) == {1: True}
+
+
+def test_what_goes_in_any_case_is_no_part_of_the_best_set() -> None:
+    budget = Budget(units_of(3), (2.0, 3.0, 4.0), 5.0, "parameters")
+    logits_L, inclusion_L = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.3, 0.9, 0.8])
+    assert best_set(logits_L, inclusion_L, budget) == (0, 1)
+    assert best_set(logits_L, inclusion_L, budget, gone=[1]) == (2,)
 
 
 @pytest.mark.parametrize("penalised", [False, True])
