@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from tests.gating.conftest import units_of
+from tests.training.conftest import state
 from tinyfusion.budget import Budget
 from tinyfusion.errors import InputError
 from tinyfusion.gating.contract import Gates, GateState
@@ -26,28 +26,6 @@ from tinyfusion.scheme import parse_scheme
 from tinyfusion.training.early_stop import EarlyStop
 from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.schedules import Linear
-
-
-@pytest.fixture
-def make(make_net, shared) -> Callable[..., MaskLearning]:
-    def sgd(groups: Any) -> torch.optim.Optimizer:
-        return torch.optim.SGD(groups, lr=0.1, momentum=0.5)
-
-    def build(
-        delta: Any, dense: bool = False, steps: int = 3, rate: float = 0.1, **options: Any
-    ) -> MaskLearning:
-        net = make_net(4)
-        delta.attach(net)
-        gates = options.pop("gates", None) or UnitGates(Budget.of(net.units(), 2), GumbelTopK())
-        schedules = (Linear(4.0, 0.1), Linear(10.0, 10.0))
-        arguments = shared(steps, rate=rate, optimizer=sgd)
-        return MaskLearning(net, gates, 10.0, *schedules, 0.5, dense=dense, **options, **arguments)
-
-    return build
-
-
-def state(module: MaskLearning) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
 def test_settled_units_are_a_condition_of_the_draws() -> None:
@@ -99,8 +77,8 @@ def decide(module: MaskLearning) -> None:
         module.gate_ema.shadow["logits_L"].copy_(module.gated.gates.logits_L)
 
 
-def test_a_run_ends_when_all_units_are_settled(make, run, tmp_path, caplog) -> None:
-    module = make(Frozen(), steps=9, settle=0.4, rate=1e-5)
+def test_a_run_ends_when_all_units_are_settled(make_learning, run, tmp_path, caplog) -> None:
+    module = make_learning(Frozen(), steps=9, settle=0.4, rate=1e-5)
     decide(module)
     with torch.no_grad():
         module.gated.gates.logits_L[1] += 0.1
@@ -128,10 +106,10 @@ class Calls(Callback):
 
 @pytest.mark.parametrize("dense", [False, True])
 def test_units_that_are_decided_against_are_no_longer_run_also_when_resumed(
-    make, run, tmp_path, caplog, kill_at, dense: bool
+    make_learning, run, tmp_path, caplog, kill_at, dense: bool
 ) -> None:
     def learn(folder: str, *callbacks: Callback) -> MaskLearning:
-        module = make(Frozen(), dense, steps=8, settle=0.01, rate=1e-5)
+        module = make_learning(Frozen(), dense, steps=8, settle=0.01, rate=1e-5)
         decide(module)
         run(module, folder=tmp_path / folder, callbacks=callbacks, resume_every=1)
         return module
@@ -154,9 +132,9 @@ def test_units_that_are_decided_against_are_no_longer_run_also_when_resumed(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_ranks_settle_alike(make, run, on_two_ranks, tmp_path, strategy: str) -> None:
+def test_ranks_settle_alike(make_learning, run, on_two_ranks, tmp_path, strategy: str) -> None:
     def work(folder: str, **trainer: Any) -> tuple[dict[int, bool], dict[str, Tensor]]:
-        module = make(Full(), steps=4, settle=0.2)
+        module = make_learning(Full(), steps=4, settle=0.2)
         decide(module)
         run(module, 8, folder=tmp_path / folder, **trainer)
         return module.gated.gates.settled, state(module)
@@ -222,9 +200,9 @@ def test_thresholds_that_units_begin_below_are_refused(
         pruner.phases(context)
 
 
-def test_groups_settle_and_the_rest_is_learned(make, run, tmp_path) -> None:
+def test_groups_settle_and_the_rest_is_learned(make_learning, run, tmp_path) -> None:
     gates: Gates = PatternGates(parse_scheme("1:2", 4))
-    module = make(Full(), steps=6, rate=1e-5, settle=0.05, gates=gates)
+    module = make_learning(Full(), steps=6, rate=1e-5, settle=0.05, gates=gates)
     with torch.no_grad():
         gates.groups[0].logits_C.copy_(torch.tensor([0.0, 0.9]))
         module.gate_ema.shadow["groups.0.logits_C"].copy_(torch.tensor([0.0, 0.9]))
@@ -235,8 +213,8 @@ def test_groups_settle_and_the_rest_is_learned(make, run, tmp_path) -> None:
     assert found.inclusion[:2] == (0.0, 1.0) and 1 in found.kept
 
 
-def test_a_run_stops_once_what_is_left_is_sure_enough(make, run, tmp_path) -> None:
-    module = make(Frozen(), steps=20, rate=1e-6, settle=0.01, stop=EarlyStop(0.2, 0.5))
+def test_a_run_stops_once_what_is_left_is_sure_enough(make_learning, run, tmp_path) -> None:
+    module = make_learning(Frozen(), steps=20, rate=1e-6, settle=0.01, stop=EarlyStop(0.2, 0.5))
     decide(module)
     with torch.no_grad():
         module.gated.gates.logits_L[1] += 0.05
@@ -246,12 +224,14 @@ def test_a_run_stops_once_what_is_left_is_sure_enough(make, run, tmp_path) -> No
     assert module.gated.gates.settled == {0: True, 3: False}
 
 
-def test_checkpoints_of_before_there_were_settled_units_are_resumed(make, run, tmp_path) -> None:
-    module = make(Frozen(), steps=4)
+def test_checkpoints_of_before_there_were_settled_units_are_resumed(
+    make_learning, run, tmp_path
+) -> None:
+    module = make_learning(Frozen(), steps=4)
     run(module, folder=tmp_path, resume_every=1)
     (file,) = tmp_path.rglob("resume.ckpt")
     checkpoint = torch.load(file, weights_only=True)
     assert checkpoint["tinyfusion"].pop("settled_units") == {}
-    again = make(Frozen(), steps=4)
+    again = make_learning(Frozen(), steps=4)
     again.on_load_checkpoint(checkpoint)
     assert again.gated.gates.settled == {} and not again.ended_early

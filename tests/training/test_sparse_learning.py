@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,41 +12,14 @@ import torch
 from peft.tuners.lora import layer as peft_layers
 from torch import Tensor, nn
 
-from tinyfusion.budget import Budget
+from tests.training.conftest import state
 from tinyfusion.errors import InputError
 from tinyfusion.gating.deltas import Frozen, Full, Lora
-from tinyfusion.gating.draws import GumbelTopK
 from tinyfusion.gating.low_rank import LowRankLinear
-from tinyfusion.gating.unit_gates import UnitGates
 from tinyfusion.pruners.learned import Learned
-from tinyfusion.training.mask_learning import MaskLearning
 from tinyfusion.training.schedules import Linear
 
 STEPS = 3
-
-
-@pytest.fixture
-def make(make_net, shared) -> Callable[..., MaskLearning]:
-    # Adam would blow up the rounding of gradients that are zero by symmetry.
-    def sgd(groups: Any) -> torch.optim.Optimizer:
-        return torch.optim.SGD(groups, lr=0.1, momentum=0.5)
-
-    def build(
-        delta: Any, dense: bool = False, steps: int = STEPS, rate: float = 0.1, **options: Any
-    ) -> MaskLearning:
-        net = make_net(4)
-        torch.manual_seed(5)
-        delta.attach(net)
-        gates = UnitGates(Budget.of(net.units(), 2), GumbelTopK())
-        schedules = (Linear(4.0, 0.1), Linear(10.0, 10.0))
-        arguments = shared(steps, rate=rate, optimizer=sgd)
-        return MaskLearning(net, gates, 10.0, *schedules, 0.5, dense=dense, **options, **arguments)
-
-    return build
-
-
-def state(module: MaskLearning) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
 @pytest.mark.parametrize("delta", [Lora(2, 4.0), Full(), Frozen()], ids=["lora", "full", "frozen"])
@@ -60,9 +33,9 @@ def state(module: MaskLearning) -> dict[str, Tensor]:
     ids=["micro-batches", "bfloat16", "recomputed"],
 )
 def test_trained_weights_are_those_of_the_dense_form(
-    make, run, tmp_path, delta: Any, options: dict[str, Any], close: float
+    make_learning, run, tmp_path, delta: Any, options: dict[str, Any], close: float
 ) -> None:
-    modules = [make(delta, dense) for dense in (True, False)]
+    modules = [make_learning(delta, dense) for dense in (True, False)]
     for number, module in enumerate(modules):
         run(module, folder=tmp_path / str(number), **options)
     dense, sparse = map(state, modules)
@@ -82,10 +55,10 @@ class NoiseOfRanks:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("delta", [Lora(2, 4.0), Full()], ids=["lora", "full"])
 def test_ranks_may_keep_none_of_the_blocks_that_others_keep(
-    make, run, on_two_ranks, tmp_path, delta: Any, strategy: str
+    make_learning, run, on_two_ranks, tmp_path, delta: Any, strategy: str
 ) -> None:
     def work(dense: bool, folder: str, **trainer: Any) -> dict[str, Tensor]:
-        module = make(delta, dense)
+        module = make_learning(delta, dense)
         object.__setattr__(module.noise, "gumbel", NoiseOfRanks())
         run(module, 8, folder=tmp_path / folder, **trainer)
         return state(module)
@@ -119,12 +92,12 @@ def counting_programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("delta", [Lora(2, 4.0), Full()], ids=["lora", "full"])
 def test_compiled_blocks_are_few_programs_for_all_numbers_of_rows(
-    make, run, monkeypatch, tmp_path, delta: Any
+    make_learning, run, monkeypatch, tmp_path, delta: Any
 ) -> None:
-    plain = make(delta, steps=8)
+    plain = make_learning(delta, steps=8)
     run(plain, 16, folder=tmp_path / "plain")
     with counting_programs(monkeypatch) as programs:
-        compiled = make(delta, steps=8)
+        compiled = make_learning(delta, steps=8)
         run(compiled, 16, folder=tmp_path / "compiled", compile=True)
     # With and without gradients, of one size and of any, and of a single sample.
     assert 2 <= len(programs) <= 6
@@ -208,13 +181,13 @@ def test_impossible_options_are_refused(wrong: dict[str, Any], message: str) -> 
         Learned(Frozen(), Linear(4.0, 0.1), Linear(100.0, 100.0), **wrong)
 
 
-def test_sampled_gate_gradients_learn_from_draws_of_their_own(make, run, tmp_path) -> None:
-    modules = {share: make(Frozen(), gate_gradients=share) for share in (1.0, 0.5)}
-    again = make(Frozen(), gate_gradients=0.5)
+def test_sampled_gate_gradients_learn_from_draws_of_their_own(make_learning, run, tmp_path) -> None:
+    modules = {share: make_learning(Frozen(), gate_gradients=share) for share in (1.0, 0.5)}
+    again = make_learning(Frozen(), gate_gradients=0.5)
     for number, module in enumerate([*modules.values(), again]):
         run(module, folder=tmp_path / str(number))
     values = [state(m)["gated.gates.logits_L"] for m in (*modules.values(), again)]
     assert not torch.equal(values[0], values[1]) and torch.equal(values[1], values[2])
-    cut = make(Frozen(), gate_gradients=0.5)
+    cut = make_learning(Frozen(), gate_gradients=0.5)
     run(cut, accumulate=4, folder=tmp_path / "cut")
     torch.testing.assert_close(state(cut)["gated.gates.logits_L"], values[1], rtol=0, atol=1e-5)
