@@ -65,6 +65,7 @@ ORDER = [
     "settings",
     "runtime",
     "commands",
+    "report",
     "studies",
     "tools",
     "cli",
