@@ -23,9 +23,9 @@ def test_a_row_is_found_by_its_values() -> None:
 
 
 def test_rows_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(InputError, match="table 1 has 2 rows with method=TinyDiT-D14 "):
+    with pytest.raises(InputError, match="table 1 has 2 rows with method=TinyDiT-D14, depth_to=14"):
         paper_table(1).row({"method": "TinyDiT-D14", "depth_to": 14})
-    with pytest.raises(InputError, match="no column 'fid'; valid: .*FID"):
+    with pytest.raises(InputError, match=r"no column 'fid'; valid: .*FID"):
         paper_table(1).row({"fid": 2.86})
     with pytest.raises(InputError, match="no table 9; valid: 1, 2"):
         paper_table(9)
