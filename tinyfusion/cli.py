@@ -47,6 +47,7 @@ Keys choose and change parts of the configuration, for example
 TOOLS = {
     "inspect": "print what a checkpoint, decision or adapter is",
     "convert": "write a checkpoint in another layout: ours, public or diffusers",
+    "study": "a table or figure of many runs, such as one of the paper's; --list names them",
     "remap-lora": "carry a LoRA adapter of the full model over to a pruned one",
 }
 """Commands that take files and options instead of keys, and make no run folder."""

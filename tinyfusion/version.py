@@ -11,6 +11,7 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,71 @@ def _imported(tree: ast.AST) -> Iterator[str]:
 def _is_module(name: str) -> bool:
     file = _file_of(name) if name.partition(".")[0] == _PACKAGE else None
     return file is not None and file.is_file()
+
+
+_PRESENTATION = (
+    "cli", "completion", "figures", "report", "runtime", "settings", "studies", "tools", "tracking",
+)  # fmt: skip
+"""Parts of the package that no result depends on beyond the configuration."""
+
+LIBRARIES = (
+    "torch", "lightning", "numpy", "scipy", "scikit-learn", "diffusers", "peft", "torch-pruning",
+    "torchmetrics", "torch-fidelity",
+)  # fmt: skip
+"""Libraries that results depend on."""
+
+
+def imported_modules() -> dict[str, str]:
+    """Versions of the modules of this package that this process has imported, by name.
+
+    Left out are those that only show results. A version is a digest of the code without comments,
+    docstrings and blank lines.
+    """
+    names = [name for name in sys.modules if name.startswith(f"{_PACKAGE}.")]
+    counted = (name for name in names if name.split(".")[1] not in _PRESENTATION)
+    return {name: _module_version(name) for name in sorted(counted)}
+
+
+def changed_modules(versions: dict[str, str]) -> list[str]:
+    """Those modules, of some versions by name, that are other ones now, or gone."""
+    return [name for name, version in versions.items() if _module_version(name) != version]
+
+
+def digest_of_versions(versions: dict[str, str]) -> str:
+    """One digest of many versions."""
+    text = "\n".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the libraries that results depend on, as far as they are installed."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def _module_version(name: str) -> str:
+    file = _file_of(name)
+    if file is None or not file.is_file():
+        return ""
+    text = file.read_text(encoding="utf-8")
+    left_out: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and not isinstance(node, ast.If | ast.For | ast.While | ast.With):
+            for part in body:
+                # A docstring, also one below an attribute.
+                if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant):
+                    assert part.end_lineno is not None
+                    left_out |= set(range(part.lineno, part.end_lineno + 1))
+    lines = [
+        line.split("  #")[0].rstrip()
+        for number, line in enumerate(text.splitlines(), start=1)
+        if number not in left_out and line.strip() and not line.lstrip().startswith("#")
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +28,7 @@ from tinyfusion.settings.commands import COMMANDS, Encode, Evaluate, Sample, Tra
 from tinyfusion.settings.compose import build
 from tinyfusion.text import shell_word
 from tinyfusion.training.settings import TrainerSettings
-from tinyfusion.version import __version__
+from tinyfusion.version import __version__, digest_of_versions, imported_modules, libraries
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +100,10 @@ def work(cfg: DictConfig, folder: Path) -> None:
         command = importlib.import_module(f"tinyfusion.commands.{cfg.command}")
         try:
             _prepare(cfg)
+            began = time.monotonic()
             command.main(cfg, folder)
             if is_first_rank():
-                now = datetime.now(UTC).isoformat(timespec="seconds")
-                write_json(folder / FINISHED_FILE, {"finished": now, "version": __version__})
+                write_json(folder / FINISHED_FILE, _end(time.monotonic() - began))
         except InputError:
             raise
         except Interrupted:
@@ -113,6 +114,19 @@ def work(cfg: DictConfig, folder: Path) -> None:
             if refused is not None and not isinstance(error, REPORTED):
                 raise DiskError(refused_by_system(refused, folder)) from error
             raise
+
+
+def _end(seconds: float) -> dict[str, Any]:
+    """When a run ended, and by which code: what a study compares its records with."""
+    modules = imported_modules()
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+        "seconds": round(seconds, 1),
+        "libraries": libraries(),
+        "code": digest_of_versions(modules),
+        "modules": modules,
+    }
 
 
 def _prepare(cfg: DictConfig) -> None:

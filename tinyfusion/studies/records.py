@@ -1,0 +1,211 @@
+"""What is known of a finished work, small enough to be committed: figures, decision, versions.
+
+A file of records has one JSON object a line. Versions of modules, which most records share, stand
+in it once, as lines of their own.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinyfusion.decision import Decision, find_decision
+from tinyfusion.errors import InputError
+from tinyfusion.files import read_json, write_text
+from tinyfusion.runtime.folder import FINISHED_FILE
+from tinyfusion.studies.identity import digest_of_folder
+from tinyfusion.version import changed_modules
+
+METRICS_FILE = "metrics.json"
+TIMES_FILE = "times.json"
+OUTPUTS = ("recovered", "recovered_live", "model", "model_live", "pruned")
+"""Folders of models that other works may read."""
+
+CURVES = ("val/fid", "evaluate/fid", "fid", "val/loss", "held_out/loss")
+DIGITS = 7
+"""Significant digits of figures in records."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished work.
+
+    Attributes:
+        identity: see `studies.identity.identity`.
+        command: the command.
+        overrides: its command line, without folders.
+        results: content of its ``metrics.json``, without figures of models that no row shows.
+        decision: what was kept, and by whom; empty where nothing was decided.
+        outputs: digests of the models that it wrote, by folder.
+        curves: figures over steps, ``[[step, value], ...]`` by name.
+        seconds: how long it took.
+        finished: when, ISO 8601.
+        version: of this package.
+        code: key of the versions of the modules it imported.
+        libraries: versions of the libraries that compute.
+    """
+
+    identity: str
+    command: str
+    overrides: tuple[str, ...]
+    results: Mapping[str, Any]
+    decision: Mapping[str, Any]
+    outputs: Mapping[str, str]
+    seconds: float
+    finished: str
+    version: str
+    code: str
+    curves: Mapping[str, Any] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict)
+
+    def figures(self, model: str) -> Mapping[str, float]:
+        """Figures of one of its models; empty if it has none of that name."""
+        return self.results.get("models", {}).get(model, {})
+
+
+class Records:
+    """Records by identity, and the versions of modules that they came from.
+
+    Args:
+        files: files of records; those that are not there are none.
+
+    Raises:
+        InputError: one can't be read.
+    """
+
+    def __init__(self, files: Iterable[Path] = ()) -> None:
+        self._records: dict[str, Record] = {}
+        self.code: dict[str, dict[str, str]] = {}
+        for file in files:
+            self._read(file)
+
+    def _read(self, file: Path) -> None:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                values = json.loads(line)
+                if "modules" in values:
+                    self.code[values["code"]] = values["modules"]
+                    continue
+                values["overrides"] = tuple(values["overrides"])
+                record = Record(**values)
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(f"{file}, line {number} is no record: {error}") from None
+            self._records[record.identity] = record
+
+    def get(self, identity: str) -> Record | None:
+        """The record of a work, if there is one."""
+        return self._records.get(identity)
+
+    def add(self, record: Record, modules: Mapping[str, str] | None = None) -> None:
+        """Take in a record, and the versions of the modules it came from."""
+        self._records[record.identity] = record
+        if modules is not None:
+            self.code[record.code] = dict(modules)
+
+    def stale(self, record: Record) -> list[str]:
+        """Modules that have changed since; `version.changed_modules`."""
+        return changed_modules(self.code.get(record.code, {}))
+
+    def write(self, file: Path, identities: Iterable[str]) -> None:
+        """Write the records of some works, in order of their command lines."""
+        chosen = {i: self._records[i] for i in identities if i in self._records}
+        records = sorted(chosen.values(), key=lambda r: (r.command, r.overrides, r.identity))
+        lines = [
+            {"code": code, "modules": self.code[code]}
+            for code in dict.fromkeys(record.code for record in records)
+            if code in self.code
+        ]
+        lines += [asdict(record) for record in records]
+        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+        write_text(file, text)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run's folder holds one that ended well."""
+    return (folder / FINISHED_FILE).is_file()
+
+
+def record_of(
+    folder: Path, identity: str, command: str, overrides: Iterable[str]
+) -> tuple[Record, dict[str, str]]:
+    """The record of a finished run's folder, and the versions of the modules it imported.
+
+    Raises:
+        InputError: a file of it can't be read.
+    """
+    finished = read_json(folder / FINISHED_FILE, "the end of a run")
+    results: dict[str, Any] = {}
+    if (folder / METRICS_FILE).is_file():
+        results = _rounded(read_json(folder / METRICS_FILE, "metrics"))
+    times = folder / TIMES_FILE
+    # Of a run that was resumed, the times of all its parts.
+    seconds = finished.get("seconds", 0.0)
+    if times.is_file():
+        seconds = sum(v for k, v in read_json(times, "times").items() if "memory" not in k)
+    record = Record(
+        identity=identity,
+        command=command,
+        overrides=tuple(overrides),
+        results=results,
+        decision=_decision(folder),
+        outputs={
+            name: digest_of_folder(folder / name)
+            for name in OUTPUTS
+            if (folder / name).is_dir()
+        },
+        seconds=round(float(seconds), 1),
+        finished=finished["finished"],
+        version=finished["version"],
+        code=finished.get("code", ""),
+        curves=_curves(folder),
+        libraries=finished.get("libraries", {}),
+    )  # fmt: skip
+    return record, finished.get("modules", {})
+
+
+def _decision(folder: Path) -> dict[str, Any]:
+    """What of a decision is needed to apply it again; its evidence stays in the folder."""
+    file = find_decision(folder)
+    if file is None:
+        return {}
+    decision = Decision.load(file)
+    values = decision.to_dict()
+    del values["config"], values["probabilities"]
+    # Channel by channel, a choice of widths is long; it is made again where it is needed.
+    if values.get("resized") is not None:
+        return decision.summary()
+    values["scores"] = {
+        key: entry for key, entry in values["scores"].items() if isinstance(entry, int | float)
+    }
+    return _rounded(values)
+
+
+def _curves(folder: Path) -> dict[str, list[list[float]]]:
+    """Figures that were measured while training, by phase and name."""
+    curves: dict[str, list[list[float]]] = {}
+    for file in sorted(folder.glob("*/log/version_*/metrics.csv")):
+        phase = file.parts[-4]
+        with open(file, encoding="utf-8", newline="") as handle:
+            for row in csv.DictReader(handle):
+                for name in CURVES:
+                    if row.get(name):
+                        points = curves.setdefault(f"{phase}/{name}", [])
+                        points.append([int(row["step"]), _short(float(row[name]))])
+    return curves
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_rounded(entry) for entry in value]
+    return _short(value) if isinstance(value, float) else value
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else value

@@ -1,0 +1,174 @@
+"""One call of a study: find what is complete, run the rest, report; or only say what would run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import tinyfusion
+from tinyfusion.figures.table import Column, markdown_table
+from tinyfusion.settings.compose import locate
+from tinyfusion.studies.carry_out import carry_out
+from tinyfusion.studies.definition import Study, content_of, names
+from tinyfusion.studies.outcome import Outcome, command_of
+from tinyfusion.studies.records import Record, Records
+from tinyfusion.studies.state import StudyState
+from tinyfusion.studies.works import Cell, Work, cells_of
+from tinyfusion.text import readable_duration
+
+PUBLISHED = Path(tinyfusion.__file__).resolve().parents[1] / "docs" / "results"
+"""Tables, figures and records that are part of a checkout."""
+
+RECORDS = "records"
+
+
+@dataclass(frozen=True)
+class StudySession:
+    """A study, its cells and what is known of them.
+
+    Attributes:
+        study: the study.
+        cells: its cells.
+        state: looks up their works.
+        passed_on: overrides for every run.
+        launcher: overrides of Hydra's own part, such as ``hydra/launcher=joblib``.
+    """
+
+    study: Study
+    cells: Sequence[Cell]
+    state: StudyState
+    passed_on: Sequence[str] = ()
+    launcher: Sequence[str] = ()
+
+    @classmethod
+    def begin(
+        cls,
+        study: Study,
+        root: Path,
+        passed_on: Sequence[str] = (),
+        seeds: Sequence[int] = (),
+        launcher: Sequence[str] = (),
+        folders: Sequence[Path] = (),
+        published: Path = PUBLISHED,
+    ) -> StudySession:
+        """A study with the records that are committed and the runs below a folder.
+
+        Args:
+            study: the study.
+            root: folder of studies' runs.
+            passed_on: overrides for every run.
+            seeds: instead of the study's.
+            launcher: overrides of Hydra's own part.
+            folders: further configuration folders.
+            published: folder whose ``records`` are known.
+
+        Raises:
+            InputError: records can't be read, or a row refers to what there is not.
+        """
+        records = Records(sorted((published / RECORDS).glob("*.jsonl")))
+        state = StudyState(root, records, folders)
+        return cls(study, cells_of(study, passed_on, seeds), state, passed_on, launcher)
+
+    @property
+    def works(self) -> list[Work]:
+        """What the cells are made by."""
+        return [cell.work for cell in self.cells]
+
+    def run(self) -> dict[str, Work]:
+        """Do what is still to be done; see `carry_out`."""
+        return carry_out(self.state, self.works, self.launcher)
+
+    def outcome(self) -> Outcome:
+        """The cells and their records as they are now."""
+        self.state.look_again()
+        records = [self.state.find(work).record for work in self.works]
+        return Outcome(self.study, self.cells, records, self.state.records)
+
+    def report(self, folder: Path) -> str:
+        """Write the study's report into a folder; returns its text."""
+        make: Callable[[Outcome, Path], str] = locate(self.study.report, "report")
+        return make(self.outcome(), folder)
+
+    def publish(self, folder: Path) -> str:
+        """Write the report, and the records behind it, where they are committed from."""
+        text = self.report(folder)
+        identities = []
+        for cell in self.cells:
+            for work in cell.work.all():
+                known = self.state.find(work).identity
+                identities += [known] if known is not None else []
+        name = f"{self.study.name}.{self.study.scale}.jsonl"
+        self.state.records.write(folder / RECORDS / name, identities)
+        return text
+
+    def forecast(self) -> str:
+        """What would be run, and how long it took so far for works like it."""
+        pending = self.state.pending(self.works)
+        every = {work.name: work for cell in self.cells for work in cell.work.all()}
+        done: dict[tuple[str, str], list[float]] = {}
+        for work in every.values():
+            record = self.state.find(work).record
+            if record is not None:
+                done.setdefault(_kind(work, record), []).append(record.seconds)
+        usual = {key: median(found) for key, found in done.items() if found}
+        by_command: dict[str, list[float]] = {}
+        for (command, _), seconds in usual.items():
+            by_command.setdefault(command, []).append(seconds)
+        rows, total, unknown = [], 0.0, 0
+        for command in dict.fromkeys(work.command for work in pending):
+            own = [work for work in pending if work.command == command]
+            begun = sum(self.state.find(work).begun for work in own)
+            each = median(by_command[command]) if command in by_command else None
+            total += len(own) * (each or 0.0)
+            unknown += len(own) if each is None else 0
+            rows.append(
+                {
+                    "command": command,
+                    "runs": len(own),
+                    "begun": begun,
+                    "each": None if each is None else readable_duration(each),
+                    "together": None if each is None else readable_duration(len(own) * each),
+                }
+            )
+        complete = sum(self.state.find(work).record is not None for work in self.works)
+        text = f"{self.study.name}, scale={self.study.scale}: {complete} of {len(self.works)} "
+        text += "cells are complete.\n"
+        if not pending:
+            return text
+        text += "\nTo be run, one after the other:\n\n" + markdown_table(rows, _FORECAST)
+        text += f"\nTogether about {readable_duration(total)}"
+        text += f", and {unknown} runs of which no time is known.\n" if unknown else ".\n"
+        first = next((c for c in self.cells if self.state.find(c.work).record is None), None)
+        if first is not None:
+            text += f"\nThe first cell by itself:\n\n    {command_of(first)}\n"
+        return text
+
+
+_FORECAST = {
+    "command": Column("command"),
+    "runs": Column("runs", "d"),
+    "begun": Column("begun", "d"),
+    "each": Column("each, by earlier ones"),
+    "together": Column("together"),
+}
+
+
+def _kind(work: Work, record: Record) -> tuple[str, str]:
+    return work.command, record.decision.get("method", "")
+
+
+def listing(folders: Sequence[Path] = ()) -> str:
+    """All studies, a line each.
+
+    Args:
+        folders: further configuration folders (``--config-dir``).
+    """
+    rows = []
+    for name in names(folders):
+        content = content_of(name, folders)
+        scales = ", ".join(content.get("scales", {}))
+        rows.append({"study": name, "scales": scales, "title": content.get("title", "")})
+    columns = {key: Column(key) for key in ("study", "scales", "title")}
+    return markdown_table(rows, columns)

@@ -1,0 +1,168 @@
+"""Which works of a study are complete, which are begun, and which can be carried out next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyfusion.decision import DECISION_FILE, Decision
+from tinyfusion.errors import InputError
+from tinyfusion.runtime.folder import CONFIG_FILE
+from tinyfusion.studies.identity import composed, decision_digest, identity
+from tinyfusion.studies.records import Record, Records, is_finished, record_of
+from tinyfusion.studies.works import CHOICE, Work, typed
+
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a work.
+
+    Attributes:
+        identity: hash of what it does; ``None`` while a work it needs is not complete.
+        folder: where it runs, or would.
+        record: its record; ``None`` while it is not complete.
+        begun: a run of it was begun and has not ended.
+        waits: a work that it needs is not complete.
+    """
+
+    identity: str | None
+    folder: Path
+    record: Record | None = None
+    begun: bool = False
+    waits: bool = False
+
+
+class StudyState:
+    """The works of a study, looked up by what they do: among folders of runs, then records.
+
+    Args:
+        root: folder of studies' runs.
+        records: records that are known besides.
+        folders: further configuration folders (``--config-dir``).
+    """
+
+    def __init__(self, root: Path, records: Records, folders: Sequence[Path] = ()) -> None:
+        self.root, self.records, self.folders = root, records, folders
+        self._identities: dict[tuple[str, tuple[str, ...], tuple[str, ...]], str] = {}
+        self._found: dict[Work, Found] = {}
+
+    def look_again(self) -> None:
+        """Forget what was found, as runs have ended since."""
+        self._found.clear()
+
+    def find(self, work: Work) -> Found:
+        """What is known of a work.
+
+        Raises:
+            InputError: its configuration is wrong.
+        """
+        if work not in self._found:
+            self._found[work] = self._look_up(work)
+        return self._found[work]
+
+    def _look_up(self, work: Work) -> Found:
+        needs = {name: self.find(need) for name, need in work.needs}
+        if any(found.record is None for found in needs.values()):
+            self.check(work)
+            return Found(None, self.root / RUNS / work.name, waits=True)
+        known = self._identity(work, {name: found.record for name, found in needs.items()})
+        folder = self.root / RUNS / f"{known}_{work.name}"
+        twins = sorted((self.root / RUNS).glob(f"{known}_*"))
+        if twins and folder not in twins:
+            folder = twins[0]
+        if is_finished(folder):
+            record, modules = record_of(folder, known, work.command, work.overrides)
+            self.records.add(record, modules)
+            return Found(known, folder, record)
+        record_there = self.records.get(known)
+        return Found(known, folder, record_there, (folder / CONFIG_FILE).is_file())
+
+    def check(self, work: Work) -> None:
+        """Refuse a wrong configuration of a work whose identity is not known yet.
+
+        Raises:
+            InputError: a wrong key or value.
+        """
+        self._compose(work, {name: f"/{name}" for name, _ in work.needs})
+
+    def _compose(self, work: Work, places: dict[str, str]) -> object:
+        return composed(work.command, typed(work.filled(places)), self.folders)
+
+    def _identity(self, work: Work, needs: dict[str, Record | None]) -> str:
+        digests = {name: _digests(name, record) for name, record in needs.items() if record}
+        key = (work.command, work.overrides, tuple(sorted(map(str, digests.values()))))
+        if key not in self._identities:
+            places = {name: f"/{name}" for name in digests}
+            cfg = composed(work.command, typed(work.filled(places)), self.folders)
+            read = {
+                f"/{name}{inside}": digest
+                for name, inner in digests.items()
+                for inside, digest in inner.items()
+            }
+            self._identities[key] = identity(work.command, cfg, read)
+        return self._identities[key]
+
+    def places(self, work: Work) -> dict[str, str]:
+        """Folders of the works that a work needs, by name; decisions of records are written there.
+
+        Raises:
+            InputError: one is known from a record alone, which has not all that is read of it.
+        """
+        places = {}
+        for name, need in work.needs:
+            found = self.find(need)
+            assert found.record is not None
+            if not is_finished(found.folder):
+                if name != CHOICE or "kept" not in found.record.decision:
+                    raise InputError(f"{need.name}: its folder is not here")
+                file = found.folder / DECISION_FILE
+                if not file.is_file():
+                    Decision.from_dict(dict(found.record.decision)).save(file)
+            places[name] = str(found.folder)
+        return places
+
+    def lacks_files(self, work: Work) -> list[Work]:
+        """Works that are complete by their records, but whose files a work would read."""
+        lacking = []
+        for name, need in work.needs:
+            found = self.find(need)
+            if found.record is None or is_finished(found.folder):
+                continue
+            if name != CHOICE or "kept" not in found.record.decision:
+                lacking.append(need)
+        return lacking
+
+    def pending(self, works: Iterable[Work]) -> list[Work]:
+        """What is still to be done for some works, each once, what comes first before the rest."""
+        wanted: dict[str, Work] = {}
+        for work in works:
+            self._want(work, wanted)
+        return sorted(wanted.values(), key=lambda one: one.level)
+
+    def _want(self, work: Work, wanted: dict[str, Work], files: bool = False) -> None:
+        found = self.find(work)
+        if found.record is not None and not files:
+            return
+        for _, need in work.needs:
+            self._want(need, wanted)
+        if not found.waits:
+            for need in self.lacks_files(work):
+                self._want(need, wanted, files=True)
+        wanted.setdefault(found.identity or work.name, work)
+
+
+def _digests(name: str, record: Record) -> dict[str, str]:
+    """Digests of what a record's work wrote, by the path in its folder."""
+    if name == CHOICE:
+        digest = "widths"
+        if "kept" in record.decision and record.decision.get("resized") is None:
+            digest = decision_digest(Decision.from_dict(dict(record.decision)))
+        elif record.decision:
+            digest = record.outputs.get("pruned", record.identity)
+        return {f"/{DECISION_FILE}": digest}
+    return {f"/{folder}": digest for folder, digest in record.outputs.items()} | {
+        "": record.identity
+    }
