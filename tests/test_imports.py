@@ -67,6 +67,7 @@ ORDER = [
     "commands",
     "studies",
     "tools",
+    "completion",
     "cli",
     "__main__",
 ]

@@ -48,6 +48,7 @@ TOOLS = {
     "inspect": "print what a checkpoint, decision or adapter is",
     "convert": "write a checkpoint in another layout: ours, public or diffusers",
     "remap-lora": "carry a LoRA adapter of the full model over to a pruned one",
+    "completion": "print what makes bash, zsh or fish complete all this at the tab key",
 }
 """Commands that take files and options instead of keys, and make no run folder."""
 
@@ -104,6 +105,10 @@ def _main(arguments: list[str]) -> int:
         return 0
     clear_leftovers()
     command, *rest = arguments
+    if command == "completion":
+        from tinyfusion.completion import shells
+
+        return shells.main(rest, TOOLS)
     if command in TOOLS:
         return _use(command, rest)
     if command not in SUMMARIES:
