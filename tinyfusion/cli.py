@@ -189,6 +189,7 @@ def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
     from tinyfusion.settings.messages import explain, refuse_bad_choices
     from tinyfusion.settings.overrides import as_typed, swept
     from tinyfusion.settings.overview import conf_folder
+    from tinyfusion.settings.written import kept_when_left_out
 
     _check_working_folder()
     # A key of the commands that train; also taken as one that is added.
@@ -201,6 +202,7 @@ def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
     if typed:
         overrides = [as_typed(text, sweeping) for text in overrides]
         overrides = swept(overrides) if sweeping else overrides
+        overrides = kept_when_left_out(overrides, _own_folders(rest))
     overrides = [*_brought_along(command, overrides, _own_folders(rest)), *overrides]
     before = sys.argv
     job.session = session = Session()

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tinyfusion.settings.commands import WHOLE
 from tinyfusion.settings.overview import conf_folder
 from tinyfusion.settings.written import written_in
 
 _PACKAGE = re.compile(r"^# @package (\S+)", re.M)
-_LATE = ("backbone", "experiment", "debug")
+_LATE = ("backbone", *WHOLE)
 """Groups whose files win over the command's own."""
 
 
