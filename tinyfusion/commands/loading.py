@@ -71,14 +71,14 @@ def load(objects: Objects, path: str | None, key: str = "checkpoint") -> Backbon
 
 def _images_at_a_time(objects: Objects) -> int:
     """Samples in the smallest batch that the command runs its network on."""
-    training, evaluation = objects.training, objects.evaluation
-    phases = (
-        () if training is None else (training.pretrain, training.mask_learning, training.recovery)
-    )
-    sizes = [phase.batch_size for phase in phases if phase is not None]
-    if not sizes:
-        sizes = [objects.config.get("batch_size") or getattr(evaluation, "batch_size", 64)]
-    return min([*sizes, *([objects.trainer.micro_batch] if objects.trainer.micro_batch else [])])
+    sizes: list[int] = []
+    if (training := objects.training) is not None:
+        phases = (training.pretrain, training.mask_learning, training.recovery)
+        sizes = [phase.batch_size for phase in phases if phase is not None]
+        sizes += [objects.trainer.micro_batch] if objects.trainer.micro_batch else []
+    elif objects.evaluation is not None:
+        sizes = [objects.evaluation.batch_size]
+    return min(sizes, default=objects.config.get("batch_size") or 64)
 
 
 def check_budget(objects: Objects, net: Backbone) -> None:

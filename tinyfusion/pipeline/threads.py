@@ -4,16 +4,14 @@ Threads wait for each other after every operation. Where other work keeps a proc
 for it as well, each time, and a small network has little else to do. On two processors, forward and
 backward of a DiT with one thread and with two (seconds of one over seconds of two, medians of 7):
 
-=====  ======  =====  ==========================  ====  ====
-width  blocks  batch  multiply-accumulates/block  idle  busy
-=====  ======  =====  ==========================  ====  ====
-32     28      64     14 M                        1.53  0.42
-64     12      64     54 M                        1.66  0.01
-128    12      64     212 M                       1.51  0.05
-128    12      32     441 M                       1.63  0.77
-256    8       16     847 M                       1.69  0.64
-384    4       4      2,022 M                     1.84  0.87
-=====  ======  =====  ==========================  ====  ====
+| width | blocks | batch | multiply-accumulates of a block | idle | busy |
+|--:|--:|--:|--:|--:|--:|
+| 32 | 28 | 64 | 14 M | 1.53 | 0.42 |
+| 64 | 12 | 64 | 54 M | 1.66 | 0.01 |
+| 128 | 12 | 64 | 212 M | 1.51 | 0.05 |
+| 128 | 12 | 32 | 441 M | 1.63 | 0.77 |
+| 256 | 8 | 16 | 847 M | 1.69 | 0.64 |
+| 384 | 4 | 4 | 2,022 M | 1.84 | 0.87 |
 
 Below the border (300 M) a second thread makes a step 1.7 times as fast at best, and up to a hundred
 times as slow; above it 1.9 times as fast or 1.6 times as slow. The load of the moment does not
