@@ -62,4 +62,4 @@ def test_the_tutorial_recovers_what_it_says(tmp_path: Path) -> None:
         for name, rest in re.findall(r"^(\S.{22})(.*)$", table, re.M)
     }
     whole, cut = figures["whole network"][1], figures["learned, only cut"][1]
-    assert whole < 5 and figures["learned, recovered"][1] < cut / 2
+    assert whole < 8 and figures["learned, recovered"][1] < cut / 2
