@@ -10,7 +10,7 @@ WORKERS ?= auto
 # Compiled files are kept: many tests start processes, which else compile all modules again.
 PYTEST  := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-slow check setup clean
+.PHONY: demo test test-slow check site coverage setup clean
 
 setup: $(VENV)/.ready
 
@@ -36,6 +36,16 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+	$(MAKE) --no-print-directory site
+	$(BIN)/python -m pytest -m browser || test $$? -eq 5  # 5: there is none
+
+# Warnings and dead links are errors; open build/site/index.html.
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/site/mkdocs.yml
+
+# Share of the package's lines that the default tests run; build/coverage/index.html has them.
+coverage: setup
+	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 clean:
 	rm -rf $(VENV) build *.egg-info

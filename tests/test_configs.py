@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from tinyfusion.backbones.presets import FAMILIES, PRESETS, build_empty, preset_family
 from tinyfusion.errors import InputError
 from tinyfusion.settings.check import check
-from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS, PART_OF
+from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS, PART_OF, WHOLE
 from tinyfusion.settings.compose import build
 from tinyfusion.settings.overview import choices, conf_folder
 from tinyfusion.training.settings import TrainerSettings
@@ -59,7 +59,7 @@ CHOICES = [
     (group, choice)
     for group in GROUPS
     for choice in choices(group)
-    if group not in ("experiment", "backbone")
+    if group not in ("backbone", *WHOLE)
 ]
 
 
@@ -237,7 +237,8 @@ def test_experiments_win_over_a_commands_own_values_and_backbones() -> None:
         text = (conf_folder() / f"{command}.yaml").read_text()
         assert text.index("- _self_") < text.index("- experiment: null")
         groups = [text.index(f"- {group}: ") for group in GROUPS if f"- {group}: " in text]
-        assert sorted(groups)[-2:] == [text.index("- backbone: "), text.index("- experiment: ")]
+        last = [name for name in ("backbone", *WHOLE) if f"- {name}: " in text]
+        assert sorted(groups)[-len(last) :] == [text.index(f"- {name}: ") for name in last]
 
 
 @pytest.mark.parametrize("choice", choices("trainer"))

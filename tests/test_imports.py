@@ -68,6 +68,7 @@ ORDER = [
     "report",
     "studies",
     "tools",
+    "completion",
     "cli",
     "__main__",
 ]

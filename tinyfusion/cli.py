@@ -49,6 +49,7 @@ TOOLS = {
     "convert": "write a checkpoint in another layout: ours, public or diffusers",
     "study": "a table or figure of many runs, such as one of the paper's; --list names them",
     "remap-lora": "carry a LoRA adapter of the full model over to a pruned one",
+    "completion": "print what makes bash, zsh or fish complete all this at the tab key",
 }
 """Commands that take files and options instead of keys, and make no run folder."""
 
@@ -105,6 +106,10 @@ def _main(arguments: list[str]) -> int:
         return 0
     clear_leftovers()
     command, *rest = arguments
+    if command == "completion":
+        from tinyfusion.completion import shells
+
+        return shells.main(rest, TOOLS)
     if command in TOOLS:
         return _use(command, rest)
     if command not in SUMMARIES:
@@ -185,6 +190,7 @@ def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
     from tinyfusion.settings.messages import explain, refuse_bad_choices
     from tinyfusion.settings.overrides import as_typed, swept
     from tinyfusion.settings.overview import conf_folder
+    from tinyfusion.settings.written import kept_when_left_out
 
     _check_working_folder()
     # A key of the commands that train; also taken as one that is added.
@@ -197,6 +203,7 @@ def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
     if typed:
         overrides = [as_typed(text, sweeping) for text in overrides]
         overrides = swept(overrides) if sweeping else overrides
+        overrides = kept_when_left_out(overrides, _own_folders(rest))
     overrides = [*_brought_along(command, overrides, _own_folders(rest)), *overrides]
     before = sys.argv
     job.session = session = Session()

@@ -10,7 +10,15 @@ import pytest
 
 import tinyfusion
 from tinyfusion.cli import main
-from tinyfusion.settings.commands import COMMANDS, GROUPS, NESTED, OPTIONAL_GROUPS, PART_OF, VALUES
+from tinyfusion.settings.commands import (
+    COMMANDS,
+    GROUPS,
+    NESTED,
+    OPTIONAL_GROUPS,
+    PART_OF,
+    VALUES,
+    WHOLE,
+)
 
 HEAVY = {"torch", "lightning", "hydra", "omegaconf", "numpy", "matplotlib", "peft", "wandb", "rich"}
 
@@ -87,6 +95,6 @@ def test_help_of_run_shows_choices_defaults_and_own_folders(
 
 def test_every_key_is_described() -> None:
     keys = {key for schema in COMMANDS.values() for key in schema.__dataclass_fields__}
-    described = (set(GROUPS) | set(VALUES)) - {"experiment", *PART_OF}
+    described = (set(GROUPS) | set(VALUES)) - {*WHOLE, *PART_OF}
     assert keys - {"command", "guidance"} == described
     assert set(OPTIONAL_GROUPS) <= set(GROUPS)

@@ -20,6 +20,7 @@ from tinyfusion.interrupts import Interrupted
 from tinyfusion.notices import repeated
 from tinyfusion.pipeline.devices import check_count, devices_per_node, needs_ranks
 from tinyfusion.pipeline.machine import check_machine
+from tinyfusion.pipeline.threads import set_threads
 from tinyfusion.ranks import is_first_rank, is_rank
 from tinyfusion.runtime.folder import FINISHED_FILE
 from tinyfusion.runtime.launch import launch
@@ -132,7 +133,6 @@ def _end(seconds: float) -> dict[str, Any]:
 def _prepare(cfg: DictConfig) -> None:
     """Set what holds for the whole process."""
     settings: TrainerSettings = build(cfg.trainer)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    set_threads(settings)
     # Nothing that matters draws from the global generators; this is for third-party code.
     torch.manual_seed(cfg.get("seed", 0))

@@ -35,6 +35,7 @@ from tinyfusion.runtime.folder import (
 )
 from tinyfusion.runtime.session import Session
 from tinyfusion.settings.check import check
+from tinyfusion.settings.commands import WHOLE
 from tinyfusion.settings.overrides import as_given, config_flags
 from tinyfusion.settings.processes import agree_on_processes
 from tinyfusion.text import shell_word
@@ -219,7 +220,7 @@ def _complete(cfg: DictConfig, hydra: HydraConf) -> DictConfig:
     """
     given = as_given(hydra)[1]
     keys = {text.lstrip("+~").partition("=")[0] for text in given}
-    if "backbone" in keys or not keys & {"checkpoint", "models", "experiment"}:
+    if "backbone" in keys or not keys & {"checkpoint", "models", *WHOLE}:
         return cfg  # defaults fit each other
     from tinyfusion.settings.brought import with_brought_along
 

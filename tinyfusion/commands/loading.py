@@ -25,6 +25,7 @@ from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.pipeline.machine import check_gpu
 from tinyfusion.pipeline.pruning import foreseen
 from tinyfusion.pipeline.runner import PhaseRunner
+from tinyfusion.pipeline.threads import choose_threads
 from tinyfusion.ranks import is_first_rank, local_rank
 from tinyfusion.samplers.guidance import NO_GUIDANCE
 from tinyfusion.settings.brought import TRAINED_WITH, process_notes
@@ -63,7 +64,21 @@ def load(objects: Objects, path: str | None, key: str = "checkpoint") -> Backbon
         for note in process_notes(checkpoint, objects.config["process"]):
             notice(f"{path} {note}")
     check_own(net)
+    if key == "checkpoint":
+        choose_threads(net, objects.trainer, objects.device, _images_at_a_time(objects))
     return net
+
+
+def _images_at_a_time(objects: Objects) -> int:
+    """Samples in the smallest batch that the command runs its network on."""
+    sizes: list[int] = []
+    if (training := objects.training) is not None:
+        phases = (training.pretrain, training.mask_learning, training.recovery)
+        sizes = [phase.batch_size for phase in phases if phase is not None]
+        sizes += [objects.trainer.micro_batch] if objects.trainer.micro_batch else []
+    elif objects.evaluation is not None:
+        sizes = [objects.evaluation.batch_size]
+    return min(sizes, default=objects.config.get("batch_size") or 64)
 
 
 def check_budget(objects: Objects, net: Backbone) -> None:
@@ -148,6 +163,7 @@ def new_backbone(objects: Objects) -> Backbone:
     net = build_backbone(arguments)
     objects.process.check(net, "backbone")
     check_own(net)
+    choose_threads(net, objects.trainer, objects.device, _images_at_a_time(objects))
     return net
 
 

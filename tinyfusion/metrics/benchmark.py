@@ -82,11 +82,11 @@ class Benchmark:
         Returns:
             One row per network and pass, passes one after the other:
 
-            - ``model``, ``compiled``, ``depth``, ``parameters``, ``macs`` (one forward, one sample)
+            - ``model``, ``compiled``, ``depth``, ``parameters``, ``macs`` (of one sample)
             - ``evaluations``: of the network, to sample one batch
             - ``it_per_s``, ``images_per_s``: with ``batch_size`` samples at a time
             - ``speed_up``: ``it_per_s`` over the first network's in the same pass, the median of
-              the rounds' ratios
+                the rounds' ratios
             - ``latency_s_per_step``, ``latency_s_per_image``: seconds with one sample at a time
             - ``peak_memory_bytes``: see `peak_memory`; ``None`` if it can't be told
 

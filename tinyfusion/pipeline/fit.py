@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from lightning.pytorch.utilities import rank_zero_only
 
 from tinyfusion.backbones.contract import compile_blocks, recompute_blocks
@@ -109,6 +110,7 @@ def fit(
             # Lightning checks a gradient clip value only if one is given; the module clips itself.
             gradient_clip_val=None,
             num_sanity_val_steps=0,
+            profiler=_profiler(trainer_settings, folder),
         )
         split = split_batch(
             f"training.{phase}.batch_size",
@@ -267,11 +269,17 @@ def new_trainer(settings: TrainerSettings, leaves_unused: bool = False, **option
             num_nodes=settings.num_nodes,
             strategy=strategy_of(settings, leaves_unused),
             precision=cast(Any, settings.precision),  # one of PRECISIONS, by its own check
+            detect_anomaly=settings.detect_anomaly,
             plugins=plugins,
             enable_progress_bar=False,
             enable_model_summary=False,
             **options,
         )
+
+
+def _profiler(settings: TrainerSettings, folder: Path) -> Profiler | None:
+    kind = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}.get(settings.profiler or "")
+    return None if kind is None else kind(folder, "profile")
 
 
 def _train(

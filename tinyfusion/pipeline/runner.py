@@ -77,8 +77,9 @@ class PhaseRunner:
         """
         if phase.settings is None:
             return self.settings(phase.name)
-        self.split(phase.name, phase.settings)
-        return phase.settings
+        settings = self.training.shortened(phase.settings)
+        self.split(phase.name, settings)
+        return settings
 
     def split(self, name: str, settings: TrainingSettings) -> Split:
         """How the global batch is shared out among devices and micro-batches.
@@ -106,7 +107,7 @@ class PhaseRunner:
         Raises:
             InputError: see `settings`.
         """
-        settings = settings or self.settings(name)
+        settings = self.training.shortened(settings) if settings else self.settings(name)
         drop = settings.label_drop
         if drop is None:
             drop = float(net.config().get("class_dropout_prob", 0.0))

@@ -13,7 +13,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tinyfusion.errors import InputError, one_line
 from tinyfusion.notices import notice
-from tinyfusion.settings.commands import COMMANDS, GROUPS, OPTIONAL_GROUPS, PART_OF, PARTS
+from tinyfusion.settings.commands import (
+    COMMANDS,
+    GROUPS,
+    OPTIONAL_GROUPS,
+    PART_OF,
+    PARTS,
+    WHOLE,
+)
 from tinyfusion.settings.compose import keys_of, locate, parameters_of
 from tinyfusion.settings.overview import choices
 from tinyfusion.settings.paths import absolute
@@ -51,9 +58,9 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     typed = {re.split(r"[=.@]", text.lstrip("+~"))[0] for text in overrides}
     foreign = {key for other in COMMANDS.values() for key in other.__dataclass_fields__} - typed
     unknown = [key for key in keys_of(cfg) if key not in schema and key not in foreign]
-    if unknown == ["experiment"]:
+    if len(unknown) == 1 and unknown[0] in WHOLE:
         raise InputError(
-            "experiment: the file puts its keys under 'experiment' instead of the whole "
+            f"{unknown[0]}: the file puts its keys under {unknown[0]!r} instead of the whole "
             "configuration; its first line must be '# @package _global_', keys follow"
         )
     if unknown:
@@ -63,6 +70,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
         )
     cfg = OmegaConf.masked_copy(cfg, [key for key in keys_of(cfg) if key in schema])
     _warn_of_idle(cfg, typed)
+    _warn_of_left_out(cfg, overrides)
     missing = [key for key in keys_of(cfg) if OmegaConf.is_missing(cfg, key)]
     if missing:
         raise InputError(f"{missing[0]}= must be given for this configuration")
@@ -121,6 +129,16 @@ def _warn_of_idle(cfg: DictConfig, typed: Set[str]) -> None:
         if referred is None and group in typed:
             target = str(cfg.pruner.get("_target_")).rpartition(".")[2]
             notice(f"{group}= changes nothing: the pruner ({target}) takes none")
+
+
+def _warn_of_left_out(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Say which values were given for a group that is left out, as by ``evaluation=none``."""
+    for text in overrides:
+        key = text.lstrip("+~").partition("=")[0]
+        group = key.partition(".")[0]
+        node = cfg.get(group) if "." in key and group in OPTIONAL_GROUPS else None
+        if isinstance(node, DictConfig) and node.get("_target_", "") is None:
+            notice(f"{key}= changes nothing: {group}=none leaves that out")
 
 
 def _resolve(node: DictConfig | ListConfig, path: str = "") -> None:

@@ -210,11 +210,15 @@ GROUPS: dict[str, str] = {
     "callbacks": "what is recorded and drawn during training",
     "logger": "where metrics and figures are logged, besides CSV files; several: logger=[A,B]",
     "trainer": "device, precision, progress and resume intervals",
+    "debug": "how to look for faults; several: debug=[default,anomaly]",
 }
 """What each configuration group decides, in the order of the help."""
 
 OPTIONAL_GROUPS = ("autoencoder", "backbone", "callbacks", "delta", "evaluation", "logger")
 """Groups that may be null."""
+
+WHOLE = ("experiment", "debug")
+"""Groups whose files change the whole configuration, and which are no key of it."""
 
 PARTS = ("guidance",)
 """Objects that a command's own configuration describes, without a group to choose from."""

@@ -15,8 +15,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from tinyfusion.errors import InputError
 from tinyfusion.settings.commands import COMMANDS, GROUPS
 from tinyfusion.settings.paths import absolute, existing, holds_path
@@ -86,6 +84,8 @@ def as_given(hydra: Any) -> tuple[list[str], list[str]]:
     Args:
         hydra: Hydra's part of a composed configuration.
     """
+    from omegaconf import OmegaConf  # what else stands here completion reads at every tab
+
     found: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
     return found["hydra"], found["task"]
 

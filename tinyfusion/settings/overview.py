@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyfusion.settings.commands import COMMANDS, GROUPS, NESTED, PART_OF, SUMMARIES, VALUES
+from tinyfusion.settings.commands import COMMANDS, GROUPS, NESTED, PART_OF, SUMMARIES, VALUES, WHOLE
 
 WIDTH = 100
 
@@ -125,7 +125,8 @@ def overview(command: str, folders: Sequence[Path] = ()) -> str:
     for group, text in GROUPS.items():
         names = choices(group, folders)
         key = PART_OF.get(group, group)
-        if not names or key not in (*COMMANDS[command].__dataclass_fields__, "experiment"):
+        known = key in COMMANDS[command].__dataclass_fields__ or (key in WHOLE and key in chosen)
+        if not names or not known:
             continue
         listed = ", ".join(f"{name}*" if name == chosen.get(group) else name for name in names)
         lines.append(f"  {group:<12}{text}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tinyfusion.settings.commands import GROUPS
+from tinyfusion.settings.commands import GROUPS, OPTIONAL_GROUPS, WHOLE
 from tinyfusion.settings.overrides import text_of
 from tinyfusion.settings.overview import choices, conf_folder
 
@@ -35,22 +35,22 @@ def chosen_by(given: Sequence[str], folders: Sequence[Path]) -> set[str]:
         key, _, value = text.lstrip("+~").partition("=")
         key = key.partition("@")[0]
         chosen.add(key)
-        if key == "experiment":
+        if key in WHOLE:
             for name in text_of(value).strip("[]").split(","):
-                chosen |= _chosen_in(name.strip(), folders)
+                chosen |= _chosen_in(key, name.strip(), folders)
     return chosen
 
 
-def _chosen_in(experiment: str, folders: Sequence[Path]) -> set[str]:
-    content = written_in("experiment", experiment, folders)
+def _chosen_in(group: str, name: str, folders: Sequence[Path]) -> set[str]:
+    content = written_in(group, name, folders)
     chosen: set[str] = set()
-    for group in content.keys() & GROUPS.keys():
-        values = content[group] if isinstance(content[group], dict) else {"_target_": None}
+    for key in content.keys() & GROUPS.keys():
+        values = content[key] if isinstance(content[key], dict) else {"_target_": None}
         # With a class of its own it is no matter of values in what was chosen.
-        chosen |= {group} if "_target_" in values else {f"{group}.{key}" for key in values}
+        chosen |= {key} if "_target_" in values else {f"{key}.{part}" for part in values}
     for item in content.get("defaults") or ():
         if isinstance(item, str) and item != "_self_":
-            chosen |= _chosen_in(item, folders)
+            chosen |= _chosen_in(group, item, folders)
         elif isinstance(item, dict):
             chosen |= {str(key).removeprefix("override ").strip("/ ") for key in item}
     return chosen
@@ -67,6 +67,30 @@ def written_in(group: str, name: str, folders: Sequence[Path]) -> dict[str, Any]
                 return {}  # composing it says what is wrong
             return content if isinstance(content, dict) else {}
     return {}
+
+
+def kept_when_left_out(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Overrides, of which values in a group that may be left out are taken whatever it has.
+
+    ``evaluation=none`` has no key for ``evaluation.num_samples=100`` to change, and Hydra would
+    refuse it; a script that gives both means that there is nothing to score.
+
+    Args:
+        overrides: overrides in Hydra's grammar.
+        folders: further configuration folders.
+    """
+    choosing = [text.partition("=")[::2] for text in overrides]
+    left_out = {
+        group
+        for group, value in choosing
+        if group in OPTIONAL_GROUPS
+        for name in value.removeprefix("choice(").rstrip(")").split(",")
+        if written_in(group, name.strip("'\""), folders).get("_target_", "") is None
+    }
+    return [
+        f"++{text}" if "." in key and key.partition(".")[0] in left_out else text
+        for text, (key, _) in zip(overrides, choosing, strict=True)
+    ]
 
 
 def backbone_in(name: str, folders: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -28,8 +28,7 @@ class TensorBoard(Tracking):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise InputError(
-                "logger=tensorboard needs the package tensorboard: "
-                "pip install 'tinyfusion[tensorboard]'"
+                "logger=tensorboard needs the package tensorboard: pip install tensorboard"
             ) from None
         self._writer = SummaryWriter(str(folder / "tensorboard"))
         # TensorBoard renders indented text verbatim.

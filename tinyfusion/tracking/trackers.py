@@ -42,7 +42,7 @@ class Trackers:
 
         Raises:
             InputError: one of them can't be logged to; those that have begun are ended, and nothing
-            is left of them in the folder.
+                is left of them in the folder.
         """
         begun: list[Tracking] = []
         before = set(folder.iterdir()) if folder.is_dir() else set()

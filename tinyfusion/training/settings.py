@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinyfusion.errors import InputError
 from tinyfusion.training.phase_settings import TrainingSettings
 from tinyfusion.training.recipes import RECIPES
+
+PROFILERS = ("simple", "advanced")
+"""Lightning's profilers that a run may have: of actions, or of every Python function."""
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 """Lightning's names of the precisions that training accepts.
@@ -43,13 +46,18 @@ class TrainerSettings:
         compile: compile the blocks of student and teacher.
         compile_backend: what compiles them.
         num_workers: data-loading processes per device; at most one per processor is started.
-        threads: CPU threads of torch; ``None`` leaves torch's choice.
+        threads: CPU threads of torch; ``None`` chooses by the work of the network, see
+            `tinyfusion.pipeline.threads`.
         resume_every: optimiser steps between two resume checkpoints.
         log_every: optimiser steps between two log entries.
         progress: show progress bars.
+        detect_anomaly: stop at the first NaN of a backward pass and say which operation of the
+            forward pass it is of (torch's anomaly detection); slow.
+        profiler: one of `PROFILERS`, which times the steps of each phase and writes
+            ``fit-profile.txt`` in its folder; ``None`` for none.
 
     Raises:
-        InputError: a number out of range, or an unknown precision.
+        InputError: a number out of range, an unknown precision, or an unknown profiler.
     """
 
     accelerator: str = "auto"
@@ -67,6 +75,8 @@ class TrainerSettings:
     resume_every: int = 100
     log_every: int = 10
     progress: bool = True
+    detect_anomaly: bool = False
+    profiler: str | None = None
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -80,6 +90,11 @@ class TrainerSettings:
         if self.precision not in PRECISIONS:
             raise InputError(
                 f"trainer.precision={self.precision} is not known; valid: {', '.join(PRECISIONS)}"
+            )
+        if self.profiler not in (None, *PROFILERS):
+            raise InputError(
+                f"trainer.profiler={self.profiler} is not known; valid: {', '.join(PROFILERS)}, or "
+                "null for none"
             )
         if self.teacher_precision not in (None, *PRECISIONS):
             raise InputError(
@@ -98,17 +113,22 @@ class PhaseSettings:
         recovery: of training the pruned network.
         recipe: name of the published recipe that the values are meant to follow, if any; a run
             says where it differs.
+        max_steps: most optimiser steps of any phase, to see whether all of a run works;
+            ``None`` leaves the lengths as they are.
 
     Raises:
-        InputError: an unknown recipe.
+        InputError: an unknown recipe, or ``max_steps`` below 1.
     """
 
     pretrain: TrainingSettings | None = None
     mask_learning: TrainingSettings | None = None
     recovery: TrainingSettings | None = None
     recipe: str | None = None
+    max_steps: int | None = None
 
     def __post_init__(self) -> None:
+        if self.max_steps is not None and self.max_steps < 1:
+            raise InputError(f"training.max_steps={self.max_steps} must be at least 1")
         if self.recipe is not None and self.recipe not in RECIPES:
             raise InputError(
                 f"training.recipe={self.recipe!r} is not known; valid: {', '.join(RECIPES)}, or "
@@ -124,4 +144,11 @@ class PhaseSettings:
         settings = getattr(self, phase, None)
         if settings is None:
             raise InputError(f"the chosen training config has no section for {phase!r}")
-        return settings
+        return self.shortened(settings)
+
+    def shortened(self, settings: TrainingSettings) -> TrainingSettings:
+        """Settings of a phase with at most `max_steps` steps, and a warm-up within them."""
+        if self.max_steps is None or settings.steps <= self.max_steps:
+            return settings
+        warm_up = min(settings.warm_up, self.max_steps - 1)
+        return replace(settings, steps=self.max_steps, warm_up=warm_up)

@@ -1,0 +1,1 @@
+"""Tab completion of the command line in bash, zsh and fish."""
