@@ -96,9 +96,11 @@ def _is_module(name: str) -> bool:
 
 
 _PRESENTATION = (
-    "cli", "completion", "figures", "report", "runtime", "settings", "studies", "tools", "tracking",
+    "callbacks", "cli", "commands", "completion", "errors", "figures", "interrupts", "notices",
+    "progress", "quiet", "report", "runtime", "settings", "studies", "text", "tools", "tracking",
+    "version",
 )  # fmt: skip
-"""Parts of the package that no result depends on beyond the configuration."""
+"""Parts of the package that compute nothing: they compose, start, record and show."""
 
 LIBRARIES = (
     "torch", "lightning", "numpy", "scipy", "scikit-learn", "diffusers", "peft", "torch-pruning",

@@ -29,9 +29,9 @@ _KEYS = {
 _SCALE_KEYS = {"all": list, "seeds": list, "needs": list, "note": str, "axes": dict}
 _ROW_KEYS = {
     "is": dict, "paper": dict, "set": (list, dict), "command": str, "model": str, "seeds": list,
-    "scales": list, "whole": bool,
+    "scales": list, "whole": bool, "choice_seed": int,
 }  # fmt: skip
-_WORK_KEYS = {"command": str, "set": (list, dict), "whole": bool}
+_WORK_KEYS = {"command": str, "set": (list, dict), "whole": bool, "seed": int}
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,15 @@ class WorkPlan:
         overrides: its overrides without the seed.
         whole: whether a ``run`` makes its decision itself; else a ``prune`` before it does, which
             other rows may share.
+        seed: its seed, whatever the row's is; ``None`` for the row's.
+        choice_seed: seed of the decision alone; ``None`` for its own.
     """
 
     command: str
     overrides: tuple[str, ...]
     whole: bool = False
+    seed: int | None = None
+    choice_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,8 @@ def read_study(name: str, scale: str, folders: Sequence[Path] = ()) -> Study:
             continue
         labels = {key: str(value) for key, value in entry.get("is", {}).items()}
         plan = None
-        if "set" in entry:
+        said = entry.get("set", {})
+        if isinstance(said, list) or scale in said or "all" in said:
             plan = _plan(f"{where}, row {labels}", entry, _ROW_KEYS, scale, shared)
         seeds = tuple(entry["seeds"]) if "seeds" in entry else None
         model = entry.get("model", default)
@@ -223,7 +228,13 @@ def _plan(
     own = _texts(said)
     # What all runs share is of `run`; the other commands say all of theirs.
     before = list(shared) if command in ("run", "prune") else []
-    return WorkPlan(command, (*before, *own), bool(entry.get("whole", False)))
+    return WorkPlan(
+        command,
+        (*before, *own),
+        bool(entry.get("whole", False)),
+        entry.get("seed"),
+        entry.get("choice_seed"),
+    )
 
 
 def _texts(values: Any) -> list[str]:

@@ -28,7 +28,7 @@ COLUMNS: dict[str, Column] = {
     "parameters": Column("parameters", ",.0f"),
     "depth": Column("depth", ".0f"),
     "speed_up": Column("speed-up ↑", ".2f"),
-    "first_loss": Column("first distillation loss", ".4g"),
+    "first_feature_loss": Column("first loss of hidden states", ".4g"),
 }
 """How figures are shown."""
 
@@ -76,6 +76,9 @@ def figures_of(known: Records, cell: Cell, record: Record) -> dict[str, float]:
     pruned = record.figures("pruned")
     if "held_out_loss" in pruned:
         figures["calibration_loss"] = pruned["held_out_loss"]
+    first = record.curves.get("recover/train/features")
+    if first:
+        figures["first_feature_loss"] = first[0][1]
     return figures
 
 
@@ -129,8 +132,8 @@ def footnotes(outcome: Outcome) -> list[str]:
     ]  # fmt: skip
     if missing:
         parts.append(
-            f"\n{len(missing)} of {len(outcome.cells)} runs are missing; "
-            f"`tinyfusion study {study.name} scale={study.scale}` fills them. The first by itself:\n"
+            f"\n{len(missing)} of {len(outcome.cells)} runs are missing; `tinyfusion study "
+            f"{study.name} scale={study.scale}` fills them. The first by itself:\n"
             f"\n    {command_of(missing[0])}\n"
         )
     stale = {row.name: outcome.stale(row) for row in study.rows}

@@ -26,7 +26,11 @@ TIMES_FILE = "times.json"
 OUTPUTS = ("recovered", "recovered_live", "model", "model_live", "pruned")
 """Folders of models that other works may read."""
 
-CURVES = ("val/fid", "evaluate/fid", "fid", "val/loss", "held_out/loss")
+CURVES = ("evaluate/fid", "evaluate/held_out_loss")
+"""Figures over steps that are recorded."""
+
+FIRST = ("train/features",)
+"""Figures of which the first logged value is recorded, as a curve of one point."""
 DIGITS = 7
 """Significant digits of figures in records."""
 
@@ -65,7 +69,8 @@ class Record:
 
     def figures(self, model: str) -> Mapping[str, float]:
         """Figures of one of its models; empty if it has none of that name."""
-        return self.results.get("models", {}).get(model, {})
+        models = self.results.get("models", {"model": self.results.get("model", {})})
+        return models.get(model, {})
 
 
 class Records:
@@ -192,11 +197,11 @@ def _curves(folder: Path) -> dict[str, list[list[float]]]:
         phase = file.parts[-4]
         with open(file, encoding="utf-8", newline="") as handle:
             for row in csv.DictReader(handle):
-                for name in CURVES:
-                    if row.get(name):
-                        points = curves.setdefault(f"{phase}/{name}", [])
+                for name in CURVES + FIRST:
+                    points = curves.setdefault(f"{phase}/{name}", [])
+                    if row.get(name) and not (name in FIRST and points):
                         points.append([int(row["step"]), _short(float(row[name]))])
-    return curves
+    return {name: points for name, points in curves.items() if points}
 
 
 def _rounded(value: Any) -> Any:

@@ -101,6 +101,7 @@ def cells_of(study: Study, passed_on: Sequence[str] = (), seeds: Sequence[int] =
 
 
 def _work(study: Study, name: str, plan: WorkPlan, seed: int, passed_on: Sequence[str]) -> Work:
+    seed = seed if plan.seed is None else plan.seed
     tokens = [token for text in plan.overrides for token in _TOKEN.findall(text)]
     needs: dict[str, Work] = {}
     for token in dict.fromkeys(tokens):
@@ -111,14 +112,18 @@ def _work(study: Study, name: str, plan: WorkPlan, seed: int, passed_on: Sequenc
     own = f"{study.scale}_{name}_seed{seed}"
     overrides = _merged(plan.overrides, passed_on, plan.command)
     if plan.command == "prune":
-        return Work(slug(own), "prune", (*overrides, f"seed={seed}"), tuple(needs.items()))
+        overrides = tuple(text for text in overrides if _of_choice(text))
     if plan.command != "run" or plan.whole or any(_key(t) == "decision" for t in overrides):
         return Work(slug(own), plan.command, (*overrides, f"seed={seed}"), tuple(needs.items()))
+    own_seed = seed if plan.choice_seed is None else plan.choice_seed
     choosing = [text for text in overrides if _of_choice(text)]
-    recovering = [text for text in overrides if not _only_of_choice(text)]
     chosen = Work(
-        slug(f"{own}_choice"), "prune", (*choosing, f"seed={seed}"), _used(choosing, needs)
+        slug(f"{study.scale}_{name}_seed{own_seed}_choice"),
+        "prune",
+        (*choosing, f"seed={own_seed}"),
+        _used(choosing, needs),
     )
+    recovering = [text for text in overrides if not _only_of_choice(text)]
     return Work(
         slug(own),
         "run",
