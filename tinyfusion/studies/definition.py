@@ -211,7 +211,8 @@ def _crossed(
         labels = {axis: label for axis, label, _ in combination}
         overrides = [text for _, _, values in combination for text in _texts(values)]
         plan = WorkPlan("run", (*shared, *overrides))
-        rows.append(Row(labels, plan, labels | constant if in_paper else {}, model))
+        paper = {**labels, **constant} if in_paper else {}
+        rows.append(Row(labels, plan, paper, model))
     return rows
 
 

@@ -85,24 +85,27 @@ def composed(command: str, overrides: Sequence[str], folders: Sequence[Path] = (
             raise InputError(explain(error, command, list(folders))) from None
 
 
-def identity(command: str, cfg: DictConfig, read: Mapping[str, str]) -> str:
+def identity(command: str, cfg: DictConfig, read: Mapping[str, str], seed: int) -> str:
     """Hash of what a work does.
 
     Args:
         command: the command.
         cfg: its checked configuration.
         read: digests of what it reads, by the text that stands for each in the configuration.
+        seed: its seed, whatever the configuration says.
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config["seed"] = seed
     for path in NOT_OF_RESULTS + NOT_USED.get(command, ()):
         _drop(config, path)
     if config.get("decision") is not None:
         for path in NOT_USED_IF_DECIDED:
             _drop(config, path)
-    for key in ("checkpoint", "weights"):
-        if key == "checkpoint" and isinstance(config.get(key), str):
-            config[key] = digest_of(config[key])
-    config = _canonical(config, COMMANDS[command], [*read.items()])
+    if isinstance(config.get("checkpoint"), str) and config["checkpoint"] not in read:
+        config["checkpoint"] = digest_of(config["checkpoint"])
+    # Longer names first: that of a folder is the beginning of what lies in it.
+    read_first = sorted(read.items(), key=lambda pair: -len(pair[0]))
+    config = _canonical(config, COMMANDS[command], read_first)
     text = json.dumps([command, config], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 

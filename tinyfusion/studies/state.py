@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from tinyfusion.decision import DECISION_FILE, Decision
 from tinyfusion.errors import InputError
 from tinyfusion.runtime.folder import CONFIG_FILE
@@ -14,6 +16,7 @@ from tinyfusion.studies.records import Record, Records, is_finished, record_of
 from tinyfusion.studies.works import CHOICE, Work, typed
 
 RUNS = "runs"
+SEED = "seed="
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class StudyState:
 
     def __init__(self, root: Path, records: Records, folders: Sequence[Path] = ()) -> None:
         self.root, self.records, self.folders = root, records, folders
-        self._identities: dict[tuple[str, tuple[str, ...], tuple[str, ...]], str] = {}
+        self._configs: dict[tuple[str, ...], DictConfig] = {}
         self._found: dict[Work, Found] = {}
 
     def look_again(self) -> None:
@@ -66,7 +69,7 @@ class StudyState:
     def _look_up(self, work: Work) -> Found:
         needs = {name: self.find(need) for name, need in work.needs}
         if any(found.record is None for found in needs.values()):
-            self.check(work)
+            self._config(work)  # refuses a wrong one before anything is run
             return Found(None, self.root / RUNS / work.name, waits=True)
         known = self._identity(work, {name: found.record for name, found in needs.items()})
         folder = self.root / RUNS / f"{known}_{work.name}"
@@ -80,30 +83,30 @@ class StudyState:
         record_there = self.records.get(known)
         return Found(known, folder, record_there, (folder / CONFIG_FILE).is_file())
 
-    def check(self, work: Work) -> None:
-        """Refuse a wrong configuration of a work whose identity is not known yet.
+    def _config(self, work: Work) -> DictConfig:
+        """The configuration of a work, with names for the folders of those it needs.
+
+        Works that differ in their seed alone have the same, and so have those that apply different
+        decisions: configurations are composed once.
 
         Raises:
             InputError: a wrong key or value.
         """
-        self._compose(work, {name: f"/{name}" for name, _ in work.needs})
-
-    def _compose(self, work: Work, places: dict[str, str]) -> object:
-        return composed(work.command, typed(work.filled(places)), self.folders)
+        filled = work.filled({name: f"/{name}" for name, _ in work.needs})
+        key = (work.command, *(text for text in filled if not text.startswith(SEED)))
+        if key not in self._configs:
+            self._configs[key] = composed(work.command, typed(filled), self.folders)
+        return self._configs[key]
 
     def _identity(self, work: Work, needs: dict[str, Record | None]) -> str:
-        digests = {name: _digests(name, record) for name, record in needs.items() if record}
-        key = (work.command, work.overrides, tuple(sorted(map(str, digests.values()))))
-        if key not in self._identities:
-            places = {name: f"/{name}" for name in digests}
-            cfg = composed(work.command, typed(work.filled(places)), self.folders)
-            read = {
-                f"/{name}{inside}": digest
-                for name, inner in digests.items()
-                for inside, digest in inner.items()
-            }
-            self._identities[key] = identity(work.command, cfg, read)
-        return self._identities[key]
+        read = {
+            f"/{name}{inside}": digest
+            for name, record in needs.items()
+            if record is not None
+            for inside, digest in _digests(name, record).items()
+        }
+        (seed,) = (text.removeprefix(SEED) for text in work.overrides if text.startswith(SEED))
+        return identity(work.command, self._config(work), read, int(seed))
 
     def places(self, work: Work) -> dict[str, str]:
         """Folders of the works that a work needs, by name; decisions of records are written there.
