@@ -11,21 +11,27 @@ from pathlib import Path
 from tinyfusion.interrupts import Interrupted, handled
 from tinyfusion.runtime.streams import patient_streams
 from tinyfusion.settings.overrides import quote
-from tinyfusion.studies.budgets import METHODS
 from tinyfusion.studies.collect import read_run
-from tinyfusion.studies.digits import slug
 from tinyfusion.studies.together import CommandFailedError, run_together
+from tinyfusion.studies.works import slug
 from tinyfusion.text import readable_bytes
 
 BUDGET = "keep=7"
 """A quarter of the blocks, where the choice matters; fixed before anything was measured."""
 
-COMPARED = ("learned", "sensitivity", "shortgpt", "random", "least loss")
+METHODS = {
+    "learned": ("pruner=learned",),
+    "sensitivity": ("pruner=sensitivity",),
+    "shortgpt": ("pruner=shortgpt",),
+    "random": ("pruner=random",),
+    # So that 21 rounds of scoring every block that is left take seconds.
+    "least loss": ("pruner=sensitivity", "selector=greedy", "pruner.num_samples=256"),
+}
+"""Ways of choosing, by their overrides; the last removes one block after the other, each time that
+without which the loss is least."""
+
 STARTED = ("learned", "sensitivity", "least loss", "shortgpt", "random")
 """In the order in which they begin: longest first, so that no processor is idle for long."""
-
-SHORTER = {"least loss": ("pruner.num_samples=256",)}
-"""So that 21 rounds of scoring every block that is left take seconds."""
 
 TABLE = "┏┃┡│└"
 """What a table's lines begin with: each run has its own in its folder; one of all is printed."""
@@ -48,12 +54,12 @@ def main() -> int:
 def _run(passed_on: list[str]) -> None:
     began = time.perf_counter()
     folder = Path("outputs/demo", datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")).absolute()
-    places = {name: folder / slug(name) for name in COMPARED}
+    places = {name: folder / slug(name) for name in METHODS}
     commands = {}
     for name, place in places.items():
         # The root decides where scores are cached: this run's own folder, so that its time is true.
         own = [f"hydra.run.dir={quote(place)}", f"output_root={quote(folder)}"]
-        chosen = (BUDGET, *METHODS[name], *SHORTER.get(name, ()))
+        chosen = (BUDGET, *METHODS[name])
         commands[name] = ["run", "experiment=demo", *chosen, *own, *passed_on]
     started = {name: commands[name] for name in STARTED}
     run_together(started, shown=lambda line: line[0] not in TABLE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from statistics import mean, stdev
@@ -13,8 +13,6 @@ import numpy as np
 
 from tinyfusion.figures.scatter import Point
 from tinyfusion.figures.table import Column, markdown_table
-from tinyfusion.studies.collect import FinishedRun
-from tinyfusion.studies.jobs import Job
 
 LEAST_POINTS = 4
 """Of fewer pruners no rank correlation is given."""
@@ -24,23 +22,26 @@ DRAWS = 20_000
 
 @dataclass(frozen=True)
 class Student:
-    """One finished run of the study.
+    """One recovered model.
 
     Attributes:
-        job: its command line.
-        run: its outcome.
-        calibration_loss: loss right after the cut on the study's calibration batch.
+        pruner: what chose its blocks.
+        recovery: how it was recovered.
+        seed: the seed.
+        kept: its blocks; empty where widths were cut.
+        before: figures right after the cut, by the names in `BEFORE`.
+        after: figures of the recovered model.
     """
 
-    job: Job
-    run: FinishedRun
-    calibration_loss: float
+    pruner: str
+    recovery: str
+    seed: int
+    kept: tuple[int, ...]
+    before: Mapping[str, float]
+    after: Mapping[str, float]
 
 
-BEFORE: dict[str, Callable[[Student], float]] = {
-    "calibration_loss": lambda student: student.calibration_loss,
-    "pruned_fid": lambda student: student.run.models["pruned"]["fid"],
-}
+BEFORE = ("calibration_loss", "pruned_fid")
 """Figures right after the cut that may predict the recovered model."""
 
 AFTER = ("fid", "held_out_loss")
@@ -61,8 +62,8 @@ def by_pruner(students: Sequence[Student], recovery: str) -> dict[str, list[Stud
     """Students of a recovery by the pruner that chose their blocks; cut widths are left out."""
     grouped: dict[str, list[Student]] = {}
     for student in students:
-        if student.job.recovery == recovery and student.run.kept:
-            grouped.setdefault(student.job.pruner, []).append(student)
+        if student.recovery == recovery and student.kept:
+            grouped.setdefault(student.pruner, []).append(student)
     return grouped
 
 
@@ -70,8 +71,8 @@ def points(students: Sequence[Student], recovery: str) -> list[Point]:
     """Calibration loss and FID per pruner of blocks, means over seeds."""
     made = []
     for pruner, members in by_pruner(students, recovery).items():
-        fids = [s.run.models["recovered"]["fid"] for s in members]
-        losses = [s.calibration_loss for s in members]
+        fids = [s.after["fid"] for s in members]
+        losses = [s.before["calibration_loss"] for s in members]
         made.append(Point(pruner, mean(losses), mean(fids), stdev(fids) if len(fids) > 1 else None))
     return made
 
@@ -101,10 +102,10 @@ def rank_correlation(
     choices: list[dict[int, tuple[int, ...]]] = []
     for own in by_pruner(students, recovery).values():
         pair = (
-            mean(BEFORE[before](s) for s in own),
-            mean(s.run.models["recovered"][after] for s in own),
+            mean(s.before[before] for s in own),
+            mean(s.after[after] for s in own),
         )
-        choice = {s.job.seed: s.run.kept for s in own}
+        choice = {s.seed: s.kept for s in own}
         if all(map(math.isfinite, pair)) and not any(_same(choice, c) for c in choices):
             pairs.append(pair)
             choices.append(choice)

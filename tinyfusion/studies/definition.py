@@ -8,7 +8,7 @@ works, which are made first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,11 @@ PRUNED = "recovered"
 _KEYS = {
     "title": str, "paper": dict, "columns": dict, "model": str, "seeds": list, "scales": dict,
     "axes": dict, "rows": list, "works": dict, "report": str, "note": str, "constant": dict,
+    "command": str,
 }  # fmt: skip
-_SCALE_KEYS = {"all": list, "seeds": list, "needs": list, "note": str, "axes": dict}
+_SCALE_KEYS = {"all": list, "seeds": list, "needs": list, "note": str, "axes": dict,
+    "parameters": list,
+}  # fmt: skip
 _ROW_KEYS = {
     "is": dict, "paper": dict, "set": (list, dict), "command": str, "model": str, "seeds": list,
     "scales": list, "whole": bool, "choice_seed": int,
@@ -93,6 +96,7 @@ class Study:
         paper: number of the paper's ``table`` or ``figure``; empty if there is none.
         report: dotted name of what makes its report.
         needs: keys that have to be given, such as ``checkpoint``.
+        parameters: names whose values have to be given; ``{name}`` in overrides stands for them.
         note: what a reader is to know of the scale.
     """
 
@@ -106,7 +110,32 @@ class Study:
     paper: Mapping[str, int]
     report: str
     needs: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
     note: str = ""
+
+    def with_values(self, values: Mapping[str, str]) -> Study:
+        """The study with values for its parameters.
+
+        Raises:
+            InputError: one is missing.
+        """
+        missing = [name for name in self.parameters if name not in values]
+        if missing:
+            raise InputError(
+                f"{missing[0]}= must be given for study {self.name} at scale={self.scale}"
+            )
+
+        def filled(plan: WorkPlan) -> WorkPlan:
+            overrides = list(plan.overrides)
+            for name in self.parameters:
+                overrides = [text.replace(f"{{{name}}}", values[name]) for text in overrides]
+            return replace(plan, overrides=tuple(overrides))
+
+        rows = (
+            row if row.plan is None else replace(row, plan=filled(row.plan)) for row in self.rows
+        )
+        works = {name: filled(plan) for name, plan in self.works.items()}
+        return replace(self, rows=tuple(rows), works=works)
 
 
 REPORT = "tinyfusion.studies.outcome.report"
@@ -164,7 +193,8 @@ def read_study(name: str, scale: str, folders: Sequence[Path] = ()) -> Study:
     axes = content.get("axes", {}) | own.get("axes", {})
     default = content.get("model", PRUNED)
     if axes:
-        rows += _crossed(axes, shared, content.get("constant", {}), default, "paper" in content)
+        shared_by = WorkPlan(content.get("command", "run"), tuple(shared))
+        rows += _crossed(axes, shared_by, content.get("constant", {}), default, "paper" in content)
     for entry in content.get("rows", []):
         _check(f"{where}, row {entry.get('is')}", entry, _ROW_KEYS)
         if scale not in entry.get("scales", [scale]):
@@ -190,13 +220,14 @@ def read_study(name: str, scale: str, folders: Sequence[Path] = ()) -> Study:
         paper=content.get("paper", {}),
         report=content.get("report", REPORT),
         needs=tuple(own.get("needs", ())),
+        parameters=tuple(own.get("parameters", ())),
         note=" ".join(str(content.get("note", "")).split() + str(own.get("note", "")).split()),
     )
 
 
 def _crossed(
     axes: Mapping[str, Mapping[Any, Any]],
-    shared: Sequence[str],
+    shared: WorkPlan,
     constant: Mapping[str, Any],
     model: str,
     in_paper: bool,
@@ -210,7 +241,7 @@ def _crossed(
     for combination in product(*options):
         labels = {axis: label for axis, label, _ in combination}
         overrides = [text for _, _, values in combination for text in _texts(values)]
-        plan = WorkPlan("run", (*shared, *overrides))
+        plan = WorkPlan(shared.command, (*shared.overrides, *overrides))
         paper = {**labels, **constant} if in_paper else {}
         rows.append(Row(labels, plan, paper, model))
     return rows

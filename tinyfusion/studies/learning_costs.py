@@ -12,74 +12,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tinyfusion.data.datamodule import Batch
-from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.pruners.contract import calibration_images
-from tinyfusion.studies.budgets import Cell
-from tinyfusion.studies.digits import slug
-from tinyfusion.studies.jobs import Job, decision_file
+from tinyfusion.studies.outcome import Outcome, footnotes
+from tinyfusion.studies.records import COST_FILE
 from tinyfusion.training.mask_learning import MaskLearning
 
 DENSE = "dense"
-STOP = "{_target_: tinyfusion.training.early_stop.EarlyStop, margin: 0.6}"
-
-WAYS: dict[str, tuple[str, ...]] = {
-    DENSE: ("pruner.dense=true",),
-    "sparse": (),
-    "1/2 of the gate gradients": ("pruner.gate_gradients=0.5",),
-    "1/4 of the gate gradients": ("pruner.gate_gradients=0.25",),
-    "1/10 of the gate gradients": ("pruner.gate_gradients=0.1",),
-    "settled": ("pruner.settle=0.02",),
-    "settled, stopped": ("pruner.settle=0.02", f"pruner.stop={STOP}"),
-    "settled, stopped, 1/4": (
-        "pruner.settle=0.02",
-        f"pruner.stop={STOP}",
-        "pruner.gate_gradients=0.25",
-    ),
-}
-"""Ways of learning a mask, by their overrides; the first is the published step."""
-
-CELLS = (
-    Cell("digits", "keep=7"),
-    Cell("digits", "keep=14"),
-    Cell("sit_digits", "keep=10"),
-    Cell("mar_digits", "keep=10"),
-)
-"""Teachers and budgets; thresholds were found with the seeds 10 to 12."""
-
-COST_FILE = "cost.json"
-COUNTED = "+callbacks.cost._target_=tinyfusion.studies.learning_costs.TrainingCost"
-
-
-def plan(
-    root: Path,
-    seeds: Sequence[int],
-    cells: Sequence[Cell] = CELLS,
-    ways: Mapping[str, Sequence[str]] = WAYS,
-) -> list[Job]:
-    """One decision for each way, cell and seed; seed by seed, so that a part is fair.
-
-    Args:
-        root: folder of the study.
-        seeds: seeds of the decisions.
-        cells: teachers and budgets.
-        ways: overrides by the name of the way.
-    """
-    return [
-        Job(
-            root / f"{slug(cell.name)}__{slug(way)}__seed{seed}",
-            "prune",
-            (f"checkpoint={cell.teacher}", cell.budget, *own, f"seed={seed}", COUNTED),
-            way,
-            cell.name,
-            seed,
-        )
-        for seed in seeds
-        for cell in cells
-        for way, own in ways.items()
-    ]
+"""The published step, with which the others are compared."""
 
 
 class TrainingCost(Callback):
@@ -111,37 +53,30 @@ class TrainingCost(Callback):
         self.on_train_end(trainer, pl_module)
 
 
-def _cost(folder: Path) -> float | None:
-    (file, *_) = [*folder.rglob(COST_FILE), None]
-    return None if file is None else float(read_json(file, "cost")["seconds"])
-
-
-def report(root: Path, jobs: Sequence[Job]) -> str:
-    """Write ``costs.md`` of what is finished; returns its text.
+def report(outcome: Outcome, folder: Path) -> str:
+    """Write ``NAME.md`` of what is complete; returns its text.
 
     Args:
-        root: folder of the study.
-        jobs: what belongs to it.
+        outcome: a study whose rows have the labels ``cell`` and ``way``.
+        folder: where the file goes.
 
     Raises:
-        InputError: no decision is finished.
+        InputError: no decision is complete.
     """
-    rows = rows_of(jobs)
+    study = outcome.study
+    rows = rows_of(outcome)
     if not rows:
-        raise InputError(f"{root} holds no finished decision of the study yet")
-    parts = []
-    for cell in dict.fromkeys(job.recovery for job in jobs):
+        raise InputError(f"study {study.name} has no complete run yet")
+    parts = [f"# {study.title}\n", f"{study.note}\n"]
+    for cell in dict.fromkeys(row["cell"] for row in rows):
         parts += [f"## {cell}\n", markdown_table(*_table([r for r in rows if r["cell"] == cell]))]
-    missing = sum(not job.done for job in jobs)
-    if missing:
-        parts.append(f"\nNot finished: {missing} of {len(jobs)} decisions.\n")
-    text = "\n".join(parts)
-    write_text(root / "costs.md", text)
+    text = "\n".join([*parts, *footnotes(outcome)])
+    write_text(folder / f"{study.name}.md", text)
     return text
 
 
-def rows_of(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """What each finished decision cost, and how it differs from that of the dense steps.
+def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
+    """What each complete decision cost, and how it differs from that of the dense steps.
 
     Returns:
         By cell, way and seed: ``seconds``, ``times`` (seconds of the dense decision over these),
@@ -149,20 +84,20 @@ def rows_of(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         keep; what lacks its dense decision has neither ``times`` nor ``others``.
     """
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
-    for job in jobs:
-        if not job.done:
+    for cell, record in zip(outcome.cells, outcome.records, strict=True):
+        if record is None:
             continue
-        decision = Decision.load(decision_file(job.folder))
-        found[job.recovery, job.pruner, job.seed] = {
-            "cell": job.recovery,
-            "way": job.pruner,
-            "seed": job.seed,
-            "seconds": _cost(job.folder),
-            "steps": decision.scores["steps"],
-            "kept": decision.kept,
+        where, way = cell.row.labels["cell"], cell.row.labels["way"]
+        found[where, way, cell.seed] = {
+            "cell": where,
+            "way": way,
+            "seed": cell.seed,
+            "seconds": record.results.get("cost", {}).get("seconds"),
+            "steps": record.decision["scores"]["steps"],
+            "kept": record.decision["kept"],
         }
-    for (cell, _, seed), row in found.items():
-        dense = found.get((cell, DENSE, seed))
+    for (where, _, seed), row in found.items():
+        dense = found.get((where, DENSE, seed))
         if dense is not None:
             row["others"] = len(set(row["kept"]) - set(dense["kept"]))
             if row["seconds"] and dense["seconds"]:

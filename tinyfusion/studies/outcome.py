@@ -14,7 +14,7 @@ from tinyfusion.files import write_json, write_text
 from tinyfusion.report.paper import PaperTable, paper_table
 from tinyfusion.studies.definition import Row, Study
 from tinyfusion.studies.records import Record, Records
-from tinyfusion.studies.works import Cell
+from tinyfusion.studies.works import CHOICE, Cell, Work
 
 COLUMNS: dict[str, Column] = {
     "fid": Column("FID ↓", ".3f"),
@@ -82,17 +82,31 @@ def figures_of(known: Records, cell: Cell, record: Record) -> dict[str, float]:
     return figures
 
 
-def command_of(cell: Cell, passed_on: Sequence[str] = ()) -> str:
-    """One command line that makes a cell by itself."""
-    works = list(cell.work.all())
+def command_of(cell: Cell) -> list[str]:
+    """Command lines that make a cell by themselves, in order."""
+    lines: dict[str, None] = {}
+    _add_command(cell.work, None, lines)
+    return list(lines)
+
+
+def _add_command(work: Work, folder: str | None, lines: dict[str, None]) -> None:
+    places = {}
+    parts = [work]
+    for name, need in work.needs:
+        if name == CHOICE:  # `run` chooses as well, if no decision is given
+            parts.insert(0, need)
+    for part in parts:
+        for name, need in part.needs:
+            if name != CHOICE:
+                places[name] = f"outputs/{need.name}"
+                _add_command(need, places[name], lines)
     overrides: dict[str, str] = {}
-    if len(works) == 1 or works[-1].command != "run":
-        return shlex.join(["tinyfusion", cell.work.command, *cell.work.overrides])
-    for work in works:
-        for text in work.overrides:
-            if not text.startswith("decision="):
+    for part in parts:
+        for text in part.filled(places):
+            if not text.startswith("decision={"):
                 overrides.setdefault(text.partition("=")[0], text)
-    return shlex.join(["tinyfusion", "run", *overrides.values()])
+    place = [] if folder is None else [f"hydra.run.dir={folder}"]
+    lines[shlex.join(["tinyfusion", work.command, *overrides.values(), *place])] = None
 
 
 def report(outcome: Outcome, folder: Path) -> str:
@@ -134,7 +148,7 @@ def footnotes(outcome: Outcome) -> list[str]:
         parts.append(
             f"\n{len(missing)} of {len(outcome.cells)} runs are missing; `tinyfusion study "
             f"{study.name} scale={study.scale}` fills them. The first by itself:\n"
-            f"\n    {command_of(missing[0])}\n"
+            + "".join(f"\n    {line}\n" for line in command_of(missing[0]))
         )
     stale = {row.name: outcome.stale(row) for row in study.rows}
     stale = {name: modules for name, modules in stale.items() if modules}

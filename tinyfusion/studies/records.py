@@ -23,6 +23,9 @@ from tinyfusion.version import changed_modules
 
 METRICS_FILE = "metrics.json"
 TIMES_FILE = "times.json"
+COST_FILE = "cost.json"
+"""What training cost, where a study counts that (`studies.learning_costs`)."""
+
 OUTPUTS = ("recovered", "recovered_live", "model", "model_live", "pruned")
 """Folders of models that other works may read."""
 
@@ -147,6 +150,8 @@ def record_of(
     results: dict[str, Any] = {}
     if (folder / METRICS_FILE).is_file():
         results = _rounded(read_json(folder / METRICS_FILE, "metrics"))
+    for file in folder.glob(f"*/{COST_FILE}"):
+        results["cost"] = _rounded(read_json(file, "cost"))
     times = folder / TIMES_FILE
     # Of a run that was resumed, the times of all its parts.
     seconds = finished.get("seconds", 0.0)

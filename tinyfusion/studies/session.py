@@ -142,7 +142,8 @@ class StudySession:
         text += f", and {unknown} runs of which no time is known.\n" if unknown else ".\n"
         first = next((c for c in self.cells if self.state.find(c.work).record is None), None)
         if first is not None:
-            text += f"\nThe first cell by itself:\n\n    {command_of(first)}\n"
+            text += "\nThe first cell by itself:\n\n"
+            text += "".join(f"    {line}\n" for line in command_of(first))
         return text
 
 

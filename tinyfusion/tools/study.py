@@ -69,6 +69,8 @@ def main(argv: Sequence[str]) -> int:
     from tinyfusion.studies.definition import read_study
 
     study = read_study(options.name, own.get("scale", "digits"), folders)
+    study = study.with_values(dict(text.split("=", 1) for text in passed_on))
+    passed_on = [text for text in passed_on if text.split("=")[0] not in study.parameters]
     given = {text.partition("=")[0].lstrip("+") for text in passed_on}
     missing = [key for key in study.needs if key not in given]
     if missing:
