@@ -16,8 +16,8 @@ from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.pruners.contract import calibration_images
+from tinyfusion.studies.harvest import COST_FILE
 from tinyfusion.studies.outcome import Outcome, footnotes
-from tinyfusion.studies.records import COST_FILE
 from tinyfusion.training.mask_learning import MaskLearning
 
 DENSE = "dense"

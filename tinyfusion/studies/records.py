@@ -6,9 +6,7 @@ in it once, as lines of their own.
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,24 +16,13 @@ from tinyfusion.decision import Decision, find_decision
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_text
 from tinyfusion.runtime.folder import FINISHED_FILE
+from tinyfusion.studies.harvest import curves_of, results_of, rounded
 from tinyfusion.studies.identity import digest_of_folder
 from tinyfusion.version import changed_modules
 
-METRICS_FILE = "metrics.json"
 TIMES_FILE = "times.json"
-COST_FILE = "cost.json"
-"""What training cost, where a study counts that (`studies.learning_costs`)."""
-
 OUTPUTS = ("recovered", "recovered_live", "model", "model_live", "pruned")
 """Folders of models that other works may read."""
-
-CURVES = ("evaluate/fid", "evaluate/held_out_loss")
-"""Figures over steps that are recorded."""
-
-FIRST = ("train/features",)
-"""Figures of which the first logged value is recorded, as a curve of one point."""
-DIGITS = 7
-"""Significant digits of figures in records."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +134,6 @@ def record_of(
         InputError: a file of it can't be read.
     """
     finished = read_json(folder / FINISHED_FILE, "the end of a run")
-    results: dict[str, Any] = {}
-    if (folder / METRICS_FILE).is_file():
-        results = _rounded(read_json(folder / METRICS_FILE, "metrics"))
-    for file in folder.glob(f"*/{COST_FILE}"):
-        results["cost"] = _rounded(read_json(file, "cost"))
     times = folder / TIMES_FILE
     # Of a run that was resumed, the times of all its parts.
     seconds = finished.get("seconds", 0.0)
@@ -161,7 +143,7 @@ def record_of(
         identity=identity,
         command=command,
         overrides=tuple(overrides),
-        results=results,
+        results=results_of(folder),
         decision=_decision(folder),
         outputs={
             name: digest_of_folder(folder / name)
@@ -172,7 +154,7 @@ def record_of(
         finished=finished["finished"],
         version=finished["version"],
         code=finished.get("code", ""),
-        curves=_curves(folder),
+        curves=curves_of(folder),
         libraries=finished.get("libraries", {}),
     )  # fmt: skip
     return record, finished.get("modules", {})
@@ -190,32 +172,8 @@ def _decision(folder: Path) -> dict[str, Any]:
     if values.get("resized") is not None:
         return decision.summary()
     values["scores"] = {
-        key: entry for key, entry in values["scores"].items() if isinstance(entry, int | float)
+        key: entry
+        for key, entry in values["scores"].items()
+        if isinstance(entry, int | float) or key == "marks"
     }
-    return _rounded(values)
-
-
-def _curves(folder: Path) -> dict[str, list[list[float]]]:
-    """Figures that were measured while training, by phase and name."""
-    curves: dict[str, list[list[float]]] = {}
-    for file in sorted(folder.glob("*/log/version_*/metrics.csv")):
-        phase = file.parts[-4]
-        with open(file, encoding="utf-8", newline="") as handle:
-            for row in csv.DictReader(handle):
-                for name in CURVES + FIRST:
-                    points = curves.setdefault(f"{phase}/{name}", [])
-                    if row.get(name) and not (name in FIRST and points):
-                        points.append([int(row["step"]), _short(float(row[name]))])
-    return {name: points for name, points in curves.items() if points}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_rounded(entry) for entry in value]
-    return _short(value) if isinstance(value, float) else value
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else value
+    return rounded(values)

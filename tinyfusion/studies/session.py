@@ -51,7 +51,7 @@ class StudySession:
         seeds: Sequence[int] = (),
         launcher: Sequence[str] = (),
         folders: Sequence[Path] = (),
-        published: Path = PUBLISHED,
+        published: Path | None = None,
     ) -> StudySession:
         """A study with the records that are committed and the runs below a folder.
 
@@ -62,12 +62,12 @@ class StudySession:
             seeds: instead of the study's.
             launcher: overrides of Hydra's own part.
             folders: further configuration folders.
-            published: folder whose ``records`` are known.
+            published: folder whose ``records`` are known; ``None`` for `PUBLISHED`.
 
         Raises:
             InputError: records can't be read, or a row refers to what there is not.
         """
-        records = Records(sorted((published / RECORDS).glob("*.jsonl")))
+        records = Records(sorted(((published or PUBLISHED) / RECORDS).glob("*.jsonl")))
         state = StudyState(root, records, folders)
         return cls(study, cells_of(study, passed_on, seeds), state, passed_on, launcher)
 

@@ -1,0 +1,169 @@
+"""`tinyfusion study` from the command line: run, found again, resumed, published, reported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tinyfusion.cli import main
+from tinyfusion.studies import session
+
+TINY = [
+    "training.recovery.steps=2",
+    "training.recovery.batch_size=8",
+    "evaluation.num_samples=20",
+    "evaluation.reference_samples=200",
+    "evaluation.held_out_repeats=1",
+    "sampler.steps=2",
+]
+STUDY = {
+    "title": "Two ways",
+    "columns": {"fid": "FID", "calibration_loss": None},
+    "paper": {"table": 4},
+    "seeds": [0, 1],
+    "scales": {"digits": {"all": ["experiment=digits_study", "recovery=finetune", *TINY]}},
+    "rows": [
+        {"is": {"method": "first"}, "paper": {"pattern": "1:2", "delta_w": "LoRA"},
+         "set": ["pruner=first", "keep=3"]},
+        {"is": {"method": "the same by hand"}, "set": ["pruner=indices", "pruner.kept=[0,1,2]"]},
+        {"is": {"method": "only the paper's"}, "paper": {"pattern": "2:4", "delta_w": "Full"}},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a study of one's own, from which commands are started."""
+    folder = tmp_path / "conf" / "study"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "PUBLISHED", tmp_path / "published")
+    return tmp_path
+
+
+def study(*arguments: str) -> int:
+    return main(["study", "mine", "--config-dir", "conf", *arguments])
+
+
+def runs(root: str = "outputs/study") -> list[Path]:
+    return sorted(file.parent for file in Path(root, "runs").glob("*/finished.json"))
+
+
+def test_a_study_is_run_once_and_found_again(place: Path, capsys) -> None:
+    assert study("seeds=0", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "0 of 2 cells are complete" in said and not Path("outputs").exists()
+    assert study("seeds=0") == 0
+    text = (place / "outputs/study/reports/mine.digits/mine.md").read_text()
+    # Two choices, and one recovery of both: they keep the same blocks.
+    folders = runs()
+    assert len(folders) == 3
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    head, _, first, same, paper = rows
+    assert head[:3] == ["method", "seeds", "FID ↓"] and "paper: FID ↓" in head
+    assert first[1:4] == same[1:4] and first[-1] == "33.39" and same[-1] == "-"
+    assert paper[:3] == ["only the paper's", "-", "-"] and paper[-1] == "34.41"
+
+    before = [(folder / "finished.json").stat().st_mtime_ns for folder in folders]
+    assert study("seeds=0") == 0
+    assert [(folder / "finished.json").stat().st_mtime_ns for folder in runs()] == before
+    # Another seed is further work; what one seed has stays.
+    assert study("seeds=0,1", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "2 of 4 cells are complete" in said and "| run     |    1 |" in said.replace(
+        "2 |", "1 |"
+    )
+
+
+def test_records_are_published_and_count_as_complete(place: Path, capsys) -> None:
+    assert study("seeds=0", "--publish", "published") == 0
+    text = (place / "published/mine.md").read_text()
+    file = place / "published/records/mine.digits.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    modules = [line for line in lines if "modules" in line]
+    records = [line for line in lines if "identity" in line]
+    assert len(records) == 3 and {r["code"] for r in records} == {m["code"] for m in modules}
+    assert all(record["libraries"]["torch"] for record in records)
+    shutil.rmtree("outputs")
+    assert study("seeds=0", "--report") == 0
+    assert capsys.readouterr().out.endswith(text)
+    assert not runs()
+    # A recovery of another length needs the decision, which the record has.
+    assert study("seeds=0", "training.recovery.steps=3") == 0
+    (folder,) = runs()
+    assert json.loads((folder / "decision.json").read_text())["kept"] == [0, 1, 2]
+
+
+def test_changes_of_code_are_marked(place: Path, capsys) -> None:
+    assert study("seeds=0", "--publish", "published") == 0
+    file = place / "published/records/mine.digits.jsonl"
+    shutil.rmtree("outputs")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[0]["modules"]["tinyfusion.surgery"] = "00000000"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    capsys.readouterr()
+    assert study("seeds=0", "--report") == 0
+    said = capsys.readouterr().out
+    assert "| first *" in said and "Run before changes of `tinyfusion.surgery`." in said
+    assert not runs()  # marked, not run again
+
+
+def test_what_fails_is_said_and_tried_again(place: Path, capsys) -> None:
+    content = yaml.safe_load(Path("conf/study/mine.yaml").read_text())
+    # Refused by the run itself, not by its configuration.
+    content["rows"][1]["set"] = ["pruner=indices", "pruner.kept=[0,99]"]
+    Path("conf/study/mine.yaml").write_text(yaml.safe_dump(content))
+    assert study("seeds=0") == 1
+    said = capsys.readouterr()
+    assert "the_same_by_hand_seed0 failed, or waits for one that did" in said.err
+    assert "1 of 2 runs are missing" in said.out
+    assert (
+        "tinyfusion run experiment=digits_study" in said.out and "'pruner.kept=[0,99]'" in said.out
+    )
+    assert len(runs()) == 2
+    content["rows"][1]["set"] = ["pruner=indices", "pruner.kept=[0,1,2]"]
+    Path("conf/study/mine.yaml").write_text(yaml.safe_dump(content))
+    assert study("seeds=0") == 0
+
+
+def test_a_killed_run_is_resumed(place: Path, capsys) -> None:
+    assert study("seeds=0") == 0
+    (run,) = [folder for folder in runs() if "choice" not in folder.name]
+    (run / "finished.json").unlink()
+    (run / "metrics.json").unlink()
+    weights = (run / "recovered/model.safetensors").stat().st_mtime_ns
+    assert study("seeds=0", "--dry-run") == 0
+    assert study("seeds=0") == 0
+    assert (run / "metrics.json").is_file() and (run / "finished.json").is_file()
+    assert (run / "recovered/model.safetensors").stat().st_mtime_ns == weights
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table99"], "unknown study 'table99'; valid: branches, "),
+        (["table4", "scale=large"], "scale=large is not one of study table4; valid: digits"),
+        (["table4", "seeds=a"], "seeds=a: give whole numbers"),
+        (["table4", "seeds=1,1"], "gives a seed twice"),
+        (["table4", "traning.x=1"], "unknown key 'traning'"),
+        (["table4", "--fast"], "'--fast' is neither an option nor key=value"),
+        (["table4", "scale=imagenet"], "checkpoint= must be given for study table4"),
+        (["table2", "scale=imagenet"], "mar= must be given for study table2"),
+    ],
+)
+def test_bad_input(tmp_path, monkeypatch, capsys, arguments: list[str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_list(capsys) -> None:
+    assert main(["study", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert "table4" in said and "imagenet" in said
