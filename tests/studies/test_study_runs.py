@@ -40,7 +40,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a study of one's own, from which commands are started."""
     folder = tmp_path / "conf" / "study"
     folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY))
+    (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(session, "PUBLISHED", tmp_path / "published")
     return tmp_path
@@ -75,9 +75,7 @@ def test_a_study_is_run_once_and_found_again(place: Path, capsys) -> None:
     # Another seed is further work; what one seed has stays.
     assert study("seeds=0,1", "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "2 of 4 cells are complete" in said and "| run     |    1 |" in said.replace(
-        "2 |", "1 |"
-    )
+    assert "2 of 4 cells are complete" in said
 
 
 def test_records_are_published_and_count_as_complete(place: Path, capsys) -> None:
@@ -117,7 +115,7 @@ def test_what_fails_is_said_and_tried_again(place: Path, capsys) -> None:
     content = yaml.safe_load(Path("conf/study/mine.yaml").read_text())
     # Refused by the run itself, not by its configuration.
     content["rows"][1]["set"] = ["pruner=indices", "pruner.kept=[0,99]"]
-    Path("conf/study/mine.yaml").write_text(yaml.safe_dump(content))
+    Path("conf/study/mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     assert study("seeds=0") == 1
     said = capsys.readouterr()
     assert "the_same_by_hand_seed0 failed, or waits for one that did" in said.err
@@ -127,7 +125,7 @@ def test_what_fails_is_said_and_tried_again(place: Path, capsys) -> None:
     )
     assert len(runs()) == 2
     content["rows"][1]["set"] = ["pruner=indices", "pruner.kept=[0,1,2]"]
-    Path("conf/study/mine.yaml").write_text(yaml.safe_dump(content))
+    Path("conf/study/mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     assert study("seeds=0") == 0
 
 
