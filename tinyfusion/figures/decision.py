@@ -5,7 +5,7 @@ Shape suffixes: R records, L units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -113,6 +114,55 @@ def decision_trace(
         fontsize=7.5,
         handlelength=1.2,
     )
+    return save_figure(figure, path)
+
+
+@styled
+def decision_panels(
+    traces: Mapping[str, Sequence[DecisionRecord]], path: Path | str, columns: int = 3
+) -> Path:
+    """Draw how several choices were learned side by side, as the paper's Figures 9 to 11.
+
+    Args:
+        traces: records of each choice by what is written above its panel.
+        path: PNG file to write.
+        columns: panels in a row.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        InputError: no traces, or what `decision_trace` refuses.
+    """
+    if not traces:
+        raise InputError("decision panels: there is no trace to draw")
+    columns = min(columns, len(traces))
+    rows = -(-len(traces) // columns)
+    depth = max(len(trace[0].inclusion) for trace in traces.values())
+    size = (0.9 + 2.1 * columns, 0.5 + rows * (0.6 + 0.06 * depth))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(traces) :]:
+        axes.set_visible(False)
+    for axes, (name, trace) in zip(grid.flat, traces.items(), strict=False):
+        inclusion_RL, kept_RL = _checked(trace)
+        edges = np.array([0, *(record.step for record in trace)], dtype=float)
+        places = np.arange(inclusion_RL.shape[1] + 1) - 0.5
+        mesh = axes.pcolormesh(
+            edges, places, inclusion_RL.T, cmap=_MAP, vmin=0, vmax=1, rasterized=True, linewidth=0
+        )
+        _draw_cut(axes, edges, kept_RL)
+        axes.set_ylim(inclusion_RL.shape[1] - 0.5, -0.5)
+        axes.set_title(name, loc="left", fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    for axes in grid[-1]:
+        axes.set_xlabel("training step")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("block")
+    bar = figure.colorbar(mesh, ax=grid, shrink=0.5, aspect=20, pad=0.02, anchor=(0, 1))
+    bar.outline.set_linewidth(0.5)
+    bar.set_label("probability to stay; line: edge of what would stay", fontsize=8)
     return save_figure(figure, path)
 
 

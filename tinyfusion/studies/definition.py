@@ -25,7 +25,7 @@ PRUNED = "recovered"
 _KEYS = {
     "title": str, "paper": dict, "columns": dict, "model": str, "seeds": list, "scales": dict,
     "axes": dict, "rows": list, "works": dict, "report": str, "note": str, "constant": dict,
-    "command": str,
+    "command": str, "composed": bool,
 }  # fmt: skip
 _SCALE_KEYS = {"all": list, "seeds": list, "needs": list, "note": str, "axes": dict,
     "parameters": list,
@@ -96,6 +96,7 @@ class Study:
         paper: number of the paper's ``table`` or ``figure``; empty if there is none.
         report: dotted name of what makes its report.
         needs: keys that have to be given, such as ``checkpoint``.
+        composed: whether its rows are only composed, not run.
         parameters: names whose values have to be given; ``{name}`` in overrides stands for them.
         note: what a reader is to know of the scale.
     """
@@ -110,6 +111,7 @@ class Study:
     paper: Mapping[str, int]
     report: str
     needs: tuple[str, ...] = ()
+    composed: bool = False
     parameters: tuple[str, ...] = ()
     note: str = ""
 
@@ -220,6 +222,7 @@ def read_study(name: str, scale: str, folders: Sequence[Path] = ()) -> Study:
         paper=content.get("paper", {}),
         report=content.get("report", REPORT),
         needs=tuple(own.get("needs", ())),
+        composed=bool(content.get("composed", False)),
         parameters=tuple(own.get("parameters", ())),
         note=" ".join(str(content.get("note", "")).split() + str(own.get("note", "")).split()),
     )

@@ -113,7 +113,10 @@ def _trace(file: Path) -> list[Mapping[str, Any]]:
     records = read_json(file, "decision trace")
     stride = max(1, math.ceil(len(records) / TRACE_RECORDS))
     chosen = records[::-1][::stride][::-1]
-    return [{"step": r["step"], "inclusion": [round(p, 3) for p in r["inclusion"]]} for r in chosen]
+    return [
+        {"step": r["step"], "kept": r["kept"], "inclusion": [round(p, 3) for p in r["inclusion"]]}
+        for r in chosen
+    ]
 
 
 _FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -42,12 +42,14 @@ class Outcome:
         cells: its cells.
         records: the record of each, in the same order; ``None`` for what has not been run.
         known: all records.
+        folders: folders of the works whose runs are here.
     """
 
     study: Study
     cells: Sequence[Cell]
     records: Sequence[Record | None]
     known: Records
+    folders: Mapping[Work, Path] = field(default_factory=dict)
 
     def of(self, row: Row) -> list[tuple[Cell, Record | None]]:
         """Cells of a row, with their records."""

@@ -13,7 +13,7 @@ from tinyfusion.settings.compose import locate
 from tinyfusion.studies.carry_out import carry_out
 from tinyfusion.studies.definition import Study, content_of, names
 from tinyfusion.studies.outcome import Outcome, command_of
-from tinyfusion.studies.records import Record, Records
+from tinyfusion.studies.records import Record, Records, is_finished
 from tinyfusion.studies.state import StudyState
 from tinyfusion.studies.works import Cell, Work, cells_of
 from tinyfusion.text import readable_duration
@@ -83,8 +83,10 @@ class StudySession:
     def outcome(self) -> Outcome:
         """The cells and their records as they are now."""
         self.state.look_again()
-        records = [self.state.find(work).record for work in self.works]
-        return Outcome(self.study, self.cells, records, self.state.records)
+        found = {work: self.state.find(work) for work in self.works}
+        records = [found[work].record for work in self.works]
+        folders = {work: one.folder for work, one in found.items() if is_finished(one.folder)}
+        return Outcome(self.study, self.cells, records, self.state.records, folders)
 
     def report(self, folder: Path) -> str:
         """Write the study's report into a folder; returns its text."""

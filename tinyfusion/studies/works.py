@@ -85,7 +85,7 @@ def cells_of(study: Study, passed_on: Sequence[str] = (), seeds: Sequence[int] =
         InputError: a row refers to a work that there is not.
     """
     pairs = []
-    for row in study.rows:
+    for row in () if study.composed else study.rows:
         own = row.seeds if row.seeds is not None else study.seeds
         if seeds:
             own = tuple(seeds) if row.seeds is None else tuple(s for s in own if s in seeds)
@@ -116,7 +116,9 @@ def _work(study: Study, name: str, plan: WorkPlan, seed: int, passed_on: Sequenc
     if plan.command != "run" or plan.whole or any(_key(t) == "decision" for t in overrides):
         return Work(slug(own), plan.command, (*overrides, f"seed={seed}"), tuple(needs.items()))
     own_seed = seed if plan.choice_seed is None else plan.choice_seed
-    choosing = [text for text in overrides if _of_choice(text)]
+    # What is measured while recovering makes no other choice.
+    measured = [text for text in overrides if not _key(text).startswith("callbacks")]
+    choosing = [text for text in measured if _of_choice(text)]
     chosen = Work(
         slug(f"{study.scale}_{name}_seed{own_seed}_choice"),
         "prune",

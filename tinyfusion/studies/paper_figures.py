@@ -1,0 +1,212 @@
+"""The paper's figures from a study's records; each draws, and writes the numbers as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tinyfusion.errors import InputError
+from tinyfusion.figures.curves import curves
+from tinyfusion.figures.decision import DecisionRecord, decision_panels
+from tinyfusion.figures.density import loss_density
+from tinyfusion.figures.speed import speed_by_ratio
+from tinyfusion.figures.table import Column, markdown_table
+from tinyfusion.files import write_bytes, write_text
+from tinyfusion.report.paper import paper_figure
+from tinyfusion.studies.outcome import Outcome, footnotes, spread
+from tinyfusion.studies.records import Record
+from tinyfusion.studies.works import slug
+
+SERIES = {"depth": "depth pruning", "width": "width pruning"}
+
+
+def figure_4(outcome: Outcome, folder: Path) -> str:
+    """Speed-up over the share of parameters removed, by depth and by width; see `_written`."""
+    parts: list[str] = []
+    printed = paper_figure(4)["series"]
+    for record in _complete(outcome):
+        speed = record.results["speed"]
+        named = {SERIES.get(name, name): points for name, points in speed["series"].items()}
+        speed_by_ratio(named, folder / f"{outcome.study.name}.png")
+        settings = ", ".join(f"{key} {value}" for key, value in speed["settings"].items())
+        parts.append(f"Measured with {settings}.\n")
+        for series in printed:
+            points = named.get(series["name"], [])
+            parts += [f"## {series['name']}\n", _speed_table(points, series["points"])]
+    return _written(outcome, folder, parts, [f"{outcome.study.name}.png"])
+
+
+def _speed_table(points: list[dict[str, Any]], printed: list[dict[str, Any]]) -> str:
+    """Measured speed-ups by the share removed, beside the printed ones of the same number."""
+    rows = []
+    for number in range(max(len(points), len(printed))):
+        row: dict[str, Any] = {}
+        if number < len(points):
+            point = points[number]
+            row |= {"cut": point.get("label"), "removed": 100 * point["ratio"]}
+            row |= {"linear": 1 / (1 - point["ratio"]), "speed_up": point["speed_up"]}
+        if number < len(printed):
+            row["paper"] = printed[number]["speed_up"]
+        rows.append(row)
+    columns = {
+        "cut": Column("what stays"),
+        "removed": Column("parameters removed, %", ".1f"),
+        "linear": Column("linear", ".2f"),
+        "speed_up": Column("speed-up ↑", ".2f"),
+        "paper": Column("paper: speed-up ↑", ".2f"),
+    }
+    return markdown_table(rows, columns)
+
+
+def figure_5(outcome: Outcome, folder: Path) -> str:
+    """Density of the losses of many random choices, with methods marked; see `_written`."""
+    parts: list[str] = []
+    name = f"{outcome.study.name}.png"
+    for record in _complete(outcome):
+        losses = record.results["losses"]
+        marks = record.decision["scores"].get("marks", {})
+        quantiles = losses["quantiles"]
+        loss_density(quantiles, folder / name, {key: mark["loss"] for key, mark in marks.items()})
+        paper = paper_figure(5)
+        printed = {mark["method"].lower(): mark for mark in paper["marked_methods"]}
+        rows: list[dict[str, Any]] = [
+            {"of": "candidates", "here": losses["count"], "paper": paper["statistics"]["n"]},
+            {"of": "least loss", "here": quantiles[0], "paper": paper["statistics"]["min"]},
+            {"of": "median loss", "here": quantiles[len(quantiles) // 2]},
+            {"of": "largest loss", "here": quantiles[-1], "paper": paper["statistics"]["max"]},
+            {
+                "of": "standard deviation",
+                "here": losses["std"],
+                "paper": paper["statistics"]["std"],
+            },
+        ]
+        for key, mark in marks.items():
+            found = printed.get(_PRINTED.get(key, key), {})
+            row = {"of": key, "here": mark["loss"], "below": mark["percentile"]}
+            rows.append(row | {"paper": found.get("calibration_loss")})
+        columns = {
+            "of": Column("loss of"),
+            "here": Column("here", ",.4g"),
+            "below": Column("random choices below, %", ".2f"),
+            "paper": Column("paper", ",.4g"),
+        }
+        parts.append(markdown_table(rows, columns))
+    return _written(outcome, folder, parts, [name])
+
+
+_PRINTED = {"flux_lite": "flux-lite", "learned": "learnable"}
+
+
+def figure_8(outcome: Outcome, folder: Path) -> str:
+    """Extreme hidden states of teacher and student, beside the paper's; see `_written`."""
+    rows: list[dict[str, Any]] = []
+    for cell, record in zip(outcome.cells, outcome.records, strict=True):
+        if record is None:
+            continue
+        for model, found in record.results["activations"]["models"].items():
+            ends = {key: found["whole"][key] for key in _ENDS}
+            rows.append({"model": f"{cell.row.name}: {model}", "depth": found["depth"]} | ends)
+    for printed in paper_figure(8)["rows"]:
+        rows.append({"model": f"paper: {printed['model']}"} | {k: printed[k] for k in _ENDS})
+    columns = {
+        "model": Column("model"),
+        "depth": Column("blocks"),
+        **{key: Column(key, ",.2f") for key in _ENDS},
+    }
+    pictures = _copied(outcome, folder, "activations.png")
+    return _written(outcome, folder, [markdown_table(rows, columns)], pictures)
+
+
+_ENDS = ("max", "min", "std")
+
+
+def dynamics(outcome: Outcome, folder: Path) -> str:
+    """How choices were learned, a panel for each row's first seed; see `_written`."""
+    traces: dict[str, list[DecisionRecord]] = {}
+    final: list[str] = []
+    for row in outcome.study.rows:
+        for _, record in outcome.of(row)[:1]:
+            if record is None or "trace" not in record.results:
+                continue
+            traces[row.name] = [
+                DecisionRecord(r["step"], tuple(r["kept"]), tuple(r["inclusion"]))
+                for r in record.results["trace"]
+            ]
+            kept = " ".join(map(str, record.decision["kept"]))
+            final.append(f"- {row.name}: {kept}")
+    if not traces:
+        raise InputError(f"study {outcome.study.name} has no complete run yet")
+    name = f"{outcome.study.name}.png"
+    decision_panels(traces, folder / name)
+    return _written(outcome, folder, ["Blocks that stay:\n", *final, ""], [name])
+
+
+def figure_14(outcome: Outcome, folder: Path) -> str:
+    """FID over the steps of several recoveries; see `_written`."""
+    named: dict[str, list[list[tuple[float, float]]]] = {}
+    for row in outcome.study.rows:
+        for _, record in outcome.of(row):
+            if record is not None and "recover/evaluate/fid" in record.curves:
+                points = [(step, value) for step, value in record.curves["recover/evaluate/fid"]]
+                named.setdefault(row.name, []).append(points)
+    name = f"{outcome.study.name}.png"
+    curves(named, folder / name, "FID, lower is better ↓")
+    steps = sorted({int(step) for own in named.values() for curve in own for step, _ in curve})
+    rows = []
+    for step in steps:
+        by_row = {
+            label: spread([value for curve in own for at, value in curve if at == step])
+            for label, own in named.items()
+        }
+        rows.append({"step": step, **by_row})
+    columns = {"step": Column("step", ",d")} | {
+        label: Column(f"FID, {label} ↓", ".3f") for label in named
+    }
+    return _written(outcome, folder, [markdown_table(rows, columns)], [name])
+
+
+def sheets(outcome: Outcome, folder: Path) -> str:
+    """Sheets of samples, of the runs whose folders are here; see `_written`."""
+    pictures = _copied(outcome, folder, "samples.png")
+    text = "Rows: models, from the same noise; columns: classes.\n"
+    return _written(outcome, folder, [text], pictures)
+
+
+def _copied(outcome: Outcome, folder: Path, picture: str) -> list[str]:
+    """Names of the rows' own pictures in a folder; taken from the runs whose folders are here."""
+    names = []
+    for cell in outcome.cells:
+        name = f"{outcome.study.name}_{slug(cell.row.name)}.png".lower()
+        place = outcome.folders.get(cell.work)
+        if place is not None and (place / picture).is_file():
+            write_bytes(folder / name, (place / picture).read_bytes())
+        if (folder / name).is_file():
+            names.append(name)
+    return names
+
+
+def _complete(outcome: Outcome) -> list[Record]:
+    found = [record for record in outcome.records if record is not None]
+    if not found:
+        raise InputError(f"study {outcome.study.name} has no complete run yet")
+    return found
+
+
+def _written(outcome: Outcome, folder: Path, parts: list[str], pictures: list[str]) -> str:
+    """Write ``NAME.md`` beside the pictures of a figure's study; returns its text.
+
+    Args:
+        outcome: the study and its records.
+        folder: where the files go.
+        parts: the text below title and note.
+        pictures: names of files in ``folder``.
+
+    Raises:
+        InputError: by those that call it, where nothing is complete.
+    """
+    study = outcome.study
+    head = [f"# {study.title}\n", f"Scale `{study.scale}`. {study.note}\n"]
+    shown = [f"![{study.title}]({name})\n" for name in pictures]
+    text = "\n".join([*head, *shown, *parts, *footnotes(outcome)])
+    write_text(folder / f"{study.name}.md", text)
+    return text
