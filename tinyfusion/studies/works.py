@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from tinyfusion.errors import InputError
+from tinyfusion.settings.commands import COMMANDS
 from tinyfusion.settings.overrides import as_typed, split
 from tinyfusion.studies.definition import Row, Study, WorkPlan
 
@@ -141,8 +142,9 @@ def _used(overrides: Sequence[str], needs: dict[str, Work]) -> tuple[tuple[str, 
 
 def _merged(own: Sequence[str], passed_on: Sequence[str], command: str) -> tuple[str, ...]:
     """Later overrides of a key win, as they do for Hydra, and those passed on win over all."""
-    if command == "prune":
-        passed_on = [text for text in passed_on if _key(text).split(".")[0] not in NOT_OF_PRUNE]
+    own_keys = {field.name for field in fields(COMMANDS[command])}
+    others = {field.name for kind in COMMANDS.values() for field in fields(kind)} - own_keys
+    passed_on = [text for text in passed_on if _key(text).split(".")[0] not in others]
     merged: dict[str, str] = {}
     for text in [*own, *passed_on]:
         merged.pop(_key(text), None)
