@@ -40,7 +40,7 @@ def test_colours_are_probabilities_and_none_is_the_papers(tmp_path):
 def test_every_record_is_drawn_up_to_its_own_step(tmp_path, monkeypatch):
     drawn = {}
 
-    def note(axes, edges, kept_RL):
+    def note(axes, edges, kept_RL, width):
         drawn["edges"], drawn["kept"] = edges.tolist(), kept_RL.tolist()
 
     monkeypatch.setattr(decision_module, "_draw_cut", note)
@@ -51,7 +51,7 @@ def test_every_record_is_drawn_up_to_its_own_step(tmp_path, monkeypatch):
 
 def test_a_short_run_begins_at_0(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(decision_module, "_draw_cut", lambda _, edges, __: drawn.update(e=edges))
+    monkeypatch.setattr(decision_module, "_draw_cut", lambda _, edges, *__: drawn.update(e=edges))
     last = [DecisionRecord(6, (0,), (1.0, 0.0))]
     decision_trace([DecisionRecord(5, (0,), (1.0, 0.0)), *last], tmp_path / "trace.png")
     assert drawn["e"].tolist() == [0, 5, 6]

@@ -11,9 +11,11 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from tinyfusion.files import write_atomic
 
@@ -70,6 +72,21 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """An empty figure with one set of axes; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def round_ticks(axis: Axis) -> None:
+    """Plain round numbers along a logarithmic axis, whose limits must be set."""
+    low, high = axis.get_view_interval()
+    # Round numbers of a logarithmic axis may all lie outside a narrow range.
+    narrow = high < 8 * low
+    axis.set_major_locator(MaxNLocator(nbins=5) if narrow else LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def low_end(middle: float, spread: float) -> float:
+    """Lower end of a bar or band; one that reaches zero has none on a logarithmic axis."""
+    return max(middle - spread, 0.5 * middle)
 
 
 def save_figure(

@@ -47,8 +47,8 @@ _KNOWN = {
     ("repkd",): Look(PURPLE, "v"),
     ("teacher",): Look(BLUE, "o"),
     ("student",): Look(VERMILION, "s"),
-    ("depth", "depth pruning"): Look(BLUE, "o"),
-    ("width", "width pruning"): Look(VERMILION, "s"),
+    ("depth", "blocks removed"): Look(BLUE, "o"),
+    ("width", "widths cut"): Look(VERMILION, "s"),
 }
 _BY_WORDS = {name: look for names, look in _KNOWN.items() for name in names}
 

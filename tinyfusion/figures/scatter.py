@@ -9,14 +9,20 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from tinyfusion.errors import InputError
-from tinyfusion.figures.canvas import FAINT, GREY, INK, save_figure, styled
+from tinyfusion.figures.canvas import (
+    FAINT,
+    GREY,
+    INK,
+    low_end,
+    round_ticks,
+    save_figure,
+    styled,
+)
 from tinyfusion.figures.labels import Labels, place_labels
 from tinyfusion.figures.looks import Look, looks
 
@@ -84,7 +90,7 @@ def scatter(
         axes.set_xlabel(x_label)
     grid[0].set_ylabel(y_label)
     for axis in (grid[0].xaxis, grid[0].yaxis):
-        _round_ticks(axis)
+        round_ticks(axis)
     # Labels are placed in the picture as it will be: axes must not move any more.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -110,27 +116,13 @@ def _draw_points(axes: Axes, points: Sequence[Point], looks_of: Mapping[str, Loo
     axes.set_yscale("log")
     for point in points:
         if point.y_spread:
-            ends = [_low_end(point.y, point.y_spread), point.y + point.y_spread]
+            ends = [low_end(point.y, point.y_spread), point.y + point.y_spread]
             axes.plot([point.x] * 2, ends, color=FAINT, linewidth=1.2)
     for point in points:
         colour, marker = looks_of[point.label]
         axes.plot(point.x, point.y, marker, color=colour, markersize=5, zorder=3)
     axes.grid(which="major", linewidth=0.3, alpha=0.5)
     axes.margins(0.2, 0.18)
-
-
-def _low_end(middle: float, spread: float) -> float:
-    """Lower end of a bar; one that reaches zero has none on a logarithmic axis."""
-    return max(middle - spread, 0.5 * middle)
-
-
-def _round_ticks(axis: Axis) -> None:
-    low, high = axis.get_view_interval()
-    # Round numbers of a logarithmic axis may all lie outside a narrow range.
-    narrow = high < 8 * low
-    axis.set_major_locator(MaxNLocator(nbins=5) if narrow else LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_locator(NullLocator())
 
 
 def _label(axes: Axes, points: Sequence[Point], renderer: RendererAgg) -> Labels:
@@ -146,7 +138,7 @@ def _label(axes: Axes, points: Sequence[Point], renderer: RendererAgg) -> Labels
     bars = []
     for point in points:
         if point.y_spread:
-            ends = (_low_end(point.y, point.y_spread), point.y + point.y_spread)
+            ends = (low_end(point.y, point.y_spread), point.y + point.y_spread)
             (x, low), (_, high) = axes.transData.transform([(point.x, end) for end in ends])
             bars.append((x - 1, low, x + 1, high))
     frame = axes.get_window_extent().extents
