@@ -45,7 +45,7 @@ _KNOWN = {
     ("from scratch", "scratch"): Look(GREY, "^"),
     ("kd",): Look(GREEN, "D"),
     ("repkd",): Look(PURPLE, "v"),
-    ("teacher",): Look(BLUE, "o"),
+    ("teacher", "model"): Look(BLUE, "o"),
     ("student",): Look(VERMILION, "s"),
     ("depth", "blocks removed"): Look(BLUE, "o"),
     ("width", "widths cut"): Look(VERMILION, "s"),
