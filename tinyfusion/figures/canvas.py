@@ -6,6 +6,7 @@ Figures are built with matplotlib's object interface: no global state, no window
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ _METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Creator": None, "Date": None},
 }
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "axes.titlesize": 10.0,
@@ -110,10 +111,8 @@ def save_figure(
             text.set_parse_math(False)
     path = Path(path)
     for form in forms:
-        write_atomic(
-            path.with_suffix(f".{form}"),
-            lambda temporary, form=form: _write(figure, temporary, form, dots_per_inch),
-        )
+        write = partial(_write, figure, form=form, dots_per_inch=dots_per_inch)
+        write_atomic(path.with_suffix(f".{form}"), write)
     return path
 
 

@@ -47,7 +47,7 @@ def curves(
         ``path``.
 
     Raises:
-        InputError: there is no point to draw, or one that is not positive on a logarithmic axis.
+        InputError: there is no point to draw, or a mean that is not positive on a logarithmic axis.
     """
     means, spreads, seeds = {}, {}, {}
     for name, own in named.items():
@@ -61,11 +61,11 @@ def curves(
                 spreads[name] = [stdev(found) for found in values.values()]
     if not means:
         raise InputError("curves: there is no point to draw")
-    lows = {name: min(points.values()) for name, points in means.items()}
-    for name, low in lows.items():
-        if logarithmic and low <= 0:
+    for name, points in means.items():
+        least = min(points.values())
+        if logarithmic and least <= 0:
             raise InputError(
-                f"curves: {name} has the value {low}; valid on a logarithmic axis: above 0"
+                f"curves: {name} has the value {least}; valid on a logarithmic axis: above 0"
             )
     figure, axes = new_figure(5.2, 3.4)
     for name, look in looks(means).items():

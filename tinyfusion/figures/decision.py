@@ -72,7 +72,7 @@ def decision_trace(
     """
     probabilities = _checked(trace)
     depth = len(trace[0].inclusion)
-    figure, axes = new_figure(6.4, max(2.4, 1.1 + 0.135 * depth))
+    figure, axes = new_figure(6.4, max(3.0, 1.1 + 0.135 * depth))
     mesh = _draw_trace(axes, trace, *probabilities, size=5 if depth <= 40 else 3.5)
     for starts, colour, width in ((groups, FAINT, 0.5), (borders, INK, 1.2)):
         for start in starts:
@@ -214,8 +214,10 @@ def _draw_trace(
     )
     _draw_cut(axes, edges, kept_RL, width=0.9 if size > 3 else 0.6)
     # In points from the end, so that marks stand beside narrow panels as well.
+    figure = axes.get_figure(root=True)
+    assert figure is not None
     beside = axes.get_yaxis_transform() + ScaledTranslation(
-        1.2 * size / 72, 0, axes.get_figure(root=True).dpi_scale_trans
+        1.2 * size / 72, 0, figure.dpi_scale_trans
     )
     final = set(trace[-1].kept)
     for units, kept in ((final, True), (set(range(depth)) - final, False)):

@@ -87,10 +87,10 @@ def loss_density(
     axes.set_position((LEFT / WIDTH, BELOW / total, inside, HEIGHT / total))
     axes.set_xscale("log")
     axes.set_xlim(10**low, 10**high)
-    _draw_density(axes, values)
+    highest = _draw_density(axes, values)
     _draw_lines(axes, lines, rows, _turns(places))
     _format_ticks(axes)
-    axes.set_ylim(0, _headroom(axes))
+    axes.set_ylim(0, 1.08 * highest)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_ylabel("density of candidates")
@@ -155,10 +155,12 @@ def density_of(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
     return 10**places, np.concatenate([density[:1], density, density[-1:]])
 
 
-def _draw_density(axes: Axes, values: NDArray[np.float64]) -> None:
-    """The density, and a stroke per candidate where these are few."""
+def _draw_density(axes: Axes, values: NDArray[np.float64]) -> float:
+    """The density, and a stroke per candidate where these are few; returns the highest."""
+    highest = 1.0
     if values[0] < values[-1]:
         places, density = density_of(values)
+        highest = float(density.max())
         axes.fill_between(places, density, color=FAINT, alpha=0.6, linewidth=0)
         axes.plot(
             np.concatenate([places[:1], places, places[-1:]]),
@@ -169,11 +171,7 @@ def _draw_density(axes: Axes, values: NDArray[np.float64]) -> None:
     if len(values) <= 200:
         stroke = blended_transform_factory(axes.transData, axes.transAxes)
         axes.vlines(values, 0, 0.03, transform=stroke, color=INK, linewidth=0.5)
-
-
-def _headroom(axes: Axes) -> float:
-    """Upper end of the axis: the highest density with some room above."""
-    return 1.08 * max((line.get_ydata().max() for line in axes.lines), default=1.0)
+    return highest
 
 
 def _turns(places: NDArray[np.float64]) -> list[tuple[int, int]]:

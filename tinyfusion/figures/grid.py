@@ -130,9 +130,8 @@ def class_sheet(
     found = np.unique(classes)
     places = [np.flatnonzero(classes == number) for number in found]
     rows = min(map(len, places), default=0)
-    order = np.stack([own[:rows] for own in places], axis=1).ravel() if rows else []
     written = [(names or {}).get(int(number), str(number)) for number in found]
-    chosen = array[order] if rows else array
+    chosen = array[np.stack([own[:rows] for own in places], axis=1).ravel()] if rows else array
     return image_grid(chosen, max(len(found), 1), path, None, written, title, scale, FORMS)
 
 

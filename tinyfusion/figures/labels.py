@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 DISTANCES = (7.0, 11.0, 16.0, 23.0, 32.0, 44.0, 58.0, 75.0)
 """Distances of a label's edge from its point that are tried."""
@@ -22,9 +23,9 @@ TURNS = 16
 LEADER = 13.0
 """Labels further away than this have a line to their point."""
 
-COVERS, CROSSES, NEAR, FAR = 20.0, 4000.0, 15.0, 1.5
-"""Costs of a pixel covered, of a crossing, of a pixel by which a label is nearer to another point
-than to its own, and of a pixel of distance."""
+COVERS, CROSSES, NEAR, FAR = 20.0, 4000.0, 60.0, 1.5
+"""Costs of a pixel covered, of a crossing, of a pixel by which a label without a line is nearer to
+another point than to its own, and of a pixel of distance."""
 
 STARTS, SWEEPS = 12, 12
 """Orders that are tried, and how often each label may move in one."""
@@ -41,7 +42,7 @@ class Labels(NamedTuple):
 
     boxes_N4: Array
     leaders_N4: Array
-    far_N: NDArray[np.bool_]
+    far_N: Flags
 
 
 def place_labels(
@@ -67,7 +68,8 @@ def place_labels(
             + COVERS * _overlap(boxes_NC4[i], marks_N4).sum(1)
             + COVERS / 4 * _overlap(boxes_NC4[i], bars_K4).sum(1)
             + 4 * COVERS * (sizes_N2[i].prod() - _overlap(boxes_NC4[i], frame[None])[:, 0])
-            + NEAR * _nearer_to_others(boxes_NC4[i], points_N2, i, radius)
+            + np.where(far_NC[i], NEAR / 4, NEAR)
+            * _nearer_to_others(boxes_NC4[i], points_N2, i, radius)
             + CROSSES * far_NC[i] * np.delete(_cuts(leaders_NC4[i], marks_N4), i, 1).sum(1)
             for i in range(len(points_N2))
         ]
@@ -96,7 +98,8 @@ def place_labels(
             best = total, chosen
     assert best is not None
     rows = np.arange(len(points_N2))
-    return Labels(*(values[rows, best[1]] for values in (boxes_NC4, leaders_NC4, far_NC)))
+    at = rows, best[1]
+    return Labels(boxes_NC4[at], leaders_NC4[at], far_NC[at])
 
 
 def crossings(labels: Labels) -> int:
@@ -108,7 +111,7 @@ def crossings(labels: Labels) -> int:
     return int((cut_NN & labels.far_N[:, None]).sum())
 
 
-def _candidates(sizes_N2: Array, points_N2: Array) -> tuple[Array, Array, NDArray[np.bool_], Array]:
+def _candidates(sizes_N2: Array, points_N2: Array) -> tuple[Array, Array, Flags, Array]:
     """Boxes, lines and whether these are drawn, of every candidate, and its distance."""
     angles = 2 * np.pi * np.arange(TURNS) / TURNS
     turns_T2 = np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -131,10 +134,10 @@ def _candidates(sizes_N2: Array, points_N2: Array) -> tuple[Array, Array, NDArra
 def _between(
     boxes_C4: Array,
     leaders_C4: Array,
-    far_C: Array,
+    far_C: Flags,
     others_K4: Array,
     lines_K4: Array,
-    far_K: Array,
+    far_K: Flags,
 ) -> Array:
     """Cost of each candidate of a label beside the chosen places of others."""
     cuts_CK = (
@@ -146,13 +149,12 @@ def _between(
 
 
 def _total(
-    chosen: NDArray[np.int64], fixed_NC: Array, boxes_NC4: Array, leaders_NC4: Array, far_NC: Array
+    chosen: NDArray[np.int64], fixed_NC: Array, boxes_NC4: Array, leaders_NC4: Array, far_NC: Flags
 ) -> float:
-    rows = np.arange(len(chosen))
-    boxes, lines, far = (v[rows, chosen] for v in (boxes_NC4, leaders_NC4, far_NC))
-    covered = np.triu(_overlap(boxes, boxes), 1).sum()
-    crossed = crossings(Labels(boxes, lines, far))
-    return float(fixed_NC[rows, chosen].sum() + COVERS * covered + CROSSES * crossed)
+    at = np.arange(len(chosen)), chosen
+    covered = np.triu(_overlap(boxes_NC4[at], boxes_NC4[at]), 1).sum()
+    crossed = crossings(Labels(boxes_NC4[at], leaders_NC4[at], far_NC[at]))
+    return float(fixed_NC[at].sum() + COVERS * covered + CROSSES * crossed)
 
 
 def _overlap(boxes_A4: Array, boxes_B4: Array) -> Array:
@@ -170,7 +172,7 @@ def _nearer_to_others(boxes_C4: Array, points_N2: Array, own: int, radius: float
     return np.clip(distances_CN[:, own] + radius / 2 - others_C, 0, None)
 
 
-def _cuts(lines_A4: Array, boxes_B4: Array) -> NDArray[np.bool_]:
+def _cuts(lines_A4: Array, boxes_B4: Array) -> Flags:
     """Whether lines go through boxes, shape (A, B); by clipping (Liang and Barsky, 1984)."""
     start, step = lines_A4[:, None, :2], (lines_A4[:, 2:] - lines_A4[:, :2])[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -186,7 +188,7 @@ def _cuts(lines_A4: Array, boxes_B4: Array) -> NDArray[np.bool_]:
     return np.maximum(enter, 0) < np.minimum(leave, 1)
 
 
-def _meet(lines_A4: Array, lines_B4: Array) -> NDArray[np.bool_]:
+def _meet(lines_A4: Array, lines_B4: Array) -> Flags:
     """Whether lines cross each other, shape (A, B)."""
     a, b = lines_A4[:, None, :2], lines_A4[:, None, 2:]
     c, d = lines_B4[None, :, :2], lines_B4[None, :, 2:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ PANEL, LARGE_PANEL = (4.3, 3.9), (6.2, 4.8)
 MANY = 10
 """More points than this need a large panel for their labels."""
 
-MARKER, PADDING = 5.0, 1.5
+MARKER, PADDING = 5.0, 2.5
 """Radius of the room that a point takes among labels, and room around these, in pixels at 100
 dots per inch."""
 
@@ -127,7 +127,7 @@ def _draw_points(axes: Axes, points: Sequence[Point], looks_of: Mapping[str, Loo
 
 def _label(axes: Axes, points: Sequence[Point], renderer: RendererAgg) -> Labels:
     """Write each name where it covers no point and no other name, as near as there is room."""
-    style = {"fontsize": 7.5, "color": INK, "ha": "center", "va": "center"}
+    style: dict[str, Any] = {"fontsize": 7.5, "color": INK, "ha": "center", "va": "center"}
     sizes = []
     for point in points:
         text = axes.text(0, 0, point.label, **style)
@@ -141,7 +141,7 @@ def _label(axes: Axes, points: Sequence[Point], renderer: RendererAgg) -> Labels
             ends = (low_end(point.y, point.y_spread), point.y + point.y_spread)
             (x, low), (_, high) = axes.transData.transform([(point.x, end) for end in ends])
             bars.append((x - 1, low, x + 1, high))
-    frame = axes.get_window_extent().extents
+    frame = np.array(axes.get_window_extent().extents)
     labels = place_labels(
         np.array(sizes), places, frame, np.array(bars, dtype=float).reshape(-1, 4), MARKER
     )
