@@ -32,7 +32,7 @@ PANEL, LARGE_PANEL = (4.3, 3.9), (6.2, 4.8)
 MANY = 10
 """More points than this need a large panel for their labels."""
 
-MARKER, PADDING = 5.0, 2.5
+MARKER, PADDING = 5.0, 2.0
 """Radius of the room that a point takes among labels, and room around these, in pixels at 100
 dots per inch."""
 
