@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from tinyfusion.errors import InputError
-from tinyfusion.figures.canvas import INK, LOWER, save_figure, styled
+from tinyfusion.figures.canvas import INK, save_figure, styled
 from tinyfusion.figures.looks import looks
 
 MOST = 4.0
@@ -66,7 +66,7 @@ def ratio_panels(panels: Mapping[str, Ratios], path: Path | str, base: str) -> P
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylabel(f"ratio to {base}")
-        axes.set_title(f"{title}, {LOWER}", loc="left", color=INK)
+        axes.set_title(f"{title} ↓", loc="left", color=INK)
         axes.grid(axis="y", linewidth=0.3, alpha=0.5)
         for border in range(1, len(places)):
             axes.axvline(border - 0.5, color=INK, linewidth=0.3, alpha=0.3)

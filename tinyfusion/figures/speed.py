@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from tinyfusion.errors import InputError
-from tinyfusion.figures.canvas import FAINT, GREY, INK, new_figure, save_figure, styled
+from tinyfusion.figures.canvas import FAINT, GREY, HIGHER, INK, new_figure, save_figure, styled
 from tinyfusion.figures.looks import looks
 
 _TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -122,7 +122,7 @@ def speed_by_ratio(
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("parameters removed")
-    axes.set_ylabel("measured speed-up, higher is better ↑")
+    axes.set_ylabel(f"measured speed-up, {HIGHER}")
     axes.grid(axis="y", linewidth=0.3, alpha=0.5)
     handles, _ = axes.get_legend_handles_labels()
     if barred:
