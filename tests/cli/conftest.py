@@ -16,7 +16,7 @@ import torch
 from tinyfusion.backbones.dit import DiT
 from tinyfusion.checkpoints import save_model
 from tinyfusion.cli import main
-from tinyfusion.figures.canvas import save_figure
+from tinyfusion.figures.canvas import FORMS, save_figure
 from tinyfusion.runtime import report
 
 SAMPLING = ("sampler=ddpm_20", "sampler.steps=2")
@@ -170,7 +170,7 @@ def assert_same_files() -> Callable[..., None]:
 @pytest.fixture(autouse=True)
 def small_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw with few pixels; tests/figures looks at figures as they are."""
-    monkeypatch.setattr(save_figure, "__defaults__", (40,))
+    monkeypatch.setattr(save_figure, "__defaults__", (40, FORMS))
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,9 @@ def test_one_model_alone(tf, only_run) -> None:
     names = {file.name for file in folder.iterdir()}
     assert names == {
         "activations.json",
+        "activations.pdf",
         "activations.png",
+        "activations.svg",
         "command.txt",
         "config.yaml",
         "finished.json",

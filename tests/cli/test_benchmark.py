@@ -28,7 +28,9 @@ def test_models_and_cuts_of_the_first(tf, root, only_run, tmp_path, make_model) 
         "finished.json",
         "run.log",
         "speed.json",
+        "speed.pdf",
         "speed.png",
+        "speed.svg",
         "table.md",
     }
     content = read(folder)

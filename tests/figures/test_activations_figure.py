@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from tinyfusion.errors import InputError
-from tinyfusion.figures.activations import coarser, massive_activations
+from tinyfusion.figures.activations import coarser, massive_activations, printed_activations
 from tinyfusion.metrics.state_summary import merged, summarise, symlog_edges
+from tinyfusion.report.paper import paper_figure
 
 SIGMAS = (0.1, 2.0, 4.0)
 EDGES = symlog_edges().tolist()
@@ -50,6 +51,26 @@ def test_draws_two_models_and_one(models: dict[str, Any], tmp_path: Path) -> Non
     one = massive_activations({"model": models["teacher"]}, EDGES, tmp_path / "one.png")
     assert Image.open(both).size == Image.open(one).size == (1440, 1120)
     assert both.read_bytes() != one.read_bytes()
+
+
+def test_the_papers_numbers_stand_below_the_measured_ones(
+    models: dict[str, Any], tmp_path: Path, saved: list
+) -> None:
+    printed = printed_activations(paper_figure(8))
+    assert printed["teacher"] == {"max": 191.2, "min": -429.01, "std": 12.54}
+    massive_activations(models, EDGES, tmp_path / "a.png", printed=printed)
+    massive_activations(models, EDGES, tmp_path / "b.png", printed={"student": printed["student"]})
+    written = [
+        [[text.get_text() for text in axes.texts] for axes in figure.axes[:2]] for figure in saved
+    ]
+    (teacher, student), (alone, same) = written
+    assert len(teacher) == 2 and len(alone) == 1 and same == student
+    assert "Max: 191.20" in teacher[1] and teacher[1].startswith("paper:")
+    assert "Min: -526.62" in student[1]
+    assert f"Max: {models['teacher']['whole']['max']:.2f}" in teacher[0]
+    renderer = saved[0].canvas.get_renderer()
+    above, below = (text.get_window_extent(renderer) for text in saved[0].axes[0].texts)
+    assert not above.overlaps(below)
 
 
 def test_same_data_same_bytes_and_other_data_other_bytes(

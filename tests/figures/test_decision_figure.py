@@ -8,7 +8,7 @@ from PIL import Image
 from tinyfusion.errors import InputError
 from tinyfusion.figures import decision as decision_module
 from tinyfusion.figures.canvas import COLOURS
-from tinyfusion.figures.decision import _MAP, DecisionRecord, decision_trace
+from tinyfusion.figures.decision import _MAP, DecisionRecord, decision_panels, decision_trace
 
 TRACE = [
     DecisionRecord(5, (0, 3), (0.5, 0.5, 0.5, 0.5)),
@@ -40,7 +40,7 @@ def test_colours_are_probabilities_and_none_is_the_papers(tmp_path):
 def test_every_record_is_drawn_up_to_its_own_step(tmp_path, monkeypatch):
     drawn = {}
 
-    def note(axes, edges, kept_RL):
+    def note(axes, edges, kept_RL, width):
         drawn["edges"], drawn["kept"] = edges.tolist(), kept_RL.tolist()
 
     monkeypatch.setattr(decision_module, "_draw_cut", note)
@@ -51,7 +51,9 @@ def test_every_record_is_drawn_up_to_its_own_step(tmp_path, monkeypatch):
 
 def test_a_short_run_begins_at_0(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(decision_module, "_draw_cut", lambda _, edges, __: drawn.update(e=edges))
+    monkeypatch.setattr(
+        decision_module, "_draw_cut", lambda _, edges, *__, **___: drawn.update(e=edges)
+    )
     last = [DecisionRecord(6, (0,), (1.0, 0.0))]
     decision_trace([DecisionRecord(5, (0,), (1.0, 0.0)), *last], tmp_path / "trace.png")
     assert drawn["e"].tolist() == [0, 5, 6]
@@ -88,4 +90,50 @@ def test_deep_models_get_taller_figures_and_single_records_work(tmp_path):
 def test_records_that_do_not_fit_are_refused(trace, said, tmp_path):
     with pytest.raises(InputError, match=said):
         decision_trace(trace, tmp_path / "trace.png")
+    if trace:
+        with pytest.raises(InputError, match=said):
+            decision_panels({"good": TRACE, "bad": trace}, tmp_path / "panels.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_panels_stand_side_by_side_with_what_each_decided(tmp_path, saved):
+    deep = DecisionRecord(30, tuple(range(7)), (0.5,) * 14)
+    traces = {"1:2, LoRA": TRACE, "1:2, full": TRACE[:1], "7:14, LoRA": [deep], "frozen": TRACE}
+    decision_panels(traces, tmp_path / "panels.png", columns=3)
+    (figure,) = saved
+    panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
+    assert [axes.get_title(loc="left") for axes in panels] == list(traces)
+    for axes, trace in zip(panels, traces.values(), strict=True):
+        assert axes.get_xlim() == (0, trace[-1].step)
+        marks = {
+            line.get_markerfacecolor(): set(line.get_ydata())
+            for line in axes.lines
+            if line.get_marker() == "s"
+        }
+        depth = len(trace[0].inclusion)
+        assert marks == {
+            COLOURS[1]: set(trace[-1].kept),
+            "white": set(range(depth)) - set(trace[-1].kept),
+        }
+    # Rows fill from the left: one row of three panels and one of one.
+    tops = [round(axes.get_position().y1, 3) for axes in panels]
+    assert len(set(tops[:3])) == 1 and tops[3] < tops[0]
+    with pytest.raises(InputError, match="0 traces in 3 columns"):
+        decision_panels({}, tmp_path / "none.png")
+
+
+def test_the_cut_is_one_line_around_what_would_stay(tmp_path, saved):
+    kept = [(0, 1), (0, 1), (0, 2), (0, 2)]
+    trace = [DecisionRecord(5 * n + 5, own, (0.5,) * 3) for n, own in enumerate(kept)]
+    decision_trace(trace, tmp_path / "trace.png")
+    ((xs, ys),) = [
+        line.get_data() for line in saved[0].axes[0].lines if np.isnan(line.get_xdata()).any()
+    ]
+    pieces = np.stack([xs, ys]).reshape(2, -1, 3)[..., :2]
+    drawn = {tuple(map(tuple, pieces[:, n].T.tolist())) for n in range(pieces.shape[1])}
+    assert drawn == {
+        ((10.0, 0.5), (20.0, 0.5)),
+        ((0.0, 1.5), (20.0, 1.5)),
+        ((10.0, 0.5), (10.0, 1.5)),
+        ((10.0, 1.5), (10.0, 2.5)),
+    }

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from tinyfusion.errors import InputError
-from tinyfusion.figures.grid import MARGIN, comparison_grid, image_grid
+from tinyfusion.figures.grid import MARGIN, class_sheet, comparison_grid, image_grid, side_by_side
 
 
 def pixels(path) -> np.ndarray:
@@ -86,6 +86,41 @@ def test_figures_leave_matplotlib_as_it_was(images, tmp_path):
     image_grid(images, 2, tmp_path / "grid.png", title="a")
     assert dict(matplotlib.rcParams) == before
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_a_sheet_has_a_column_per_class(tmp_path):
+    labels = [7, 2, 2, 7, 2, 9, 7, 9]
+    shades = [10, 20, 30, 40, 50, 60, 70, 80]
+    images = np.full((8, 1, 8, 8), 1, np.uint8) * np.array(shades, np.uint8)[:, None, None, None]
+    page = pixels(class_sheet(images, labels, tmp_path / "sheet.png", {7: "seven"}, "Model"))
+    right, bottom = page.shape[1] - MARGIN, page.shape[0] - MARGIN
+    drawn = [
+        [int(page[bottom - 36 - 77 * (1 - row), right - 36 - 77 * (2 - column), 0])
+         for column in range(3)] for row in range(2)
+    ]  # fmt: skip
+    assert drawn == [[20, 10, 60], [30, 40, 80]], "classes 2, 7, 9; two of each, in order"
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".pdf", ".svg"}
+    with pytest.raises(InputError, match="7 labels for 8 images"):
+        class_sheet(images, labels[1:], tmp_path / "sheet.png")
+
+
+def test_models_stand_side_by_side_with_equal_places(tmp_path):
+    models = {
+        "teacher, 28 blocks": np.full((4, 1, 8, 8), 0, np.uint8),
+        "a student of quite a long name, 14 blocks": np.full((4, 1, 8, 8), 128, np.uint8),
+    }
+    page = pixels(side_by_side(models, 2, tmp_path / "sides.png", title="Same noise"))
+    for shade in (0, 128):
+        assert (page.max(axis=-1) == shade).sum() >= 4 * 72 * 72
+    zero, grey = (np.nonzero((page[-MARGIN - 10] == shade).all(axis=-1))[0] for shade in (0, 128))
+    assert zero.max() < grey.min()
+    for border in (page[:5], page[-5:], page[:, :5], page[:, -5:]):
+        assert (border == 255).all()
+    with pytest.raises(InputError, match=r"one shape.*\(4, 1, 8, 8\).*\(3, 1, 8, 8\)"):
+        side_by_side({"a": models["teacher, 28 blocks"], "b": np.zeros((3, 1, 8, 8), np.uint8)}, 2,
+                     tmp_path / "x.png")  # fmt: skip
+    with pytest.raises(InputError, match="no model"):
+        side_by_side({}, 2, tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(

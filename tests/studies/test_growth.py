@@ -10,6 +10,7 @@ import torch
 
 from tinyfusion.backbones.presets import build, build_empty
 from tinyfusion.errors import InputError
+from tinyfusion.figures.canvas import FORMS
 from tinyfusion.files import write_json
 from tinyfusion.metrics.speed import macs, parameters
 from tinyfusion.studies import growth, growth_report
@@ -209,6 +210,7 @@ def test_the_script_writes_between_its_marks(small_study, tmp_path: Path, capsys
 def test_without_a_page_the_report_lies_beside_the_points(small_study) -> None:
     module, root = small_study
     module.main(["--root", str(root), "--passes", "1"])
-    assert {p.name for p in root.iterdir()} == {"points.json", "report.md", "cost_growth.png"}
+    pictures = {f"cost_growth.{form}" for form in FORMS}
+    assert {p.name for p in root.iterdir()} == {"points.json", "report.md", *pictures}
     with pytest.raises(SystemExit):
         module.main(["--passes", "0"])

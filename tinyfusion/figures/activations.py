@@ -19,7 +19,8 @@ from matplotlib.ticker import (
 )
 
 from tinyfusion.errors import InputError
-from tinyfusion.figures.canvas import COLOURS, FAINT, INK, save_figure, styled
+from tinyfusion.figures.canvas import FAINT, GREY, INK, save_figure, styled
+from tinyfusion.figures.looks import looks
 
 BINS_PER_DECADE, INNER_BINS = 20, 8
 """Drawn bins in a decade, and from 0 to where decades begin; those of the data are finer.
@@ -39,6 +40,7 @@ def massive_activations(
     edges: Sequence[float],
     path: Path | str,
     title: str | None = None,
+    printed: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Path:
     """Draw the states of one or two models as a whole, and block by block.
 
@@ -51,8 +53,10 @@ def massive_activations(
             ``max``, ``std``, ``histogram`` and ``dropped``; a block also with ``place``, its index
             in the unpruned model.
         edges: edges of the histograms' bins, ascending, one more than bins.
-        path: PNG file to write.
+        path: PNG file to write; a PDF and an SVG are written beside it.
         title: line above the figure.
+        printed: ``max``, ``min`` and ``std`` of a publication by name of a model, written below
+            the measured ones, such as `printed_activations` gives.
 
     Returns:
         ``path``.
@@ -64,7 +68,7 @@ def massive_activations(
     _check(models, edges)
     figure = Figure(figsize=(7.2, 5.6), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.15))
-    colours = {name: COLOURS[index] for index, name in enumerate(models)}
+    colours = {name: look.colour for name, look in looks(models).items()}
     threshold, largest = _threshold(models), 1
     above: list[Axes] = []
     for index, (name, model) in enumerate(models.items()):
@@ -73,6 +77,7 @@ def massive_activations(
         above.append(figure.add_subplot(place, sharex=shared, sharey=shared))
         counts, drawn = coarser(model["whole"]["histogram"], edges, threshold)
         _draw_histogram(above[-1], name, model["whole"], counts, drawn, colours[name])
+        _write_ends(above[-1], model["whole"], (printed or {}).get(name))
         largest = max(largest, counts.max())
     _limit(above[0], models, threshold, largest)
     above[0].set_ylabel("entries")
@@ -99,16 +104,23 @@ def _draw_histogram(
     axes.stairs(counts, edges, fill=True, color=colour, alpha=0.25, linewidth=0)
     axes.stairs(counts, edges, color=colour, linewidth=1.0)
     axes.set_title(f"{name}, all {overall['blocks']} blocks", loc="left", color=colour)
-    axes.annotate(
-        f"Max: {overall['max']:.2f}    Min: {overall['min']:.2f}    Std: {overall['std']:.2f}",
-        (0.5, 0.97),
-        xycoords="axes fraction",
-        ha="center",
-        va="top",
-        fontsize=8,
-        color=INK,
-    )
     axes.set_xlabel("hidden state")
+
+
+def _write_ends(
+    axes: Axes, overall: Mapping[str, Any], printed: Mapping[str, float] | None
+) -> None:
+    lines = [("", overall, INK)] + ([("paper:   ", printed, GREY)] if printed else [])
+    for number, (source, ends, colour) in enumerate(lines):
+        axes.annotate(
+            f"{source}Max: {ends['max']:.2f}    Min: {ends['min']:.2f}    Std: {ends['std']:.2f}",
+            (0.5, 0.99 - 0.09 * number),
+            xycoords="axes fraction",
+            ha="center",
+            va="top",
+            fontsize=8 - 0.5 * number,
+            color=colour,
+        )
 
 
 def _draw_extremes(
@@ -245,7 +257,7 @@ def _limit(
     axes.set_xlim(1.5 * low, 1.5 * high)
     _set_ticks(axes.xaxis, 1.5 * low, 1.5 * high, threshold)
     axes.set_yscale("log")
-    axes.set_ylim(0.6, 12 * largest)
+    axes.set_ylim(0.6, 20 * largest)
     axes.yaxis.set_minor_locator(NullLocator())
 
 
@@ -258,6 +270,21 @@ def _set_ticks(axis: Axis, low: float, high: float, threshold: float) -> None:
     axis.set_major_locator(FixedLocator([value for value in values if low <= value <= high]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def printed_activations(figure: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Numbers of the paper's figure 8 by role, for ``printed`` of `massive_activations`.
+
+    Args:
+        figure: as in ``paper_tables.yaml``, with the role in brackets behind each model's name.
+    """
+    return {
+        row["model"].rpartition("(")[2].rstrip(")"): {key: row[key] for key in _ENDS}
+        for row in figure["rows"]
+    }
+
+
+_ENDS = ("max", "min", "std")
 
 
 def _is_pruned(models: Mapping[str, Mapping[str, Any]]) -> bool:

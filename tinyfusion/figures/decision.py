@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from tinyfusion.errors import InputError
 from tinyfusion.figures.canvas import COLOURS, FAINT, INK, new_figure, save_figure, styled
@@ -55,7 +57,7 @@ def decision_trace(
     Args:
         trace: records with ascending steps, at least one. Each is drawn up to its own step, from
             that of the one before, the first from 0.
-        path: PNG file to write.
+        path: PNG file to write; a PDF and an SVG are written beside it.
         names: what the units are called; default: their numbers.
         borders: first units of further stacks, marked by a strong line.
         groups: first units of further groups of a scheme, marked by a thin one.
@@ -68,33 +70,19 @@ def decision_trace(
         InputError: no records, steps out of order, or probabilities that are not one per unit in
             0..1.
     """
-    inclusion_RL, kept_RL = _checked(trace)
-    depth = inclusion_RL.shape[1]
-    edges = np.array([0, *(record.step for record in trace)], dtype=float)
-    span = edges[-1]
-    rows = np.arange(depth + 1) - 0.5
-
-    figure, axes = new_figure(6.4, max(2.2, 0.9 + 0.135 * depth))
-    mesh = axes.pcolormesh(
-        edges, rows, inclusion_RL.T, cmap=_MAP, vmin=0, vmax=1, rasterized=True, linewidth=0
-    )
-    _draw_cut(axes, edges, kept_RL)
-    edge = edges[-1] + 0.035 * span
-    _draw_final(axes, edge, set(trace[-1].kept), depth)
+    probabilities = _checked(trace)
+    depth = len(trace[0].inclusion)
+    figure, axes = new_figure(6.4, max(3.0, 1.1 + 0.135 * depth))
+    mesh = _draw_trace(axes, trace, *probabilities, size=5 if depth <= 40 else 3.5)
     for starts, colour, width in ((groups, FAINT, 0.5), (borders, INK, 1.2)):
         for start in starts:
             axes.axhline(start - 0.5, color=colour, linewidth=width)
-
-    axes.set_xlim(0, 1.06 * span)
-    axes.set_ylim(depth - 0.5, -0.5)
     every = 1 if depth <= 14 or (names is not None and depth <= 80) else 2 if depth <= 40 else 4
     shown = list(range(0, depth, every))
     axes.set_yticks(shown, [str(n) if names is None else names[n] for n in shown])
     if names is not None:
         axes.tick_params("y", labelsize=6.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.spines["bottom"].set_bounds(0, span)
     axes.set_xlabel("training step")
     axes.set_ylabel("block" if names is None else "")
     if title:
@@ -103,95 +91,157 @@ def decision_trace(
     bar.outline.set_linewidth(0.5)
     bar.set_ticks([0, 0.5, 1])
     bar.set_label("probability to stay")
-    axes.legend(
-        handles=[
-            Line2D([], [], color=INK, linewidth=0.9, label="edge of what\nwould stay"),
-            *(Line2D([], [], label=label, **_mark(kept, depth)) for label, kept in _MARKS.items()),
-        ],
-        loc="lower left",
-        bbox_to_anchor=(1.01, -0.01),
-        frameon=False,
-        fontsize=7.5,
-        handlelength=1.2,
-    )
+    _add_legend(figure)
     return save_figure(figure, path)
 
 
 @styled
 def decision_panels(
-    traces: Mapping[str, Sequence[DecisionRecord]], path: Path | str, columns: int = 3
+    traces: Mapping[str, Sequence[DecisionRecord]],
+    path: Path | str,
+    columns: int = 3,
+    title: str | None = None,
 ) -> Path:
-    """Draw how several choices were learned side by side, as the paper's Figures 9 to 11.
+    """Draw how several choices came about side by side, as the paper's Figures 9 to 11.
 
     Args:
-        traces: records of each choice by what is written above its panel.
-        path: PNG file to write.
+        traces: records of each choice by what is written above its panel, filled row by row.
+        path: PNG file to write; a PDF and an SVG are written beside it.
         columns: panels in a row.
+        title: line above the figure.
 
     Returns:
         ``path``.
 
     Raises:
-        InputError: no traces, or what `decision_trace` refuses.
+        InputError: no traces, ``columns`` below 1, or what `decision_trace` refuses.
     """
-    if not traces:
-        raise InputError("decision panels: there is no trace to draw")
+    if not traces or columns < 1:
+        raise InputError(
+            f"decision panels: {len(traces)} traces in {columns} columns; valid: at least 1 of both"
+        )
+    probabilities = {name: _checked(trace) for name, trace in traces.items()}
     columns = min(columns, len(traces))
     rows = -(-len(traces) // columns)
     depth = max(len(trace[0].inclusion) for trace in traces.values())
-    size = (0.9 + 2.1 * columns, 0.5 + rows * (0.6 + 0.06 * depth))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(
+        figsize=(1.2 + 2.0 * columns, 0.9 + rows * max(1.3, 0.45 + 0.06 * depth)),
+        layout="constrained",
+    )
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(traces) :]:
         axes.set_visible(False)
-    for axes, (name, trace) in zip(grid.flat, traces.items(), strict=False):
-        inclusion_RL, kept_RL = _checked(trace)
-        edges = np.array([0, *(record.step for record in trace)], dtype=float)
-        places = np.arange(inclusion_RL.shape[1] + 1) - 0.5
-        mesh = axes.pcolormesh(
-            edges, places, inclusion_RL.T, cmap=_MAP, vmin=0, vmax=1, rasterized=True, linewidth=0
-        )
-        _draw_cut(axes, edges, kept_RL)
-        axes.set_ylim(inclusion_RL.shape[1] - 0.5, -0.5)
-        axes.set_title(name, loc="left", fontsize=9)
+    for index, (axes, (name, trace)) in enumerate(zip(grid.flat, traces.items(), strict=False)):
+        mesh = _draw_trace(axes, trace, *probabilities[name], size=2.8)
+        axes.set_title(name, loc="left", fontsize=9, color=INK)
         axes.tick_params(labelsize=7)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    for axes in grid[-1]:
-        axes.set_xlabel("training step")
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        if index + columns >= len(traces):
+            axes.set_xlabel("training step")
     for axes in grid[:, 0]:
         axes.set_ylabel("block")
-    bar = figure.colorbar(mesh, ax=grid, shrink=0.5, aspect=20, pad=0.02, anchor=(0, 1))
+    bar = figure.colorbar(mesh, ax=grid, shrink=min(1.0, 1.6 / rows), aspect=20, pad=0.02)
     bar.outline.set_linewidth(0.5)
-    bar.set_label("probability to stay; line: edge of what would stay", fontsize=8)
+    bar.set_ticks([0, 0.5, 1])
+    bar.set_label("probability to stay")
+    _add_legend(figure)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
     return save_figure(figure, path)
 
 
-def _draw_cut(axes: Axes, edges: np.ndarray, kept_RL: np.ndarray) -> None:
+def _draw_cut(axes: Axes, edges: np.ndarray, kept_RL: np.ndarray, width: float) -> None:
     """The line between what would stay and what would go."""
     above, below = kept_RL[:, :-1], kept_RL[:, 1:]
-    for record, unit in np.argwhere(above != below):
-        axes.hlines(unit + 0.5, edges[record], edges[record + 1], colors=INK, linewidth=0.9)
-    for record, unit in np.argwhere(kept_RL[1:] != kept_RL[:-1]):
-        axes.vlines(edges[record + 1], unit - 0.5, unit + 0.5, colors=INK, linewidth=0.9)
+    changes = np.diff(np.pad((above != below).T.astype(int), ((0, 0), (1, 1))), axis=1)
+    (unit, begin), (_, end) = np.nonzero(changes == 1), np.nonzero(changes == -1)
+    steps, units = [np.stack([edges[begin], edges[end]])], [np.stack([unit, unit]) + 0.5]
+    record, unit = np.nonzero(kept_RL[1:] != kept_RL[:-1])
+    steps.append(np.stack([edges[record + 1]] * 2))
+    units.append(np.stack([unit - 0.5, unit + 0.5]))
+    # One line with gaps: a thousand lines would make a vector file large.
+    xs, ys = (np.concatenate(values, axis=1) for values in (steps, units))
+    gaps = np.full((1, xs.shape[1]), np.nan)
+    axes.plot(
+        np.concatenate([xs, gaps]).T.ravel(),
+        np.concatenate([ys, gaps]).T.ravel(),
+        color=INK,
+        linewidth=width,
+        solid_capstyle="projecting",
+        zorder=2.5,
+    )
 
 
-def _draw_final(axes: Axes, edge: float, final: set[int], depth: int) -> None:
+def _add_legend(figure: Figure) -> None:
+    figure.legend(
+        handles=[
+            Line2D([], [], color=INK, linewidth=0.9, label="edge of what would stay"),
+            *(Line2D([], [], label=label, **_mark(kept, 5)) for label, kept in _MARKS.items()),
+        ],
+        loc="outside lower center",
+        ncols=3,
+    )
+
+
+def _draw_trace(
+    axes: Axes,
+    trace: Sequence[DecisionRecord],
+    inclusion_RL: np.ndarray,
+    kept_RL: np.ndarray,
+    size: float,
+) -> QuadMesh:
+    """One trace: probabilities, the line around what would stay, and marks of what does.
+
+    Args:
+        axes: empty ones, whose limits are set.
+        trace: the records.
+        inclusion_RL: their probabilities.
+        kept_RL: what would stay.
+        size: of the marks, in points.
+    """
+    edges = np.array([0, *(record.step for record in trace)], dtype=float)
+    depth, span = inclusion_RL.shape[1], edges[-1]
+    mesh = axes.pcolormesh(
+        edges,
+        np.arange(depth + 1) - 0.5,
+        inclusion_RL.T,
+        cmap=_MAP,
+        vmin=0,
+        vmax=1,
+        rasterized=True,
+        linewidth=0,
+    )
+    _draw_cut(axes, edges, kept_RL, width=0.9 if size > 3 else 0.6)
+    # In points from the end, so that marks stand beside narrow panels as well.
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    beside = axes.get_yaxis_transform() + ScaledTranslation(
+        1.2 * size / 72, 0, figure.dpi_scale_trans
+    )
+    final = set(trace[-1].kept)
     for units, kept in ((final, True), (set(range(depth)) - final, False)):
-        axes.plot([edge] * len(units), sorted(units), **_mark(kept, depth))
+        axes.plot(
+            [1] * len(units), sorted(units), transform=beside, clip_on=False, **_mark(kept, size)
+        )
+    axes.set_xlim(0, span)
+    axes.set_ylim(depth - 0.5, -0.5)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    return mesh
 
 
 _MARKS = {"kept": True, "removed": False}
 
 
-def _mark(kept: bool, depth: int) -> dict[str, Any]:
+def _mark(kept: bool, size: float) -> dict[str, Any]:
     """How a unit that is kept or removed in the end is marked."""
     return {
         "linestyle": "",
         "marker": "s",
         "color": COLOURS[1] if kept else "white",
-        "markersize": 5 if depth <= 40 else 3.5,
+        "markersize": size,
         "markeredgecolor": COLOURS[1],
-        "markeredgewidth": 0.7,
+        "markeredgewidth": 0.7 if size > 3 else 0.5,
     }
 
 

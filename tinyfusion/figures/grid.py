@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tinyfusion.errors import InputError
-from tinyfusion.figures.canvas import INK, save_figure, styled
+from tinyfusion.figures.canvas import FORMS, INK, PNG_ONLY, save_figure, styled
 
 Images = Tensor | NDArray[np.uint8]
 """uint8 0..255, shape (N, C, H, W), C = 1 or 3."""
@@ -37,6 +37,7 @@ def image_grid(
     column_labels: Sequence[str] | None = None,
     title: str | None = None,
     scale: int | None = None,
+    forms: Sequence[str] = PNG_ONLY,
 ) -> Path:
     """Write images as a grid, filled row by row, enlarged without smoothing.
 
@@ -48,6 +49,7 @@ def image_grid(
         column_labels: one per column, above.
         title: line above everything.
         scale: side of the square that a pixel becomes; default: tiles of about 72 pixels.
+        forms: of `FORMS`, those that are written.
 
     Returns:
         ``path``.
@@ -56,15 +58,11 @@ def image_grid(
         InputError: images of another type or shape, or labels of another number.
     """
     tiles_NHW3 = _tiles(images)
-    if columns < 1 or (scale is not None and scale < 1):
-        raise InputError(f"image grid: columns={columns} and scale={scale} must be at least 1")
+    mosaic, gap = _mosaic(tiles_NHW3, columns, scale)
     num_rows = -(-len(tiles_NHW3) // columns)
     _check_labels("row_labels", row_labels, num_rows)
     _check_labels("column_labels", column_labels, columns)
-    scale = scale or max(1, round(TILE_SIDE / tiles_NHW3.shape[2]))
-    gap = max(2, round(0.07 * scale * tiles_NHW3.shape[2]))
-    mosaic = _mosaic(tiles_NHW3, columns, scale, gap)
-    return _write(mosaic, num_rows, columns, gap, path, row_labels, column_labels, title)
+    return _write(mosaic, num_rows, columns, gap, path, row_labels, column_labels, title, forms)
 
 
 def comparison_grid(
@@ -73,6 +71,7 @@ def comparison_grid(
     column_labels: Sequence[str] | None = None,
     title: str | None = None,
     scale: int | None = None,
+    forms: Sequence[str] = PNG_ONLY,
 ) -> Path:
     """Write one row of images per model, one column per class.
 
@@ -83,6 +82,7 @@ def comparison_grid(
         column_labels: names of the K columns; default: 0..K-1.
         title: line above everything.
         scale: see `image_grid`.
+        forms: of `FORMS`, those that are written.
 
     Returns:
         ``path``.
@@ -96,7 +96,84 @@ def comparison_grid(
     count = next(iter(shapes.values()))[0]
     labels = list(map(str, range(count))) if column_labels is None else column_labels
     stacked = np.concatenate([np.asarray(images) for images in rows.values()])
-    return image_grid(stacked, count, path, list(rows), labels, title, scale)
+    return image_grid(stacked, count, path, list(rows), labels, title, scale, forms)
+
+
+def class_sheet(
+    images: Images,
+    labels: Sequence[int],
+    path: Path | str,
+    names: Mapping[int, str] | None = None,
+    title: str | None = None,
+    scale: int | None = None,
+) -> Path:
+    """Write samples of one model, one column per class (the paper's Figures 15 and 16).
+
+    Args:
+        images: uint8 0..255, shape (N, C, H, W), on the CPU.
+        labels: class of each image; columns are in the order of the classes, their images in the
+            given order, as many as the class with the fewest has.
+        path: PNG file to write; a PDF and an SVG are written beside it.
+        names: of the classes; default: their numbers.
+        title: line above everything, such as the name of the model and its depth.
+        scale: see `image_grid`.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        InputError: images of another type or shape, or labels of another number.
+    """
+    if len(labels) != len(images):
+        raise InputError(f"class sheet: {len(labels)} labels for {len(images)} images")
+    array, classes = np.asarray(images), np.asarray(labels)
+    found = np.unique(classes)
+    places = [np.flatnonzero(classes == number) for number in found]
+    rows = min(map(len, places), default=0)
+    written = [(names or {}).get(int(number), str(number)) for number in found]
+    chosen = array[np.stack([own[:rows] for own in places], axis=1).ravel()] if rows else array
+    return image_grid(chosen, max(len(found), 1), path, None, written, title, scale, FORMS)
+
+
+@styled
+def side_by_side(
+    models: Mapping[str, Images],
+    columns: int,
+    path: Path | str,
+    title: str | None = None,
+    scale: int | None = None,
+) -> Path:
+    """Write one grid of samples per model next to each other (the paper's Figure 7).
+
+    Args:
+        models: images of every model by its name, in order; each of the same shape
+            (N, C, H, W), uint8 0..255, on the CPU. Images of one noise stand in the same place.
+        columns: images in a row of one model's grid.
+        path: PNG file to write; a PDF and an SVG are written beside it.
+        title: line above everything.
+        scale: see `image_grid`.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        InputError: no model, or images of different shapes.
+    """
+    shapes = {name: tuple(images.shape) for name, images in models.items()}
+    if len(set(shapes.values())) != 1:
+        said = shapes or "no model"
+        raise InputError(f"side by side: images of all models must be of one shape, got {said}")
+    mosaics = [_mosaic(_tiles(images), columns, scale) for images in models.values()]
+    apart = 4 * mosaics[0][1]
+    height = mosaics[0][0].shape[0]
+    # A grid is at least as wide as the name above it.
+    least = _extent(list(models), fontsize=8.5, parse_math=False)[0]
+    width = max(mosaics[0][0].shape[1], least)
+    page = np.full((height, len(mosaics) * (width + apart) - apart, 3), 255, np.uint8)
+    for index, (mosaic, _) in enumerate(mosaics):
+        left = index * (width + apart) + (width - mosaic.shape[1]) // 2
+        page[:, left : left + mosaic.shape[1]] = mosaic
+    return _write(page, 1, len(mosaics), apart, path, None, list(models), title, FORMS)
 
 
 def _tiles(images: Images) -> NDArray[np.uint8]:
@@ -115,8 +192,14 @@ def _check_labels(name: str, labels: Sequence[str] | None, count: int) -> None:
         raise InputError(f"image grid: {len(labels)} {name} for {count}: {list(labels)}")
 
 
-def _mosaic(tiles_NHW3: NDArray[np.uint8], columns: int, scale: int, gap: int) -> NDArray[np.uint8]:
-    """White canvas with the enlarged tiles on it, rows from the top, shape (Y, X, 3)."""
+def _mosaic(
+    tiles_NHW3: NDArray[np.uint8], columns: int, scale: int | None
+) -> tuple[NDArray[np.uint8], int]:
+    """White canvas with the enlarged tiles on it, shape (Y, X, 3), and pixels between tiles."""
+    if columns < 1 or (scale is not None and scale < 1):
+        raise InputError(f"image grid: columns={columns} and scale={scale} must be at least 1")
+    scale = scale or max(1, round(TILE_SIDE / tiles_NHW3.shape[2]))
+    gap = max(2, round(0.07 * scale * tiles_NHW3.shape[2]))
     large = tiles_NHW3.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, _ = large.shape
     num_rows = -(-count // columns)
@@ -126,7 +209,7 @@ def _mosaic(tiles_NHW3: NDArray[np.uint8], columns: int, scale: int, gap: int) -
     for index, tile in enumerate(large):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = tile
-    return canvas
+    return canvas, gap
 
 
 def _write(
@@ -138,6 +221,7 @@ def _write(
     row_labels: Sequence[str] | None,
     column_labels: Sequence[str] | None,
     title: str | None,
+    forms: Sequence[str],
 ) -> Path:
     """Put the labels around the mosaic; its pixels are copied, never resampled."""
     height, width, _ = mosaic.shape
@@ -172,7 +256,7 @@ def _write(
         write(x, top - LABEL_GAP, text, ha="center", va="bottom", **style)
     if title:
         write(left, MARGIN, title, ha="left", va="top", **title_style)
-    return save_figure(figure, path, DOTS_PER_INCH)
+    return save_figure(figure, path, DOTS_PER_INCH, forms)
 
 
 def _extent(texts: Sequence[str] | None, **style: Any) -> tuple[int, int]:

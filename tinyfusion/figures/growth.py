@@ -42,7 +42,7 @@ def growth(panels: Panels, path: Path | str, title: str | None = None) -> Path:
 
     Args:
         panels: the curves; both axes of every panel are logarithmic.
-        path: PNG file to write.
+        path: PNG file to write; a PDF and an SVG are written beside it.
         title: line above the figure.
 
     Returns:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import cycle
 from math import exp
 from pathlib import Path
 
@@ -11,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from tinyfusion.errors import InputError
-from tinyfusion.figures.canvas import COLOURS, INK, save_figure, styled
-
-MARKERS = "osD^v<>"
+from tinyfusion.figures.canvas import INK, save_figure, styled
+from tinyfusion.figures.looks import looks
 
 MOST = 4.0
 """Larger ratios are drawn here, with their number: what matters is what lies around 1."""
@@ -29,7 +27,7 @@ def ratio_panels(panels: Mapping[str, Ratios], path: Path | str, base: str) -> P
 
     Args:
         panels: ratios by title; all with the same methods and places, of which some may lack.
-        path: PNG file to write.
+        path: PNG file to write; a PDF and an SVG are written beside it.
         base: the method that the others are compared with, whose ratio is 1.
 
     Returns:
@@ -42,18 +40,18 @@ def ratio_panels(panels: Mapping[str, Ratios], path: Path | str, base: str) -> P
         dict.fromkeys(p for rows in panels.values() for row in rows.values() for p in row)
     )
     methods = list(dict.fromkeys(m for rows in panels.values() for m, row in rows.items() if row))
+    chosen = looks(methods)
     if not places:
         raise InputError("ratios: there is nothing to draw")
     figure = Figure(figsize=(1.2 + 0.85 * len(places), 2.3 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, rows) in zip(grid, panels.items(), strict=True):
         axes.axhline(1.0, color=INK, linewidth=1.0)
-        for number, (method, marker) in enumerate(zip(methods, cycle(MARKERS), strict=False)):
+        for number, (method, (colour, marker)) in enumerate(chosen.items()):
             row = rows.get(method, {})
             beside = 0.7 * ((number + 0.5) / len(methods) - 0.5)
             for place, (middle, spread) in row.items():
                 x, ends = places.index(place) + beside, (exp(middle - spread), exp(middle + spread))
-                colour = COLOURS[(number + 1) % len(COLOURS)]
                 if exp(middle) > MOST:
                     axes.plot(x, MOST, marker, color=colour, markersize=4, linestyle="")
                     axes.annotate(
@@ -75,10 +73,8 @@ def ratio_panels(panels: Mapping[str, Ratios], path: Path | str, base: str) -> P
     grid[-1].set_xticks(range(len(places)), places)
     grid[-1].set_xlim(-0.5, len(places) - 0.5)
     handles = [
-        grid[0].plot(
-            [], [], marker, color=COLOURS[(n + 1) % len(COLOURS)], markersize=4, label=method
-        )[0]
-        for n, (method, marker) in enumerate(zip(methods, cycle(MARKERS), strict=False))
+        grid[0].plot([], [], marker, color=colour, markersize=4, linestyle="", label=method)[0]
+        for method, (colour, marker) in chosen.items()
     ]
     line = grid[0].plot([], [], color=INK, linewidth=1.0, label=base)[0]
     figure.legend(handles=[line, *handles], loc="outside right upper")

@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from tinyfusion.errors import InputError
-from tinyfusion.figures.canvas import COLOURS, FAINT, INK, new_figure, save_figure, styled
+from tinyfusion.figures.canvas import FAINT, GREY, HIGHER, INK, new_figure, save_figure, styled
+from tinyfusion.figures.looks import looks
 
 _TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 @styled
 def speed_by_ratio(
-    series: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str, title: str | None = None
+    series: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: Path | str,
+    title: str | None = None,
+    printed: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
     """Draw one curve per way of pruning, and the line on which speed grows as parameters go.
 
@@ -26,8 +31,9 @@ def speed_by_ratio(
             parameters removed in [0, 1), ``speed_up`` over the unpruned model, and, if known,
             ``label``, which is written beside it, and ``speed_up_q1`` and ``speed_up_q3``,
             between which a bar is drawn.
-        path: PNG file to write.
+        path: PNG file to write; a PDF and an SVG are written beside it.
         title: line above the figure.
+        printed: points of a publication, drawn faintly beside, such as `printed_speed` gives.
 
     Returns:
         ``path``.
@@ -37,7 +43,8 @@ def speed_by_ratio(
     """
     if not any(series.values()):
         raise InputError("speed by ratio: there is no point to draw")
-    for name, points in series.items():
+    printed = printed or {}
+    for name, points in (*series.items(), *printed.items()):
         for point in points:
             if not 0 <= point["ratio"] < 1 or point["speed_up"] <= 0:
                 raise InputError(
@@ -45,7 +52,8 @@ def speed_by_ratio(
                     f"speed_up={point['speed_up']}; valid: 0 <= ratio < 1, speed_up > 0"
                 )
     figure, axes = new_figure(5.2, 3.6)
-    largest = max(point["ratio"] for points in series.values() for point in points)
+    every = [point for points in (*series.values(), *printed.values()) for point in points]
+    largest = max(point["ratio"] for point in every)
     ratios = np.linspace(0.0, largest, 200)
     axes.plot(
         ratios,
@@ -55,23 +63,41 @@ def speed_by_ratio(
         linewidth=1.2,
         label="linear: 1 / (1 - share removed)",
     )
-    for index, (name, points) in enumerate(series.items()):
+    chosen = looks([name for name, points in series.items() if points])
+    barred = False
+    for name, points in printed.items():
+        (own,) = looks([name]).values()
+        axes.plot(
+            [point["ratio"] for point in points],
+            [point["speed_up"] for point in points],
+            color=own.colour,
+            marker=own.marker,
+            markersize=6,
+            markerfacecolor="none",
+            markeredgewidth=0.8,
+            linestyle="",
+            alpha=0.45,
+            label=name,
+        )
+    for index, (name, look) in enumerate(chosen.items()):
+        points = series[name]
         ordered = sorted(points, key=lambda point: point["ratio"])
         axes.plot(
             [point["ratio"] for point in ordered],
             [point["speed_up"] for point in ordered],
-            color=COLOURS[index % len(COLOURS)],
-            marker="os^D"[index % 4],
+            color=look.colour,
+            marker=look.marker,
             markersize=4,
             linewidth=1.2,
             label=name,
         )
         spreads = [point for point in ordered if "speed_up_q1" in point]
+        barred = barred or bool(spreads)
         axes.vlines(
             [point["ratio"] for point in spreads],
             [point["speed_up_q1"] for point in spreads],
             [point["speed_up_q3"] for point in spreads],
-            color=COLOURS[index % len(COLOURS)],
+            color=look.colour,
             # Broad and pale, so that labels in front of it can be read.
             linewidth=3.0,
             alpha=0.25,
@@ -86,7 +112,7 @@ def speed_by_ratio(
                     textcoords="offset points",
                     ha="right" if index == 0 else "left",
                     fontsize=6.5,
-                    color=COLOURS[index % len(COLOURS)],
+                    color=look.colour,
                 )
     # Equal factors are equal distances, so that small and large speed-ups can both be read.
     axes.set_yscale("log")
@@ -96,9 +122,32 @@ def speed_by_ratio(
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("parameters removed")
-    axes.set_ylabel("measured speed-up")
+    axes.set_ylabel(f"measured speed-up, {HIGHER}")
     axes.grid(axis="y", linewidth=0.3, alpha=0.5)
-    axes.legend(loc="upper left")
+    handles, _ = axes.get_legend_handles_labels()
+    if barred:
+        what = "bar: first to third quartile of the rounds"
+        handles.append(Line2D([], [], color=GREY, linewidth=3.0, alpha=0.4, label=what))
+    axes.legend(handles=handles, loc="upper left")
     if title:
         axes.set_title(title, loc="left", color=INK)
     return save_figure(figure, path)
+
+
+def printed_speed(figure: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """Points of the paper's figure 4, for ``printed`` of `speed_by_ratio`.
+
+    Args:
+        figure: as in ``paper_tables.yaml``. The shares removed by width pruning are not printed:
+            their points stand at what that file guesses, and their name says so.
+    """
+    found = {}
+    for series in figure["series"]:
+        guessed, points = False, []
+        for point in series["points"]:
+            percent = point["compression_ratio_percent"]
+            guessed = guessed or percent is None
+            percent = point["guess_percent"] if percent is None else percent
+            points.append({"ratio": percent / 100, "speed_up": point["speed_up"]})
+        found[f"{series['name']}, paper{' (shares guessed)' if guessed else ''}"] = points
+    return found
