@@ -10,8 +10,8 @@ import yaml
 from tinyfusion.errors import InputError
 from tinyfusion.report.paper import paper_table
 from tinyfusion.settings.compose import locate
+from tinyfusion.settings.composed import composed
 from tinyfusion.studies.definition import content_of, names, read_study
-from tinyfusion.studies.identity import composed
 from tinyfusion.studies.works import CHOICE, Cell, Work, cells_of, typed
 
 GIVEN = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tinyfusion.decision import Decision
-from tinyfusion.studies.identity import composed, decision_digest, identity
+from tinyfusion.settings.composed import composed
+from tinyfusion.studies.identity import decision_digest, identity
 from tinyfusion.version import changed_modules, digest_of_versions, imported_modules
 
 RUN = ("experiment=digits_study", "decision=/choice/decision.json", "recovery=kd")

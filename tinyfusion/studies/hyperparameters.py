@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.report.paper import paper_table
-from tinyfusion.studies.identity import composed
+from tinyfusion.settings.composed import composed
 from tinyfusion.studies.outcome import Outcome
 from tinyfusion.studies.works import typed
 
@@ -41,11 +40,11 @@ def report(outcome: Outcome, folder: Path) -> str:
     for row in study.rows:
         assert row.plan is not None
         printed = table.row(row.paper)
-        cfg = composed(row.plan.command, typed(row.plan.overrides))
+        config = composed(row.plan.command, typed(row.plan.overrides))
         made: dict[str, Any] = dict(row.labels)
         for name in KEYS:
-            made[name] = _differing(value_of(cfg, name), printed[name])
-        made["pruning_config"] = _differing(pruning_of(cfg), printed["pruning_config"])
+            made[name] = _differing(value_of(config, name), printed[name])
+        made["pruning_config"] = _differing(pruning_of(config), printed["pruning_config"])
         rows.append(made)
     columns = {key: Column(key.replace("_", " ")) for key in rows[0]}
     text = "\n".join(
@@ -61,16 +60,20 @@ def report(outcome: Outcome, folder: Path) -> str:
     return text
 
 
-def value_of(cfg: DictConfig, name: str) -> Any:
+def value_of(config: Mapping[str, Any], name: str) -> Any:
     """What a configuration has in a column of the table; a class by its own name."""
-    value = OmegaConf.select(cfg, KEYS[name])
+    value: Any = config
+    for key in KEYS[name].split("."):
+        value = value[key]
     return value.rpartition(".")[2] if isinstance(value, str) else value
 
 
-def pruning_of(cfg: DictConfig) -> str:
+def pruning_of(config: Mapping[str, Any]) -> str:
     """Weight update and scheme, as the table names them."""
-    update = {"Lora": "LoRA"}.get(kind := str(cfg.pruner.delta._target_).rpartition(".")[2], kind)
-    scheme = cfg.scheme
+    update = {"Lora": "LoRA"}.get(
+        kind := str(config["pruner"]["delta"]["_target_"]).rpartition(".")[2], kind
+    )
+    scheme = config["scheme"]
     return f"{update}-{scheme if isinstance(scheme, str) else 'mixed groups'}"
 
 

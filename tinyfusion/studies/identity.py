@@ -12,22 +12,17 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from tinyfusion.checkpoints.locate import resolve
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.files import known_sha256
-from tinyfusion.notices import captured
-from tinyfusion.settings.check import check
 from tinyfusion.settings.commands import COMMANDS
 from tinyfusion.settings.compose import locate, parameters_of
-from tinyfusion.settings.messages import explain
-from tinyfusion.settings.overview import conf_folder
 
 NOT_OF_RESULTS = (
     "output_root", "name", "resume", "logger", "dry_run", "dry_run_probe", "optimized_metric",
@@ -56,46 +51,16 @@ LENGTH = 16
 """Hex digits of an identity."""
 
 
-def composed(command: str, overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
-    """The checked configuration of a command line, as `tinyfusion COMMAND` would have it.
-
-    Args:
-        command: the command.
-        overrides: in Hydra's grammar.
-        folders: further configuration folders (``--config-dir``).
-
-    Raises:
-        InputError: a wrong key or value.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from tinyfusion.settings.brought import with_brought_along
-
-    searched = [f"hydra.searchpath=[{','.join(map(str, folders))}]"] if folders else []
-    GlobalHydra.instance().clear()
-    with captured(), initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        try:
-            cfg = compose(command, overrides=[*searched, *overrides])
-            cfg = with_brought_along(cfg, list(overrides), list(folders))
-            return check(cfg, list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(explain(error, command, list(folders))) from None
-
-
-def identity(command: str, cfg: DictConfig, read: Mapping[str, str], seed: int) -> str:
+def identity(command: str, config: Mapping[str, Any], read: Mapping[str, str], seed: int) -> str:
     """Hash of what a work does.
 
     Args:
         command: the command.
-        cfg: its checked configuration.
+        config: its checked configuration (`settings.composed.composed`).
         read: digests of what it reads, by the text that stands for each in the configuration.
         seed: its seed, whatever the configuration says.
     """
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    config["seed"] = seed
+    config = deepcopy(dict(config)) | {"seed": seed}
     for path in NOT_OF_RESULTS + NOT_USED.get(command, ()):
         _drop(config, path)
     if config.get("decision") is not None:

@@ -9,7 +9,7 @@ from tinyfusion.errors import InputError
 from tinyfusion.figures.curves import curves
 from tinyfusion.figures.decision import DecisionRecord, decision_panels
 from tinyfusion.figures.density import loss_density
-from tinyfusion.figures.speed import speed_by_ratio
+from tinyfusion.figures.speed import printed_speed, speed_by_ratio
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_bytes, write_text
 from tinyfusion.report.paper import paper_figure
@@ -27,7 +27,8 @@ def figure_4(outcome: Outcome, folder: Path) -> str:
     for record in _complete(outcome):
         speed = record.results["speed"]
         named = {SERIES.get(name, name): points for name, points in speed["series"].items()}
-        speed_by_ratio(named, folder / f"{outcome.study.name}.png")
+        beside = printed_speed(paper_figure(4))
+        speed_by_ratio(named, folder / f"{outcome.study.name}.png", printed=beside)
         settings = ", ".join(f"{key} {value}" for key, value in speed["settings"].items())
         parts.append(f"Measured with {settings}.\n")
         for series in printed:

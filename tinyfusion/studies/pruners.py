@@ -55,7 +55,7 @@ def report(outcome: Outcome, folder: Path) -> str:
         {f"recovery={recovery}": points(students, recovery) for recovery in recoveries},
         folder / f"{name}.png",
         "loss right after the cut",
-        "FID after recovery",
+        "FID after recovery ↓",
     )
     return text
 

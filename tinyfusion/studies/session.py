@@ -102,7 +102,8 @@ class StudySession:
                 known = self.state.find(work).identity
                 identities += [known] if known is not None else []
         name = f"{self.study.name}.{self.study.scale}.jsonl"
-        self.state.records.write(folder / RECORDS / name, identities)
+        if identities:
+            self.state.records.write(folder / RECORDS / name, identities)
         return text
 
     def forecast(self) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from omegaconf import DictConfig
+from typing import Any
 
 from tinyfusion.decision import DECISION_FILE, Decision
 from tinyfusion.errors import InputError
 from tinyfusion.runtime.folder import CONFIG_FILE
-from tinyfusion.studies.identity import composed, decision_digest, identity
+from tinyfusion.settings.composed import composed
+from tinyfusion.studies.identity import decision_digest, identity
 from tinyfusion.studies.records import Record, Records, is_finished, record_of
 from tinyfusion.studies.works import CHOICE, Work, typed
 
@@ -49,7 +49,7 @@ class StudyState:
 
     def __init__(self, root: Path, records: Records, folders: Sequence[Path] = ()) -> None:
         self.root, self.records, self.folders = root, records, folders
-        self._configs: dict[tuple[str, ...], DictConfig] = {}
+        self._configs: dict[tuple[str, ...], dict[str, Any]] = {}
         self._found: dict[Work, Found] = {}
 
     def look_again(self) -> None:
@@ -83,7 +83,7 @@ class StudyState:
         record_there = self.records.get(known)
         return Found(known, folder, record_there, (folder / CONFIG_FILE).is_file())
 
-    def _config(self, work: Work) -> DictConfig:
+    def _config(self, work: Work) -> dict[str, Any]:
         """The configuration of a work, with names for the folders of those it needs.
 
         Works that differ in their seed alone have the same, and so have those that apply different
