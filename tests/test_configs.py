@@ -22,7 +22,14 @@ from tinyfusion.training.settings import TrainerSettings
 REQUIRED = {
     **{
         ("experiment", f"imagenet/{name}"): ["data.root=store"]
-        for name in ("iterative", "tinydit_d7", "tinydit_d14", "tinydit_d19", "tinysit_d14")
+        for name in (
+            "dit_xl_2",
+            "iterative",
+            "tinydit_d7",
+            "tinydit_d14",
+            "tinydit_d19",
+            "tinysit_d14",
+        )
     },
     ("experiment", "imagenet/tinymar_d16"): ["data.root=store", "autoencoder.path=vae"],
     ("pruner", "indices"): ["pruner.kept=[0,1]"],
