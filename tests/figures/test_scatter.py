@@ -38,6 +38,24 @@ PRUNERS = {
     "diff_pruning, 75 %": (0.8659, 17.825, 1.333),
     "last": (0.9055, 19.097, 0.256),
 }
+MASKED = {
+    "sensitivity": (0.3291, 0.866, 0.031),
+    "laptop_diff": (0.3291, 0.866, 0.031),
+    "shortgpt": (0.3490, 0.877, 0.027),
+    "first": (0.3401, 0.887, 0.022),
+    "flux_lite": (0.2724, 0.898, 0.034),
+    "learned 7:14": (0.2613, 1.027, 0.032),
+    "learned 2:4": (0.2822, 1.126, 0.098),
+    "sensitivity, greedy": (0.2060, 1.135, 0.056),
+    "random, least loss": (0.2035, 1.176, 0.022),
+    "uniform": (0.4321, 1.369, 0.033),
+    "random, median loss": (0.5572, 1.427, 0.013),
+    "learned 1:2": (0.2911, 1.350, 0.061),
+    "oracle": (0.4272, 1.495, 0.015),
+    "random": (0.8134, 1.955, 0.328),
+    "random, most loss": (2.8415, 3.228, 0.085),
+    "last": (0.9055, 14.182, 0.411),
+}
 
 
 def hex_rgb(colour: str) -> tuple[int, ...]:
@@ -111,15 +129,20 @@ def test_labels_cover_neither_each_other_nor_points(texts, tmp_path):
         assert math.dist(place, nearest) < 60
 
 
-@pytest.mark.parametrize("panels", [1, 2])
+@pytest.mark.parametrize("panels", [(PRUNERS,), (PRUNERS, MASKED)])
 def test_no_line_of_the_study_of_pruners_crosses_a_label(placed, texts, tmp_path, panels):
-    points = [Point(name, *values) for name, values in PRUNERS.items()]
-    scatter({str(n): points for n in range(panels)}, tmp_path / "s.png", "loss", "FID")
-    for (labels, marks, frame), (_, boxes) in zip(placed, texts, strict=True):
+    points = {
+        str(number): [Point(name, *values) for name, values in panel.items()]
+        for number, panel in enumerate(panels)
+    }
+    scatter(points, tmp_path / "s.png", "loss", "FID")
+    for panel, (labels, marks, frame), (_, boxes) in zip(panels, placed, texts, strict=True):
         assert crossings(labels) == 0
-        assert len(boxes) == 18, "two pruners chose the same blocks"
-        shared = labels_module._overlap(labels.boxes_N4, labels.boxes_N4)
-        assert np.triu(shared, 1).sum() == 0
+        assert len(boxes) == len(panel) - 1, "two pruners chose the same blocks"
+        # Words beside each other do not run together either.
+        apart = labels.boxes_N4 + np.array([-4, 0, 4, 0])
+        shared = labels_module._overlap(labels.boxes_N4, apart)
+        assert shared[~np.eye(len(shared), dtype=bool)].sum() == 0
         dots = np.concatenate([marks - 3, marks + 3], axis=1)
         assert labels_module._overlap(labels.boxes_N4, dots).sum() == 0
         cut = labels_module._cuts(labels.leaders_N4, dots) & labels.far_N[:, None]

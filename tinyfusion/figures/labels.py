@@ -23,6 +23,9 @@ TURNS = 16
 LEADER = 13.0
 """Labels further away than this have a line to their point."""
 
+BESIDE = 5.0
+"""Pixels left free between labels in one row."""
+
 COVERS, CROSSES, NEAR, FAR = 20.0, 4000.0, 60.0, 1.5
 """Costs of a pixel covered, of a crossing, of a pixel by which a label without a line is nearer to
 another point than to its own, and of a pixel of distance."""
@@ -145,14 +148,14 @@ def _between(
         + (_cuts(lines_K4, boxes_C4).T & far_K[None])
         + (_meet(leaders_C4, lines_K4) & far_C[:, None] & far_K[None])
     )
-    return COVERS * _overlap(boxes_C4, others_K4).sum(1) + CROSSES * cuts_CK.sum(1)
+    return COVERS * _crowding(boxes_C4, others_K4).sum(1) + CROSSES * cuts_CK.sum(1)
 
 
 def _total(
     chosen: NDArray[np.int64], fixed_NC: Array, boxes_NC4: Array, leaders_NC4: Array, far_NC: Flags
 ) -> float:
     at = np.arange(len(chosen)), chosen
-    covered = np.triu(_overlap(boxes_NC4[at], boxes_NC4[at]), 1).sum()
+    covered = np.triu(_crowding(boxes_NC4[at], boxes_NC4[at]), 1).sum()
     crossed = crossings(Labels(boxes_NC4[at], leaders_NC4[at], far_NC[at]))
     return float(fixed_NC[at].sum() + COVERS * covered + CROSSES * crossed)
 
@@ -162,6 +165,11 @@ def _overlap(boxes_A4: Array, boxes_B4: Array) -> Array:
     low = np.maximum(boxes_A4[:, None, :2], boxes_B4[None, :, :2])
     high = np.minimum(boxes_A4[:, None, 2:], boxes_B4[None, :, 2:])
     return np.clip(high - low, 0, None).prod(-1)
+
+
+def _crowding(boxes_A4: Array, boxes_B4: Array) -> Array:
+    """Areas that labels share when one has room at its sides: words must not run together."""
+    return _overlap(boxes_A4, boxes_B4 + np.array([-BESIDE, 0, BESIDE, 0]))
 
 
 def _nearer_to_others(boxes_C4: Array, points_N2: Array, own: int, radius: float) -> Array:
