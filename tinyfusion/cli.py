@@ -89,8 +89,8 @@ def _reported(arguments: list[str]) -> int:
         return 2
     except Interrupted as stop:
         if is_first_rank():
-            again = "nothing was begun"
-            if stop.resume is not None:
+            again = stop.again or "nothing was begun"
+            if stop.again is None and stop.resume is not None:
                 again = f"continue with: tinyfusion {arguments[0]} "
                 again += shlex.quote(f"resume={stop.resume}")
             print(f"tinyfusion: {stop}; {again}", file=sys.stderr)

@@ -37,12 +37,14 @@ class Interrupted(BaseException):
 
     Attributes:
         resume: folder by which the work is resumed; ``None`` if nothing was begun.
+        again: how the work goes on where that is otherwise.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
         self.resume: Path | None = None
+        self.again: str | None = None
 
     @property
     def status(self) -> int:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tinyfusion.cli import main
+from tinyfusion.interrupts import Interrupted
 from tinyfusion.studies import session
 
 TINY = [
@@ -139,6 +140,54 @@ def test_a_killed_run_is_resumed(place: Path, capsys) -> None:
     assert study("seeds=0") == 0
     assert (run / "metrics.json").is_file() and (run / "finished.json").is_file()
     assert (run / "recovered/model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_publishing_one_seed_keeps_the_records_of_others(place: Path) -> None:
+    file = place / "published/records/mine.digits.jsonl"
+
+    def recorded() -> set[str]:
+        lines = map(json.loads, file.read_text().splitlines())
+        return {line["identity"] for line in lines if "identity" in line}
+
+    assert study("seeds=0", "--publish", "published") == 0
+    first = recorded()
+    shutil.rmtree("outputs")
+    assert study("seeds=1", "--publish", "published") == 0
+    assert first < recorded()
+
+
+def test_a_row_and_a_work_may_have_one_name(place: Path) -> None:
+    row = {
+        "is": {"method": "twice"},
+        "set": ["checkpoint={twice}/pruned", "pruner=first", "keep=2"],
+    }
+    works = {"twice": {"command": "prune", "set": ["pruner=first", "keep=3"]}}
+    content = STUDY | {"works": works, "rows": [row]}
+    Path("conf/study/mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    assert study("seeds=0") == 0
+    names = [folder.name.partition("_")[2] for folder in runs()]
+    assert sorted(names) == [
+        "digits_twice_seed0",
+        "digits_twice_seed0",
+        "digits_twice_seed0_choice",
+    ]
+
+
+def test_overrides_of_all_runs_stand_in_the_report(place: Path, capsys) -> None:
+    assert study("seeds=0", "--report", "training.recovery.steps=3", "trainer.progress=false") == 0
+    assert "Every run with `training.recovery.steps=3`." in capsys.readouterr().out
+
+
+def test_an_interrupted_study_says_how_it_goes_on(place: Path, capsys, monkeypatch) -> None:
+    def stopped(*_: object) -> int:
+        stop = Interrupted(15)
+        stop.resume = place / "outputs/study/runs/one"
+        raise stop
+
+    monkeypatch.setattr("tinyfusion.studies.carry_out.multirun", stopped)
+    assert study("seeds=0") == 128 + 15
+    said = capsys.readouterr().err
+    assert "interrupted by SIGTERM; the same command resumes it" in said and "resume=" not in said
 
 
 @pytest.mark.parametrize(

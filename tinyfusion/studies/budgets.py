@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinyfusion.errors import InputError
 from tinyfusion.files import write_json, write_text
 from tinyfusion.studies.outcome import Outcome, footnotes
 from tinyfusion.studies.ranking import (
@@ -32,8 +31,6 @@ def report(outcome: Outcome, folder: Path) -> str:
     """
     name = outcome.study.name
     scores = scores_of(outcome)
-    if not scores:
-        raise InputError(f"study {name} has no complete run yet")
     cells = list(dict.fromkeys(row.labels["cell"] for row in outcome.study.rows))
     methods = list(dict.fromkeys(row.labels["method"] for row in outcome.study.rows))
     parts = [f"# {outcome.study.title}\n", f"{outcome.study.note}\n"]
@@ -60,19 +57,18 @@ def report(outcome: Outcome, folder: Path) -> str:
 def scores_of(outcome: Outcome) -> Scores:
     """Figures of recovered models by cell, method and seed."""
     scores: Scores = {}
-    for cell, record in zip(outcome.cells, outcome.records, strict=True):
-        if record is not None:
-            found = record.figures(cell.row.model)
-            labels = cell.row.labels
-            scores[labels["cell"], labels["method"], cell.seed] = {k: found[k] for k in FIGURES}
+    for cell, record in outcome.complete():
+        found = record.figures(cell.row.model)
+        labels = cell.row.labels
+        scores[labels["cell"], labels["method"], cell.seed] = {k: found[k] for k in FIGURES}
     return scores
 
 
 def choices(outcome: Outcome) -> list[str]:
     """One line for every row and set of blocks."""
     seeds: dict[tuple[str, str], list[int]] = {}
-    for cell, record in zip(outcome.cells, outcome.records, strict=True):
-        if record is not None and record.decision.get("kept"):
+    for cell, record in outcome.complete():
+        if record.decision.get("kept"):
             kept = " ".join(map(str, record.decision["kept"]))
             if record.decision.get("removed"):
                 kept += f", without {' '.join(record.decision['removed'])}"

@@ -9,9 +9,7 @@ from tinyfusion.studies.state import RUNS, StudyState
 from tinyfusion.studies.works import Work, typed
 
 
-def carry_out(
-    state: StudyState, works: Iterable[Work], launcher: Sequence[str] = ()
-) -> dict[str, Work]:
+def carry_out(state: StudyState, works: Iterable[Work], launcher: Sequence[str] = ()) -> list[Work]:
     """Do all that is still to be done for some works.
 
     A work that fails does not keep others from being done, but those that need it.
@@ -22,7 +20,7 @@ def carry_out(
         launcher: overrides of Hydra's own part, such as ``hydra/launcher=joblib``.
 
     Returns:
-        The works that failed, or wait for one that did, by name.
+        The works that failed, or wait for one that did.
 
     Raises:
         InputError: a wrong configuration; nothing is run then.
@@ -31,22 +29,22 @@ def carry_out(
     works = list(works)
     for work in works:
         state.find(work)  # refuses wrong configurations before anything is run
-    tried: set[str] = set()
+    tried: set[Work] = set()
     while True:
         state.look_again()
         pending = state.pending(works)
         ready = [
             work
             for work in pending
-            if not state.find(work).waits and not state.lacks_files(work) and work.name not in tried
+            if not state.find(work).waits and not state.lacks_files(work) and work not in tried
         ]
         if not ready:
-            return {work.name: work for work in pending}
+            return pending
         # Decisions first: what they are for may be the same work for several of them.
         level = min(work.level for work in ready)
         command = next(work.command for work in ready if work.level == level)
         batch = [work for work in ready if (work.level, work.command) == (level, command)]
-        tried |= {work.name for work in batch}
+        tried |= set(batch)
         jobs = []
         for work in batch:
             folder = state.find(work).folder

@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tinyfusion.data.datamodule import Batch
-from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.pruners.contract import calibration_images
@@ -65,8 +64,6 @@ def report(outcome: Outcome, folder: Path) -> str:
     """
     study = outcome.study
     rows = rows_of(outcome)
-    if not rows:
-        raise InputError(f"study {study.name} has no complete run yet")
     parts = [f"# {study.title}\n", f"{study.note}\n"]
     for cell in dict.fromkeys(row["cell"] for row in rows):
         parts += [f"## {cell}\n", markdown_table(*_table([r for r in rows if r["cell"] == cell]))]
@@ -84,9 +81,7 @@ def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
         keep; what lacks its dense decision has neither ``times`` nor ``others``.
     """
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
-    for cell, record in zip(outcome.cells, outcome.records, strict=True):
-        if record is None:
-            continue
+    for cell, record in outcome.complete():
         where, way = cell.row.labels["cell"], cell.row.labels["way"]
         found[where, way, cell.seed] = {
             "cell": where,

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.report.paper import PaperTable, paper_table
@@ -51,6 +52,18 @@ class Outcome:
     known: Records
     folders: Mapping[Work, Path] = field(default_factory=dict)
 
+    def complete(self) -> list[tuple[Cell, Record]]:
+        """The cells that have been run, with their records.
+
+        Raises:
+            InputError: none has.
+        """
+        pairs = zip(self.cells, self.records, strict=True)
+        found = [(cell, record) for cell, record in pairs if record is not None]
+        if not found:
+            raise InputError(f"study {self.study.name} has no complete run yet")
+        return found
+
     def of(self, row: Row) -> list[tuple[Cell, Record | None]]:
         """Cells of a row, with their records."""
         pairs = zip(self.cells, self.records, strict=True)
@@ -61,7 +74,7 @@ class Outcome:
         found = []
         for cell, record in self.of(row):
             if record is not None:
-                figures = figures_of(self.known, cell, record)
+                figures = figures_of(cell, record)
                 if figures.get(figure) is not None:
                     found.append(figures[figure])
         return found
@@ -72,7 +85,7 @@ class Outcome:
         return sorted({name for names in found for name in names})
 
 
-def figures_of(known: Records, cell: Cell, record: Record) -> dict[str, float]:
+def figures_of(cell: Cell, record: Record) -> dict[str, float]:
     """Figures of a cell's model, with its loss right after the cut."""
     figures = dict(record.figures(cell.row.model))
     pruned = record.figures("pruned")

@@ -14,7 +14,6 @@ from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_bytes, write_text
 from tinyfusion.report.paper import paper_figure
 from tinyfusion.studies.outcome import Outcome, footnotes, spread
-from tinyfusion.studies.records import Record
 from tinyfusion.studies.works import slug
 
 SERIES = {"depth": "depth pruning", "width": "width pruning"}
@@ -24,7 +23,7 @@ def figure_4(outcome: Outcome, folder: Path) -> str:
     """Speed-up over the share of parameters removed, by depth and by width; see `_written`."""
     parts: list[str] = []
     printed = paper_figure(4)["series"]
-    for record in _complete(outcome):
+    for _, record in outcome.complete():
         speed = record.results["speed"]
         named = {SERIES.get(name, name): points for name, points in speed["series"].items()}
         beside = printed_speed(paper_figure(4))
@@ -63,7 +62,7 @@ def figure_5(outcome: Outcome, folder: Path) -> str:
     """Density of the losses of many random choices, with methods marked; see `_written`."""
     parts: list[str] = []
     name = f"{outcome.study.name}.png"
-    for record in _complete(outcome):
+    for _, record in outcome.complete():
         losses = record.results["losses"]
         marks = record.decision["scores"].get("marks", {})
         quantiles = losses["quantiles"]
@@ -101,9 +100,7 @@ _PRINTED = {"flux_lite": "flux-lite", "learned": "learnable"}
 def figure_8(outcome: Outcome, folder: Path) -> str:
     """Extreme hidden states of teacher and student, beside the paper's; see `_written`."""
     rows: list[dict[str, Any]] = []
-    for cell, record in zip(outcome.cells, outcome.records, strict=True):
-        if record is None:
-            continue
+    for cell, record in outcome.complete():
         for model, found in record.results["activations"]["models"].items():
             ends = {key: found["whole"][key] for key in _ENDS}
             rows.append({"model": f"{cell.row.name}: {model}", "depth": found["depth"]} | ends)
@@ -184,13 +181,6 @@ def _copied(outcome: Outcome, folder: Path, picture: str) -> list[str]:
         if (folder / name).is_file():
             names.append(name)
     return names
-
-
-def _complete(outcome: Outcome) -> list[Record]:
-    found = [record for record in outcome.records if record is not None]
-    if not found:
-        raise InputError(f"study {outcome.study.name} has no complete run yet")
-    return found
 
 
 def _written(outcome: Outcome, folder: Path, parts: list[str], pictures: list[str]) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyfusion.errors import InputError
 from tinyfusion.figures.scatter import scatter
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
@@ -29,8 +28,6 @@ def report(outcome: Outcome, folder: Path) -> str:
     """
     name = outcome.study.name
     students = students_of(outcome)
-    if not students:
-        raise InputError(f"study {name} has no complete run yet")
     pruners = list(dict.fromkeys(row.labels["pruner"] for row in outcome.study.rows))
     recoveries = list(dict.fromkeys(row.labels["recovery"] for row in outcome.study.rows))
     rows = [overview_row(students, pruner, recoveries) for pruner in pruners]
@@ -63,9 +60,7 @@ def report(outcome: Outcome, folder: Path) -> str:
 def students_of(outcome: Outcome) -> list[Student]:
     """Recovered models of a study, with their figures right after the cut."""
     students = []
-    for cell, record in zip(outcome.cells, outcome.records, strict=True):
-        if record is None:
-            continue
+    for cell, record in outcome.complete():
         cut = record.figures(CUT)
         students.append(
             Student(

@@ -7,7 +7,7 @@ in it once, as lines of their own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,10 @@ class Records:
                 raise InputError(f"{file}, line {number} is no record: {error}") from None
             self._records[record.identity] = record
 
+    def __iter__(self) -> Iterator[str]:
+        """Identities of all records."""
+        return iter(self._records)
+
     def get(self, identity: str) -> Record | None:
         """The record of a work, if there is one."""
         return self._records.get(identity)
@@ -101,6 +105,11 @@ class Records:
         self._records[record.identity] = record
         if modules is not None:
             self.code[record.code] = dict(modules)
+
+    def take(self, others: Records) -> None:
+        """Take in records that are not known yet."""
+        self._records = others._records | self._records
+        self.code = others.code | self.code
 
     def stale(self, record: Record) -> list[str]:
         """Modules that have changed since; `version.changed_modules`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -12,6 +12,7 @@ from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.settings.compose import locate
 from tinyfusion.studies.carry_out import carry_out
 from tinyfusion.studies.definition import Study, content_of, names
+from tinyfusion.studies.identity import NOT_OF_RESULTS
 from tinyfusion.studies.outcome import Outcome, command_of
 from tinyfusion.studies.records import Record, Records, is_finished
 from tinyfusion.studies.state import StudyState
@@ -69,6 +70,10 @@ class StudySession:
         """
         records = Records(sorted(((published or PUBLISHED) / RECORDS).glob("*.jsonl")))
         state = StudyState(root, records, folders)
+        changed = [text for text in passed_on if text.partition("=")[0] not in NOT_OF_RESULTS]
+        if changed:  # a reader of the report is to know
+            note = f"{study.note} Every run with `{' '.join(changed)}`.".strip()
+            study = replace(study, note=note)
         return cls(study, cells_of(study, passed_on, seeds), state, passed_on, launcher)
 
     @property
@@ -76,7 +81,7 @@ class StudySession:
         """What the cells are made by."""
         return [cell.work for cell in self.cells]
 
-    def run(self) -> dict[str, Work]:
+    def run(self) -> list[Work]:
         """Do what is still to be done; see `carry_out`."""
         return carry_out(self.state, self.works, self.launcher)
 
@@ -88,30 +93,31 @@ class StudySession:
         folders = {work: one.folder for work, one in found.items() if is_finished(one.folder)}
         return Outcome(self.study, self.cells, records, self.state.records, folders)
 
-    def report(self, folder: Path) -> str:
+    def report(self, outcome: Outcome, folder: Path) -> str:
         """Write the study's report into a folder; returns its text."""
         make: Callable[[Outcome, Path], str] = locate(self.study.report, "report")
-        return make(self.outcome(), folder)
+        return make(outcome, folder)
 
-    def publish(self, folder: Path) -> str:
-        """Write the report, and the records behind it, where they are committed from."""
-        text = self.report(folder)
-        identities = []
-        for cell in self.cells:
-            for work in cell.work.all():
-                known = self.state.find(work).identity
-                identities += [known] if known is not None else []
-        name = f"{self.study.name}.{self.study.scale}.jsonl"
-        if identities:
-            self.state.records.write(folder / RECORDS / name, identities)
-        return text
+    def publish(self, outcome: Outcome, folder: Path) -> None:
+        """Write the report, and the records behind it, where they are committed from.
+
+        Records that are there already stay, such as those of other seeds.
+        """
+        self.report(outcome, folder)
+        file = folder / RECORDS / f"{self.study.name}.{self.study.scale}.jsonl"
+        there = Records([file] if file.is_file() else [])
+        works = (work for cell in self.cells for work in cell.work.all())
+        found = [known for work in works if (known := self.state.find(work).identity) is not None]
+        self.state.records.take(there)
+        if identities := dict.fromkeys([*there, *found]):
+            self.state.records.write(file, identities)
 
     def forecast(self) -> str:
         """What would be run, and how long it took so far for works like it."""
         pending = self.state.pending(self.works)
-        every = {work.name: work for cell in self.cells for work in cell.work.all()}
+        every = {work for cell in self.cells for work in cell.work.all()}
         done: dict[tuple[str, str], list[float]] = {}
-        for work in every.values():
+        for work in every:
             record = self.state.find(work).record
             if record is not None:
                 done.setdefault(_kind(work, record), []).append(record.seconds)

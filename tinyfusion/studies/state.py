@@ -53,8 +53,9 @@ class StudyState:
         self._found: dict[Work, Found] = {}
 
     def look_again(self) -> None:
-        """Forget what was found, as runs have ended since."""
-        self._found.clear()
+        """Forget what was found but for runs that had ended: others may have ended since."""
+        found = self._found.items()
+        self._found = {work: one for work, one in found if is_finished(one.folder) and one.record}
 
     def find(self, work: Work) -> Found:
         """What is known of a work.
@@ -140,12 +141,12 @@ class StudyState:
 
     def pending(self, works: Iterable[Work]) -> list[Work]:
         """What is still to be done for some works, each once, what comes first before the rest."""
-        wanted: dict[str, Work] = {}
+        wanted: dict[str | Work, Work] = {}
         for work in works:
             self._want(work, wanted)
         return sorted(wanted.values(), key=lambda one: one.level)
 
-    def _want(self, work: Work, wanted: dict[str, Work], files: bool = False) -> None:
+    def _want(self, work: Work, wanted: dict[str | Work, Work], files: bool = False) -> None:
         found = self.find(work)
         if found.record is not None and not files:
             return
@@ -154,17 +155,16 @@ class StudyState:
         if not found.waits:
             for need in self.lacks_files(work):
                 self._want(need, wanted, files=True)
-        wanted.setdefault(found.identity or work.name, work)
+        wanted.setdefault(found.identity or work, work)
 
 
 def _digests(name: str, record: Record) -> dict[str, str]:
     """Digests of what a record's work wrote, by the path in its folder."""
     if name == CHOICE:
-        digest = "widths"
-        if "kept" in record.decision and record.decision.get("resized") is None:
+        # Of a choice of widths the record has no list; the model that it left tells them apart.
+        digest = record.outputs.get("pruned", record.identity)
+        if "kept" in record.decision:
             digest = decision_digest(Decision.from_dict(dict(record.decision)))
-        elif record.decision:
-            digest = record.outputs.get("pruned", record.identity)
         return {f"/{DECISION_FILE}": digest}
     return {f"/{folder}": digest for folder, digest in record.outputs.items()} | {
         "": record.identity

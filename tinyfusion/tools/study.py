@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinyfusion.errors import InputError
+from tinyfusion.interrupts import Interrupted
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,15 +85,19 @@ def main(argv: Sequence[str]) -> int:
     if options.dry_run:
         print(session.forecast(), end="")
         return 0
-    failed = {}
-    if not options.report:
-        failed = session.run()
-    folder = root / "reports" / f"{study.name}.{study.scale}"
-    print(session.report(folder), end="")
+    failed = []
+    try:
+        if not options.report:
+            failed = session.run()
+    except Interrupted as stop:
+        stop.again = "the same command resumes it"
+        raise
+    outcome = session.outcome()
+    print(session.report(outcome, root / "reports" / f"{study.name}.{study.scale}"), end="")
     if options.publish is not None:
-        session.publish(options.publish)
-    for name in failed:
-        print(f"tinyfusion study: {name} failed, or waits for one that did", file=sys.stderr)
+        session.publish(outcome, options.publish)
+    for work in failed:
+        print(f"tinyfusion study: {work.name} failed, or waits for one that did", file=sys.stderr)
     return int(bool(failed))
 
 
