@@ -93,6 +93,16 @@ def test_seeds_and_overrides_are_passed_on() -> None:
     assert ("run", 0) in levels and ("prune", 1) in levels and levels[-1] == ("run", 2)
 
 
+def test_picks_of_one_list_are_recovered_with_several_seeds() -> None:
+    found = [cell for cell in cells("table3", "digits") if "largest" in cell.row.name]
+    assert [cell.seed for cell in found] == [0, 1, 2]
+    for cell in found:
+        *earlier, choice, run = cell.work.all()
+        assert f"seed={cell.seed}" in run.overrides and "seed=0" in choice.overrides
+        assert all("seed=0" in work.overrides for work in earlier)
+        assert any("pruner.candidates=100000" in work.overrides for work in earlier)
+
+
 def own_study(folder: Path, **content: object) -> None:
     (folder / "study").mkdir(exist_ok=True)
     (folder / "study" / "mine.yaml").write_text(yaml.safe_dump(content))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 
 from tinyfusion.decision import Decision
 from tinyfusion.settings.composed import composed
 from tinyfusion.studies.identity import decision_digest, identity
+from tinyfusion.training.phase_settings import TrainingSettings
 from tinyfusion.version import changed_modules, digest_of_versions, imported_modules
 
 RUN = ("experiment=digits_study", "decision=/choice/decision.json", "recovery=kd")
@@ -23,6 +26,16 @@ def test_what_changes_no_result_changes_no_identity() -> None:
     # A decision is given: how another one would be chosen is not read.
     assert one == of("run", *RUN, "pruner=shortgpt", "keep=3", "training.mask_learning.steps=9")
     assert one == of("run", *RUN, "recovery.task_weight=0.1")  # as it is by itself
+
+
+def test_a_setting_that_comes_to_be_changes_no_identity() -> None:
+    config = composed("run", list(RUN))
+    later = deepcopy(config)
+    assert "warm_up" not in config["training"]["recovery"]
+    later["training"]["recovery"]["warm_up"] = TrainingSettings.warm_up
+    assert identity("run", later, {}, 0) == identity("run", config, {}, 0)
+    later["training"]["recovery"]["warm_up"] = TrainingSettings.warm_up + 1
+    assert identity("run", later, {}, 0) != identity("run", config, {}, 0)
 
 
 def test_what_changes_a_result_does() -> None:

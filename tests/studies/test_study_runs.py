@@ -142,6 +142,23 @@ def test_a_killed_run_is_resumed(place: Path, capsys) -> None:
     assert (run / "recovered/model.safetensors").stat().st_mtime_ns == weights
 
 
+def test_random_choices_with_marks_are_drawn(place: Path) -> None:
+    marks = "pruner.marks={first:{first}/decision.json}"
+    content = {
+        "report": "tinyfusion.studies.paper_figures.figure_5",
+        "scales": {"digits": {}},
+        "works": {"first": {"command": "prune", "set": ["pruner=first", "keep=14"]}},
+        "rows": [
+            {"is": {"choice": "random"}, "command": "prune",
+             "set": ["pruner=random", "keep=14", "pruner.candidates=6", marks]}
+        ],
+    }  # fmt: skip
+    Path("conf/study/mine.yaml").write_text(yaml.safe_dump(content))
+    assert study() == 0
+    folder = place / "outputs/study/reports/mine.digits"
+    assert "| first " in (folder / "mine.md").read_text() and (folder / "mine.png").is_file()
+
+
 def test_publishing_one_seed_keeps_the_records_of_others(place: Path) -> None:
     file = place / "published/records/mine.digits.jsonl"
 

@@ -97,6 +97,7 @@ def _activations(file: Path) -> dict[str, Any]:
 def _losses(file: Path) -> dict[str, Any]:
     """How many candidates there were, and quantiles of their losses."""
     with open(file, encoding="utf-8", newline="") as handle:
+        next(handle)  # which list it is; the names of the columns follow
         losses = np.array([float(row["loss"]) for row in csv.DictReader(handle)])
     finite = np.sort(losses[np.isfinite(losses)])
     quantiles = np.quantile(finite, np.linspace(0, 1, min(QUANTILES, len(finite))))
