@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from tests.cli.conftest import tiny_model
 from tinyfusion.cli import main
 from tinyfusion.interrupts import Interrupted
 from tinyfusion.studies import session
@@ -21,7 +24,7 @@ TINY = [
     "evaluation.held_out_repeats=1",
     "sampler.steps=2",
 ]
-STUDY = {
+STUDY: dict[str, Any] = {
     "title": "Two ways",
     "columns": {"fid": "FID", "calibration_loss": None},
     "paper": {"table": 4},
@@ -36,15 +39,46 @@ STUDY = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of four small blocks, which takes a fraction of the digits teacher's time."""
+    return tiny_model(tmp_path_factory.mktemp("source") / "model")
+
+
+def write_study(folder: Path, model: Path, **changed: Any) -> None:
+    """The study, or another one, of this model as ``study/mine.yaml``."""
+    content = copy.deepcopy(STUDY | changed)
+    scale = content["scales"]["digits"]
+    scale["all"] = [f"checkpoint={model}", *scale.get("all", [])]
+    (folder / "study").mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(content, sort_keys=False)
+    (folder / "study" / "mine.yaml").write_text(text)
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a study of one's own, from which commands are started."""
-    folder = tmp_path / "conf" / "study"
-    folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    write_study(tmp_path / "conf", model)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(session, "PUBLISHED", tmp_path / "published")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """Folder of the study's runs of seed 0, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_study(folder, model)
+    root = ["--config-dir", str(folder), "--root", str(folder / "runs_of_seed_0")]
+    assert main(["study", "mine", "seeds=0", *root]) == 0
+    return folder / "runs_of_seed_0"
+
+
+@pytest.fixture
+def done(place: Path, finished: Path) -> Path:
+    """A place where the runs of seed 0 are complete."""
+    shutil.copytree(finished, "outputs/study")
+    return place
 
 
 def study(*arguments: str) -> int:
@@ -79,10 +113,10 @@ def test_a_study_is_run_once_and_found_again(place: Path, capsys) -> None:
     assert "2 of 4 cells are complete" in said
 
 
-def test_records_are_published_and_count_as_complete(place: Path, capsys) -> None:
+def test_records_are_published_and_count_as_complete(done: Path, capsys) -> None:
     assert study("seeds=0", "--publish", "published") == 0
-    text = (place / "published/mine.md").read_text()
-    file = place / "published/records/mine.digits.jsonl"
+    text = (done / "published/mine.md").read_text()
+    file = done / "published/records/mine.digits.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     modules = [line for line in lines if "modules" in line]
     records = [line for line in lines if "identity" in line]
@@ -98,9 +132,9 @@ def test_records_are_published_and_count_as_complete(place: Path, capsys) -> Non
     assert json.loads((folder / "decision.json").read_text())["kept"] == [0, 1, 2]
 
 
-def test_changes_of_code_are_marked(place: Path, capsys) -> None:
+def test_changes_of_code_are_marked(done: Path, capsys) -> None:
     assert study("seeds=0", "--publish", "published") == 0
-    file = place / "published/records/mine.digits.jsonl"
+    file = done / "published/records/mine.digits.jsonl"
     shutil.rmtree("outputs")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     lines[0]["modules"]["tinyfusion.surgery"] = "00000000"
@@ -112,21 +146,18 @@ def test_changes_of_code_are_marked(place: Path, capsys) -> None:
     assert not runs()  # marked, not run again
 
 
-def test_what_fails_is_said_and_tried_again(place: Path, capsys) -> None:
-    content = yaml.safe_load(Path("conf/study/mine.yaml").read_text())
+def test_what_fails_is_said_and_tried_again(place: Path, model: Path, capsys) -> None:
+    first, second, third = STUDY["rows"]
     # Refused by the run itself, not by its configuration.
-    content["rows"][1]["set"] = ["pruner=indices", "pruner.kept=[0,99]"]
-    Path("conf/study/mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    wrong = second | {"set": ["pruner=indices", "pruner.kept=[0,99]"]}
+    write_study(place / "conf", model, rows=[first, wrong, third])
     assert study("seeds=0") == 1
     said = capsys.readouterr()
     assert "the_same_by_hand_seed0 failed, or waits for one that did" in said.err
     assert "1 of 2 runs are missing" in said.out
-    assert (
-        "tinyfusion run experiment=digits_study" in said.out and "'pruner.kept=[0,99]'" in said.out
-    )
+    assert "    tinyfusion run " in said.out and "'pruner.kept=[0,99]'" in said.out
     assert len(runs()) == 2
-    content["rows"][1]["set"] = ["pruner=indices", "pruner.kept=[0,1,2]"]
-    Path("conf/study/mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    write_study(place / "conf", model)
     assert study("seeds=0") == 0
 
 
@@ -142,25 +173,24 @@ def test_a_killed_run_is_resumed(place: Path, capsys) -> None:
     assert (run / "recovered/model.safetensors").stat().st_mtime_ns == weights
 
 
-def test_random_choices_with_marks_are_drawn(place: Path) -> None:
+def test_random_choices_with_marks_are_drawn(place: Path, model: Path) -> None:
     marks = "pruner.marks={first:{first}/decision.json}"
-    content = {
-        "report": "tinyfusion.studies.paper_figures.figure_5",
-        "scales": {"digits": {}},
-        "works": {"first": {"command": "prune", "set": ["pruner=first", "keep=14"]}},
-        "rows": [
-            {"is": {"choice": "random"}, "command": "prune",
-             "set": ["pruner=random", "keep=14", "pruner.candidates=6", marks]}
-        ],
-    }  # fmt: skip
-    Path("conf/study/mine.yaml").write_text(yaml.safe_dump(content))
+    random = ["pruner=random", "keep=2", "pruner.candidates=6", marks]
+    write_study(
+        place / "conf",
+        model,
+        report="tinyfusion.studies.paper_figures.figure_5",
+        scales={"digits": {"seeds": [0]}},
+        works={"first": {"command": "prune", "set": ["pruner=first", "keep=2"]}},
+        rows=[{"is": {"choice": "random"}, "command": "prune", "set": random}],
+    )
     assert study() == 0
     folder = place / "outputs/study/reports/mine.digits"
     assert "| first " in (folder / "mine.md").read_text() and (folder / "mine.png").is_file()
 
 
-def test_publishing_one_seed_keeps_the_records_of_others(place: Path) -> None:
-    file = place / "published/records/mine.digits.jsonl"
+def test_publishing_one_seed_keeps_the_records_of_others(done: Path) -> None:
+    file = done / "published/records/mine.digits.jsonl"
 
     def recorded() -> set[str]:
         lines = map(json.loads, file.read_text().splitlines())
@@ -173,14 +203,13 @@ def test_publishing_one_seed_keeps_the_records_of_others(place: Path) -> None:
     assert first < recorded()
 
 
-def test_a_row_and_a_work_may_have_one_name(place: Path) -> None:
+def test_a_row_and_a_work_may_have_one_name(place: Path, model: Path) -> None:
     row = {
         "is": {"method": "twice"},
         "set": ["checkpoint={twice}/pruned", "pruner=first", "keep=2"],
     }
     works = {"twice": {"command": "prune", "set": ["pruner=first", "keep=3"]}}
-    content = STUDY | {"works": works, "rows": [row]}
-    Path("conf/study/mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    write_study(place / "conf", model, works=works, rows=[row])
     assert study("seeds=0") == 0
     names = [folder.name.partition("_")[2] for folder in runs()]
     assert sorted(names) == [
