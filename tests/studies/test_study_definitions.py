@@ -100,6 +100,13 @@ def test_seeds_and_overrides_are_passed_on() -> None:
     assert ("run", 0) in levels and ("prune", 1) in levels and levels[-1] == ("run", 2)
 
 
+def test_what_is_measured_while_recovering_makes_no_other_choice() -> None:
+    for cell in cells("figure14", "digits"):
+        choice, run = cell.work.all()
+        assert any("callbacks.evaluate" in text for text in run.overrides)
+        assert not any("callbacks" in text for text in choice.overrides)
+
+
 def test_picks_of_one_list_are_recovered_with_several_seeds() -> None:
     found = [cell for cell in cells("table3", "digits") if "largest" in cell.row.name]
     assert [cell.seed for cell in found] == [0, 1, 2]
