@@ -57,7 +57,12 @@ def compose_once(command: str, overrides: tuple[str, ...]) -> None:
     composed(command, typed(overrides))
 
 
-@pytest.mark.parametrize(("name", "scale"), EVERY)
+# Compositions take a tenth of a second each; those of the published experiments are also tested by
+# tests/test_configs.py.
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [(n, s) if s == "digits" else pytest.param(n, s, marks=pytest.mark.slow) for n, s in EVERY],
+)
 def test_every_command_line_composes(name: str, scale: str) -> None:
     seen = set()
     for cell in cells(name, scale):
