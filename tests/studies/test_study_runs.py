@@ -137,7 +137,9 @@ def test_changes_of_code_are_marked(done: Path, capsys) -> None:
     file = done / "published/records/mine.digits.jsonl"
     shutil.rmtree("outputs")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    lines[0]["modules"]["tinyfusion.surgery"] = "00000000"
+    for line in lines:  # of each set of modules that was imported by then
+        if "modules" in line:
+            line["modules"]["tinyfusion.surgery"] = "00000000"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     capsys.readouterr()
     assert study("seeds=0", "--report") == 0
@@ -248,6 +250,8 @@ def test_an_interrupted_study_says_how_it_goes_on(place: Path, capsys, monkeypat
         (["table4", "--fast"], "'--fast' is neither an option nor key=value"),
         (["table4", "scale=imagenet"], "checkpoint= must be given for study table4"),
         (["table2", "scale=imagenet"], "mar= must be given for study table2"),
+        (["table4", "--config-dir", "nowhere"], "nowhere is no folder"),
+        (["table4", "seeds=0", "--root", "/dev/null/x"], "--root: /dev/null/x: Not a directory"),
     ],
 )
 def test_bad_input(tmp_path, monkeypatch, capsys, arguments: list[str], message: str) -> None:

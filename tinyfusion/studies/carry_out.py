@@ -23,12 +23,10 @@ def carry_out(state: StudyState, works: Iterable[Work], launcher: Sequence[str] 
         The works that failed, or wait for one that did.
 
     Raises:
-        InputError: a wrong configuration; nothing is run then.
+        InputError: a wrong configuration.
         Interrupted: a run was interrupted; what was begun is resumed by the same call.
     """
     works = list(works)
-    for work in works:
-        state.find(work)  # refuses wrong configurations before anything is run
     tried: set[Work] = set()
     while True:
         state.look_again()

@@ -81,8 +81,18 @@ class StudySession:
         """What the cells are made by."""
         return [cell.work for cell in self.cells]
 
+    def check(self) -> None:
+        """Refuse wrong configurations of any work.
+
+        Raises:
+            InputError: one is wrong.
+        """
+        for work in self.works:
+            self.state.find(work)
+
     def run(self) -> list[Work]:
-        """Do what is still to be done; see `carry_out`."""
+        """Do what is still to be done, if all of it can be done; see `carry_out`."""
+        self.check()
         return carry_out(self.state, self.works, self.launcher)
 
     def outcome(self) -> Outcome:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyfusion.errors import InputError
+from tinyfusion.errors import InputError, refused_by_system
 from tinyfusion.interrupts import Interrupted
 
 
@@ -61,6 +61,9 @@ def main(argv: Sequence[str]) -> int:
     from tinyfusion.studies.session import StudySession, listing
 
     folders = [folder.absolute() for folder in options.config_dir]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"--config-dir={folder} is no folder")
     if options.list or options.name is None:
         print(listing(folders), end="")
         return 0
@@ -85,6 +88,10 @@ def main(argv: Sequence[str]) -> int:
     if options.dry_run:
         print(session.forecast(), end="")
         return 0
+    session.check()
+    for option, folder in (("--root", root), ("--publish", options.publish)):
+        if folder is not None:
+            _make(option, folder)
     failed = []
     try:
         if not options.report:
@@ -99,6 +106,18 @@ def main(argv: Sequence[str]) -> int:
     for work in failed:
         print(f"tinyfusion study: {work.name} failed, or waits for one that did", file=sys.stderr)
     return int(bool(failed))
+
+
+def _make(option: str, folder: Path) -> None:
+    """Make a folder before anything is run for it.
+
+    Raises:
+        InputError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{option}: {refused_by_system(error, folder)}") from None
 
 
 def _sorted(texts: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
