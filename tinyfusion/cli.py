@@ -53,6 +53,9 @@ TOOLS = {
 }
 """Commands that take files and options instead of keys, and make no run folder."""
 
+_EXCLUDED = "hydra.job.config.override_dirname.exclude_keys"
+"""Hydra's key of what the folders of a sweep's runs are not named by."""
+
 CONFIG_FLAGS = ("--config-dir", "-cd")
 
 
@@ -188,7 +191,7 @@ def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
     from tinyfusion.commands import job
     from tinyfusion.runtime.session import SWEEP_FILE, Session
     from tinyfusion.settings.messages import explain, refuse_bad_choices
-    from tinyfusion.settings.overrides import as_typed, swept
+    from tinyfusion.settings.overrides import as_typed, shared, swept
     from tinyfusion.settings.overview import conf_folder
     from tinyfusion.settings.written import kept_when_left_out
 
@@ -202,7 +205,11 @@ def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
         _refuse_ranks()
     if typed:
         overrides = [as_typed(text, sweeping) for text in overrides]
-        overrides = swept(overrides) if sweeping else overrides
+        if sweeping:
+            alike = ",".join(shared(overrides))
+            overrides = swept(overrides)
+            if not any(text.startswith(_EXCLUDED) for text in overrides):
+                overrides = [*overrides, f"{_EXCLUDED}=[{alike}]"]
         overrides = kept_when_left_out(overrides, _own_folders(rest))
     overrides = [*_brought_along(command, overrides, _own_folders(rest)), *overrides]
     before = sys.argv
@@ -224,6 +231,10 @@ def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
         return int(stop.code or 0)
     except UnicodeDecodeError as error:
         raise InputError(_not_utf_8(error, _own_folders(rest))) from None
+    except ValueError:
+        # An optimiser that had no trial to name the best of; why is said already.
+        if session.sweep is None or not session.failures or session.done:
+            raise
     except OSError as error:
         # Before a job begins it is Hydra that makes its folder.
         made = error.errno in (errno.EEXIST, errno.ENOENT) or system_error(error) is not None

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.commands.check_scores import check_images
-from tinyfusion.commands.loading import check_loaded, load, other_teacher
+from tinyfusion.commands.loading import check_loaded, flat, load, other_teacher, start_tracking
 from tinyfusion.data.image_sets import ImageSet
 from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
@@ -62,6 +62,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     if teacher is not None:
         check_loaded(objects, teacher, path, key="teacher.path")
     objects.check_machine()
+    tracking = start_tracking(objects, folder)
     net.to(objects.device)
     bars = objects.bars and group.first
 
@@ -90,6 +91,8 @@ def main(cfg: DictConfig, folder: Path) -> None:
         folder / "metrics.json",
         {"model": row, "protocol": evaluation.protocol(), "floor": floor},
     )
+    tracking.scores(flat({"model": row}))
+    tracking.finish()
     title = protocol_line(evaluation, floor)
     print_table([{"model": Path(str(objects.checkpoint)).name, **for_table(row)}], COLUMNS, title)
     log.info("evaluate: figures in %s", folder / "metrics.json")
@@ -105,6 +108,7 @@ def _score_images(
     source = None if evaluation.reference is not None else objects.source
     check_images(evaluation, images, source)
     objects.check_machine()
+    tracking = start_tracking(objects, folder)
     log.info("evaluate: %s images in %s", f"{len(images):,}", path)
     row: dict[str, Any] = {"images": len(images)}
     bars = objects.bars and group.first
@@ -122,6 +126,8 @@ def _score_images(
             "floor": floor,
         },
     )
+    tracking.scores(flat({"images": row}))
+    tracking.finish()
     against = protocol["reference"] or "the data's own images"
     title = "; ".join(
         filter(None, (f"{protocol['extractor']}, against {against}", floor_line(floor)))

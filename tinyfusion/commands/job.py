@@ -6,6 +6,7 @@ named at once.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from tinyfusion.errors import InputError, one_line
+from tinyfusion.files import read_json
 from tinyfusion.interrupts import Interrupted, end_with_parent
 from tinyfusion.notices import repeated
 from tinyfusion.ranks import clear_leftovers, is_first_rank
@@ -36,9 +38,11 @@ from tinyfusion.runtime.folder import (
 from tinyfusion.runtime.session import Session
 from tinyfusion.settings.check import check
 from tinyfusion.settings.commands import WHOLE
+from tinyfusion.settings.optimized import check_metric, metrics_of
 from tinyfusion.settings.overrides import as_given, config_flags
 from tinyfusion.settings.processes import agree_on_processes
 from tinyfusion.text import shell_word
+from tinyfusion.tracking.keys import METRICS_FILE, flat_scores
 
 session: Session | None = None
 """Set by the command line; ``None`` in processes that a parallel launcher started."""
@@ -77,11 +81,13 @@ class Folders(Callback):
         """Note it, and the folder, for a sweep.
 
         Raises:
-            SystemExit: the folder has no name; Hydra would only warn of another exception.
+            SystemExit: the folder has no name, or an optimiser has no figure to search by; Hydra
+                would only warn of another exception.
         """
         if session is not None:
             try:
                 _refuse_nameless(config, "hydra.sweep.dir")
+                _refuse_aimless(config)
             except InputError as error:
                 session.refusal = error
                 raise SystemExit(2) from None
@@ -106,8 +112,34 @@ def _refuse_nameless(config: DictConfig, key: str) -> None:
                 raise InputError(f"{name}= is empty; give a folder, or leave the key out")
 
 
-def attempt(cfg: DictConfig) -> None:
-    """Run a composed configuration; a failure is reported and does not end a sweep."""
+def _refuse_aimless(config: DictConfig) -> None:
+    """Refuse to search without a figure to search by.
+
+    Args:
+        config: what the runs of a sweep share.
+
+    Raises:
+        InputError: Hydra's sweeper is an optimiser, and ``optimized_metric`` is not given, or is
+            the name of no figure.
+    """
+    if str(config.hydra.sweeper.get("_target_")).endswith("BasicSweeper"):
+        return
+    if config.get("optimized_metric") is None:
+        name = config.hydra.runtime.choices.get("hydra/sweeper")
+        raise InputError(
+            f"hydra/sweeper={name} searches by a figure: give optimized_metric=; "
+            f"valid: {', '.join(metrics_of(config))}"
+        )
+    check_metric(config)
+
+
+def attempt(cfg: DictConfig) -> float | None:
+    """Run a composed configuration; a failure is reported and does not end a sweep.
+
+    Returns:
+        The figure that ``optimized_metric`` names, for Hydra's sweeper; ``None`` without one and
+        of a run that failed, which Hydra's optimisers count as a failed trial.
+    """
     hydra = HydraConfig.get()
     if session is not None:
         session.begun = True
@@ -123,13 +155,35 @@ def attempt(cfg: DictConfig) -> None:
         clear_leftovers()
         end_with_parent()
         here = Session(quiet=True)
-        with here.reporting(name):
-            start(cfg, resuming)
+        found = _reported(here, name, cfg, resuming)
         if is_first_rank():
             here.leave(sweep, hydra.job.num)
-        return
+        return found
+    return _reported(session, name, cfg, resuming)
+
+
+def _reported(session: Session, name: str, cfg: DictConfig, resuming: bool) -> float | None:
+    """Run it, and read the figure to optimise from what it left."""
+    found = None
     with session.reporting(name):
         start(cfg, resuming)
+        if cfg.get("optimized_metric") is not None and not cfg.get("dry_run"):
+            found = _figure(Path(HydraConfig.get().runtime.output_dir), cfg.optimized_metric)
+    return found
+
+
+def _figure(folder: Path, metric: str) -> float:
+    """A figure of a finished run.
+
+    Raises:
+        InputError: the run ended without it, or it is not finite.
+    """
+    scores = flat_scores(read_json(folder / METRICS_FILE, "metrics"))
+    value = scores.get(metric, math.nan)
+    if not math.isfinite(value):
+        ended = f"is {value}" if metric in scores else f"is not among {', '.join(scores)}"
+        raise InputError(f"optimized_metric={metric} {ended} in {folder / METRICS_FILE}")
+    return value
 
 
 def _command_line(command: str, hydra: Any) -> str:

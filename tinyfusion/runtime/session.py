@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from tinyfusion.errors import REPORTED, InputError
 from tinyfusion.files import read_json, write_json
 from tinyfusion.runtime.folder import discard, entries
@@ -15,6 +17,9 @@ from tinyfusion.runtime.report import report
 
 SWEEP_FILE = "multirun.yaml"
 """What Hydra writes into the folder of a sweep."""
+
+RESULTS_FILE = "optimization_results.yaml"
+"""What Hydra's optimisers write there at the end."""
 
 _ELSEWHERE = ".outcomes"
 """Where jobs that a launcher runs in other processes leave their outcome."""
@@ -85,9 +90,20 @@ class Session:
             file.unlink()
         discard(folder)
 
+    def _tell_best(self) -> None:
+        """Say what an optimiser has found."""
+        file = self.sweep / RESULTS_FILE if self.sweep is not None else None
+        if file is None or not file.is_file():
+            return
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if "best_params" in found:
+            best = " ".join(f"{key}={value}" for key, value in found["best_params"].items())
+            print(f"search: best value {found['best_value']:.6g} with {best}; {file}")
+
     def close(self) -> int:
         """Summarise a sweep with failures on stderr and return the exit status."""
         self.collect()
+        self._tell_best()
         if not self.failures:
             return 0
         if self.sweep is not None and entries(self.sweep) == {SWEEP_FILE}:

@@ -22,6 +22,7 @@ from tinyfusion.settings.commands import (
     WHOLE,
 )
 from tinyfusion.settings.compose import keys_of, locate, parameters_of
+from tinyfusion.settings.optimized import check_metric
 from tinyfusion.settings.overview import choices
 from tinyfusion.settings.paths import absolute
 from tinyfusion.settings.renamed import update_loggers, update_targets
@@ -97,6 +98,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     for group in keys_of(merged):
         if group not in WITH_LIGHTNING:
             check_targets(merged, group)
+    check_metric(merged)
     return merged
 
 

@@ -49,6 +49,7 @@ class Training(Common):
     callbacks: Any = None
     dry_run: bool = False
     dry_run_probe: bool | None = None
+    optimized_metric: str | None = None
 
 
 @dataclass
@@ -104,6 +105,8 @@ class Evaluate(Common):
     data: Any = None
     evaluation: Any = None
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    logger: Any = None
+    optimized_metric: str | None = None
 
 
 @dataclass
@@ -211,13 +214,14 @@ GROUPS: dict[str, str] = {
     "logger": "where metrics and figures are logged, besides CSV files; several: logger=[A,B]",
     "trainer": "device, precision, progress and resume intervals",
     "debug": "how to look for faults; several: debug=[default,anomaly]",
+    "hparams_search": "what an optimiser searches, with -m; needs tinyfusion[optuna]",
 }
 """What each configuration group decides, in the order of the help."""
 
 OPTIONAL_GROUPS = ("autoencoder", "backbone", "callbacks", "delta", "evaluation", "logger")
 """Groups that may be null."""
 
-WHOLE = ("experiment", "debug")
+WHOLE = ("experiment", "debug", "hparams_search")
 """Groups whose files change the whole configuration, and which are no key of it."""
 
 PARTS = ("guidance",)
@@ -269,6 +273,7 @@ VALUES: dict[str, str] = {
     "output_root": "where run folders are made",
     "dry_run": "only say what the run would take: parameters, memory, steps, files, time",
     "dry_run_probe": "time a few real steps for that; null: where there is a GPU",
+    "optimized_metric": "figure that a run returns to an optimiser, such as recovered/fid",
     "resume": "folder of an interrupted run or sweep; goes alone",
 }
 """What each plain value means, in the order of the help."""

@@ -6,7 +6,8 @@ import hashlib
 import inspect
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,15 +23,20 @@ MAX_NAME = 120
 """Most bytes of a run-folder's name; longer ones are cut and end in a hash."""
 
 
-def run_name(overrides: Sequence[str]) -> str:
+def run_name(overrides: Sequence[str], left_out: Collection[str] = ()) -> str:
     """Readable folder name from a run's overrides: ``scheme=1:2 seed=0`` -> ``scheme=1of2,seed=0``.
 
     Colons become ``of``; brackets, quotes and blanks go; a path is named by its last part; other
     characters that shells or file systems mind become dashes. Names that lose information this
     way, or are cut, end in a hash of the overrides, so that different overrides never share a
     name. ``output_root``, which says where the sweep's folder itself goes, is left out.
+
+    Args:
+        overrides: overrides of the run.
+        left_out: keys of what all runs of the sweep share, and are not named by.
     """
-    overrides = [text for text in overrides if not text.startswith("output_root=")]
+    shared = {"output_root", *left_out}
+    overrides = [text for text in overrides if split(text)[0].lstrip("+~") not in shared]
     cleaned, lossy = [], False
     for override in overrides:
         key, value = split(override.lstrip("+~"))
@@ -60,14 +66,28 @@ def _stamp(stamp: str, *, _root_: DictConfig) -> str:
     return shared_stamp(stamp)
 
 
+def _sweep_name() -> str | None:
+    """Name of the sweep's folder; ``None`` in a run by itself, or before Hydra has begun."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
+
+
 _ARGUMENT = re.compile(r"[a-z_]+=")
 """How a refusal begins that names an argument."""
 
 # Registered on import, because launchers that start the runs of a sweep in other processes
 # resolve a run's folder before they call anything of ours.
 OmegaConf.register_new_resolver(
-    "tinyfusion.run_name", lambda overrides: run_name(list(overrides)), replace=True
+    "tinyfusion.run_name",
+    lambda overrides, left_out=(): run_name(list(overrides), list(left_out)),
+    replace=True,
 )
+OmegaConf.register_new_resolver("tinyfusion.sweep", lambda _="": _sweep_name(), replace=True)
 OmegaConf.register_new_resolver("tinyfusion.stamp", _stamp, replace=True)
 OmegaConf.register_new_resolver("tinyfusion.recipe", _published, replace=True)
 

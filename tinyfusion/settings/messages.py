@@ -44,6 +44,8 @@ def explain(error: BaseException, command: str, folders: Sequence[Path] = ()) ->
         folders: further configuration folders (``--config-dir``).
     """
     text = str(error)
+    if "hydra/sweeper/optuna" in text:
+        return "hydra/sweeper=optuna is not installed: pip install 'tinyfusion[optuna]'"
     if isinstance(error, OverrideParseException):
         key, value = split(error.override)
         if value is None or not _KEY.fullmatch(key):

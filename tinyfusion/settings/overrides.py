@@ -147,6 +147,23 @@ def swept(overrides: Sequence[str]) -> list[str]:
     return found
 
 
+def shared(overrides: Sequence[str]) -> list[str]:
+    """Keys of what all runs of a sweep have alike, so that their folders need not name it.
+
+    None where the folder of the sweep is given, as another sweep may go there as well, or where
+    nothing is known to vary.
+
+    Args:
+        overrides: overrides of a sweep in Hydra's grammar, before `swept`.
+    """
+    keys = [split(text)[0].lstrip("+~") for text in overrides]
+    over = [key for key, text in zip(keys, overrides, strict=True) if _several(split(text)[1])]
+    searches = {"hparams_search", "hydra/sweeper"} & set(keys)
+    if "hydra.sweep.dir" in keys or not (over or searches):
+        return []
+    return sorted({key for key in keys if not key.startswith("hydra")} - set(over))
+
+
 def _several(value: str | None) -> bool:
     """Whether a value is a sweep to Hydra, such as ``a,b``."""
     from hydra.core.override_parser.types import Sweep

@@ -29,8 +29,8 @@ NOT_OF_RESULTS = (
     "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.threads",
     "trainer.num_workers", "trainer.progress", "trainer.log_every", "trainer.resume_every",
     "trainer.micro_batch", "trainer.checkpoint_blocks", "trainer.compile",
-    "trainer.compile_backend", "callbacks.decision_trace", "evaluation.features_folder",
-    "keep_samples",
+    "trainer.compile_backend", "callbacks.decision_trace", "callbacks.curves",
+    "evaluation.features_folder", "keep_samples",
 )  # fmt: skip
 """Settings that change no figure."""
 

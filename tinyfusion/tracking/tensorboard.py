@@ -24,6 +24,7 @@ class TensorBoard(Tracking):
             InputError: TensorBoard is not installed.
         """
         super().start(folder, name, config)
+        self._config = dict(config)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -40,10 +41,16 @@ class TensorBoard(Tracking):
         return TensorBoardLogger(self.folder, name="tensorboard", version=phase)
 
     def scores(self, values: Mapping[str, Any]) -> None:
-        """Scalars at step 0."""
-        for key, value in values.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(key, value)
+        """Scalars at step 0, and a row of the hparams tab: configuration and scores."""
+        from torch.utils.tensorboard.summary import hparams
+
+        numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
+        for key, value in numbers.items():
+            self._writer.add_scalar(key, value)
+        # Into this very file: `add_hparams` would begin another run for them.
+        for part in hparams(_settings(self._config), numbers):
+            assert self._writer.file_writer is not None  # made by the scalars
+            self._writer.file_writer.add_summary(part)
 
     def image(self, key: str, path: Path) -> None:
         """The picture."""
@@ -52,3 +59,17 @@ class TensorBoard(Tracking):
     def finish(self) -> None:
         """Flush."""
         self._writer.close()
+
+
+def _settings(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The plain values of a configuration by their keys, such as ``pruner.delta.rank``."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping):
+            found |= _settings(value, inner)
+        elif isinstance(value, bool | int | float | str):
+            found[inner] = value
+        elif value is not None:  # the tab has no lists
+            found[inner] = json.dumps(value)
+    return found

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyfusion.errors import InputError, one_line
 from tinyfusion.tracking.contract import Tracking
+from tinyfusion.tracking.keys import metric_key
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -63,9 +64,10 @@ class Trackers:
         return [place.logger(phase) for place in self._places.values()]
 
     def scores(self, values: Mapping[str, Any]) -> None:
-        """See `Tracking.scores`."""
+        """See `Tracking.scores`; names are those of `metric_key`."""
+        named = {metric_key(name): value for name, value in values.items()}
         for place in self._places.values():
-            place.scores(values)
+            place.scores(named)
 
     def image(self, key: str, path: Path) -> None:
         """See `Tracking.image`."""

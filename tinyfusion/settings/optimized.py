@@ -1,0 +1,64 @@
+"""The figure that a run returns to an optimiser: ``optimized_metric=recovered/fid``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from tinyfusion.errors import InputError
+
+SIZES = ("depth", "parameters")
+HELD_OUT = ("held_out_loss", "held_out_loss_stderr")
+DISTANCE = "teacher_distance"
+FIDELITY = ("fid", "fid_std", "sfid", "inception_score", "precision", "recall")
+SPEED = ("images_per_s", "images_per_s_min", "images_per_s_max")
+
+
+def metrics_of(cfg: DictConfig) -> list[str]:
+    """Keys of the figures that a run of a configuration can end with, as trackers have them.
+
+    Which of a model's scores there are is the feature extractor's matter: those that it may lack
+    are listed, too.
+
+    Args:
+        cfg: composed configuration of a command that has ``optimized_metric``.
+    """
+    evaluation = cfg.get("evaluation")
+    if evaluation is not None and evaluation.get("_target_", "") is None:  # evaluation=none
+        evaluation = None
+    scored = [*FIDELITY, *SIZES, *HELD_OUT, "held_out_mse", "macs"]
+    if evaluation is not None and evaluation.get("speed_samples", 0):
+        scored += [*SPEED, "speed_up"] if cfg.command == "run" else SPEED
+    distilled = [*SIZES, *HELD_OUT, DISTANCE]
+    rows: dict[str, Sequence[str]]
+    match cfg.command:
+        case "prune":
+            rows = {"source": [*SIZES, *HELD_OUT], "pruned": distilled}
+        case "recover":
+            rows = dict.fromkeys(("pruned", "recovered", "recovered_live"), distilled)
+        case "run" if evaluation is None:
+            rows = dict.fromkeys(("source", "recovered"), SIZES)
+        case "run":
+            names = ["pruned", "recovered", "recovered_live"]
+            names += ["recovered_best"] if (cfg.callbacks or {}).get("evaluate") else []
+            rows = {"source": scored, **{name: [*scored, DISTANCE] for name in names}}
+        case "evaluate" if cfg.images is not None:
+            rows = {"images": ["images", *FIDELITY]}
+        case _:
+            rows = {"model": [*scored, DISTANCE]}
+    return [f"{name}/{key}" for name, keys in rows.items() for key in keys]
+
+
+def check_metric(cfg: DictConfig) -> None:
+    """Refuse a figure that no run of this configuration ends with.
+
+    Args:
+        cfg: composed configuration of any command.
+
+    Raises:
+        InputError: the name is not known.
+    """
+    name = cfg.get("optimized_metric")
+    if name is not None and name not in (valid := metrics_of(cfg)):
+        raise InputError(f"optimized_metric={name} is not known; valid: {', '.join(valid)}")
