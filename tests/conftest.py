@@ -143,6 +143,16 @@ def two_streams() -> ModuleType:
 
 
 @pytest.fixture
+def offline_run() -> Callable[[Path], Any]:
+    """What the only offline W&B run below a folder holds; see ``wandb_file.py``."""
+    file = Path(__file__).with_name("wandb_file.py")
+    spec = importlib.util.spec_from_file_location("wandb_file", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.OfflineRun
+
+
+@pytest.fixture
 def script() -> Callable[[str], ModuleType]:
     """``script("table7")``: the module ``scripts/table7.py``, loaded anew."""
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tinyfusion.errors import InputError
 from tinyfusion.tracking.contract import Tracking
+from tinyfusion.tracking.keys import goal, metric_key
 from tinyfusion.tracking.of_lightning import log_picture
 from tinyfusion.tracking.tensorboard import TensorBoard
 from tinyfusion.tracking.trackers import Trackers
@@ -47,6 +48,8 @@ class _Recorder:
 
     def define_metric(self, *_, **__) -> None:
         pass
+
+    offline = True
 
     def finish(self) -> None:
         self.ended = True
@@ -87,6 +90,7 @@ def test_csv_keeps_every_row(tmp_path: Path, picture: Path) -> None:
 
 def test_tensorboard(tmp_path: Path, picture: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     tracking = TensorBoard()
     used(tracking, tmp_path, picture)
@@ -97,6 +101,12 @@ def test_tensorboard(tmp_path: Path, picture: Path) -> None:
     assert events.Images("prune/decision")[0].width == 8
     assert events.Scalars("recovered/fid")[0].value == 1.5
     assert "config/text_summary" in events.Tags()["tensors"]
+    plugins = events.PluginTagToContent("hparams")
+    begun = HParamsPluginData.FromString(plugins["_hparams_/session_start_info"])
+    settings = begun.session_start_info.hparams
+    assert settings["seed"].number_value == 3 and settings["pruner._target_"].string_value == "x"
+    listed = HParamsPluginData.FromString(plugins["_hparams_/experiment"]).experiment
+    assert [metric.name.tag for metric in listed.metric_infos] == ["recovered/fid"]
     curves = EventAccumulator(str(tmp_path / "tensorboard/recover")).Reload()
     assert curves.Scalars("train/loss")[0].value == 0.5
 
@@ -147,22 +157,78 @@ def test_a_resumed_job_is_the_same_wandb_run(tmp_path, no_account, recorder) -> 
     assert identities[0] == identities[1] != identities[2]
 
 
-def test_wandb_writes_offline(tmp_path: Path, picture: Path, no_account) -> None:
-    """The real library, without account and network."""
-    import wandb
-
-    tracking = Wandb()
+def test_wandb_writes_offline(tmp_path: Path, picture: Path, no_account, offline_run) -> None:
+    """The real library, without account and network, read back from its file."""
+    tracking = Trackers({"wandb": Wandb(group="g", job_type="run", tags=["a", "b"], notes="why")})
     tracking.start(tmp_path, "name", CONFIG)
-    tracking.logger("recover").log_metrics({"train/loss": 0.25}, 1)
+    for phase in ("prune", "recover/first"):
+        logger = tracking.loggers(phase)[-1]
+        for step, loss in ((1, 0.25), (2, 0.5)):
+            logger.log_metrics(
+                {"train/loss": loss, "train/learning_rate": 1.0, "evaluate/precision": loss}, step
+            )
     tracking.image("prune/decision", picture)
-    tracking.scores({"recovered/fid": 1.5})
+    log_picture(logger, "samples", picture, 2)
+    tracking.scores({"recovered (live weights)/fid": 1.5})
     tracking.finish()
-    wandb.teardown()  # ends the writing process, which may lag behind
-    (data,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    content = data.read_bytes()
-    for text in (b"recover/train/loss", b"prune/decision", b"recovered/fid", b"pruner"):
-        assert text in content
+    run = offline_run(tmp_path)
+    assert (run.run.run_group, run.run.job_type, run.run.notes) == ("g", "run", "why")
+    assert list(run.run.tags) == ["a", "b"] and run.run.display_name == "name"
+    assert run.config["seed"] == 3 and run.config["pruner"] == {"_target_": "x"}
+    assert run.summary["recovered_live/fid"] == 1.5
+    for phase in ("prune", "recover/first"):
+        axis = f"{phase}/step"
+        loss, rate = run.metrics[f"{phase}/train/loss"], run.metrics[f"{phase}/train/learning_rate"]
+        assert loss.step_metric == rate.step_metric == axis
+        assert loss.summary.min and not loss.summary.last and rate.summary.last
+        assert run.metrics[f"{phase}/evaluate/precision"].summary.max
+        rows = [row for row in run.history if f"{phase}/train/loss" in row]
+        assert [row[axis] for row in rows] == [1, 2]
+        assert run.summary[f"{phase}/train/loss"] == {"min": 0.25}
+    keys = {key for row in run.history for key in row}
+    assert {"prune/decision.path", "recover/first/samples.filenames"} <= keys
+    assert not [key for key in keys if set(key) & set(" ()")] and "trainer/global_step" not in keys
+    assert not run.artifacts  # nothing was taken or made
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/prune/*.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("recovered/fid", "recovered/fid"),
+        ("recovered (live weights)/fid", "recovered_live/fid"),
+        ("recovered (best in training)/fid", "recovered_best/fid"),
+        ("round 1/depth", "round_1/depth"),
+    ],
+)
+def test_keys_can_be_queried(name: str, key: str) -> None:
+    assert metric_key(name) == key
+
+
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        ("recover/train/loss", "min"),
+        ("recover/train/kd_mse", "min"),
+        ("recover/held_out/loss_live", "min"),
+        ("recover/evaluate/fid", "min"),
+        ("recover/evaluate/held_out_loss", "min"),
+        ("recover/evaluate/inception_score", "max"),
+        ("prune/train/images_per_s", "max"),
+        ("prune/train/grad_norm", "last"),
+        ("prune/gates/temperature", "last"),
+    ],
+)
+def test_which_value_of_a_curve_is_its_summary(name: str, which: str) -> None:
+    assert goal(name) == which
+
+
+def test_what_wandb_refuses_at_the_end_is_no_failure(tmp_path, no_account, recorder, caplog):
+    logging.getLogger("tinyfusion").propagate = True
+    tracking = Wandb()
+    tracking.start(tmp_path, "name", CONFIG | {"checkpoint": str(tmp_path / "gone")})
+    tracking.finish()
+    assert "W&B: artifacts are not logged: checkpoint" in caplog.text and recorder.run.ended
 
 
 @pytest.mark.parametrize(

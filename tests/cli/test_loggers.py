@@ -89,26 +89,15 @@ def test_several_loggers_at_once(tf, only_run, own) -> None:
     assert "pruned/depth" in SEEN["bare"]
 
 
-def test_wandb_beside_csv(tf, only_run, no_account, monkeypatch) -> None:
-    begun = []
-
-    class Run(dict):
-        def log(self, *_, **__) -> None: ...
-        def define_metric(self, *_, **__) -> None: ...
-        def finish(self) -> None:
-            begun.append("ended")
-
-        summary, config = {}, {}
-
-    monkeypatch.setattr("wandb.init", lambda **arguments: begun.append(arguments) or Run())
-    monkeypatch.setattr("tinyfusion.tracking.wandb._PhaseLogger", lambda **_: OwnLogger("w"))
+def test_wandb_beside_csv(tf, only_run, no_account, offline_run) -> None:
     result = tf(
         "prune", "logger=[csv,wandb]", "logger.wandb.project=p", "training.mask_learning.steps=1"
     )
     assert result.status == 0, result.err
     assert rows(only_run("prune")) == 2
-    assert begun[0]["project"] == "p" and begun[1:] == ["ended"]
     assert "no Weights & Biases account found" in result.out
+    run = offline_run(only_run("prune"))
+    assert run.run.project == "p" and run.run.job_type == "prune" and not run.run.run_group
 
 
 @pytest.mark.parametrize(
