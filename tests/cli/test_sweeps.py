@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 import tinyfusion as tf_api
 from tinyfusion.settings.compose import MAX_NAME, run_name
+from tinyfusion.settings.overrides import shared
 
 FIRST_STEP = (
     "training.pretrain.steps=1",
@@ -47,11 +48,11 @@ def test_grid_of_schemes_and_deltas(prune, root) -> None:
     assert result.status == 0, result.err
     folder = sweep_folder(root)
     assert {f.parent.name for f in folder.glob("*/finished.json")} == {
-        f"scheme={scheme},delta={delta},experiment=small"
+        f"scheme={scheme},delta={delta}"
         for scheme in ("1of2", "2of4")
         for delta in ("full", "frozen")
     }
-    config = OmegaConf.load(folder / "scheme=2of4,delta=full,experiment=small/config.yaml")
+    config = OmegaConf.load(folder / "scheme=2of4,delta=full/config.yaml")
     assert config.scheme == "2:4" and config.pruner.delta._target_.endswith("Full")
 
 
@@ -67,6 +68,50 @@ def test_grid_of_schemes_and_deltas(prune, root) -> None:
 )
 def test_names(overrides, name) -> None:
     assert run_name(overrides) == name
+
+
+def test_names_leave_out_what_is_shared() -> None:
+    overrides = ["scheme=2:4", "seed=0", "+evaluation.num_samples=10"]
+    assert run_name(overrides, ["seed", "evaluation.num_samples"]) == "scheme=2of4"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["scheme=1:2,2:4", "seed=0", "evaluation.num_samples=10"], "evaluation.num_samples seed"),
+        (["seed=range(3)", "pruner=first", "+a.b=1"], "a.b pruner"),
+        (["seed=0", "keep=7"], ""),  # nothing is known to vary
+        (["seed=0", "hparams_search=digits_rates"], "hparams_search seed"),
+        (["seed=0,1", "keep=7", "hydra.launcher.n_jobs=2"], "keep"),
+        # Another sweep may go to a folder that is given.
+        (["seed=0,1", "keep=7", "hydra.sweep.dir=x"], ""),
+    ],
+)
+def test_what_the_runs_of_a_sweep_share(overrides, keys) -> None:
+    assert shared(overrides) == keys.split()
+
+
+def test_folders_are_named_by_what_is_swept_and_a_given_folder_by_all(tf, root, tmp_path) -> None:
+    """What differs between two sweeps into one folder stands in the names of their runs."""
+    varied = ("prune", "-m", "pruner=first", "keep=1,2")
+    assert tf(*varied, "seed=0").status == 0
+    (sweep,) = (root / "prune").iterdir()
+    assert {f.name for f in sweep.iterdir() if f.is_dir()} == {"keep=1", "keep=2"}
+    for seed in (0, 1):
+        given = tf(*varied, f"seed={seed}", f"hydra.sweep.dir={tmp_path / 'given'}")
+        assert given.status == 0, given.err
+    folders = [file.parent for file in (tmp_path / "given").glob("*/finished.json")]
+    seeds = [OmegaConf.load(folder / "config.yaml").seed for folder in folders]
+    assert sorted(seeds) == [0, 0, 1, 1]
+
+
+def test_resuming_a_sweep_finds_its_folders(tf, root) -> None:
+    assert tf("prune", "-m", "pruner=first", "keep=1,2").status == 0
+    (sweep,) = (root / "prune").iterdir()
+    (sweep / "keep=1/finished.json").unlink()
+    again = tf("prune", f"resume={sweep}", exact=True)
+    assert again.status == 0, again.err
+    assert {f.name for f in sweep.iterdir() if f.is_dir()} == {"keep=1", "keep=2"}
 
 
 def test_names_of_lists_keep_apart() -> None:

@@ -28,8 +28,9 @@ def metrics_of(cfg: DictConfig) -> list[str]:
     if evaluation is not None and evaluation.get("_target_", "") is None:  # evaluation=none
         evaluation = None
     scored = [*FIDELITY, *SIZES, *HELD_OUT, "held_out_mse", "macs"]
+    timed: list[str] = []
     if evaluation is not None and evaluation.get("speed_samples", 0):
-        scored += [*SPEED, "speed_up"] if cfg.command == "run" else SPEED
+        timed = [*SPEED, "speed_up"] if cfg.command == "run" else [*SPEED]
     distilled = [*SIZES, *HELD_OUT, DISTANCE]
     rows: dict[str, Sequence[str]]
     match cfg.command:
@@ -40,13 +41,17 @@ def metrics_of(cfg: DictConfig) -> list[str]:
         case "run" if evaluation is None:
             rows = dict.fromkeys(("source", "recovered"), SIZES)
         case "run":
-            names = ["pruned", "recovered", "recovered_live"]
-            names += ["recovered_best"] if (cfg.callbacks or {}).get("evaluate") else []
-            rows = {"source": scored, **{name: [*scored, DISTANCE] for name in names}}
+            full = [*scored, DISTANCE]
+            rows = {"source": [*scored, *timed], "pruned": full, "recovered": [*full, *timed]}
+            rows["recovered_live"] = full
+            if (cfg.callbacks or {}).get("evaluate"):
+                rows["recovered_best"] = full
+            for number in range(1, len((cfg.iterative or {}).get("depths") or ())):
+                rows[f"round_{number}"] = [*full, *timed]
         case "evaluate" if cfg.images is not None:
             rows = {"images": ["images", *FIDELITY]}
         case _:
-            rows = {"model": [*scored, DISTANCE]}
+            rows = {"model": [*scored, DISTANCE, *timed]}
     return [f"{name}/{key}" for name, keys in rows.items() for key in keys]
 
 
