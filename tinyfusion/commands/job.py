@@ -38,7 +38,7 @@ from tinyfusion.runtime.folder import (
 from tinyfusion.runtime.session import Session
 from tinyfusion.settings.check import check
 from tinyfusion.settings.commands import WHOLE
-from tinyfusion.settings.optimized import check_metric, metrics_of
+from tinyfusion.settings.optimized import check_search
 from tinyfusion.settings.overrides import as_given, config_flags
 from tinyfusion.settings.processes import agree_on_processes
 from tinyfusion.text import shell_word
@@ -87,7 +87,7 @@ class Folders(Callback):
         if session is not None:
             try:
                 _refuse_nameless(config, "hydra.sweep.dir")
-                _refuse_aimless(config)
+                check_search(config)
             except InputError as error:
                 session.refusal = error
                 raise SystemExit(2) from None
@@ -110,27 +110,6 @@ def _refuse_nameless(config: DictConfig, key: str) -> None:
         with suppress(InterpolationResolutionError):
             if OmegaConf.select(config, name) == "":
                 raise InputError(f"{name}= is empty; give a folder, or leave the key out")
-
-
-def _refuse_aimless(config: DictConfig) -> None:
-    """Refuse to search without a figure to search by.
-
-    Args:
-        config: what the runs of a sweep share.
-
-    Raises:
-        InputError: Hydra's sweeper is an optimiser, and ``optimized_metric`` is not given, or is
-            the name of no figure.
-    """
-    if str(config.hydra.sweeper.get("_target_")).endswith("BasicSweeper"):
-        return
-    if config.get("optimized_metric") is None:
-        name = config.hydra.runtime.choices.get("hydra/sweeper")
-        raise InputError(
-            f"hydra/sweeper={name} searches by a figure: give optimized_metric=; "
-            f"valid: {', '.join(metrics_of(config))}"
-        )
-    check_metric(config)
 
 
 def attempt(cfg: DictConfig) -> float | None:

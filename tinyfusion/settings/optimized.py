@@ -67,3 +67,24 @@ def check_metric(cfg: DictConfig) -> None:
     name = cfg.get("optimized_metric")
     if name is not None and name not in (valid := metrics_of(cfg)):
         raise InputError(f"optimized_metric={name} is not known; valid: {', '.join(valid)}")
+
+
+def check_search(config: DictConfig) -> None:
+    """Refuse to search without a figure to search by.
+
+    Args:
+        config: what the runs of a sweep share, with Hydra's own part.
+
+    Raises:
+        InputError: Hydra's sweeper is an optimiser, and ``optimized_metric`` is not given, or is
+            the name of no figure.
+    """
+    if str(config.hydra.sweeper.get("_target_")).endswith("BasicSweeper"):
+        return
+    if config.get("optimized_metric") is None:
+        name = config.hydra.runtime.choices.get("hydra/sweeper")
+        raise InputError(
+            f"hydra/sweeper={name} searches by a figure: give optimized_metric=; "
+            f"valid: {', '.join(metrics_of(config))}"
+        )
+    check_metric(config)
