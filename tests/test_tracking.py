@@ -288,6 +288,16 @@ def test_no_network_or_an_entity_that_is_not_there(
     assert not list((tmp_path / "run").iterdir())  # what TensorBoard began is gone as well
 
 
+def test_a_job_that_another_logger_refuses_has_taken_and_made_nothing(
+    tmp_path, no_account, recorder, monkeypatch
+) -> None:
+    monkeypatch.setattr(Wandb, "_conclude", lambda *_: pytest.fail("logged artifacts"))
+    monkeypatch.setattr(TensorBoard, "start", lambda *_: 1 / 0)
+    with pytest.raises(InputError, match=r"logger\.board: division by zero"):
+        Trackers({"wandb": Wandb(), "board": TensorBoard()}).start(tmp_path, "name", CONFIG)
+    assert recorder.run.ended
+
+
 class _Own(Logger):
     """A logger of a user's, which takes pictures if it has a method for them."""
 

@@ -204,14 +204,13 @@ def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
     if sweeping:
         _refuse_ranks()
     if typed:
-        overrides = [as_typed(text, sweeping) for text in overrides]
-        if sweeping:
-            alike = ",".join(shared(overrides))
-            overrides = swept(overrides)
-            if not any(text.startswith(_EXCLUDED) for text in overrides):
-                overrides = [*overrides, f"{_EXCLUDED}=[{alike}]"]
+        overrides = given = [as_typed(text, sweeping) for text in overrides]
+        overrides = swept(overrides) if sweeping else overrides
         overrides = kept_when_left_out(overrides, _own_folders(rest))
-    overrides = [*_brought_along(command, overrides, _own_folders(rest)), *overrides]
+    brought = _brought_along(command, overrides, _own_folders(rest))
+    if typed and sweeping and not any(text.startswith(_EXCLUDED) for text in overrides):
+        overrides = [*overrides, f"{_EXCLUDED}=[{','.join(shared([*brought, *given]))}]"]
+    overrides = [*brought, *overrides]
     before = sys.argv
     job.session = session = Session()
     sys.argv = [f"tinyfusion {command}", *flags, *overrides]

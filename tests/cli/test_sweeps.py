@@ -114,6 +114,18 @@ def test_resuming_a_sweep_finds_its_folders(tf, root) -> None:
     assert {f.name for f in sweep.iterdir() if f.is_dir()} == {"keep=1", "keep=2"}
 
 
+def test_folders_do_not_name_what_a_checkpoint_brings_along(tf, root) -> None:
+    """Its process and sampler are chosen early where a value inside a group is given."""
+    fixed = ("checkpoint=sit_digits", "pruner=first", "sampler.steps=2")
+    result = tf("prune", "-m", "keep=1,2", *fixed, small=False)
+    assert result.status == 0, result.err
+    (sweep,) = (root / "prune").iterdir()
+    assert {f.name for f in sweep.iterdir() if f.is_dir()} == {"keep=1", "keep=2"}
+    (sweep / "keep=1/finished.json").unlink()
+    assert tf("prune", f"resume={sweep}", exact=True).status == 0
+    assert {f.name for f in sweep.iterdir() if f.is_dir()} == {"keep=1", "keep=2"}
+
+
 def test_names_of_lists_keep_apart() -> None:
     names = {
         run_name([f"scheme={s}"]) for s in (D19, "[[1,2],[1,2]]", "[[1,21],[2]]", "[[1,2,1,2]]")

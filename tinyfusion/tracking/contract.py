@@ -43,6 +43,10 @@ class Tracking:
     def finish(self) -> None:
         """End the job."""
 
+    def abandon(self) -> None:
+        """End a job that is refused before any work, as another logger can't begin."""
+        self.finish()
+
 
 def pixels(path: Path) -> Any:
     """A picture's pixels, uint8, shape (H, W, 3)."""

@@ -53,7 +53,7 @@ class Trackers:
             # A library's refusals are of all kinds.
             except Exception as error:
                 for other in begun:
-                    other.finish()
+                    other.abandon()
                 for made in set(folder.iterdir()) - before if folder.is_dir() else ():
                     shutil.rmtree(made) if made.is_dir() else made.unlink()
                 raise InputError(f"logger.{key}: {one_line(error)}") from error

@@ -188,6 +188,10 @@ class Wandb(Tracking):
             log.warning("W&B: artifacts are not logged: %s", first_line(error))
         self._run.finish()
 
+    def abandon(self) -> None:
+        """Close the W&B run, which took and made nothing."""
+        self._run.finish()
+
     def _conclude(self) -> None:
         import wandb
 
