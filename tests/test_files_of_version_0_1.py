@@ -20,8 +20,8 @@ from tinyfusion.checkpoints.lineage import lineage
 from tinyfusion.decision import Decision, find_decision
 from tinyfusion.errors import InputError
 from tinyfusion.surgery import prune
+from tinyfusion.tools.facts import report
 from tinyfusion.tools.inspect import examine
-from tinyfusion.tools.report import report
 
 FILES = Path(__file__).parent / "data" / "version_0_1"
 RUNS = ("learned", "shortgpt", "widths")

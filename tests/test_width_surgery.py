@@ -23,8 +23,8 @@ from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.memory import LiveBytes, bytes_of
 from tinyfusion.surgery import prune
+from tinyfusion.tools.facts import report
 from tinyfusion.tools.inspect import examine
-from tinyfusion.tools.report import report
 
 SIZES = {"input_size": 4, "in_channels": 1, "hidden_size": 16, "depth": 2, "num_heads": 4}
 

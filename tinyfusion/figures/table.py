@@ -1,7 +1,10 @@
-"""Tables of results, as Markdown and in the terminal."""
+"""Tables of results, as Markdown, CSV, LaTeX and in the terminal."""
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 MISSING = "-"
+
+Better = Literal["lower", "higher"]
+Mark = Literal["best", "second", ""]
+ARROWS: dict[Better | None, str] = {"lower": " \u2193", "higher": " \u2191", None: ""}
 
 Rows = Sequence[Mapping[str, Any]]
 """One mapping per row, from column key to value."""
@@ -21,25 +28,78 @@ class Column(NamedTuple):
     Attributes:
         header: name with its unit.
         format: format specification of the values, such as ``".2f"`` or ``",d"``.
+        better: the direction of quality, shown as an arrow in the header; best and second-best
+            values of the column are marked. ``None``: it has none.
     """
 
     header: str
     format: str = ""
+    better: Better | None = None
+
+    @property
+    def head(self) -> str:
+        """The header with its arrow."""
+        return self.header + ARROWS[self.better]
 
 
-def markdown_table(rows: Rows, columns: Mapping[str, Column]) -> str:
-    """Format rows as a Markdown table.
+def marks(
+    rows: Rows, columns: Mapping[str, Column], within: Sequence[str] = ()
+) -> list[dict[str, Mark]]:
+    """Which cells hold the best and the second-best value of their column.
+
+    Values that are shown alike are equal: several may be best. A column all of whose values are
+    equal has no best one, and the worse of two values is not marked as second-best.
+
+    Args:
+        rows: see `markdown_table`. Of a pair (mean, spread) the mean counts.
+        columns: see `markdown_table`; those without a direction of quality have no marks.
+        within: keys of columns; only rows that agree in them are compared.
+
+    Returns:
+        For each row the mark of each column, ``""`` where there is none.
+    """
+    found: list[dict[str, Mark]] = [dict.fromkeys(columns, "") for _ in rows]
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(tuple(str(row.get(key)) for key in within), []).append(place)
+    for key, column in columns.items():
+        if column.better is None:
+            continue
+        for members in groups.values():
+            values = {place: _mean(rows[place].get(key)) for place in members}
+            known = {place: value for place, value in values.items() if value is not None}
+            order = sorted(known, key=lambda p: known[p], reverse=column.better == "higher")
+            shown = {place: _show(known[place], column.format) for place in order}
+            levels = list(dict.fromkeys(shown.values()))
+            for place, text in shown.items():
+                if text == levels[0] and len(levels) > 1:
+                    found[place][key] = "best"
+                elif len(levels) > 2 and text == levels[1]:
+                    found[place][key] = "second"
+    return found
+
+
+def markdown_table(rows: Rows, columns: Mapping[str, Column], within: Sequence[str] = ()) -> str:
+    """Format rows as a Markdown table; the best values are bold, the second-best underlined.
 
     Args:
         rows: values by column key. ``None`` or an absent key shows as "-", text as it is, a
             pair of numbers as "mean ± spread".
         columns: the columns in their order, by key.
+        within: see `marks`.
 
     Returns:
         The table, ending in a line break; columns of numbers are aligned to the right.
     """
-    heads = [column.header.replace("|", "\\|") for column in columns.values()]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in _cells(rows, columns)]
+    marked = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
+    heads = [column.head.replace("|", "\\|") for column in columns.values()]
+    cells = [
+        [
+            marked[mark].format(cell.replace("|", "\\|"))
+            for cell, mark in zip(line, signs.values(), strict=True)
+        ]
+        for line, signs in zip(_cells(rows, columns), marks(rows, columns, within), strict=True)
+    ]
     right = [_is_numeric(rows, key) for key in columns]
     widths = [max(3, *map(len, column)) for column in zip(heads, *cells, strict=True)]
 
@@ -57,22 +117,101 @@ def markdown_table(rows: Rows, columns: Mapping[str, Column]) -> str:
     return line(heads) + line(rule) + "".join(map(line, cells))
 
 
+def csv_table(rows: Rows, columns: Mapping[str, Column]) -> str:
+    """Format rows as CSV (RFC 4180, but lines end in a line feed), to be read by other programs.
+
+    Numbers are written in full, what is missing as an empty cell, and a pair (mean, spread) in
+    two columns, the second named ``KEY_std``. The header holds the keys.
+
+    Args:
+        rows: see `markdown_table`.
+        columns: see `markdown_table`.
+    """
+    spread = {
+        key for key in columns for row in rows if isinstance(row.get(key), tuple | list)
+    }  # fmt: skip
+    names = [name for key in columns for name in ([key, f"{key}_std"] if key in spread else [key])]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        line: dict[str, Any] = {}
+        for key in columns:
+            value = row.get(key)
+            if isinstance(value, tuple | list):
+                line |= {key: value[0], f"{key}_std": value[1]}
+            else:
+                line[key] = value
+        writer.writerow(line)
+    return out.getvalue()
+
+
+def latex_table(
+    rows: Rows,
+    columns: Mapping[str, Column],
+    caption: str | None = None,
+    within: Sequence[str] = (),
+) -> str:
+    """Format rows as a LaTeX table; it needs the package booktabs.
+
+    The best values are bold, the second-best underlined.
+
+    Args:
+        rows: see `markdown_table`.
+        columns: see `markdown_table`.
+        caption: makes it a ``table`` with a caption instead of a bare ``tabular``.
+        within: see `marks`.
+    """
+    marked = {"best": "\\textbf{%s}", "second": "\\underline{%s}", "": "%s"}
+    layout = "".join("r" if _is_numeric(rows, key) else "l" for key in columns)
+    heads = [_latex(column.head) for column in columns.values()]
+    body = [
+        [marked[mark] % _latex(cell) for cell, mark in zip(line, signs.values(), strict=True)]
+        for line, signs in zip(_cells(rows, columns), marks(rows, columns, within), strict=True)
+    ]
+    lines = [f"\\begin{{tabular}}{{{layout}}}", "\\toprule"]
+    lines += [" & ".join(heads) + r" \\", "\\midrule"]
+    lines += [" & ".join(cells) + r" \\" for cells in body]
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    if caption is not None:
+        lines = [
+            "\\begin{table}", "\\centering", f"\\caption{{{_latex(caption)}}}", *lines,
+            "\\end{table}",
+        ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$",
+    "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": "$<$", ">": "$>$", "|": "$|$", "\u00b1": r"$\pm$", "\u2193": r"$\downarrow$",
+    "\u2191": r"$\uparrow$", "\u00d7": r"$\times$",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    """Plain text as LaTeX shows it."""
+    return re.sub("|".join(map(re.escape, _LATEX)), lambda found: _LATEX[found[0]], text)
+
+
 def print_table(
     rows: Rows,
     columns: Mapping[str, Column],
     title: str | None = None,
     console: Console | None = None,
+    within: Sequence[str] = (),
 ) -> None:
-    """Print rows as a table in the terminal.
+    """Print rows as a table in the terminal; best values are bold, second-best underlined.
 
     Args:
         rows: see `markdown_table`.
         columns: see `markdown_table`.
         title: line above the table.
         console: where to print; default: standard output.
+        within: see `marks`.
     """
     console = console or Console()
-    table = _rich(rows, columns, title)
+    table = _rich(rows, columns, title, within)
     needed = Console(file=console.file, width=10_000).measure(table).maximum
     if not console.is_terminal:
         # A log file has no width that a table would have to fit.
@@ -82,14 +221,18 @@ def print_table(
     console.print(table)
 
 
-def _rich(rows: Rows, columns: Mapping[str, Column], title: str | None) -> Table:
+def _rich(
+    rows: Rows, columns: Mapping[str, Column], title: str | None, within: Sequence[str] = ()
+) -> Table:
     # Text objects, because rich would read "[3,4]" in plain strings as markup.
     table = Table(title=None if title is None else Text(title), title_justify="left")
     for key, column in columns.items():
         justify: Literal["left", "right"] = "right" if _is_numeric(rows, key) else "left"
-        table.add_column(Text(column.header), justify=justify, overflow="fold")
-    for cells in _cells(rows, columns):
-        table.add_row(*map(Text, cells))
+        table.add_column(Text(column.head), justify=justify, overflow="fold")
+    styles = {"best": "bold", "second": "underline", "": ""}
+    for cells, signs in zip(_cells(rows, columns), marks(rows, columns, within), strict=True):
+        texts = zip(cells, signs.values(), strict=True)
+        table.add_row(*(Text(cell, styles[mark]) for cell, mark in texts))
     return table
 
 
@@ -99,7 +242,7 @@ def _turned(rows: Rows, columns: Mapping[str, Column]) -> tuple[Rows, Mapping[st
     cells = _cells(rows, columns)
     heads = {first: columns[first]} | {str(i): Column(line[0]) for i, line in enumerate(cells)}
     turned = [
-        {first: columns[key].header} | {str(i): line[place] for i, line in enumerate(cells)}
+        {first: columns[key].head} | {str(i): line[place] for i, line in enumerate(cells)}
         for place, key in enumerate(others, start=1)
     ]
     return turned, heads
@@ -107,6 +250,15 @@ def _turned(rows: Rows, columns: Mapping[str, Column]) -> tuple[Rows, Mapping[st
 
 def _cells(rows: Rows, columns: Mapping[str, Column]) -> list[list[str]]:
     return [[_show(row.get(key), column.format) for key, column in columns.items()] for row in rows]
+
+
+def _mean(value: Any) -> float | None:
+    """The number that a cell is compared by; ``None`` if it holds none."""
+    if isinstance(value, tuple | list):
+        value = value[0] if value else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return None
+    return value
 
 
 def _show(value: Any, specification: str) -> str:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     from tinyfusion.errors import InputError
-    from tinyfusion.tools.report import report
+    from tinyfusion.tools.facts import report
 
     try:
         facts = examine(options.file, options.weights)
