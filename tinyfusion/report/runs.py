@@ -1,0 +1,256 @@
+"""Folders of runs, of any command and of earlier versions, read into plain records."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from tinyfusion.errors import InputError
+from tinyfusion.files import read_json
+from tinyfusion.runtime.folder import COMMAND_FILE, CONFIG_FILE, FINISHED_FILE, LOG_FILE
+
+METRICS_FILE, BENCHMARK_FILE, TIMES_FILE = "metrics.json", "benchmark.json", "times.json"
+RESULTS = ("recovered", "pruned", "model", "images")
+"""Models whose figures are the result of a run: the first that it has."""
+REFERENCE = "source"
+"""The model that a run began with, by its name among the figures."""
+
+Points = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder tells.
+
+    Attributes:
+        folder: its folder.
+        command: such as ``"run"``; ``""`` where an earlier version did not record it.
+        state: ``"failed"`` if its log ends in an error, ``"unfinished"`` if it was interrupted or
+            is still running.
+        reason: the last line of the log of a run that is not finished.
+        command_line: the command that made it; ``""`` if it was not recorded.
+        config: resolved configuration.
+        models: figures by model: ``source``, ``pruned``, ``recovered`` and so on, ``model`` of a
+            command that scores one, ``images`` of scored images.
+        decision: method, kept units and so on, see `Decision.summary`; empty if none was made.
+        protocol: how the samples were drawn.
+        floor: FID between halves of the real data.
+        times: seconds by phase.
+        seconds: how long it took; ``None`` if it was not recorded.
+        finished: when, ISO 8601.
+        version: of this package.
+        libraries: versions of the libraries that compute.
+    """
+
+    folder: Path
+    command: str = ""
+    state: Literal["finished", "unfinished", "failed"] = "finished"
+    reason: str = ""
+    command_line: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    decision: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    floor: Mapping[str, float] = field(default_factory=dict)
+    times: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    finished: str = ""
+    version: str = ""
+    libraries: Mapping[str, str] = field(default_factory=dict)
+
+    def setting(self, path: str) -> Any:
+        """A value of the configuration by its dotted path; ``None`` if it has none."""
+        value: Any = self.config
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """Figures of the model that the run made or scored; empty if it has none."""
+        return next((self.models[name] for name in RESULTS if name in self.models), {})
+
+    @property
+    def reference(self) -> Mapping[str, Any]:
+        """Figures of the model that it began with; empty if it has none."""
+        return self.models.get(REFERENCE, {})
+
+    @property
+    def kept(self) -> tuple[int, ...] | None:
+        """Blocks that stayed; ``None`` if no depth was cut."""
+        kept = self.decision.get("kept")
+        is_list = isinstance(kept, list) and all(isinstance(unit, int) for unit in kept)
+        return tuple(kept) if is_list else None
+
+    def curves(self) -> dict[str, Points]:
+        """Figures over steps, by phase and name such as ``recover/train/loss``.
+
+        A resumed phase has several logs; each is taken from its first step on in place of what
+        the earlier ones say of these steps, which were repeated.
+
+        Raises:
+            InputError: a log can't be read.
+        """
+        found: dict[str, Points] = {}
+        files = sorted(
+            self.folder.glob("**/log/version_*/metrics.csv"),
+            key=lambda file: (file.parts[:-2], _number(file.parent.name)),
+        )
+        for file in files:
+            phase = "/".join(file.relative_to(self.folder).parts[:-3])
+            curves = _curves(file)
+            begin = min((points[0][0] for points in curves.values()), default=0)
+            mine = [name for name in found if name.startswith(f"{phase}/")]
+            for name in mine:
+                found[name] = [point for point in found[name] if point[0] < begin]
+            for name, points in curves.items():
+                found.setdefault(f"{phase}/{name}", []).extend(points)
+        return {name: points for name, points in found.items() if points}
+
+    def picture(self, name: str) -> Path | None:
+        """A picture that the run left, such as ``samples.png``, in its folder or a phase's."""
+        found = [self.folder / name, *sorted(self.folder.glob(f"*/{name}"))]
+        return next((file for file in found if file.is_file()), None)
+
+
+def read_run(folder: Path | str) -> Run:
+    """Read the folder of one run.
+
+    Args:
+        folder: the folder; of earlier versions it may hold no more than ``metrics.json``.
+
+    Raises:
+        InputError: it holds no run, or a file of it can't be read.
+    """
+    folder = Path(folder)
+    if not is_run(folder):
+        raise InputError(
+            f"{folder} holds no run: it has none of {CONFIG_FILE}, {METRICS_FILE}, {BENCHMARK_FILE}"
+        )
+    metrics = _json(folder / METRICS_FILE)
+    end = _json(folder / FINISHED_FILE)
+    config = _config(folder / CONFIG_FILE)
+    models = metrics.get("models") or {
+        name: metrics[name] for name in ("model", "images") if isinstance(metrics.get(name), dict)
+    }
+    # Versions before there was a finished.json wrote their figures last of all.
+    done = bool(end) or bool(metrics) or (folder / BENCHMARK_FILE).is_file()
+    reason, failed = ("", False) if done else _last_words(folder / LOG_FILE)
+    return Run(
+        folder=folder,
+        command=str(config.get("command", "")) or _command_of(models),
+        state="finished" if done else "failed" if failed else "unfinished",
+        reason=reason,
+        command_line=_text(folder / COMMAND_FILE).strip(),
+        config=config,
+        models=models,
+        decision=metrics.get("decision") or {},
+        protocol=metrics.get("protocol") or {},
+        floor=metrics.get("floor") or {},
+        times=_json(folder / TIMES_FILE),
+        seconds=end.get("seconds"),
+        finished=end.get("finished", ""),
+        version=end.get("version", ""),
+        libraries=end.get("libraries", {}),
+    )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, finished or not."""
+    names = (CONFIG_FILE, METRICS_FILE, BENCHMARK_FILE)
+    return any((folder / name).is_file() for name in names)
+
+
+def find_runs(folders: Iterable[Path | str]) -> list[Run]:
+    """All runs in and below some folders, in the order of their names.
+
+    Folders within a run's own are a part of it.
+
+    Raises:
+        InputError: a folder does not exist, there is no run below it, or one can't be read.
+    """
+    found: dict[Path, Run] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder; give folders of runs or sweeps")
+        below = list(_below(folder))
+        if not below:
+            raise InputError(f"there is no run in {folder} or below it")
+        found |= {path.resolve(): read_run(path) for path in below}
+    return list(found.values())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for path, names, _ in os.walk(folder):
+        if is_run(Path(path)):
+            names.clear()
+            yield Path(path)
+        names[:] = sorted(name for name in names if not name.startswith("."))
+
+
+def _curves(file: Path) -> dict[str, Points]:
+    curves: dict[str, Points] = {}
+    try:
+        with open(file, encoding="utf-8", newline="") as handle:
+            for row in csv.DictReader(handle):
+                for name, text in row.items():
+                    if name not in ("step", "epoch") and text:
+                        value = float(text)
+                        if math.isfinite(value):
+                            curves.setdefault(name, []).append((int(row["step"]), value))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{file} can't be read: {error}") from None
+    return curves
+
+
+def _number(version: str) -> int:
+    digits = version.rpartition("_")[2]
+    return int(digits) if digits.isdigit() else 0
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    content = read_json(file, "record of a run")
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is no record of a run: it is not a JSON object")
+    return content
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(_text(file)) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} can't be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is no configuration: it holds no keys")
+    return content
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} can't be read: {error}") from None
+
+
+def _command_of(models: Mapping[str, Any]) -> str:
+    """The command of a run that did not record it, by the models it scored."""
+    if "recovered" in models:
+        return "run" if "pruned" in models else "recover"
+    return "prune" if "pruned" in models else ""
+
+
+def _last_words(log: Path) -> tuple[str, bool]:
+    """The last line of a log, and whether it tells of a failure."""
+    lines = [line.strip() for line in _text(log).splitlines() if line.strip()]
+    # Each begins with date, time and level.
+    last = lines[-1].split(" ", 3)[-1] if lines else ""
+    return last, any(" stopped; continue with " in line for line in lines[-3:])
