@@ -48,6 +48,7 @@ TOOLS = {
     "inspect": "print what a checkpoint, decision or adapter is",
     "convert": "write a checkpoint in another layout: ours, public or diffusers",
     "study": "a table or figure of many runs, such as one of the paper's; --list names them",
+    "report": "table and page of any runs: figures, samples, curves, what differs between them",
     "remap-lora": "carry a LoRA adapter of the full model over to a pruned one",
     "completion": "print what makes bash, zsh or fish complete all this at the tab key",
 }
@@ -251,7 +252,12 @@ def _compose_and_run(command: str, rest: list[str], typed: bool = True) -> int:
     finally:
         sys.argv = before
         job.session = None
-    return session.close()
+    status = session.close()
+    if session.sweep is not None and session.done > 1:
+        from tinyfusion.report.terminal import print_sweep
+
+        print_sweep(session.sweep)
+    return status
 
 
 def _brought_along(command: str, overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:

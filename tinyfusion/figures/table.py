@@ -98,7 +98,9 @@ def markdown_table(rows: Rows, columns: Mapping[str, Column], within: Sequence[s
             marked[mark].format(cell.replace("|", "\\|"))
             for cell, mark in zip(line, signs.values(), strict=True)
         ]
-        for line, signs in zip(_cells(rows, columns), marks(rows, columns, within), strict=True)
+        for line, signs in zip(
+            shown_cells(rows, columns), marks(rows, columns, within), strict=True
+        )
     ]
     right = [_is_numeric(rows, key) for key in columns]
     widths = [max(3, *map(len, column)) for column in zip(heads, *cells, strict=True)]
@@ -167,7 +169,9 @@ def latex_table(
     heads = [_latex(column.head) for column in columns.values()]
     body = [
         [marked[mark] % _latex(cell) for cell, mark in zip(line, signs.values(), strict=True)]
-        for line, signs in zip(_cells(rows, columns), marks(rows, columns, within), strict=True)
+        for line, signs in zip(
+            shown_cells(rows, columns), marks(rows, columns, within), strict=True
+        )
     ]
     lines = [f"\\begin{{tabular}}{{{layout}}}", "\\toprule"]
     lines += [" & ".join(heads) + r" \\", "\\midrule"]
@@ -230,7 +234,7 @@ def _rich(
         justify: Literal["left", "right"] = "right" if _is_numeric(rows, key) else "left"
         table.add_column(Text(column.head), justify=justify, overflow="fold")
     styles = {"best": "bold", "second": "underline", "": ""}
-    for cells, signs in zip(_cells(rows, columns), marks(rows, columns, within), strict=True):
+    for cells, signs in zip(shown_cells(rows, columns), marks(rows, columns, within), strict=True):
         texts = zip(cells, signs.values(), strict=True)
         table.add_row(*(Text(cell, styles[mark]) for cell, mark in texts))
     return table
@@ -239,7 +243,7 @@ def _rich(
 def _turned(rows: Rows, columns: Mapping[str, Column]) -> tuple[Rows, Mapping[str, Column]]:
     """Rows and columns exchanged, for narrow terminals; the first column becomes the heads."""
     first, *others = columns
-    cells = _cells(rows, columns)
+    cells = shown_cells(rows, columns)
     heads = {first: columns[first]} | {str(i): Column(line[0]) for i, line in enumerate(cells)}
     turned = [
         {first: columns[key].head} | {str(i): line[place] for i, line in enumerate(cells)}
@@ -248,7 +252,8 @@ def _turned(rows: Rows, columns: Mapping[str, Column]) -> tuple[Rows, Mapping[st
     return turned, heads
 
 
-def _cells(rows: Rows, columns: Mapping[str, Column]) -> list[list[str]]:
+def shown_cells(rows: Rows, columns: Mapping[str, Column]) -> list[list[str]]:
+    """The text of every cell, row by row, as all tables show it."""
     return [[_show(row.get(key), column.format) for key, column in columns.items()] for row in rows]
 
 

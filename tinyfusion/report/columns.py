@@ -18,6 +18,7 @@ FIGURES: dict[str, Column] = {
     "depth": Column("depth", ".0f"),
     "images_per_s": Column("images/s", ".1f", "higher"),
     "speed_up": Column("speed-up", ".2f", "higher"),
+    "first_feature_loss": Column("first loss of hidden states", ".4g"),
     "first_loss": Column("first distillation loss", ".4g"),
 }
 """Figures by the names they have in records."""

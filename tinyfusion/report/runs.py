@@ -86,8 +86,9 @@ class Run:
     def kept(self) -> tuple[int, ...] | None:
         """Blocks that stayed; ``None`` if no depth was cut."""
         kept = self.decision.get("kept")
-        is_list = isinstance(kept, list) and all(isinstance(unit, int) for unit in kept)
-        return tuple(kept) if is_list else None
+        if isinstance(kept, list) and all(isinstance(unit, int) for unit in kept):
+            return tuple(kept)
+        return None
 
     def curves(self) -> dict[str, Points]:
         """Figures over steps, by phase and name such as ``recover/train/loss``.

@@ -238,12 +238,11 @@ def _order(
             raise InputError(f"sort: there is no column {sort!r}; valid: {', '.join(columns)}")
         higher = columns[sort].better == "higher"
         return sorted(places, key=lambda place: _key(rows[place].get(sort), higher))
-    figure = primary(rows)
     return sorted(
         places,
         key=lambda place: (
             *(_natural(str(rows[place][key])) for key in WITHIN),
-            _key(rows[place].get(figure or ""), False),
+            _key(rows[place].get(primary([rows[place]]) or ""), False),
         ),
     )
 
@@ -266,3 +265,26 @@ def _natural(text: str) -> tuple[int, str]:
     """Texts that begin with a number by that number."""
     number = text.split(" ")[0].rstrip("%")
     return (int(number) if number.isdigit() else 0), text
+
+
+def labels_of(runs: Sequence[Run], settings: Sequence[str]) -> list[str]:
+    """A short name for each run, by the settings that tell them apart: ``learned, keep=14``.
+
+    Args:
+        runs: the runs.
+        settings: keys of columns, see `RunTable.settings`.
+    """
+    below, found = common_folder(runs), []
+    for run in runs:
+        parts = [run.decision["method"]] if run.decision.get("method") else []
+        for key in settings:
+            value = shown(key, run.setting(key))
+            if key not in ("run", "method") and value is not None:
+                parts.append(f"{heading(key).rpartition('.')[2]}={value}")
+        found.append(", ".join(parts) or run_name(run, below))
+    numbered: dict[str, int] = {}
+    for place, label in enumerate(found):
+        numbered[label] = numbered.get(label, 0) + 1
+        if numbered[label] > 1:
+            found[place] = f"{label} ({numbered[label]})"
+    return found

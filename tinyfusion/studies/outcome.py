@@ -12,26 +12,11 @@ from typing import Any
 from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.files import write_json, write_text
+from tinyfusion.report.columns import FIGURES
 from tinyfusion.report.paper import PaperTable, paper_table
 from tinyfusion.studies.definition import Row, Study
 from tinyfusion.studies.records import Record, Records
 from tinyfusion.studies.works import CHOICE, Cell, Work
-
-COLUMNS: dict[str, Column] = {
-    "fid": Column("FID ↓", ".3f"),
-    "sfid": Column("sFID ↓", ".3f"),
-    "inception_score": Column("IS ↑", ".2f"),
-    "precision": Column("precision ↑", ".3f"),
-    "recall": Column("recall ↑", ".3f"),
-    "held_out_loss": Column("held-out loss ↓", ".4f"),
-    "teacher_distance": Column("distance to teacher ↓", ".5f"),
-    "calibration_loss": Column("loss after the cut", ".4f"),
-    "parameters": Column("parameters", ",.0f"),
-    "depth": Column("depth", ".0f"),
-    "speed_up": Column("speed-up ↑", ".2f"),
-    "first_feature_loss": Column("first loss of hidden states", ".4g"),
-}
-"""How figures are shown."""
 
 
 @dataclass(frozen=True)
@@ -185,13 +170,12 @@ def table_rows(outcome: Outcome) -> tuple[list[dict[str, Any]], dict[str, Column
     labels = list(dict.fromkeys(key for row in study.rows for key in row.labels))
     columns = {key: Column(key.replace("_", " ")) for key in labels}
     columns |= {"seeds": Column("seeds")}
-    columns |= {name: COLUMNS.get(name, Column(name, ".4g")) for name in study.columns}
+    columns |= {name: FIGURES.get(name, Column(name, ".4g")) for name in study.columns}
     rows = [_row(outcome, row, paper) for row in study.rows]
     for name in [name for name in study.columns.values() if name and paper]:
         assert paper is not None
         better = next((c.better for c in paper.columns if c.name == name), None)
-        arrow = {"lower": " ↓", "higher": " ↑", None: ""}[better]
-        columns[f"paper {name}"] = Column(f"paper: {name}{arrow}", "g")
+        columns[f"paper {name}"] = Column(f"paper: {name}", "g", better)
     return rows, columns
 
 

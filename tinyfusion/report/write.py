@@ -1,0 +1,62 @@
+"""Writing a report of runs: the page, and the table in three formats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tinyfusion.figures.table import Column, Rows, csv_table, latex_table, markdown_table
+from tinyfusion.files import write_text
+from tinyfusion.report.page import page
+from tinyfusion.report.paper import PaperTable
+from tinyfusion.report.runs import Run
+from tinyfusion.report.tables import WITHIN, table_of
+
+NAME = "report"
+
+
+def write_report(
+    runs: Sequence[Run],
+    folder: Path | str,
+    title: str,
+    table: tuple[Rows, Mapping[str, Column]] | None = None,
+    paper: PaperTable | None = None,
+    columns: Sequence[str] | None = None,
+    sort: str | None = None,
+) -> dict[str, Path]:
+    """Write ``report.html``, ``report.md``, ``report.csv`` and ``report.tex`` into a folder.
+
+    Args:
+        runs: what it tells of, see `find_runs`.
+        folder: where the files go.
+        title: the page's heading and the caption of tables.
+        table: rows and columns to show instead of one row a run, such as a study's with the
+            paper's figures beside the measured ones; the page shows both.
+        paper: a table of the paper to show on the page as it was printed.
+        columns: of the table of runs, see `table_of`.
+        sort: what it is sorted by, see `table_of`.
+
+    Returns:
+        The files by their endings.
+
+    Raises:
+        InputError: see `page` and `table_of`.
+    """
+    folder = Path(folder)
+    text = page(runs, title, folder, table, paper, columns, sort)
+    if table is not None:
+        rows, heads = table
+        within: tuple[str, ...] = ()
+    else:
+        found = table_of(runs, columns, sort)
+        rows, heads, within = found.rows, found.columns, WITHIN
+    contents = {
+        "html": text,
+        "md": f"# {title}\n\n{markdown_table(rows, heads, within)}",
+        "csv": csv_table(rows, heads),
+        "tex": latex_table(rows, heads, title, within),
+    }
+    return {
+        ending: write_text(folder / f"{NAME}.{ending}", content)
+        for ending, content in contents.items()
+    }
