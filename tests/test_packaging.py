@@ -52,7 +52,7 @@ def test_wheel_holds_configuration_and_assets(tmp_path: Path) -> None:
     assets = {
         p.relative_to(ROOT).as_posix()
         for p in (ROOT / "tinyfusion/assets").rglob("*")
-        if p.suffix in (".safetensors", ".json")
+        if p.is_file() and p.suffix not in (".py", ".pyc")
     }
     configuration = {
         f"tinyfusion/conf/{p.relative_to(ROOT / 'conf').as_posix()}"
@@ -60,6 +60,7 @@ def test_wheel_holds_configuration_and_assets(tmp_path: Path) -> None:
     }
     assert assets and configuration
     files = {"tinyfusion/checkpoints/card.md", "tinyfusion/py.typed"}
+    files |= {f"tinyfusion/report/page.{ending}" for ending in ("html", "css", "js")}
     assert modules | assets | configuration | files <= inside
     assert not [name for name in inside if name.startswith(("conf/", "tests/"))]
     # The unpacked wheel finds its own configuration.

@@ -64,6 +64,7 @@
     const table = new Tabulator("#table", {
       data: data.rows,
       columns,
+      columnDefaults: { maxInitialWidth: 170 },
       layout: "fitDataFill",
       maxHeight: "70vh",
       selectableRows: true,

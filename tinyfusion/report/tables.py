@@ -280,7 +280,7 @@ def labels_of(runs: Sequence[Run], settings: Sequence[str]) -> list[str]:
         for key in settings:
             value = shown(key, run.setting(key))
             if key not in ("run", "method") and value is not None:
-                parts.append(f"{heading(key).rpartition('.')[2]}={value}")
+                parts.append(f"{'.'.join(heading(key).split('.')[-2:])}={value}")
         found.append(", ".join(parts) or run_name(run, below))
     numbered: dict[str, int] = {}
     for place, label in enumerate(found):
