@@ -1,0 +1,275 @@
+"""The page is one file that needs no other, stays small, and says what is to be said."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinyfusion.cli import main
+from tinyfusion.figures.grid import comparison_grid
+from tinyfusion.figures.table import Column
+from tinyfusion.report.charts import curve_charts, decimated, kept_chart, speed_chart
+from tinyfusion.report.page import page
+from tinyfusion.report.paper import paper_table
+from tinyfusion.report.pictures import inline, opened, rows_of_grid
+from tinyfusion.report.runs import find_runs, read_run
+from tinyfusion.report.write import write_report
+
+MakeRun = Callable[..., Path]
+
+
+class Parsed(HTMLParser):
+    """Elements and what would be fetched."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.links: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self._in = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self._in = tag
+        if tag == "a":
+            self.links.append(found["href"] or "")
+        elif tag == "img":
+            self.images.append(found)
+        for key in ("src", "href", "srcset", "data"):
+            if tag != "a" and found.get(key):
+                self.fetched.append(found[key] or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._in == "script":
+            self.scripts.append(data)
+        elif self._in != "style":
+            self.text += data
+
+    def data(self) -> dict[str, Any]:
+        return json.loads(next(text for text in self.scripts if text.startswith("{")))
+
+
+def made(make_run: MakeRun, count: int, tmp_path: Path, **how: Any) -> str:
+    pruners = ("learned", "random", "shortgpt")
+    folders = [
+        make_run(f"run{i}", fid=2.0 + i, pruner=pruners[i % 3], seed=i // 3, **how)
+        for i in range(count)
+    ]
+    return page(find_runs(folders), "Some runs", tmp_path)
+
+
+def test_fifty_runs_stay_below_five_megabytes(make_run: MakeRun, tmp_path: Path):
+    text = made(make_run, 50, tmp_path, pictures=True, steps=3000, speed_up=2.0)
+    parsed = Parsed(text)
+    assert 1_300_000 < len(text.encode()) < 5_000_000
+    assert len(parsed.data()["rows"]) == 50
+    # One row of the teacher for each seed, one a run, and its decision figure.
+    assert len(parsed.images) == 50 + 17 + 50
+
+
+def test_nothing_is_fetched(make_run: MakeRun, tmp_path: Path):
+    parsed = Parsed(made(make_run, 3, tmp_path, pictures=True, steps=5))
+    assert parsed.images and all(address.startswith("data:") for address in parsed.fetched)
+    assert "@import" not in made_style() and "url(" not in made_style()
+
+
+def made_style() -> str:
+    from tinyfusion.report import page as module
+
+    return module._raw(module._WEB / "tabulator.min.css") + module._raw(module._HERE / "page.css")
+
+
+def test_links_lead_to_the_files_of_the_runs(make_run: MakeRun, tmp_path: Path):
+    (tmp_path / "report").mkdir()
+    parsed = Parsed(made(make_run, 2, tmp_path / "report"))
+    assert "../runs/run0/metrics.json" in parsed.links and "../runs/run1" in parsed.links
+    assert all((tmp_path / "report" / link).exists() for link in parsed.links)
+
+
+def test_every_picture_says_what_it_shows(make_run: MakeRun, tmp_path: Path):
+    images = Parsed(made(make_run, 2, tmp_path, pictures=True)).images
+    assert images and all(image["alt"] and image["width"] for image in images)
+
+
+def test_the_best_run_is_said_first_in_plain_words(make_run: MakeRun, tmp_path: Path):
+    words = " ".join(Parsed(made(make_run, 3, tmp_path, speed_up=1.9)).text.split())
+    start = words.index("digits, 2 of 4 blocks")
+    assert words[start:].startswith("digits, 2 of 4 blocks FID 2.000 learned best of 3;")
+    assert "before pruning 1.000; 1.90 times as fast" in words and start < words.index("Search")
+
+
+def test_text_of_runs_can_not_break_the_page(make_run: MakeRun, tmp_path: Path):
+    bad = "</script><script>alert(1)</script>"
+    runs = find_runs([make_run("a", note=bad), make_run("b", note="x")])
+    text = page(runs, bad, tmp_path)
+    assert bad not in text
+    assert bad in json.dumps(Parsed(text).data()["own"])
+
+
+def test_configurations_are_stored_once_where_they_agree(make_run: MakeRun, tmp_path: Path):
+    data = Parsed(page(find_runs([make_run("a"), make_run("b", keep=1)]), "t", tmp_path)).data()
+    assert data["shared"]["training.recovery.steps"] == "100"
+    assert sorted(own["keep"] for own in data["own"]) == ["1", "2"]
+    assert not set(data["own"][0]) & set(data["shared"])
+
+
+def test_runs_without_figures_are_counted(make_run: MakeRun, tmp_path: Path):
+    runs = find_runs([make_run("a"), make_run("b", state="failed"), make_run("c", state="begun")])
+    words = " ".join(Parsed(page(runs, "t", tmp_path)).text.split())
+    assert "3 runs of tinyfusion run, 1 failed" in words and "Not finished: 2" in words
+    assert "failed: b run stopped; continue with resume=x" in words
+
+
+def test_a_page_of_runs_that_all_failed(make_run: MakeRun, tmp_path: Path):
+    assert "No run has figures yet" in page(
+        find_runs([make_run("b", state="failed")]), "t", tmp_path
+    )
+
+
+def test_the_paper_stands_beside_ours(make_run: MakeRun, tmp_path: Path):
+    table = ([{"x": 2.5, "p": 2.0}, {"x": 1.5}], {"x": Column("FID", ".2f", "lower"),
+             "p": Column("paper: FID", "g", "lower")})  # fmt: skip
+    text = page(find_runs([make_run("a")]), "t", tmp_path, table, paper_table(4))
+    assert '<td class="best">1.50</td>' in text and "paper: FID ↓" in text
+    assert "The paper's table 4" in text or "The paper&#39;s table 4" in text
+
+
+def test_all_files_are_written(make_run: MakeRun, tmp_path: Path):
+    runs = find_runs([make_run("a"), make_run("b", fid=1.0, pruner="random")])
+    files = write_report(runs, tmp_path / "out", "Runs")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "report.html", "report.md", "report.csv", "report.tex"
+    }  # fmt: skip
+    with open(files["csv"], newline="") as handle:
+        assert [row["fid"] for row in csv.DictReader(handle)] == ["1.0", "2.0"]
+    assert "| **1.000** |" in files["md"].read_text().replace("  ", " ")
+    assert "\\textbf{1.000}" in files["tex"].read_text()
+
+
+def test_curves_keep_their_ends_and_their_number():
+    points = [(step, float(step)) for step in range(5000)]
+    found = decimated(points)
+    assert len(found) == 200 and found[0] == points[0] and found[-1] == points[-1]
+    assert decimated(points[:7]) == points[:7]
+
+
+def test_charts_are_of_losses_and_fid_only():
+    own = {"recover/train/loss": [(1, 1.0)], "recover/evaluate/fid": [(1, 9.0)], "a/grad": [(1, 1)]}
+    assert list(curve_charts({"x": own})) == ["FID during recover", "training loss, recover"]
+
+
+def test_quality_over_speed_joins_what_no_other_beats(make_run: MakeRun):
+    cases = {"a": (2.0, 1.0), "b": (3.0, 2.0), "c": (3.5, 1.5), "d": (6.0, 4.0)}
+    runs = {n: read_run(make_run(n, fid=f, speed_up=s)) for n, (f, s) in cases.items()}
+    chart = speed_chart(runs)
+    assert chart is not None
+    line, marks = chart["layer"]
+    assert [entry["run"] for entry in line["data"]["values"]] == ["d", "b", "a"]
+    assert len(marks["data"]["values"]) == 4
+    assert speed_chart({"a": runs["a"]}) is None
+
+
+def test_parameters_stand_for_speed_where_none_was_measured(make_run: MakeRun):
+    runs = {str(keep): read_run(make_run(str(keep), fid=5.0 - keep, keep=keep)) for keep in (1, 2)}
+    chart = speed_chart(runs)
+    assert chart is not None
+    assert "no speed measured" in chart["layer"][0]["encoding"]["x"]["title"]
+    assert [entry["run"] for entry in chart["layer"][0]["data"]["values"]] == ["1", "2"]
+
+
+def test_kept_blocks_are_squares(make_run: MakeRun):
+    chart = kept_chart({"a": read_run(make_run("a", keep=3))})
+    assert chart is not None
+    states = [entry["state"] for entry in chart["data"]["values"]]
+    assert states == ["kept"] * 3 + ["removed"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_rows_are_cut_from_sheets(tmp_path: Path, count: int):
+    draws = np.random.default_rng(0).integers(0, 240, (count, 10, 1, 8, 8), np.uint8)
+    names = [f"row {place}" for place in range(count)]
+    sheet = opened(comparison_grid(dict(zip(names, draws, strict=True)), tmp_path / "s.png"))
+    rows = rows_of_grid(sheet, count)
+    assert rows is not None and len({row.size for row in rows}) == 1
+    for row, drawn in zip(rows, draws, strict=True):
+        scale = row.height // 8
+        first = np.asarray(row.convert("L"))[scale // 2 :: scale, scale // 2 :: scale][:, :8]
+        assert np.array_equal(first, drawn[0, 0])
+    assert rows_of_grid(sheet, count + 1) is None
+
+
+def test_pictures_shrink_to_what_they_may_take():
+    draw = np.random.default_rng(0).integers(0, 255, (600, 1000, 3), np.uint8)
+    pictures = {str(i): Image.fromarray(draw) for i in range(4)}
+    large, small = inline(pictures, 10**8), inline(pictures, 500_000)
+    assert {entry.width for entry in large.values()} == {960}
+    assert len(small) == 4 and {entry.width for entry in small.values()} < {640, 440, 300}
+    assert 0 < len(inline(pictures, 60_000)) < 4
+    assert sum(len(entry.address) for entry in small.values()) <= 500_000
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [("text", "│ learned"), ("md", "| learned"), ("csv", "method,fid"), ("latex", "\\toprule")],
+)
+def test_the_tool_prints_and_writes(
+    make_run: MakeRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    form: str,
+    expected: str,
+):
+    make_run("a")
+    make_run("b", pruner="random", fid=1.0)
+    out = tmp_path / "here" / "page.html"
+    options = ["--columns", "method,fid", "--format", form, "--out", str(out), "--paper", "4"]
+    assert main(["report", str(tmp_path / "runs"), *options]) == 0
+    printed = capsys.readouterr()
+    assert expected in printed.out and str(out) in printed.err
+    assert [file.name for file in out.parent.iterdir()] == ["page.html"]
+
+
+def test_by_default_the_files_lie_in_the_folder(make_run: MakeRun, tmp_path: Path):
+    make_run("a")
+    assert main(["report", str(tmp_path / "runs")]) == 0
+    assert (tmp_path / "runs" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "nowhere is not a folder"),
+        (["runs", "--format", "pdf"], "--format pdf; valid: text, md, csv, latex"),
+        (["runs", "--paper", "four"], "--paper four must be the number of a table"),
+        (["runs", "--paper", "40"], "the paper has no table 40"),
+        (["runs", "--sort", "x"], "there is no column 'x'"),
+    ],
+)
+def test_wrong_input_is_refused_in_a_line(
+    make_run: MakeRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+):
+    make_run("a")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not list(tmp_path.rglob("report.*"))
