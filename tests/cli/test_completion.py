@@ -28,7 +28,7 @@ def offered(*words: str) -> list[str]:
 
 def test_commands_and_tools() -> None:
     assert {*COMMANDS, *TOOLS} <= set(offered(""))
-    assert offered("re") == ["recover", "remap-lora"]
+    assert offered("re") == ["recover", "report", "remap-lora"]
     assert offered("nothing", "") == []
 
 

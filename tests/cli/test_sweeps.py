@@ -54,6 +54,11 @@ def test_grid_of_schemes_and_deltas(prune, root) -> None:
     }
     config = OmegaConf.load(folder / "scheme=2of4,delta=full/config.yaml")
     assert config.scheme == "2:4" and config.pruner.delta._target_.endswith("Full")
+    # What was swept, beside the main figures, is printed when all is done.
+    table = result.out[result.out.index(f"{folder.name}: 4 runs") :]
+    assert "scheme" in table and "delta" in table and "held-out loss ↓" in table
+    assert all(table.count(name) == 2 for name in ("1:2", "2:4", "Full", "Frozen"))
+    assert f"tinyfusion report {folder}" in table
 
 
 @pytest.mark.parametrize(
