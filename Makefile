@@ -36,6 +36,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest -m browser
 	$(MAKE) --no-print-directory site
 
 # Warnings and dead links are errors; open build/site/index.html.
