@@ -130,7 +130,7 @@ def test_markdown_shows_marks_and_arrows():
     lines = markdown_table(SCORED, SCORES).splitlines()
     assert "FID ↓" in lines[0] and "IS ↑" in lines[0] and "depth " in lines[0]
     assert " **2.00** |" in lines[3] and "**12.0**" in lines[3]
-    assert "<u>9.0</u>" in lines[2]
+    assert "*9.0*" in lines[2]
     assert len({len(line) for line in lines}) == 1
 
 

@@ -42,7 +42,7 @@ def test_differences_are_paired_and_relative() -> None:
 
 
 def test_a_method_without_runs_has_a_dash() -> None:
-    text = table(scores(learned=[[1.0, 3.0]]), ["c0"], ["learned", "first"], "fid")
+    text = table(scores(learned=[[1.0, 3.0]]), ["c0"], ["learned", "first"], "fid").markdown
     assert "2.000 ± 1.414" in text and text.splitlines()[-1].split("|")[2].strip() == "-"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,29 @@ from tests.studies.outcomes import models, outcome
 from tinyfusion.errors import InputError
 from tinyfusion.metrics.speed import macs
 from tinyfusion.report.paper import paper_figure
-from tinyfusion.settings.compose import locate
-from tinyfusion.studies import budgets, hyperparameters, learning_costs, paper_figures, pruners
+from tinyfusion.studies import learning_costs, pruners
 from tinyfusion.studies.correlation import p_value, points
-from tinyfusion.studies.definition import content_of, read_study
-from tinyfusion.studies.outcome import report
+from tinyfusion.studies.definition import read_study
+from tinyfusion.studies.outcome import Outcome
 from tinyfusion.studies.works import Cell
+from tinyfusion.studies.written import made as report_on
+from tinyfusion.studies.written import write
 
 
 def lines(text: str) -> list[list[str]]:
-    """Cells of the rows of all Markdown tables of a text."""
+    """Cells of the rows of all Markdown tables of a text, without marks of the best."""
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    return [[cell.strip(" *") for cell in row.split("|")[1:-1]] for row in rows]
+
+
+def text_of(found: Outcome, folder: Path) -> str:
+    """The text of a study's report."""
+    return write(found, folder)[0]
+
+
+def rows_in(file: Path) -> list[dict[str, str]]:
+    """The rows of a table that was written as CSV."""
+    return list(csv.DictReader(file.read_text().splitlines()))
 
 
 def test_a_table_has_means_over_seeds_and_the_papers_figures(tmp_path: Path) -> None:
@@ -35,7 +46,7 @@ def test_a_table_has_means_over_seeds_and_the_papers_figures(tmp_path: Path) -> 
             return None
         return {"results": models(1.0 + cell.seed, 0.3)}
 
-    text = report(outcome("table4", made), tmp_path)
+    text = text_of(outcome("table4", made), tmp_path)
     head, _, first, *rest = lines(text)
     assert first[head.index("FID ↓")] == "2.000 ± 1.000" and first[head.index("seeds")] == "3"
     assert first[head.index("paper: FID ↓")] == "33.39"
@@ -47,12 +58,14 @@ def test_a_table_has_means_over_seeds_and_the_papers_figures(tmp_path: Path) -> 
         in text
     )
     assert (tmp_path / "table4.md").read_text() == text
-    assert json.loads((tmp_path / "table4.json").read_text())[0]["paper IS"] == 54.75
+    first_row = rows_in(tmp_path / "table4.csv")[0]
+    assert first_row["paper IS"] == "54.75" and first_row["fid_std"] == "1.0"
+    assert "\\toprule" in (tmp_path / "table4.tex").read_text()
 
 
 def test_no_cell_is_filled_without_a_run(tmp_path: Path) -> None:
     for number in (1, 2, 3, 5, 7, 8):
-        text = report(outcome(f"table{number}", lambda cell: None), tmp_path)
+        text = text_of(outcome(f"table{number}", lambda cell: None), tmp_path)
         head, _, *rows = lines(text)
         first = head.index("seeds") + 1
         paper = [place for place, name in enumerate(head) if name.startswith("paper")]
@@ -73,16 +86,15 @@ def test_budgets_are_ranked_and_drawn(tmp_path: Path) -> None:
             "decision": {"kept": [0, 1 + cell.seed]},
         }
 
-    text = budgets.report(outcome("budgets", made), tmp_path)
+    text = text_of(outcome("budgets", made), tmp_path)
     assert "- DiT 5, learned (seed 1): 0 2" in text
-    found = json.loads((tmp_path / "budgets.json").read_text())
-    pairs = {row["method"]: row for row in found["comparisons"]["pairs"] if "pairs" in row}
-    assert pairs["first"]["pairs"] == 30
-    assert pairs["first"]["teacher_distance"][0] == pytest.approx(-100 * math.log(2))
+    pairs = {row["method"]: row for row in rows_in(tmp_path / "budgets_differences.csv")}
+    assert pairs["first"]["pairs"] == "30"
+    assert float(pairs["first"]["teacher_distance"]) == pytest.approx(-100 * math.log(2))
     with Image.open(tmp_path / "budgets.png") as image:
         assert min(image.size) > 300
     with pytest.raises(InputError, match="study budgets has no complete run yet"):
-        budgets.report(outcome("budgets", lambda cell: None), tmp_path)
+        text_of(outcome("budgets", lambda cell: None), tmp_path)
 
 
 def test_branches_cost_what_blocks_cost() -> None:
@@ -108,17 +120,18 @@ def of_pruners(cell: Cell) -> dict[str, Any] | None:
 
 
 def test_the_loss_after_the_cut_is_correlated_with_the_recovered_model(tmp_path: Path) -> None:
-    text = pruners.report(outcome("pruners", of_pruners), tmp_path)
-    found = json.loads((tmp_path / "pruners.json").read_text())
-    rows = {row["pruner"]: row for row in found["overview"]}
+    text = text_of(outcome("pruners", of_pruners), tmp_path)
+    rows = {row["pruner"]: row for row in rows_in(tmp_path / "pruners.csv")}
     assert list(rows) == ["learned 1:2", "shortgpt", "oracle", "first", "random"]
-    assert rows["shortgpt"]["fid kd"] == [pytest.approx(1.1), pytest.approx(0.2)]
-    assert rows["shortgpt"]["fid masked_kd"] is None
-    by = {(row["before"], row["after"], row["among"]): row for row in found["correlations"]}
+    assert float(rows["shortgpt"]["fid kd"]) == pytest.approx(1.1)
+    assert float(rows["shortgpt"]["fid kd_std"]) == pytest.approx(0.2)
+    assert rows["shortgpt"]["fid masked_kd"] == ""
+    found = rows_in(tmp_path / "pruners_correlations.csv")
+    by = {(row["before"], row["after"], row["among"]): row for row in found}
     # The lower the loss, the worse the model: exactly reversed ranks.
-    row = by["calibration_loss", "fid", "all"]
-    assert row["rho"] == pytest.approx(-1) and row["choices"] == 5
-    assert row["p"] == pytest.approx(2 / 120)  # of all orders of five, the two this extreme
+    row = by["calibration loss", "FID", "all"]
+    assert float(row["rho"]) == pytest.approx(-1) and row["choices"] == "5"
+    assert float(row["p"]) == pytest.approx(2 / 120)  # of all orders of five, the two this extreme
     assert "- shortgpt, kd (seed 1): 1 10" in text
     assert (tmp_path / "pruners.png").stat().st_size > 10_000
 
@@ -130,9 +143,9 @@ def test_pruners_that_chose_the_same_are_one_point(tmp_path: Path) -> None:
             own["decision"] = {"kept": [3, 9 + cell.seed]}
         return own
 
-    pruners.report(outcome("pruners", made), tmp_path)
-    found = json.loads((tmp_path / "pruners.json").read_text())
-    assert {row["choices"] for row in found["correlations"] if row["among"] == "all"} == {4}
+    text_of(outcome("pruners", made), tmp_path)
+    found = rows_in(tmp_path / "pruners_correlations.csv")
+    assert {row["choices"] for row in found if row["among"] == "all"} == {"4"}
     students = pruners.students_of(outcome("pruners", made))
     assert {point.label for point in points(students, "kd")} == set(FIDS)
 
@@ -161,13 +174,13 @@ def test_costs_and_choices_are_compared_with_the_dense_steps(tmp_path: Path) -> 
     rows = {(row["way"], row["seed"]): row for row in learning_costs.rows_of(found)}
     assert rows["sparse", 0]["times"] == 2.0 and rows["sparse", 0]["others"] == 0
     assert rows["settled", 0]["others"] == 1 and "times" not in rows["settled", 1]
-    table = lines(learning_costs.report(found, tmp_path))
+    table = lines(text_of(found, tmp_path))
     assert ["sparse", "1", "50", "2.00", "300", "1 of 1", "0"] in table
     assert ["settled", "2", "28", "4.00", "250", "0 of 1", "1"] in table
 
 
 def test_table_6_is_what_the_experiments_are_composed_with(tmp_path: Path) -> None:
-    text = hyperparameters.report(outcome("table6", lambda cell: None, "imagenet"), tmp_path)
+    text = text_of(outcome("table6", lambda cell: None, "imagenet"), tmp_path)
     head, _, *rows = lines(text)
     by = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     assert by["SiT-D14"]["beta start"] == "0.0002" and by["DiT-D14"]["lr"] == "0.0002"
@@ -181,7 +194,7 @@ def test_figure_4_has_the_papers_points_beside_ours(tmp_path: Path) -> None:
         "width": [{"label": "176", "ratio": 0.5, "speed_up": 1.5}],
     }
     results = {"speed": {"settings": {"device": "CPU"}, "series": series}}
-    text = paper_figures.figure_4(outcome("figure4", lambda cell: {"results": results}), tmp_path)
+    text = text_of(outcome("figure4", lambda cell: {"results": results}), tmp_path)
     assert ["14", "50.0", "2.00", "1.90", "1.08"] in lines(text)
     assert ["-", "-", "-", "-", "11.60"] in lines(text)
     assert (tmp_path / "figure4.png").is_file() and "device CPU" in text
@@ -192,7 +205,7 @@ def test_figure_5_marks_methods(tmp_path: Path) -> None:
     results = {"losses": {"count": 1000, "finite": 1000, "std": 0.3, "quantiles": quantiles}}
     marks = {"learned": {"loss": 0.3, "percentile": 12.5}}
     made = {"results": results, "decision": {"scores": {"marks": marks}}}
-    text = paper_figures.figure_5(outcome("figure5", lambda cell: made), tmp_path)
+    text = text_of(outcome("figure5", lambda cell: made), tmp_path)
     assert ["learned", "0.3", "12.50", "0.98"] in lines(text)
     assert ["largest loss", "1.19", "-", "37.69"] in lines(text)
     assert (tmp_path / "figure5.png").is_file()
@@ -202,7 +215,7 @@ def test_figure_8_has_both_models_and_the_papers(tmp_path: Path) -> None:
     ends = {"max": 9.0, "min": -8.0, "std": 1.0}
     model = {"depth": 28, "whole": ends}
     results = {"activations": {"models": {"teacher": model, "student": model | {"depth": 14}}}}
-    text = paper_figures.figure_8(outcome("figure8", lambda cell: {"results": results}), tmp_path)
+    text = text_of(outcome("figure8", lambda cell: {"results": results}), tmp_path)
     assert ["masked KD: student", "14", "9.00", "-8.00", "1.00"] in lines(text)
     printed = paper_figure(8)["rows"][0]
     assert f"{printed['min']:,.2f}" in text
@@ -215,16 +228,15 @@ def test_figures_of_choices_and_curves(tmp_path: Path) -> None:
     learned = outcome(
         "figure9_11", lambda cell: {"results": {"trace": trace}, "decision": {"kept": [0, 2]}}
     )
-    text = paper_figures.dynamics(learned, tmp_path)
+    text = text_of(learned, tmp_path)
     assert text.count(": 0 2") == 12 and (tmp_path / "figure9_11.png").is_file()
     curves = {"recover/evaluate/fid": [[300, 4.0], [600, 2.0]]}
-    text = paper_figures.figure_14(outcome("figure14", lambda cell: {"curves": curves}), tmp_path)
+    text = text_of(outcome("figure14", lambda cell: {"curves": curves}), tmp_path)
     assert ["600", "2.000 ± 0.000", "2.000 ± 0.000", "2.000 ± 0.000"] in lines(text)
     assert (tmp_path / "figure14.png").is_file()
 
 
 @pytest.mark.parametrize("name", ["figure4", "figure5", "figure6", "figure9_11", "figure14"])
 def test_a_figure_without_runs_says_so(tmp_path: Path, name: str) -> None:
-    make = locate(content_of(name)["report"], "report")
     with pytest.raises(InputError, match=r"no complete run yet|no point to draw"):
-        make(outcome(name, lambda cell: None), tmp_path)
+        report_on(outcome(name, lambda cell: None), tmp_path)

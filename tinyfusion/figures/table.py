@@ -80,7 +80,7 @@ def marks(
 
 
 def markdown_table(rows: Rows, columns: Mapping[str, Column], within: Sequence[str] = ()) -> str:
-    """Format rows as a Markdown table; the best values are bold, the second-best underlined.
+    """Format rows as a Markdown table; the best values are bold, the second-best in italics.
 
     Args:
         rows: values by column key. ``None`` or an absent key shows as "-", text as it is, a
@@ -91,7 +91,7 @@ def markdown_table(rows: Rows, columns: Mapping[str, Column], within: Sequence[s
     Returns:
         The table, ending in a line break; columns of numbers are aligned to the right.
     """
-    marked = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
+    marked = {"best": "**{}**", "second": "*{}*", "": "{}"}
     heads = [column.head.replace("|", "\\|") for column in columns.values()]
     cells = [
         [

@@ -47,6 +47,7 @@ class Run:
         finished: when, ISO 8601.
         version: of this package.
         libraries: versions of the libraries that compute.
+        recorded: curves of a run that is known from a record alone, see `curves`.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class Run:
     finished: str = ""
     version: str = ""
     libraries: Mapping[str, str] = field(default_factory=dict)
+    recorded: Mapping[str, Points] = field(default_factory=dict)
 
     def setting(self, path: str) -> Any:
         """A value of the configuration by its dotted path; ``None`` if it has none."""
@@ -99,7 +101,7 @@ class Run:
         Raises:
             InputError: a log can't be read.
         """
-        found: dict[str, Points] = {}
+        found: dict[str, Points] = dict(self.recorded)
         files = sorted(
             self.folder.glob("**/log/version_*/metrics.csv"),
             key=lambda file: (file.parts[:-2], _number(file.parent.name)),

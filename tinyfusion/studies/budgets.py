@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinyfusion.files import write_json, write_text
-from tinyfusion.studies.outcome import Outcome, footnotes
+from tinyfusion.studies.outcome import Outcome
 from tinyfusion.studies.ranking import (
     COLUMNS,
     FIGURES,
@@ -17,41 +16,38 @@ from tinyfusion.studies.ranking import (
     rank_table,
     table,
 )
+from tinyfusion.studies.written import Report, Table
 
 
-def report(outcome: Outcome, folder: Path) -> str:
-    """Write ``NAME.md``, ``.json`` and the picture of what is complete; returns the text.
+def report(outcome: Outcome, folder: Path) -> Report:
+    """What is complete: tables, ranks and differences, with a picture.
 
     Args:
         outcome: a study whose rows have the labels ``cell`` and ``method``.
-        folder: where the files go.
+        folder: where the picture goes.
 
     Raises:
         InputError: no run is complete.
     """
-    name = outcome.study.name
     scores = scores_of(outcome)
     cells = list(dict.fromkeys(row.labels["cell"] for row in outcome.study.rows))
     methods = list(dict.fromkeys(row.labels["method"] for row in outcome.study.rows))
-    parts = [f"# {outcome.study.title}\n", f"{outcome.study.note}\n"]
+    parts: list[str | Table] = []
     for figure in FIGURES:
-        parts += [f"## {COLUMNS[figure].header} ↓\n", table(scores, cells, methods, figure)]
+        parts += [f"## {COLUMNS[figure].head}\n", table(scores, cells, methods, figure)]
     ranks = {figure: mean_ranks(scores, cells, methods, figure) for figure in FIGURES}
     parts += ["## Mean rank over all cells ↓\n", rank_table(ranks, methods)]
-    compared = {by: comparisons(scores, methods, by == "cells") for by in ("pairs", "cells")}
     parts += [
         "## The learned choice against each method\n",
         "Differences in percent, negative: the learned choice is lower, which is better.\n",
-        comparison_table(compared["pairs"]),
+        comparison_table(comparisons(scores, methods), "differences"),
         "Cells as pairs, each the mean of its seeds:\n",
-        comparison_table(compared["cells"]),
+        comparison_table(comparisons(scores, methods, True), "differences_by_cell"),
+        "## Blocks that stay\n",
+        *choices(outcome),
     ]
-    parts += ["## Blocks that stay\n", *choices(outcome), *footnotes(outcome)]
-    text = "\n".join(parts) + "\n"
-    write_text(folder / f"{name}.md", text)
-    write_json(folder / f"{name}.json", {"ranks": ranks, "comparisons": compared})
-    picture(scores, cells, methods, folder / f"{name}.png")
-    return text
+    drawn = picture(scores, cells, methods, folder / f"{outcome.study.name}.png")
+    return Report(parts, [] if drawn is None else [drawn.name])
 
 
 def scores_of(outcome: Outcome) -> Scores:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from tinyfusion.figures.scatter import Point
-from tinyfusion.figures.table import Column, markdown_table
+from tinyfusion.figures.table import Column
+from tinyfusion.studies.written import Table
 
 LEAST_POINTS = 4
 """Of fewer pruners no rank correlation is given."""
@@ -156,10 +157,10 @@ def p_value(x: Sequence[float], y: Sequence[float], rho: float) -> float:
     return as_far / len(orders) if len(x) <= 8 else (as_far + 1) / (len(orders) + 1)
 
 
-def correlation_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """The rank correlations as a Markdown table, with what they mean above it."""
+def correlation_parts(found: Sequence[Mapping[str, Any]]) -> list[str | Table]:
+    """The rank correlations as a table, with what they mean above it."""
     if not found:
-        return f"Not given: fewer than {LEAST_POINTS} different choices are finished.\n"
+        return [f"Not given: fewer than {LEAST_POINTS} different choices are finished.\n"]
     columns = {
         "recovery": Column("recovery"),
         "before": Column("right after the cut"),
@@ -170,10 +171,10 @@ def correlation_table(found: Sequence[Mapping[str, Any]]) -> str:
         "choices": Column("choices"),
     }
     rows = [{**row, **{key: NAMES[row[key]] for key in ("before", "after")}} for row in found]
-    return (
+    meaning = (
         "Rank correlation over pruners of blocks (means over seeds; those that chose the same\n"
         "blocks count once) between a figure right after the cut and one of the recovered model.\n"
         "1: the lower before, the better after; 0: it predicts nothing. Among all choices, and\n"
-        "among the half of them that is lowest before.\n\n"
-        f"{markdown_table(rows, columns)}"
+        "among the half of them that is lowest before.\n"
     )
+    return [meaning, Table(rows, columns, "correlations")]

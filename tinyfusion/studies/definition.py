@@ -32,7 +32,7 @@ _SCALE_KEYS = {"all": list, "seeds": list, "needs": list, "note": str, "axes": d
 }  # fmt: skip
 _ROW_KEYS = {
     "is": dict, "paper": dict, "set": (list, dict), "command": str, "model": str, "seeds": list,
-    "scales": list, "whole": bool, "choice_seed": int,
+    "scales": list, "whole": bool, "choice_seed": int, "group": str,
 }  # fmt: skip
 _WORK_KEYS = {"command": str, "set": (list, dict), "whole": bool, "seed": int}
 
@@ -67,6 +67,7 @@ class Row:
         paper: values by which the paper's row is found; empty if there is none.
         model: which of a run's models its figures are of.
         seeds: its seeds; ``None`` for the study's.
+        group: rows of one group are compared: the best of them is marked.
     """
 
     labels: Mapping[str, str]
@@ -74,6 +75,7 @@ class Row:
     paper: Mapping[str, Any] = field(default_factory=dict)
     model: str = PRUNED
     seeds: tuple[int, ...] | None = None
+    group: str = ""
 
     @property
     def name(self) -> str:
@@ -140,7 +142,7 @@ class Study:
         return replace(self, rows=tuple(rows), works=works)
 
 
-REPORT = "tinyfusion.studies.outcome.report"
+REPORT = "tinyfusion.studies.paper_tables.report"
 
 
 def names(folders: Sequence[Path] = ()) -> list[str]:
@@ -208,7 +210,8 @@ def read_study(name: str, scale: str, folders: Sequence[Path] = ()) -> Study:
             plan = _plan(f"{where}, row {labels}", entry, _ROW_KEYS, scale, shared)
         seeds = tuple(entry["seeds"]) if "seeds" in entry else None
         model = entry.get("model", default)
-        rows.append(Row(labels, plan, entry.get("paper", {}), model, seeds))
+        group = entry.get("group", "")
+        rows.append(Row(labels, plan, entry.get("paper", {}), model, seeds, group))
     if not rows:
         raise InputError(f"{where} has no rows at scale={scale}")
     return Study(

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinyfusion.figures.table import Column, markdown_table
-from tinyfusion.files import write_json, write_text
+from tinyfusion.figures.table import Column
 from tinyfusion.report.paper import paper_table
 from tinyfusion.settings.composed import composed
 from tinyfusion.studies.outcome import Outcome
 from tinyfusion.studies.works import typed
+from tinyfusion.studies.written import Report, Table
 
 KEYS = {
     "optimizer": "optimizer._target_",
@@ -27,12 +27,12 @@ KEYS = {
 """Columns of the table, and where a configuration has them."""
 
 
-def report(outcome: Outcome, folder: Path) -> str:
-    """Write ``NAME.md`` and ``NAME.json``; nothing is run for it.
+def report(outcome: Outcome, folder: Path) -> Report:
+    """The table of hyper-parameters; nothing is run for it.
 
     Args:
         outcome: a study whose rows are experiments.
-        folder: where the files go.
+        folder: not used; there is no picture.
     """
     study = outcome.study
     table = paper_table(study.paper["table"])
@@ -47,17 +47,7 @@ def report(outcome: Outcome, folder: Path) -> str:
         made["pruning_config"] = _differing(pruning_of(config), printed["pruning_config"])
         rows.append(made)
     columns = {key: Column(key.replace("_", " ")) for key in rows[0]}
-    text = "\n".join(
-        [
-            f"# {study.title}\n",
-            f"{study.note}\n",
-            markdown_table(rows, columns),
-            *(f"\nPaper: {note}\n" for note in table.notes),
-        ]
-    )
-    write_text(folder / f"{study.name}.md", text)
-    write_json(folder / f"{study.name}.json", rows)
-    return text
+    return Report([Table(rows, columns)])
 
 
 def value_of(config: Mapping[str, Any], name: str) -> Any:

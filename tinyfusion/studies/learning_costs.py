@@ -12,11 +12,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tinyfusion.data.datamodule import Batch
-from tinyfusion.figures.table import Column, markdown_table
-from tinyfusion.files import read_json, write_json, write_text
+from tinyfusion.figures.table import Column
+from tinyfusion.files import read_json, write_json
 from tinyfusion.pruners.contract import calibration_images
 from tinyfusion.studies.harvest import COST_FILE
-from tinyfusion.studies.outcome import Outcome, footnotes
+from tinyfusion.studies.outcome import Outcome
+from tinyfusion.studies.works import slug
+from tinyfusion.studies.written import Report, Table
 from tinyfusion.training.mask_learning import MaskLearning
 
 DENSE = "dense"
@@ -52,24 +54,22 @@ class TrainingCost(Callback):
         self.on_train_end(trainer, pl_module)
 
 
-def report(outcome: Outcome, folder: Path) -> str:
-    """Write ``NAME.md`` of what is complete; returns its text.
+def report(outcome: Outcome, folder: Path) -> Report:
+    """A table for each teacher and budget.
 
     Args:
         outcome: a study whose rows have the labels ``cell`` and ``way``.
-        folder: where the file goes.
+        folder: not used; there is no picture.
 
     Raises:
         InputError: no decision is complete.
     """
-    study = outcome.study
     rows = rows_of(outcome)
-    parts = [f"# {study.title}\n", f"{study.note}\n"]
+    parts: list[str | Table] = []
     for cell in dict.fromkeys(row["cell"] for row in rows):
-        parts += [f"## {cell}\n", markdown_table(*_table([r for r in rows if r["cell"] == cell]))]
-    text = "\n".join([*parts, *footnotes(outcome)])
-    write_text(folder / f"{study.name}.md", text)
-    return text
+        own = [row for row in rows if row["cell"] == cell]
+        parts += [f"## {cell}\n", Table(*_table(own), slug(cell).lower())]
+    return Report(parts)
 
 
 def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
@@ -116,8 +116,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dic
     columns = {
         "way": Column("steps"),
         "seeds": Column("seeds"),
-        "seconds": Column("seconds of the processor ↓", ".0f"),
-        "times": Column("times as fast ↑", ".2f"),
+        "seconds": Column("seconds of the processor", ".0f", "lower"),
+        "times": Column("times as fast", ".2f", "higher"),
         "steps": Column("steps taken", ".0f"),
         "same": Column("same choice"),
         "others": Column("other blocks, by seed"),

@@ -1,27 +1,36 @@
-"""The paper's figures from a study's records; each draws, and writes the numbers as a table."""
+"""The paper's figures from a study's records: each is drawn, and its numbers are a table.
+
+Each raises `InputError` where no run is complete.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tinyfusion.errors import InputError
+from tinyfusion.figures.activations import massive_activations, printed_activations
 from tinyfusion.figures.curves import curves
 from tinyfusion.figures.decision import DecisionRecord, decision_panels
 from tinyfusion.figures.density import loss_density
 from tinyfusion.figures.speed import printed_speed, speed_by_ratio
-from tinyfusion.figures.table import Column, markdown_table
-from tinyfusion.files import write_bytes, write_text
+from tinyfusion.figures.table import Column
+from tinyfusion.files import read_json, write_bytes
 from tinyfusion.report.paper import paper_figure
-from tinyfusion.studies.outcome import Outcome, footnotes, spread
+from tinyfusion.studies.outcome import Outcome, spread
 from tinyfusion.studies.works import slug
+from tinyfusion.studies.written import Report, Table
+
+ACTIVATIONS_FILE, SHEET = "activations.json", "samples.png"
+"""Files of runs that pictures are made of."""
 
 SERIES = {"depth": "depth pruning", "width": "width pruning"}
 
 
-def figure_4(outcome: Outcome, folder: Path) -> str:
-    """Speed-up over the share of parameters removed, by depth and by width; see `_written`."""
-    parts: list[str] = []
+def figure_4(outcome: Outcome, folder: Path) -> Report:
+    """Speed-up over the share of parameters removed, by depth and by width."""
+    parts: list[str | Table] = []
     printed = paper_figure(4)["series"]
     for _, record in outcome.complete():
         speed = record.results["speed"]
@@ -32,11 +41,15 @@ def figure_4(outcome: Outcome, folder: Path) -> str:
         parts.append(f"Measured with {settings}.\n")
         for series in printed:
             points = named.get(series["name"], [])
-            parts += [f"## {series['name']}\n", _speed_table(points, series["points"])]
-    return _written(outcome, folder, parts, [f"{outcome.study.name}.png"])
+            rows, columns = _speed_table(points, series["points"])
+            name = slug(series["name"]).lower()
+            parts += [f"## {series['name']}\n", Table(rows, columns, name)]
+    return Report(parts, [f"{outcome.study.name}.png"])
 
 
-def _speed_table(points: list[dict[str, Any]], printed: list[dict[str, Any]]) -> str:
+def _speed_table(
+    points: list[dict[str, Any]], printed: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, Column]]:
     """Measured speed-ups by the share removed, beside the printed ones of the same number."""
     rows = []
     for number in range(max(len(points), len(printed))):
@@ -52,15 +65,15 @@ def _speed_table(points: list[dict[str, Any]], printed: list[dict[str, Any]]) ->
         "cut": Column("what stays"),
         "removed": Column("parameters removed, %", ".1f"),
         "linear": Column("linear", ".2f"),
-        "speed_up": Column("speed-up ↑", ".2f"),
-        "paper": Column("paper: speed-up ↑", ".2f"),
+        "speed_up": Column("speed-up", ".2f", "higher"),
+        "paper": Column("paper: speed-up", ".2f", "higher"),
     }
-    return markdown_table(rows, columns)
+    return rows, columns
 
 
-def figure_5(outcome: Outcome, folder: Path) -> str:
-    """Density of the losses of many random choices, with methods marked; see `_written`."""
-    parts: list[str] = []
+def figure_5(outcome: Outcome, folder: Path) -> Report:
+    """Density of the losses of many random choices, with methods marked."""
+    parts: list[str | Table] = []
     name = f"{outcome.study.name}.png"
     for _, record in outcome.complete():
         losses = record.results["losses"]
@@ -90,15 +103,15 @@ def figure_5(outcome: Outcome, folder: Path) -> str:
             "below": Column("random choices below, %", ".2f"),
             "paper": Column("paper", ",.4g"),
         }
-        parts.append(markdown_table(rows, columns))
-    return _written(outcome, folder, parts, [name])
+        parts.append(Table(rows, columns))
+    return Report(parts, [name])
 
 
 _PRINTED = {"flux_lite": "flux-lite", "learned": "learnable"}
 
 
-def figure_8(outcome: Outcome, folder: Path) -> str:
-    """Extreme hidden states of teacher and student, beside the paper's; see `_written`."""
+def figure_8(outcome: Outcome, folder: Path) -> Report:
+    """Extreme hidden states of teacher and student, beside the paper's."""
     rows: list[dict[str, Any]] = []
     for cell, record in outcome.complete():
         for model, found in record.results["activations"]["models"].items():
@@ -111,15 +124,21 @@ def figure_8(outcome: Outcome, folder: Path) -> str:
         "depth": Column("blocks"),
         **{key: Column(key, ",.2f") for key in _ENDS},
     }
-    pictures = _copied(outcome, folder, "activations.png")
-    return _written(outcome, folder, [markdown_table(rows, columns)], pictures)
+    beside = printed_activations(paper_figure(8))
+
+    def draw(run: Path, path: Path) -> None:
+        found = read_json(run / ACTIVATIONS_FILE, "activations")
+        massive_activations(found["models"], found["edges"], path, printed=beside)
+
+    pictures = _by_row(outcome, folder, ACTIVATIONS_FILE, draw)
+    return Report([Table(rows, columns)], pictures)
 
 
 _ENDS = ("max", "min", "std")
 
 
-def dynamics(outcome: Outcome, folder: Path) -> str:
-    """How choices were learned, a panel for each row's first seed; see `_written`."""
+def dynamics(outcome: Outcome, folder: Path) -> Report:
+    """How choices were learned, a panel for each row's first seed."""
     traces: dict[str, list[DecisionRecord]] = {}
     final: list[str] = []
     for row in outcome.study.rows:
@@ -136,11 +155,11 @@ def dynamics(outcome: Outcome, folder: Path) -> str:
         raise InputError(f"study {outcome.study.name} has no complete run yet")
     name = f"{outcome.study.name}.png"
     decision_panels(traces, folder / name)
-    return _written(outcome, folder, ["Blocks that stay:\n", *final, ""], [name])
+    return Report(["Blocks that stay:\n", *final, ""], [name])
 
 
-def figure_14(outcome: Outcome, folder: Path) -> str:
-    """FID over the steps of several recoveries; see `_written`."""
+def figure_14(outcome: Outcome, folder: Path) -> Report:
+    """FID over the steps of several recoveries."""
     named: dict[str, list[list[tuple[float, float]]]] = {}
     for row in outcome.study.rows:
         for _, record in outcome.of(row):
@@ -158,46 +177,39 @@ def figure_14(outcome: Outcome, folder: Path) -> str:
         }
         rows.append({"step": step, **by_row})
     columns = {"step": Column("step", ",d")} | {
-        label: Column(f"FID, {label} ↓", ".3f") for label in named
+        label: Column(f"FID, {label}", ".3f", "lower") for label in named
     }
-    return _written(outcome, folder, [markdown_table(rows, columns)], [name])
+    return Report([Table(rows, columns)], [name])
 
 
-def sheets(outcome: Outcome, folder: Path) -> str:
-    """Sheets of samples, of the runs whose folders are here; see `_written`."""
-    pictures = _copied(outcome, folder, "samples.png")
+def sheets(outcome: Outcome, folder: Path) -> Report:
+    """Sheets of samples, of the runs whose folders are here."""
+
+    def copy(run: Path, path: Path) -> None:
+        write_bytes(path, (run / SHEET).read_bytes())
+
+    pictures = _by_row(outcome, folder, SHEET, copy)
     text = "Rows: models, from the same noise; columns: classes.\n"
-    return _written(outcome, folder, [text], pictures)
+    return Report([text], pictures)
 
 
-def _copied(outcome: Outcome, folder: Path, picture: str) -> list[str]:
-    """Names of the rows' own pictures in a folder; taken from the runs whose folders are here."""
+def _by_row(
+    outcome: Outcome, folder: Path, needed: str, make: Callable[[Path, Path], object]
+) -> list[str]:
+    """Names of the rows' own pictures in a folder, made of the runs whose folders are here.
+
+    Args:
+        outcome: the study and its records.
+        folder: where the pictures go; those that are there already stay.
+        needed: the file of a run that its picture is made of.
+        make: called with a run's folder and the picture's path.
+    """
     names = []
     for cell in outcome.cells:
         name = f"{outcome.study.name}_{slug(cell.row.name)}.png".lower()
         place = outcome.folders.get(cell.work)
-        if place is not None and (place / picture).is_file():
-            write_bytes(folder / name, (place / picture).read_bytes())
+        if place is not None and (place / needed).is_file():
+            make(place, folder / name)
         if (folder / name).is_file():
             names.append(name)
     return names
-
-
-def _written(outcome: Outcome, folder: Path, parts: list[str], pictures: list[str]) -> str:
-    """Write ``NAME.md`` beside the pictures of a figure's study; returns its text.
-
-    Args:
-        outcome: the study and its records.
-        folder: where the files go.
-        parts: the text below title and note.
-        pictures: names of files in ``folder``.
-
-    Raises:
-        InputError: by those that call it, where nothing is complete.
-    """
-    study = outcome.study
-    head = [f"# {study.title}\n", f"Scale `{study.scale}`. {study.note}\n"]
-    shown = [f"![{study.title}]({name})\n" for name in pictures]
-    text = "\n".join([*head, *shown, *parts, *footnotes(outcome)])
-    write_text(folder / f"{study.name}.md", text)
-    return text

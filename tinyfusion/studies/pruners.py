@@ -7,54 +7,46 @@ from pathlib import Path
 from typing import Any
 
 from tinyfusion.figures.scatter import scatter
-from tinyfusion.figures.table import Column, markdown_table
-from tinyfusion.files import write_json, write_text
+from tinyfusion.figures.table import Column
 from tinyfusion.studies.budgets import choices
-from tinyfusion.studies.correlation import Student, correlation_table, correlations, points
-from tinyfusion.studies.outcome import Outcome, footnotes, spread
+from tinyfusion.studies.correlation import Student, correlation_parts, correlations, points
+from tinyfusion.studies.outcome import Outcome, spread
+from tinyfusion.studies.written import Report, Table
 
 CUT = "pruned"
 
 
-def report(outcome: Outcome, folder: Path) -> str:
-    """Write ``NAME.md``, ``.json`` and the picture of what is complete; returns the text.
+def report(outcome: Outcome, folder: Path) -> Report:
+    """What is complete, with a picture.
 
     Args:
         outcome: a study whose rows have the labels ``pruner`` and ``recovery``.
-        folder: where the files go.
+        folder: where the picture goes.
 
     Raises:
         InputError: no run is complete.
     """
-    name = outcome.study.name
     students = students_of(outcome)
     pruners = list(dict.fromkeys(row.labels["pruner"] for row in outcome.study.rows))
     recoveries = list(dict.fromkeys(row.labels["recovery"] for row in outcome.study.rows))
     rows = [overview_row(students, pruner, recoveries) for pruner in pruners]
     rows = [row for row in rows if row["seeds"]]
     found = correlations(students, recoveries)
-    text = "\n".join(
-        [
-            f"# {outcome.study.title}\n",
-            f"{outcome.study.note}\n",
-            markdown_table(rows, overview_columns(recoveries)),
-            "## Does a figure right after the cut predict the recovered model?\n",
-            correlation_table(found),
-            "## Blocks that stay\n",
-            *choices(outcome),
-            *footnotes(outcome),
-            "",
-        ]
-    )
-    write_text(folder / f"{name}.md", text)
-    write_json(folder / f"{name}.json", {"overview": rows, "correlations": found})
+    name = f"{outcome.study.name}.png"
     scatter(
         {f"recovery={recovery}": points(students, recovery) for recovery in recoveries},
-        folder / f"{name}.png",
+        folder / name,
         "loss right after the cut",
         "FID after recovery ↓",
     )
-    return text
+    parts = [
+        Table(rows, overview_columns(recoveries)),
+        "## Does a figure right after the cut predict the recovered model?\n",
+        *correlation_parts(found),
+        "## Blocks that stay\n",
+        *choices(outcome),
+    ]
+    return Report(parts, [name])
 
 
 def students_of(outcome: Outcome) -> list[Student]:
@@ -99,6 +91,6 @@ def overview_columns(recoveries: Sequence[str]) -> dict[str, Column]:
         "seeds": Column("seeds"),
         "calibration_loss": Column("loss after the cut", ".4f"),
         "pruned_fid": Column("FID after the cut", ".2f"),
-        **{f"fid {name}": Column(f"FID, {name} ↓", ".3f") for name in recoveries},
-        **{f"held_out_loss {name}": Column(f"loss, {name} ↓", ".4f") for name in recoveries},
+        **{f"fid {name}": Column(f"FID, {name}", ".3f", "lower") for name in recoveries},
+        **{f"held_out_loss {name}": Column(f"loss, {name}", ".4f", "lower") for name in recoveries},
     }

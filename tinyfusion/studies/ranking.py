@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from tinyfusion.figures.table import Column, markdown_table
+from tinyfusion.figures.table import Column
+from tinyfusion.studies.written import Table
 
 LEARNED = "learned"
 
@@ -24,9 +25,9 @@ Scores = dict[tuple[str, str, int], dict[str, float]]
 
 
 COLUMNS = {
-    "fid": Column("FID", ".3f"),
-    "held_out_loss": Column("Held-out loss", ".4f"),
-    "teacher_distance": Column("Distance to teacher", ".5f"),
+    "fid": Column("FID", ".3f", "lower"),
+    "held_out_loss": Column("Held-out loss", ".4f", "lower"),
+    "teacher_distance": Column("Distance to teacher", ".5f", "lower"),
 }
 
 
@@ -36,9 +37,9 @@ def _values(scores: Scores, cell: str, method: str, figure: str) -> list[float]:
     ]
 
 
-def table(scores: Scores, cells: Sequence[str], methods: Sequence[str], figure: str) -> str:
+def table(scores: Scores, cells: Sequence[str], methods: Sequence[str], figure: str) -> Table:
     """Mean and standard deviation over seeds, a row per method and a column per cell."""
-    form = COLUMNS[figure].format
+    form = COLUMNS[figure]
     rows = []
     for method in methods:
         row: dict[str, Any] = {"method": method}
@@ -47,9 +48,8 @@ def table(scores: Scores, cells: Sequence[str], methods: Sequence[str], figure: 
             if values:
                 row[cell] = (mean(values), stdev(values)) if len(values) > 1 else values[0]
         rows.append(row)
-    return markdown_table(
-        rows, {"method": Column("method"), **{cell: Column(cell, form) for cell in cells}}
-    )
+    columns = {cell: Column(cell, form.format, form.better) for cell in cells}
+    return Table(rows, {"method": Column("method"), **columns}, figure)
 
 
 def mean_ranks(
@@ -144,22 +144,21 @@ def picture(
     return ratio_panels(panels, path, LEARNED)
 
 
-def rank_table(ranks: Mapping[str, Mapping[str, float]], methods: Sequence[str]) -> str:
-    """Mean ranks as a Markdown table, a row per method."""
+def rank_table(ranks: Mapping[str, Mapping[str, float]], methods: Sequence[str]) -> Table:
+    """Mean ranks, a row per method."""
     rows = [
         {"method": method} | {name: found.get(method) for name, found in ranks.items()}
         for method in methods
     ]
-    columns = {name: Column(COLUMNS[name].header, ".2f") for name in FIGURES}
-    return markdown_table(rows, {"method": Column("method"), **columns})
+    columns = {name: COLUMNS[name]._replace(format=".2f") for name in FIGURES}
+    return Table(rows, {"method": Column("method"), **columns}, "ranks")
 
 
-def comparison_table(rows: Iterable[dict[str, Any]]) -> str:
-    """What `comparisons` gives as a Markdown table."""
+def comparison_table(rows: Iterable[dict[str, Any]], name: str) -> Table:
+    """What `comparisons` gives as a table of some name."""
     columns = {
         name: Column(f"{COLUMNS[name].header}, % (mean ± standard error)", ".1f")
         for name in FIGURES
     }
-    return markdown_table(
-        list(rows), {"method": Column("method"), "pairs": Column("pairs"), **columns}
-    )
+    heads = {"method": Column("method"), "pairs": Column("pairs"), **columns}
+    return Table(list(rows), heads, name)

@@ -7,6 +7,7 @@ in it once, as lines of their own.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from tinyfusion.decision import Decision, find_decision
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_text
+from tinyfusion.report.runs import Run, read_run
 from tinyfusion.runtime.folder import FINISHED_FILE
 from tinyfusion.studies.harvest import curves_of, results_of, rounded
 from tinyfusion.studies.identity import digest_of_folder
@@ -167,6 +169,36 @@ def record_of(
         libraries=finished.get("libraries", {}),
     )  # fmt: skip
     return record, finished.get("modules", {})
+
+
+def run_of(record: Record, folder: Path, config: Mapping[str, Any]) -> Run:
+    """A work's run, as reports read it: from its folder if that is here, else from its record.
+
+    Args:
+        record: its record.
+        folder: where it ran.
+        config: its resolved configuration.
+
+    Raises:
+        InputError: a file of the folder can't be read.
+    """
+    if is_finished(folder):
+        return read_run(folder)
+    return Run(
+        folder=folder,
+        command=record.command,
+        command_line=shlex.join(["tinyfusion", record.command, *record.overrides]),
+        config=config,
+        models=record.results.get("models") or {"model": record.results.get("model", {})},
+        decision=record.decision,
+        protocol=record.results.get("protocol") or {},
+        floor=record.results.get("floor") or {},
+        seconds=record.seconds,
+        finished=record.finished,
+        version=record.version,
+        libraries=record.libraries,
+        recorded={name: [(s, v) for s, v in points] for name, points in record.curves.items()},
+    )
 
 
 def _decision(folder: Path) -> dict[str, Any]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import tinyfusion
 from tinyfusion.figures.table import Column, markdown_table
-from tinyfusion.settings.compose import locate
 from tinyfusion.studies.carry_out import carry_out
 from tinyfusion.studies.definition import Study, content_of, names
 from tinyfusion.studies.identity import NOT_OF_RESULTS
 from tinyfusion.studies.outcome import Outcome, command_of
-from tinyfusion.studies.records import Record, Records, is_finished
+from tinyfusion.studies.records import Record, Records, is_finished, run_of
 from tinyfusion.studies.state import StudyState
 from tinyfusion.studies.works import Cell, Work, cells_of
+from tinyfusion.studies.written import write, write_page
 from tinyfusion.text import readable_duration
 
 PUBLISHED = Path(tinyfusion.__file__).resolve().parents[1] / "docs" / "results"
@@ -104,16 +104,27 @@ class StudySession:
         return Outcome(self.study, self.cells, records, self.state.records, folders)
 
     def report(self, outcome: Outcome, folder: Path) -> str:
-        """Write the study's report into a folder; returns its text."""
-        make: Callable[[Outcome, Path], str] = locate(self.study.report, "report")
-        return make(outcome, folder)
+        """Write the study's report into a folder, with a page of its runs; returns its text.
+
+        Raises:
+            InputError: it needs complete runs, and there is none; or a file can't be read.
+        """
+        text, report = write(outcome, folder)
+        runs = {}
+        for cell, record in outcome.pairs:
+            found = self.state.find(cell.work)
+            if record is not None:
+                config = {**self.state.config_of(cell.work), "seed": cell.seed}
+                runs[found.folder] = run_of(record, found.folder, config)
+        write_page(outcome, report, list(runs.values()), folder)
+        return text
 
     def publish(self, outcome: Outcome, folder: Path) -> None:
         """Write the report, and the records behind it, where they are committed from.
 
         Records that are there already stay, such as those of other seeds.
         """
-        self.report(outcome, folder)
+        write(outcome, folder)
         file = folder / RECORDS / f"{self.study.name}.{self.study.scale}.jsonl"
         there = Records([file] if file.is_file() else [])
         works = (work for cell in self.cells for work in cell.work.all())

@@ -70,7 +70,7 @@ class StudyState:
     def _look_up(self, work: Work) -> Found:
         needs = {name: self.find(need) for name, need in work.needs}
         if any(found.record is None for found in needs.values()):
-            self._config(work)  # refuses a wrong one before anything is run
+            self.config_of(work)  # refuses a wrong one before anything is run
             return Found(None, self.root / RUNS / work.name, waits=True)
         known = self._identity(work, {name: found.record for name, found in needs.items()})
         folder = self.root / RUNS / f"{known}_{work.name}"
@@ -84,7 +84,7 @@ class StudyState:
         record_there = self.records.get(known)
         return Found(known, folder, record_there, (folder / CONFIG_FILE).is_file())
 
-    def _config(self, work: Work) -> dict[str, Any]:
+    def config_of(self, work: Work) -> dict[str, Any]:
         """The configuration of a work, with names for the folders of those it needs.
 
         Works that differ in their seed alone have the same, and so have those that apply different
@@ -107,7 +107,7 @@ class StudyState:
             for inside, digest in _digests(name, record).items()
         }
         (seed,) = (text.removeprefix(SEED) for text in work.overrides if text.startswith(SEED))
-        return identity(work.command, self._config(work), read, int(seed))
+        return identity(work.command, self.config_of(work), read, int(seed))
 
     def places(self, work: Work) -> dict[str, str]:
         """Folders of the works that a work needs, by name; decisions of records are written there.
