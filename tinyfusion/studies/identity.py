@@ -30,7 +30,7 @@ NOT_OF_RESULTS = (
     "trainer.num_workers", "trainer.progress", "trainer.log_every", "trainer.resume_every",
     "trainer.micro_batch", "trainer.checkpoint_blocks", "trainer.compile",
     "trainer.compile_backend", "callbacks.decision_trace", "callbacks.curves",
-    "evaluation.features_folder", "keep_samples",
+    "evaluation.features_folder", "callbacks.evaluate.evaluation.features_folder", "keep_samples",
 )  # fmt: skip
 """Settings that change no figure."""
 
