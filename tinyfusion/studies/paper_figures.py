@@ -65,8 +65,8 @@ def _speed_table(
         "cut": Column("what stays"),
         "removed": Column("parameters removed, %", ".1f"),
         "linear": Column("linear", ".2f"),
-        "speed_up": Column("speed-up", ".2f", "higher"),
-        "paper": Column("paper: speed-up", ".2f", "higher"),
+        "speed_up": Column("speed-up ↑", ".2f"),
+        "paper": Column("paper: speed-up ↑", ".2f"),
     }
     return rows, columns
 
@@ -177,7 +177,7 @@ def figure_14(outcome: Outcome, folder: Path) -> Report:
         }
         rows.append({"step": step, **by_row})
     columns = {"step": Column("step", ",d")} | {
-        label: Column(f"FID, {label}", ".3f", "lower") for label in named
+        label: Column(f"FID, {label} ↓", ".3f") for label in named
     }
     return Report([Table(rows, columns)], [name])
 
