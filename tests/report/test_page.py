@@ -169,7 +169,10 @@ def test_curves_keep_their_ends_and_their_number():
 
 def test_charts_are_of_losses_and_fid_only():
     own = {"recover/train/loss": [(1, 1.0)], "recover/evaluate/fid": [(1, 9.0)], "a/grad": [(1, 1)]}
-    assert list(curve_charts({"x": own})) == ["FID during recover", "training loss, recover"]
+    assert list(curve_charts({"x": own}, {"x": "learned"})) == [
+        "FID during recover",
+        "training loss, recover",
+    ]
 
 
 def test_quality_over_speed_joins_what_no_other_beats(make_run: MakeRun):

@@ -10,8 +10,9 @@ import pytest
 
 from tinyfusion.errors import InputError
 from tinyfusion.report.differences import varying
+from tinyfusion.report.labels import labels_of
 from tinyfusion.report.runs import Run, find_runs
-from tinyfusion.report.tables import best_rows, labels_of, table_of
+from tinyfusion.report.tables import best_rows, table_of
 
 MakeRun = Callable[..., Path]
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from tinyfusion.errors import InputError
 from tinyfusion.figures.table import csv_table, latex_table, markdown_table, print_table
 from tinyfusion.report.columns import FIGURES, SHORT
+from tinyfusion.report.labels import common_folder, run_name
 from tinyfusion.report.runs import Run, find_runs
-from tinyfusion.report.tables import WITHIN, common_folder, protocol_of, run_name, scored, table_of
+from tinyfusion.report.tables import WITHIN, protocol_of, scored, table_of
 
 
 def print_runs(
@@ -56,8 +57,9 @@ def print_left_out(runs: Sequence[Run]) -> None:
         if names:
             print(f"{state}: {len(names)} of {len(runs)} runs: {', '.join(names)}")
     bare = [run for run in runs if run.state == "finished" and not run.result]
-    if bare:
-        print(f"without figures to compare: {', '.join(run_name(run, below) for run in bare)}")
+    for command in sorted({run.command for run in bare}):
+        names = [run_name(run, below) for run in bare if run.command == command]
+        print(f"figures of {command or 'another kind'}, in files of their own: {', '.join(names)}")
 
 
 def print_sweep(folder: Path) -> None:
