@@ -15,6 +15,7 @@ import yaml
 
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json
+from tinyfusion.report.columns import FIGURES
 from tinyfusion.runtime.folder import COMMAND_FILE, CONFIG_FILE, FINISHED_FILE, LOG_FILE
 
 METRICS_FILE, BENCHMARK_FILE, TIMES_FILE = "metrics.json", "benchmark.json", "times.json"
@@ -160,6 +161,7 @@ def read_run(folder: Path | str) -> Run:
     models = metrics.get("models") or {
         name: metrics[name] for name in ("model", "images") if isinstance(metrics.get(name), dict)
     }
+    _check(folder / METRICS_FILE, models, metrics)
     # Versions before there was a finished.json wrote their figures last of all.
     done = bool(end) or bool(metrics) or (folder / BENCHMARK_FILE).is_file()
     reason, failed = ("", False) if done else _last_words(folder / LOG_FILE)
@@ -252,6 +254,19 @@ def _config(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{file} is no configuration: it holds no keys")
     return content
+
+
+def _check(file: Path, models: Any, metrics: Mapping[str, Any]) -> None:
+    if not isinstance(models, dict) or not all(isinstance(own, dict) for own in models.values()):
+        raise InputError(f"{file} is no record of a run: models holds no figures by model")
+    for name, own in models.items():
+        wrong = [key for key in FIGURES if not isinstance(own.get(key), int | float | None)]
+        if wrong:
+            told = f"{name}.{wrong[0]} is {own[wrong[0]]!r}"
+            raise InputError(f"{file} is no record of a run: {told}; valid: a number")
+    for key in ("decision", "protocol", "floor"):
+        if not isinstance(metrics.get(key) or {}, dict):
+            raise InputError(f"{file} is no record of a run: {key} holds no keys")
 
 
 def _decided(config: dict[str, Any], decision: Path) -> dict[str, Any]:
