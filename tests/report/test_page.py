@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,36 @@ def test_runs_without_figures_are_counted(make_run: MakeRun, tmp_path: Path):
     assert "failed: b run stopped; continue with resume=x" in words
 
 
+def test_runs_of_other_commands_are_listed_with_their_files(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = make_run("b", state="begun", command="activations")
+    (folder / "finished.json").write_text('{"seconds": 1.0}')
+    (folder / "activations.png").write_bytes(b"")
+    make_run("a")
+    parsed = Parsed(page(find_runs([tmp_path / "runs"]), "t", tmp_path))
+    assert "activations: b folder" in " ".join(parsed.text.split())
+    assert "runs/b/activations.png" in parsed.links
+    assert main(["report", str(tmp_path / "runs")]) == 0
+    assert "figures of activations, in files of their own: b" in capsys.readouterr().out
+
+
+def test_samples_are_captioned_with_the_figure_that_ranks(make_run: MakeRun, tmp_path: Path):
+    words = " ".join(Parsed(made(make_run, 2, tmp_path, pictures=True)).text.split())
+    assert "before pruning learned: FID 2.000 random: FID 3.000" in words
+
+
+def test_the_number_of_seeds_stands_beside_the_headline(make_run: MakeRun, tmp_path: Path):
+    words = " ".join(Parsed(made(make_run, 4, tmp_path)).text.split())
+    assert "FID 3.500 ± 2.121 2 seeds learned" in words or "FID 3.000 1 seed random" in words
+    assert "seed random" not in " ".join(Parsed(made_again(make_run, tmp_path)).text.split())
+
+
+def made_again(make_run: MakeRun, tmp_path: Path) -> str:
+    folders = [make_run(f"other{i}", fid=1.0 + i, pruner=name) for i, name in enumerate("ab")]
+    return page(find_runs(folders), "Others", tmp_path)
+
+
 def test_a_page_of_runs_that_all_failed(make_run: MakeRun, tmp_path: Path):
     assert "No run has figures yet" in page(
         find_runs([make_run("b", state="failed")]), "t", tmp_path
@@ -173,6 +204,23 @@ def test_charts_are_of_losses_and_fid_only():
         "FID during recover",
         "training loss, recover",
     ]
+
+
+@pytest.mark.parametrize(("count", "told"), [(12, "run"), (13, "method")])
+def test_curves_of_many_runs_are_coloured_by_method(count: int, told: str):
+    curves = {f"r{i}": {"recover/train/loss": [(1, 1.0 + i)]} for i in range(count)}
+    (chart,) = curve_charts(curves, {run: run[1] for run in curves}).values()
+    colour = chart["encoding"]["color"]
+    assert colour["field"] == told and colour["legend"] is not None
+    assert chart["encoding"]["detail"] == {"field": "run"}
+
+
+def test_quality_over_speed_compares_only_what_was_scored_alike(make_run: MakeRun):
+    runs = {n: read_run(make_run(n, fid=2.0, speed_up=1.0)) for n in "abc"}
+    runs["c"] = replace(runs["c"], protocol={"num_samples": 7})
+    chart = speed_chart(runs)
+    assert chart is not None
+    assert {entry["run"] for entry in chart["layer"][1]["data"]["values"]} == {"a", "b"}
 
 
 def test_quality_over_speed_joins_what_no_other_beats(make_run: MakeRun):
@@ -260,6 +308,9 @@ def test_by_default_the_files_lie_in_the_folder(make_run: MakeRun, tmp_path: Pat
         (["runs", "--paper", "four"], "--paper four must be the number of a table"),
         (["runs", "--paper", "40"], "the paper has no table 40"),
         (["runs", "--sort", "x"], "there is no column 'x'"),
+        (["runs", "--columns", "fids"], "no run has 'fids'"),
+        (["runs", "--out", "runs/a/config.yaml"], "can't be written: runs/a/config.yaml"),
+        (["runs", "--out", "runs/a/config.yaml/r.html"], "can't be written: runs/a/config.yaml"),
     ],
 )
 def test_wrong_input_is_refused_in_a_line(
@@ -276,3 +327,17 @@ def test_wrong_input_is_refused_in_a_line(
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not list(tmp_path.rglob("report.*"))
+
+
+def test_long_names_and_many_names_are_shortened_in_the_terminal(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    long = "begin" + "x" * 50 + "end"
+    make_run(long)
+    for place in range(9):
+        make_run(f"b{place}", state="failed")
+    assert main(["report", str(tmp_path / "runs"), "--columns", "run,fid"]) == 0
+    printed = capsys.readouterr().out
+    assert long not in printed and "begin" in printed and "end │" in printed
+    assert "failed: 9 of 10 runs: b0, b1, b2, b3, b4, b5 and 3 more" in printed
+    assert long in (tmp_path / "runs" / "report.csv").read_text()

@@ -39,9 +39,7 @@ def labels_of(runs: Sequence[Run], settings: Sequence[str]) -> list[str]:
     last = [key for key in SEEDS if key in settings]
     keys = [*(key for key in settings if key not in ("run", "method", *SEEDS)), *last]
     cells = {key: [shown(run, key) for run in runs] for key in keys}
-    # Seeds are told last, but first of what tells runs apart.
-    told = {key: cells[key] for key in [*last, *keys]}
-    needed = ["command", *needed_keys({"method": methods, **told})]
+    needed = ["command", *needed_keys({"method": methods, **cells})]
     cells = {key: values for key, values in cells.items() if key in needed}
     ends = [heading(key).split(".")[-1] for key in cells]
     for place, run in enumerate(runs):

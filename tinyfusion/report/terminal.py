@@ -13,7 +13,6 @@ from tinyfusion.report.labels import common_folder, run_name
 from tinyfusion.report.runs import Run, find_runs
 from tinyfusion.report.tables import WITHIN, protocol_of, scored, table_of
 
-
 MOST_NAMES = 6
 """Runs without a row that are named, of each kind."""
 
