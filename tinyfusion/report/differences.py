@@ -96,9 +96,8 @@ def _by_choice(
         known = {choice for choice, has in zip(own, have, strict=True) if has}
         if len(below) > 1 and len(known) > 1 and "" not in known:
             follow = [key for key in below if not _differs(key, configs, own)]
-            found[found.index(below[0])] = group
+            found.insert(found.index(below[0]), group)
             found = [key for key in found if key not in follow]
-            found += [below[0]] if below[0] not in follow else []
     return found
 
 
