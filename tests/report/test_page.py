@@ -154,6 +154,13 @@ def test_samples_are_captioned_with_the_figure_that_ranks(make_run: MakeRun, tmp
     assert "before pruning learned: FID 2.000 random: FID 3.000" in words
 
 
+def test_without_the_first_model_no_row_is_called_before_pruning(make_run: MakeRun, tmp_path: Path):
+    run = read_run(make_run("a", pictures=True))
+    models = {"pruned": {}, "other": {}, "recovered": run.result}
+    words = Parsed(page([replace(run, models=models)], "t", tmp_path)).text
+    assert "before pruning" not in words and "learned: FID 2.000" in words
+
+
 def test_the_number_of_seeds_stands_beside_the_headline(make_run: MakeRun, tmp_path: Path):
     words = " ".join(Parsed(made(make_run, 4, tmp_path)).text.split())
     assert "FID 3.500 ± 2.121 2 seeds learned" in words or "FID 3.000 1 seed random" in words

@@ -132,6 +132,8 @@ def test_settings_that_decided_are_those_of_the_run_that_decided(make_run: MakeR
     assert run.setting("training.recovery.steps") == 100 and run.setting("start") is None
     assert (run.setting("seed"), run.setting("decision_seed")) == (3, 5)
     assert run.setting("decision") is None
+    # One that is the run's own seed tells nothing apart.
+    assert read_run(decided(folder, seed=3)).setting("decision_seed") is None
 
 
 def test_a_decision_without_its_configuration_stays_a_file(make_run: MakeRun):
