@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 
 from tinyfusion.interrupts import Interrupted, handled
+from tinyfusion.report.runs import read_run
 from tinyfusion.runtime.streams import patient_streams
 from tinyfusion.settings.overrides import quote
-from tinyfusion.studies.collect import read_run
 from tinyfusion.studies.together import CommandFailedError, run_together
 from tinyfusion.studies.works import slug
 from tinyfusion.text import readable_bytes
@@ -70,7 +70,7 @@ def _run(passed_on: list[str]) -> None:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     for name, run in runs.items():
         phases = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in run.times.items())
-        print(f"{name:>11}: {phases}; kept {list(run.kept)}")
+        print(f"{name:>11}: {phases}; kept {list(run.kept or ())}")
     print(f"samples of every model: {folder / 'comparison.png'}")
     print(f"how the mask was learned: {runs['learned'].folder / 'prune' / 'decision.png'}")
     print(f"table and weights: {folder}")

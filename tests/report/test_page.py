@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def made(make_run: MakeRun, count: int, tmp_path: Path, **how: Any) -> str:
 
 
 def test_fifty_runs_stay_below_five_megabytes(make_run: MakeRun, tmp_path: Path):
-    text = made(make_run, 50, tmp_path, pictures=True, steps=3000, speed_up=2.0)
+    text = made(make_run, 50, tmp_path, pictures=True, steps=500, speed_up=2.0)
     parsed = Parsed(text)
     assert 1_300_000 < len(text.encode()) < 5_000_000
     assert len(parsed.data()["rows"]) == 50
@@ -134,6 +135,43 @@ def test_runs_without_figures_are_counted(make_run: MakeRun, tmp_path: Path):
     assert "failed: b run stopped; continue with resume=x" in words
 
 
+def test_runs_of_other_commands_are_listed_with_their_files(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = make_run("b", state="begun", command="activations")
+    (folder / "finished.json").write_text('{"seconds": 1.0}')
+    (folder / "activations.png").write_bytes(b"")
+    make_run("a")
+    parsed = Parsed(page(find_runs([tmp_path / "runs"]), "t", tmp_path))
+    assert "activations: b folder" in " ".join(parsed.text.split())
+    assert "runs/b/activations.png" in parsed.links
+    assert main(["report", str(tmp_path / "runs")]) == 0
+    assert "figures of activations, in files of their own: b" in capsys.readouterr().out
+
+
+def test_samples_are_captioned_with_the_figure_that_ranks(make_run: MakeRun, tmp_path: Path):
+    words = " ".join(Parsed(made(make_run, 2, tmp_path, pictures=True)).text.split())
+    assert "before pruning learned: FID 2.000 random: FID 3.000" in words
+
+
+def test_without_the_first_model_no_row_is_called_before_pruning(make_run: MakeRun, tmp_path: Path):
+    run = read_run(make_run("a", pictures=True))
+    models = {"pruned": {}, "other": {}, "recovered": run.result}
+    words = Parsed(page([replace(run, models=models)], "t", tmp_path)).text
+    assert "before pruning" not in words and "learned: FID 2.000" in words
+
+
+def test_the_number_of_seeds_stands_beside_the_headline(make_run: MakeRun, tmp_path: Path):
+    words = " ".join(Parsed(made(make_run, 4, tmp_path)).text.split())
+    assert "FID 3.500 ± 2.121 2 seeds learned" in words or "FID 3.000 1 seed random" in words
+    assert "seed random" not in " ".join(Parsed(made_again(make_run, tmp_path)).text.split())
+
+
+def made_again(make_run: MakeRun, tmp_path: Path) -> str:
+    folders = [make_run(f"other{i}", fid=1.0 + i, pruner=name) for i, name in enumerate("ab")]
+    return page(find_runs(folders), "Others", tmp_path)
+
+
 def test_a_page_of_runs_that_all_failed(make_run: MakeRun, tmp_path: Path):
     assert "No run has figures yet" in page(
         find_runs([make_run("b", state="failed")]), "t", tmp_path
@@ -169,7 +207,27 @@ def test_curves_keep_their_ends_and_their_number():
 
 def test_charts_are_of_losses_and_fid_only():
     own = {"recover/train/loss": [(1, 1.0)], "recover/evaluate/fid": [(1, 9.0)], "a/grad": [(1, 1)]}
-    assert list(curve_charts({"x": own})) == ["FID during recover", "training loss, recover"]
+    assert list(curve_charts({"x": own}, {"x": "learned"})) == [
+        "FID during recover",
+        "training loss, recover",
+    ]
+
+
+@pytest.mark.parametrize(("count", "told"), [(12, "run"), (13, "method")])
+def test_curves_of_many_runs_are_coloured_by_method(count: int, told: str):
+    curves = {f"r{i}": {"recover/train/loss": [(1, 1.0 + i)]} for i in range(count)}
+    (chart,) = curve_charts(curves, {run: run[1] for run in curves}).values()
+    colour = chart["encoding"]["color"]
+    assert colour["field"] == told and colour["legend"] is not None
+    assert chart["encoding"]["detail"] == {"field": "run"}
+
+
+def test_quality_over_speed_compares_only_what_was_scored_alike(make_run: MakeRun):
+    runs = {n: read_run(make_run(n, fid=2.0, speed_up=1.0)) for n in "abc"}
+    runs["c"] = replace(runs["c"], protocol={"num_samples": 7})
+    chart = speed_chart(runs)
+    assert chart is not None
+    assert {entry["run"] for entry in chart["layer"][1]["data"]["values"]} == {"a", "b"}
 
 
 def test_quality_over_speed_joins_what_no_other_beats(make_run: MakeRun):
@@ -213,13 +271,13 @@ def test_rows_are_cut_from_sheets(tmp_path: Path, count: int):
 
 
 def test_pictures_shrink_to_what_they_may_take():
-    draw = np.random.default_rng(0).integers(0, 255, (600, 1000, 3), np.uint8)
+    draw = np.random.default_rng(0).integers(0, 255, (100, 1000, 3), np.uint8)
     pictures = {str(i): Image.fromarray(draw) for i in range(4)}
-    large, small = inline(pictures, 10**8), inline(pictures, 500_000)
+    large, small = inline(pictures, 10**8), inline(pictures, 80_000)
     assert {entry.width for entry in large.values()} == {960}
     assert len(small) == 4 and {entry.width for entry in small.values()} < {640, 440, 300}
-    assert 0 < len(inline(pictures, 60_000)) < 4
-    assert sum(len(entry.address) for entry in small.values()) <= 500_000
+    assert 0 < len(inline(pictures, 10_000)) < 4
+    assert sum(len(entry.address) for entry in small.values()) <= 80_000
 
 
 @pytest.mark.parametrize(
@@ -257,6 +315,9 @@ def test_by_default_the_files_lie_in_the_folder(make_run: MakeRun, tmp_path: Pat
         (["runs", "--paper", "four"], "--paper four must be the number of a table"),
         (["runs", "--paper", "40"], "the paper has no table 40"),
         (["runs", "--sort", "x"], "there is no column 'x'"),
+        (["runs", "--columns", "fids"], "no run has 'fids'"),
+        (["runs", "--out", "runs/a/config.yaml"], "can't be written: runs/a/config.yaml"),
+        (["runs", "--out", "runs/a/config.yaml/r.html"], "can't be written: runs/a/config.yaml"),
     ],
 )
 def test_wrong_input_is_refused_in_a_line(
@@ -273,3 +334,17 @@ def test_wrong_input_is_refused_in_a_line(
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not list(tmp_path.rglob("report.*"))
+
+
+def test_long_names_and_many_names_are_shortened_in_the_terminal(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    long = "begin" + "x" * 50 + "end"
+    make_run(long)
+    for place in range(9):
+        make_run(f"b{place}", state="failed")
+    assert main(["report", str(tmp_path / "runs"), "--columns", "run,fid"]) == 0
+    printed = capsys.readouterr().out
+    assert long not in printed and "begin" in printed and "end │" in printed
+    assert "failed: 9 of 10 runs: b0, b1, b2, b3, b4, b5 and 3 more" in printed
+    assert long in (tmp_path / "runs" / "report.csv").read_text()

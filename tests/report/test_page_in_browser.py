@@ -127,3 +127,17 @@ def test_a_command_is_copied_or_selected(opened: Any) -> None:
     button = first.locator("button.copy")
     button.click()
     opened.wait_for_function("/Copied|Selected/.test(document.querySelector('.copy').textContent)")
+
+
+def test_on_a_phone_figures_follow_the_first_column(opened: Any) -> None:
+    heads = opened.locator(".tabulator-col-title").all_inner_texts()
+    titles = [title for title in heads if title.strip()]
+    narrow = opened.evaluate("innerWidth") < 700
+    assert titles[0] == "method" and (titles[1] == "FID ↓") == narrow
+
+
+def test_the_pointer_tells_the_run_of_a_mark(opened: Any) -> None:
+    opened.locator("#speed .mark-symbol path").first.hover()
+    opened.wait_for_selector("#vg-tooltip-element.visible")
+    told = opened.locator("#vg-tooltip-element").inner_text()
+    assert "run" in told and "FID" in told and "keep=" in told

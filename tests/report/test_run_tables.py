@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 
 from tinyfusion.errors import InputError
 from tinyfusion.report.differences import varying
+from tinyfusion.report.labels import labels_of
 from tinyfusion.report.runs import Run, find_runs
-from tinyfusion.report.tables import best_rows, labels_of, table_of
+from tinyfusion.report.tables import best_rows, table_of
 
 MakeRun = Callable[..., Path]
 
@@ -116,3 +118,93 @@ def test_labels_tell_runs_apart(make_run: MakeRun):
         "learned, keep=2",
         "learned, keep=2 (2)",
     ]
+
+
+def recovered(make_run: MakeRun, name: str, kind: str, seed: int = 0, **objective: float) -> Path:
+    """A run of one of the files of `recovery`, whose keys are changed by its command line."""
+    files = {"kd": {"task": 0.1, "output": 0.9}, "finetune": {"task": 1.0}}
+    folder = make_run(name, seed=seed, recovery={**files[kind], **objective})
+    changes = " ".join(f"recovery.{key}={value}" for key, value in objective.items())
+    (folder / "command.txt").write_text(f"tinyfusion run recovery={kind} {changes}")
+    return folder
+
+
+def test_keys_of_a_file_that_was_chosen_are_one_column(make_run: MakeRun):
+    folders = [recovered(make_run, "a", "kd"), recovered(make_run, "b", "finetune")]
+    table = table_of(runs_of(*folders))
+    assert table.settings == ["recovery"]
+    assert sorted(row["recovery"] for row in table.rows) == ["finetune", "kd"]
+
+
+def test_keys_that_were_changed_beside_a_file_have_columns(make_run: MakeRun):
+    folders = [
+        recovered(make_run, "a", "kd"), recovered(make_run, "b", "kd", task=0.5),
+        recovered(make_run, "c", "finetune"),
+    ]  # fmt: skip
+    table = table_of(runs_of(*folders))
+    assert table.settings == ["recovery", "recovery.task"]
+    found = {(row["recovery"], row["recovery.task"]) for row in table.rows}
+    assert found == {("kd", 0.1), ("kd", 0.5), ("finetune", 1.0)}
+
+
+def test_without_its_command_a_run_is_told_by_its_keys(make_run: MakeRun):
+    folders = [recovered(make_run, "a", "kd"), recovered(make_run, "b", "finetune")]
+    (folders[1] / "command.txt").unlink()
+    assert set(table_of(runs_of(*folders)).settings) == {"recovery.task", "recovery.output"}
+
+
+def test_runs_whose_decisions_differ_in_their_seed_are_one_row(make_run: MakeRun):
+    folders = []
+    for seed, of_decision, fid in ((0, 0, 1.0), (1, 1, 2.0), (2, 0, 3.0)):
+        name = f"run{seed}"
+        folder = make_run(name, seed=seed, fid=fid, decision=f"/{name}/decision.json")
+        made = {"config": {"scheme": "1:2", "seed": of_decision}}
+        (folder / "decision.json").write_text(json.dumps(made))
+        folders.append(folder)
+    (row,) = table_of(runs_of(*folders)).rows
+    assert row["seeds"] == 3 and row["fid"] == (2.0, 1.0)
+
+
+def test_seeds_that_agree_have_a_spread_of_zero(make_run: MakeRun):
+    (row,) = table_of(runs_of(*(make_run(f"{s}", fid=1.5, seed=s) for s in range(2)))).rows
+    assert row["fid"] == (1.5, 0.0) and row["depth"] == 2 and row["parameters"] == 2000
+
+
+def test_what_has_no_fid_comes_last_and_is_not_the_best(make_run: MakeRun):
+    whole = [make_run("b", fid=4.0), make_run("c", fid=3.0, pruner="random")]
+    only_cut = make_run("a", fid=None, pruner="shortgpt")
+    record = json.loads((only_cut / "metrics.json").read_text())
+    (only_cut / "metrics.json").write_text(json.dumps({**record, "protocol": {}}))
+    table = table_of(runs_of(only_cut, *whole))
+    assert [row["method"] for row in table.rows] == ["random", "learned", "shortgpt"]
+    assert [row["method"] for row, _, _ in best_rows(table)] == ["random"]
+
+
+def test_columns_that_tell_rows_apart_come_before_others(make_run: MakeRun):
+    # Twelve keys tell the same run from the others, each in another way; only z tells those apart.
+    folders = [
+        make_run(f"{i}", **{f"key{k}": k if i == 0 else -1 for k in range(12)}, z=i)
+        for i in range(3)
+    ]
+    table = table_of(runs_of(*folders))
+    assert "z" in table.settings and len(table.settings) == 10
+    assert len(table.hidden) == 3 and "z" not in table.hidden
+
+
+def test_labels_have_no_more_than_tells_runs_apart(make_run: MakeRun):
+    runs = runs_of(
+        make_run("a", keep=1, note="x", seed=4), make_run("b", note="y", seed=4),
+        make_run("c", note="y", seed=5),
+    )  # fmt: skip
+    assert labels_of(runs, ["seed", "keep", "note"]) == [
+        "learned, keep=1, seed=4", "learned, keep=2, seed=4", "learned, keep=2, seed=5"
+    ]  # fmt: skip
+
+
+def test_labels_name_the_command_and_the_end_of_a_key(make_run: MakeRun):
+    runs = runs_of(
+        make_run("a", x={"rate": 1}, y={"rate": 1}), make_run("b", x={"rate": 2}, y={"rate": 3}),
+        make_run("c", x={"rate": 2}, y={"rate": 1}),
+    )  # fmt: skip
+    assert labels_of(runs, ["command", "x.rate"])[0] == "learned, run, rate=1"
+    assert labels_of(runs, ["x.rate", "y.rate"])[0] == "learned, x.rate=1, y.rate=1"

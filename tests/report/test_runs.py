@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,3 +114,59 @@ def test_a_run_of_evaluate_has_its_model_or_its_images(make_run: MakeRun):
     for key in ("model", "images"):
         (folder / "metrics.json").write_text(json.dumps({key: {"fid": 7.0}, "protocol": {}}))
         assert read_run(folder).result == {"fid": 7.0}
+
+
+def decided(folder: Path, **made: Any) -> Path:
+    """Say in a run's folder which configuration made its decision."""
+    (folder / "decision.json").write_text(json.dumps({"config": made}))
+    return folder
+
+
+def test_settings_that_decided_are_those_of_the_run_that_decided(make_run: MakeRun):
+    folder = make_run("a", decision="/x/decision.json", scheme=None, delta="none", seed=3)
+    training = {"mask_learning": {"steps": 7}, "recovery": {"steps": 1}}
+    run = read_run(decided(folder, seed=5, scheme="1:2", delta="full", start=9, training=training))
+    assert (run.setting("scheme"), run.setting("delta")) == ("1:2", "full")
+    assert run.setting("training.mask_learning.steps") == 7
+    # What recovered it is its own.
+    assert run.setting("training.recovery.steps") == 100 and run.setting("start") is None
+    assert (run.setting("seed"), run.setting("decision_seed")) == (3, 5)
+    assert run.setting("decision") is None
+    # One that is the run's own seed tells nothing apart.
+    assert read_run(decided(folder, seed=3)).setting("decision_seed") is None
+
+
+def test_a_decision_without_its_configuration_stays_a_file(make_run: MakeRun):
+    folder = make_run("a", decision="/x/decision.json")
+    assert read_run(folder).setting("decision") == "/x/decision.json"
+    (folder / "decision.json").write_text('{"config": [1]}')
+    assert read_run(folder).setting("decision") == "/x/decision.json"
+    own = decided(make_run("b", decision=None, keep=1), keep=3)
+    assert read_run(own).setting("keep") == 1
+
+
+def test_files_of_the_configuration_are_known_from_the_command_line(make_run: MakeRun):
+    folder = make_run("a", recovery={"x": 1})
+    line = "tinyfusion run recovery=kd pruner=learned keep=2 training=[1] recovery.x=y missing=z"
+    (folder / "command.txt").write_text(line)
+    assert read_run(folder).choices == {"recovery": "kd", "pruner": "learned"}
+    (folder / "command.txt").write_text("tinyfusion run 'recovery=kd")
+    assert not read_run(folder).choices
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"models": [1]}, "models holds no figures"),
+        ({"models": {"recovered": 3}}, "models holds no figures"),
+        ({"models": {"recovered": {"fid": "x"}}}, "recovered.fid is 'x'; valid: a number"),
+        ({"models": {}, "protocol": 3}, "protocol holds no keys"),
+        ({"models": {}, "decision": [1]}, "decision holds no keys"),
+    ],
+)
+def test_records_of_wrong_types_are_refused_in_a_line(make_run: MakeRun, record: Any, said: str):
+    folder = make_run("a")
+    (folder / "metrics.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=said) as caught:
+        read_run(folder)
+    assert "metrics.json" in str(caught.value) and "\n" not in str(caught.value)

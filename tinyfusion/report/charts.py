@@ -5,18 +5,19 @@ Specification: https://vega.github.io/vega-lite/docs/
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinyfusion.report.columns import FIGURES
 from tinyfusion.report.runs import Points, Run
-from tinyfusion.report.tables import budget_of, primary
+from tinyfusion.report.tables import budget_of, primary, protocol_of
 
 MOST_POINTS = 200
 """Per curve."""
 
 MOST_IN_LEGEND = 12
-"""Runs that a legend names; of more, the pointer tells which is which."""
+"""Runs that a legend names; of more, colours are methods, and the pointer tells the run."""
 
 Spec = dict[str, Any]
 
@@ -28,11 +29,14 @@ def decimated(points: Points, most: int = MOST_POINTS) -> Points:
     return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
 
 
-def curve_charts(curves: Mapping[str, Mapping[str, Points]]) -> dict[str, Spec]:
+def curve_charts(
+    curves: Mapping[str, Mapping[str, Points]], methods: Mapping[str, str]
+) -> dict[str, Spec]:
     """A chart for each loss and each FID that was recorded over steps, by its title.
 
     Args:
         curves: by run, then by phase and name, see `Run.curves`.
+        methods: the pruner's name by run.
     """
     titles: dict[str, str] = {}
     for own in curves.values():
@@ -47,7 +51,7 @@ def curve_charts(curves: Mapping[str, Mapping[str, Points]]) -> dict[str, Spec]:
     charts = {}
     for name, title in sorted(titles.items(), key=lambda pair: ("loss" in pair[1], pair[1])):
         values = [
-            {"run": run, "step": step, "value": _short(value)}
+            {"run": run, "method": methods[run], "step": step, "value": _short(value)}
             for run, own in curves.items()
             for step, value in decimated(own.get(name, []))
         ]
@@ -58,7 +62,8 @@ def curve_charts(curves: Mapping[str, Mapping[str, Points]]) -> dict[str, Spec]:
 def speed_chart(runs: Mapping[str, Run]) -> Spec | None:
     """Quality over measured speed, with the runs that no other beats in both.
 
-    Where no speed was measured, parameters stand for it, and the axis says so.
+    Where no speed was measured, parameters stand for it, and the axis says so. Runs that were
+    scored in another way than most are left out, as their figures can't be compared.
 
     Args:
         runs: by name.
@@ -69,6 +74,9 @@ def speed_chart(runs: Mapping[str, Run]) -> Spec | None:
     figure = primary(run.result for run in runs.values())
     if figure is None:
         return None
+    ways = Counter(protocol_of(run) for run in runs.values() if figure in run.result)
+    usual = ways.most_common(1)[0][0]
+    runs = {name: run for name, run in runs.items() if protocol_of(run) == usual}
     measured = any("speed_up" in run.result for run in runs.values())
     across = "speed_up" if measured else "parameters"
     values = [
@@ -161,7 +169,7 @@ def kept_chart(runs: Mapping[str, Run]) -> Spec | None:
                     "type": "nominal",
                     "title": None,
                     "sort": None,
-                    "axis": {"labelLimit": 150, "grid": False},
+                    "axis": {"grid": False},
                 },
                 "color": {
                     "field": "state",
@@ -178,7 +186,9 @@ def kept_chart(runs: Mapping[str, Run]) -> Spec | None:
 
 def _lines(values: Sequence[Mapping[str, Any]], title: str) -> Spec:
     runs = len({entry["run"] for entry in values})
-    legend = {"labelLimit": 330} if runs <= MOST_IN_LEGEND else None
+    methods = len({entry["method"] for entry in values})
+    told = "run" if runs <= MOST_IN_LEGEND or methods == 1 else "method"
+    kinds = methods if told == "method" else runs
     return _framed(
         {
             "data": {"values": list(values)},
@@ -202,13 +212,14 @@ def _lines(values: Sequence[Mapping[str, Any]], title: str) -> Spec:
                     "scale": _scale(values, "value"),
                 },
                 "color": {
-                    "field": "run",
+                    "field": told,
                     "type": "nominal",
                     "title": None,
                     "sort": None,
-                    "scale": {"scheme": "tableau10" if runs <= 10 else "tableau20"},
-                    "legend": legend,
+                    "scale": {"scheme": "tableau10" if kinds <= 10 else "tableau20"},
+                    "legend": {"labelLimit": 330} if kinds <= MOST_IN_LEGEND else None,
                 },
+                "detail": {"field": "run"},
                 "opacity": {"condition": {"param": "over", "value": 1}, "value": 0.25},
                 "tooltip": [
                     {"field": "run"},
@@ -248,7 +259,7 @@ def _scale(values: Sequence[Mapping[str, Any]], key: str = "y") -> Spec:
     """Logarithmic where values span more than a decade."""
     numbers = [entry[key] for entry in values]
     log = min(numbers) > 0 and max(numbers) > 10 * min(numbers)
-    return {"type": "log"} if log else {"zero": False}
+    return {"type": "log", "nice": False, "padding": 12} if log else {"zero": False}
 
 
 def _short(value: float) -> float:

@@ -33,9 +33,10 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def varying(runs: Sequence[Run]) -> list[str]:
     """Dotted paths of what differs between runs of one command, the shortest first.
 
-    Where another class was chosen (``_target_``), its own arguments are not listed one by one. Of
-    keys that take the same values, as one refers to the other, the first is listed. First comes
-    ``command`` if there are several.
+    Where another class was chosen (``_target_``), its own arguments are not listed one by one, nor
+    are keys of a file of the configuration that the command lines name (``recovery=kd``): its key
+    is (``recovery``). Of keys that take the same values, as one refers to the other, the first is
+    listed. First comes ``command`` if there are several.
 
     Args:
         runs: runs whose configuration is known.
@@ -44,19 +45,21 @@ def varying(runs: Sequence[Run]) -> list[str]:
     commands = [run.command for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config)
     differing = [key for key in keys if _is_relevant(key) and _differs(key, configs, commands)]
+    differing = _by_choice(differing, configs, runs)
     chosen = [key.removesuffix(TARGET) for key in differing if key.endswith(TARGET)]
     found: dict[tuple[str, ...], str] = {}
     for key in sorted(differing, key=lambda key: key.count(".") - key.endswith(TARGET)):
         within = [prefix for prefix in chosen if key.startswith(prefix)]
         if any(key != f"{prefix}{TARGET}" for prefix in within):
             continue
-        found.setdefault(tuple(_text(config.get(key)) for config in configs), key)
+        found.setdefault(tuple(_text(_cell(run, key)) for run in runs), key)
     several = ["command"] if len(set(commands)) > 1 else []
     return several + [key for key in found.values() if key != "command"]
 
 
-def shown(key: str, value: Any) -> Any:
-    """A setting as a cell of a table: classes and files by the last part of their names."""
+def shown(run: Run, key: str) -> Any:
+    """A run's setting as a cell of a table: classes and files by the last part of their names."""
+    value = _cell(run, key)
     if isinstance(value, str) and key.endswith(TARGET):
         return value.rpartition(".")[2]
     if isinstance(value, str) and value.startswith("/"):
@@ -74,10 +77,35 @@ def _is_relevant(key: str) -> bool:
     return not folder and not any(key == name or key.startswith(f"{name}.") for name in IRRELEVANT)
 
 
-def _differs(key: str, configs: Sequence[Mapping[str, Any]], commands: Sequence[str]) -> bool:
+def _cell(run: Run, key: str) -> Any:
+    """The value of a key: of one that a file was chosen for, that file's name."""
+    value = run.setting(key)
+    return run.choices.get(key, value) if isinstance(value, Mapping) else value
+
+
+def _by_choice(
+    keys: Sequence[str], configs: Sequence[Mapping[str, Any]], runs: Sequence[Run]
+) -> list[str]:
+    """Keys with those that follow from the choice of a file replaced by its own key."""
+    found = list(keys)
+    choices = [run.choices for run in runs]
+    for group in dict.fromkeys(key.split(".")[0] for key in keys if "." in key):
+        below = [key for key in keys if key.startswith(f"{group}.")]
+        have = [isinstance(run.setting(group), Mapping) for run in runs]
+        own = [choice.get(group, "") for choice in choices]
+        known = {choice for choice, has in zip(own, have, strict=True) if has}
+        if len(below) > 1 and len(known) > 1 and "" not in known:
+            follow = [key for key in below if not _differs(key, configs, own)]
+            found.insert(found.index(below[0]), group)
+            found = [key for key in found if key not in follow]
+    return found
+
+
+def _differs(key: str, configs: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> bool:
+    """Whether a value differs between configurations of one kind."""
     values: dict[str, set[str]] = {}
-    for config, command in zip(configs, commands, strict=True):
-        values.setdefault(command, set()).add(_text(config.get(key)))
+    for config, kind in zip(configs, kinds, strict=True):
+        values.setdefault(kind, set()).add(_text(config.get(key)))
     return any(len(found) > 1 for found in values.values())
 
 

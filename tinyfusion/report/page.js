@@ -2,6 +2,8 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
 
+  const narrow = innerWidth < 700;
+
   // "<3", ">=0.5" or "2.4" for numbers: the shown text contains what has no comparison.
   const fits = (wanted, value, row, params) => {
     const found = /^\s*([<>]=?)\s*(-?[\d.]+)\s*$/.exec(wanted);
@@ -47,10 +49,15 @@
   };
 
   if (data.rows.length) {
-    const columns = data.columns.map((column) => ({
+    // On a phone the figures come right after the first column.
+    const place = (column, at) => (at === 0 ? 0 : column.better ? 1 : 2);
+    const order = data.columns.map((column, at) => [place(column, at), at, column]);
+    if (narrow) order.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+    const columns = order.map(([, , column]) => ({
       title: column.title,
       field: column.field,
       formatter: written,
+      tooltip: (_, cell) => cell.getRow().getData().text[cell.getField()],
       hozAlign: column.numeric ? "right" : "left",
       headerHozAlign: column.numeric ? "right" : "left",
       sorter: column.numeric ? "number" : "string",
@@ -94,7 +101,9 @@
       actions: false,
       renderer: "svg",
       theme: dark.matches ? "dark" : undefined,
-      config: { background: "transparent", legend: { columns: innerWidth > 700 ? 3 : 1 } },
+      config: {
+        background: "transparent", legend: { columns: narrow ? 1 : 3 }, axisY: { labelLimit: narrow ? 110 : 280 },
+      },
     }));
   dark.addEventListener("change", draw);
   draw();

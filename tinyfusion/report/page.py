@@ -11,34 +11,31 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL.Image import Image
 
 import tinyfusion.assets
 from tinyfusion.figures.table import MISSING, Column, Mark, Rows, marks, shown_cells
 from tinyfusion.report.charts import Spec, curve_charts, kept_chart, speed_chart
 from tinyfusion.report.columns import FIGURES
 from tinyfusion.report.differences import flat
+from tinyfusion.report.labels import common_folder, labels_of, run_name
 from tinyfusion.report.paper import PaperTable
-from tinyfusion.report.pictures import Inline, inline, opened, rows_of_grid
-from tinyfusion.report.runs import METRICS_FILE, REFERENCE, Run
+from tinyfusion.report.runs import BENCHMARK_FILE, METRICS_FILE, Run
+from tinyfusion.report.sheets import decisions, samples
 from tinyfusion.report.tables import (
     WITHIN,
     RunTable,
     best_rows,
-    common_folder,
-    labels_of,
     protocol_of,
-    run_name,
     scored,
     table_of,
 )
 from tinyfusion.text import readable_duration
 
-PICTURE_BYTES = 2_400_000
-"""That all pictures of a page may take; half of it for samples."""
-
 LIBRARIES = ("tabulator.min.js", "vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
-FILES = ("table.md", METRICS_FILE, "decision.json", "config.yaml", "run.log", "samples.png")
+FILES = (
+    *("table.md", METRICS_FILE, BENCHMARK_FILE, "activations.json", "decision.json", "config.yaml"),
+    *("run.log", "samples.png", "speed.png", "activations.png"),
+)
 """Files of a run that the page links to, as far as they are there."""
 
 _HERE = Path(__file__).parent
@@ -72,14 +69,17 @@ def page(
     found, each = scored(runs), table_of(runs, columns, sort, merge=False)
     # In the order of the table, so that numbers and colours agree.
     ordered = [group[0] for group in each.runs]
-    names = labels_of(ordered, each.settings)
+    names = labels_of(ordered, [*each.settings, *each.hidden])
     labelled = dict(zip(names, ordered, strict=True))
     curves = {name: run.curves() for name, run in labelled.items()}
     shared, own = _settings(ordered)
     charts: dict[str, Spec] = {}
     for key, spec in (("speed", speed_chart(labelled)), ("kept", kept_chart(labelled))):
         charts |= {} if spec is None else {key: spec}
-    curved = curve_charts({name: own for name, own in curves.items() if own})
+    curved = curve_charts(
+        {name: own for name, own in curves.items() if own},
+        {name: str(run.decision.get("method", "")) for name, run in labelled.items()},
+    )
     charts |= {f"curve{place}": spec for place, spec in enumerate(curved.values())}
     data = {
         **_tabulated(each, names),
@@ -96,12 +96,16 @@ def page(
         title=title,
         counted=_counted(runs),
         unfinished=[run for run in runs if run.state != "finished"],
-        unscored=[run for run in runs if run.state == "finished" and not run.result],
+        unscored=[
+            {"run": run, "files": _links(run, Path(folder))}
+            for run in runs
+            if run.state == "finished" and not run.result
+        ],
         best=_headline(table_of(runs)),
         protocols=list(dict.fromkeys(filter(None, map(protocol_of, found)))),
         versions=sorted({_versions(run) for run in ordered} - {""}),
-        samples=_samples(labelled),
-        decisions=_decisions(labelled),
+        samples=samples(labelled),
+        decisions=decisions(labelled),
         charts=charts,
         curves=list(curved),
         runs=[
@@ -150,72 +154,28 @@ def _tabulated(table: RunTable, names: Sequence[str]) -> dict[str, Any]:
 def _headline(table: RunTable) -> list[dict[str, Any]]:
     """What the page says first: the best row of each model and budget, in plain words."""
     found = []
+    several = max((len(group) for group in table.runs), default=1) > 1
+    firsts = [group[0] for group in table.runs]
+    names = labels_of(firsts, [*table.settings, *table.hidden])
+    labels = {id(run): name for run, name in zip(firsts, names, strict=True)}
     for row, runs, figure in best_rows(table):
         column = FIGURES[figure]
         reference = runs[0].reference.get(figure)
-        label = labels_of([runs[0]], table.settings)[0]
         rivals = sum(all(other[key] == row[key] for key in WITHIN) for other in table.rows)
         found.append(
             {
                 "budget": ", ".join(filter(None, (row["_model"], row["_budget"]))),
                 "figure": column.header,
                 "value": shown_cells([row], {figure: column})[0][0],
-                "label": label,
-                "seeds": len(runs),
+                "label": labels[id(runs[0])],
+                "seeds": f"{len(runs)} seed{'s' if len(runs) > 1 else ''}" if several else "",
+                "spread": len(runs) > 1,
                 "rivals": rivals,
                 "reference": None if reference is None else format(reference, column.format),
                 "speed_up": shown_cells([row], {"speed_up": Column("", ".2f")})[0][0],
             }
         )
     return found
-
-
-def _samples(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
-    """Sheets of samples in groups that share their noise: one row of the teacher, one a run."""
-    groups: dict[tuple[Any, ...], dict[str, Image]] = {}
-    for name, run in runs.items():
-        file = run.picture("samples.png")
-        if file is None:
-            continue
-        sheet = opened(file)
-        drawn = [model for model in run.models if not model.startswith("recovered (")]
-        rows = rows_of_grid(sheet, len(drawn)) if len(drawn) > 1 else None
-        # The seed, the process and the sampler make the noise.
-        key = (
-            run.setting("checkpoint"), run.setting("seed"), protocol_of(run), rows is None,
-            None if rows is None else rows[0].size,
-        )  # fmt: skip
-        pictures = groups.setdefault(key, {})
-        if rows is None:
-            pictures[name] = sheet
-        else:
-            if drawn[0] == REFERENCE:
-                pictures.setdefault("", rows[0])
-            pictures[name] = rows[-1]
-    flat = {
-        (place, name): picture
-        for place, pictures in enumerate(groups.values())
-        for name, picture in pictures.items()
-    }
-    made = _inline(flat, PICTURE_BYTES // 2)
-    found = []
-    for place, (key, pictures) in enumerate(groups.items()):
-        shown = [(name, made.get((place, name))) for name in pictures]
-        found.append({"about": f"{key[0]}, seed {key[1]}", "rows": shown})
-    return found
-
-
-def _decisions(runs: Mapping[str, Run]) -> list[tuple[str, Inline | None]]:
-    files = {name: run.picture("decision.png") for name, run in runs.items()}
-    pictures = {name: opened(file) for name, file in files.items() if file is not None}
-    made = _inline(pictures, PICTURE_BYTES // 2)
-    return [(name, made.get(name)) for name in pictures]
-
-
-def _inline(pictures: Mapping[Any, Image], budget: int) -> dict[Any, Inline]:
-    by_text = {str(place): picture for place, picture in enumerate(pictures.values())}
-    made = inline(by_text, budget)
-    return {key: made[str(p)] for p, key in enumerate(pictures) if str(p) in made}
 
 
 def _settings(runs: Sequence[Run]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

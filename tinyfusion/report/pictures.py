@@ -51,16 +51,16 @@ def inline(pictures: Mapping[str, Image.Image], budget: int) -> dict[str, Inline
     """
     found: dict[str, Inline] = {}
     for width in WIDTHS:
-        found = {key: _encoded(picture, width) for key, picture in pictures.items()}
-        if sum(len(entry.address) for entry in found.values()) <= budget:
-            return found
-    kept, used = {}, 0
-    for key, entry in found.items():
-        used += len(entry.address)
-        if used > budget:
+        found, used = {}, 0
+        for key, picture in pictures.items():
+            entry = _encoded(picture, width)
+            used += len(entry.address)
+            if used > budget:
+                break
+            found[key] = entry
+        else:
             break
-        kept[key] = entry
-    return kept
+    return found
 
 
 def opened(file: Path) -> Image.Image:
@@ -118,6 +118,6 @@ def _encoded(picture: Image.Image, width: int) -> Inline:
         height = max(1, round(picture.height * width / picture.width))
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    picture.save(out, "WEBP", quality=QUALITY, method=4)
+    picture.save(out, "WEBP", quality=QUALITY, method=2)
     text = base64.b64encode(out.getvalue()).decode("ascii")
     return Inline(f"data:image/webp;base64,{text}", picture.width, picture.height)

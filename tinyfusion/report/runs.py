@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,13 @@ import yaml
 
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json
+from tinyfusion.report.columns import FIGURES
 from tinyfusion.runtime.folder import COMMAND_FILE, CONFIG_FILE, FINISHED_FILE, LOG_FILE
 
 METRICS_FILE, BENCHMARK_FILE, TIMES_FILE = "metrics.json", "benchmark.json", "times.json"
+DECIDING = ("scheme", "keep", "units", "budget", "pruner", "selector", "delta")
+"""Keys of a configuration that a decision comes from, beside ``training.mask_learning``."""
+DECISION_SEED = "decision_seed"
 RESULTS = ("recovered", "pruned", "model", "images")
 """Models whose figures are the result of a run: the first that it has."""
 REFERENCE = "source"
@@ -36,7 +41,8 @@ class Run:
             is still running.
         reason: the last line of the log of a run that is not finished.
         command_line: the command that made it; ``""`` if it was not recorded.
-        config: resolved configuration.
+        config: resolved configuration. If the decision came from a file, the keys of
+            `DECIDING` are those of the run that made it, where the file holds them.
         models: figures by model: ``source``, ``pruned``, ``recovered`` and so on, ``model`` of a
             command that scores one, ``images`` of scored images.
         decision: method, kept units and so on, see `Decision.summary`; empty if none was made.
@@ -73,6 +79,20 @@ class Run:
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """Files of the configuration that its command line names: ``{"recovery": "kd"}``."""
+        try:
+            words = shlex.split(self.command_line)
+        except ValueError:  # written by hand
+            return {}
+        pairs = (word.partition("=") for word in words)
+        return {
+            key: value
+            for key, _, value in pairs
+            if value.isidentifier() and isinstance(self.config.get(key), Mapping)
+        }
 
     @property
     def result(self) -> Mapping[str, Any]:
@@ -139,10 +159,11 @@ def read_run(folder: Path | str) -> Run:
         )
     metrics = _json(folder / METRICS_FILE)
     end = _json(folder / FINISHED_FILE)
-    config = _config(folder / CONFIG_FILE)
+    config = _decided(_config(folder / CONFIG_FILE), folder / "decision.json")
     models = metrics.get("models") or {
         name: metrics[name] for name in ("model", "images") if isinstance(metrics.get(name), dict)
     }
+    _check(folder / METRICS_FILE, models, metrics)
     # Versions before there was a finished.json wrote their figures last of all.
     done = bool(end) or bool(metrics) or (folder / BENCHMARK_FILE).is_file()
     reason, failed = ("", False) if done else _last_words(folder / LOG_FILE)
@@ -235,6 +256,34 @@ def _config(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{file} is no configuration: it holds no keys")
     return content
+
+
+def _check(file: Path, models: Any, metrics: Mapping[str, Any]) -> None:
+    if not isinstance(models, dict) or not all(isinstance(own, dict) for own in models.values()):
+        raise InputError(f"{file} is no record of a run: models holds no figures by model")
+    for name, own in models.items():
+        wrong = [key for key in FIGURES if not isinstance(own.get(key), int | float | None)]
+        if wrong:
+            told = f"{name}.{wrong[0]} is {own[wrong[0]]!r}"
+            raise InputError(f"{file} is no record of a run: {told}; valid: a number")
+    for key in ("decision", "protocol", "floor"):
+        if not isinstance(metrics.get(key) or {}, dict):
+            raise InputError(f"{file} is no record of a run: {key} holds no keys")
+
+
+def _decided(config: dict[str, Any], decision: Path) -> dict[str, Any]:
+    """A configuration with the keys that made its decision, if that came from a file."""
+    if not config.get("decision"):
+        return config
+    made = _json(decision).get("config")
+    if not isinstance(made, dict):
+        return config
+    training = dict(config.get("training") or {})
+    if "mask_learning" in (made.get("training") or {}):
+        training["mask_learning"] = made["training"]["mask_learning"]
+    seed = None if made.get("seed") == config.get("seed") else made.get("seed")
+    keys = {key: made[key] for key in DECIDING if key in made}
+    return {**config, **keys, "training": training, "decision": None, DECISION_SEED: seed}
 
 
 def _text(file: Path) -> str:

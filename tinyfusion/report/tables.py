@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from tinyfusion.figures.table import Column
 from tinyfusion.metrics.reporting import for_table, guidance_words
 from tinyfusion.report.columns import FIGURES, PRIMARY, USUAL
 from tinyfusion.report.differences import heading, shown, varying
+from tinyfusion.report.labels import SEEDS, common_folder, needed_keys, run_name
 from tinyfusion.report.runs import Run
 
-MOST_SETTINGS = 8
+MOST_SETTINGS = 10
 """Columns of settings, unless columns are named."""
 
 WITHIN = ("_model", "_budget", "_protocol")
@@ -73,14 +73,17 @@ def table_of(
     groups = _merged(runs, keys) if merge else [[run] for run in runs]
     rows = [_row(group, keys, common_folder(runs)) for group in groups]
     figures = [key for key in FIGURES if any(row.get(key) is not None for row in rows)]
-    settings = [key for key in keys if key not in ("seed", "pruner._target_") or not merge]
+    settings = [key for key in keys if key not in SEEDS or not merge]
     methods = {row["method"] for row in rows} - {None}
     if len(methods) > 1:
-        settings = ["method", *(key for key in settings if key != "pruner._target_")]
+        settings = ["method", *(key for key in settings if not _is_method(key, rows))]
     if any(not run.config for run in runs) or (len(rows) > 1 and not settings):
         settings = ["run", *settings]
     if columns is None:
-        chosen, hidden = settings[:MOST_SETTINGS], settings[MOST_SETTINGS:]
+        needed = needed_keys({key: [row.get(key) for row in rows] for key in settings})
+        first = [*needed, *(key for key in settings if key not in needed)][:MOST_SETTINGS]
+        chosen = [key for key in settings if key in first]
+        hidden = [key for key in settings if key not in first]
         told = [key for key in USUAL if key in figures]
         told = [key for key in told if FIGURES[key].better or _tells(rows, key)]
         names = [*chosen, *(["seeds"] if len(groups) < len(runs) else []), *told]
@@ -102,15 +105,19 @@ def table_of(
 def best_rows(table: RunTable) -> list[tuple[Mapping[str, Any], Sequence[Run], str]]:
     """The best row among those that can be compared, with its runs and the figure it is best by.
 
-    Sorted by the model, then by what is left of it.
+    In the order of the table. Rows that lack the figure that others of the same model and budget
+    are ranked by, such as those of `prune`, are not compared.
     """
     groups: dict[tuple[str, ...], list[int]] = {}
+    ranked: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for place, row in enumerate(table.rows):
-        groups.setdefault(tuple(str(row[key]) for key in WITHIN), []).append(place)
+        key = tuple(str(row[key]) for key in WITHIN)
+        groups.setdefault(key, []).append(place)
+        ranked.setdefault(key[:2], []).append(row)
     found = []
-    for members in groups.values():
+    for key, members in groups.items():
         figure = primary(table.rows[place] for place in members)
-        if figure is None:
+        if figure is None or figure != primary(ranked[key[:2]]):
             continue
         known = [place for place in members if table.rows[place].get(figure) is not None]
         best = min(known, key=lambda place: _mean(table.rows[place][figure]))
@@ -141,18 +148,6 @@ def protocol_of(run: Run) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def common_folder(runs: Sequence[Run]) -> Path:
-    """The deepest folder that all runs lie below."""
-    if not runs:
-        return Path.cwd()
-    return Path(os.path.commonpath([run.folder.absolute().parent for run in runs]))
-
-
-def run_name(run: Run, below: Path) -> str:
-    """A run's folder, relative to one that all lie below."""
-    return os.path.relpath(run.folder.absolute(), below)
-
-
 def budget_of(run: Run) -> str:
     """What is left of the first model: ``14 of 28 blocks``, or a share of its parameters."""
     before, after = run.reference, run.result
@@ -169,9 +164,8 @@ def _merged(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
     for run in runs:
         identity: tuple[str, ...] = (str(run.folder),)
         if run.config:
-            own = [key for key in keys if key != "seed"]
             identity = (run.command, run.decision.get("method", ""), budget_of(run))
-            identity += (protocol_of(run), *(repr(run.setting(key)) for key in own))
+            identity += (protocol_of(run), *(repr(run.setting(k)) for k in keys if k not in SEEDS))
         groups.setdefault(identity, []).append(run)
     return list(groups.values())
 
@@ -179,7 +173,7 @@ def _merged(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
 def _row(group: Sequence[Run], keys: Sequence[str], below: Path) -> dict[str, Any]:
     first = group[0]
     more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-    row: dict[str, Any] = {key: shown(key, first.setting(key)) for key in keys}
+    row: dict[str, Any] = {key: shown(first, key) for key in keys}
     row |= {"run": run_name(first, below) + more, "seeds": len(group)}
     row |= {"method": first.decision.get("method") or None}
     # The teacher of a run that was scored itself is what it compares with.
@@ -192,11 +186,20 @@ def _row(group: Sequence[Run], keys: Sequence[str], below: Path) -> dict[str, An
         return row | {key: value for key, value in for_table(first.result).items()}
     for figure in FIGURES:
         values = [run.result[figure] for run in group if run.result.get(figure) is not None]
-        if len(values) > 1 and len(set(values)) > 1:
+        # What has no direction of quality, such as a depth, is alike by design.
+        if len(values) > 1 and (FIGURES[figure].better or len(set(values)) > 1):
             row[figure] = (mean(values), stdev(values))
         elif values:
             row[figure] = values[0]
     return row
+
+
+def _is_method(key: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a key says no more than the name of the method does."""
+    if heading(key) != "pruner":
+        return False
+    pairs = {(row["method"], row.get(key)) for row in rows}
+    return len(pairs) == len({method for method, _ in pairs})
 
 
 def _tells(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
@@ -212,7 +215,7 @@ def _add_settings(
         for row, group in zip(rows, groups, strict=True):
             value = group[0].setting(name)
             if name not in row and value is not None:
-                row[name] = shown(name, value)
+                row[name] = shown(group[0], name)
 
 
 def _check(
@@ -241,10 +244,18 @@ def _order(
     return sorted(
         places,
         key=lambda place: (
-            *(_natural(str(rows[place][key])) for key in WITHIN),
+            *(_natural(str(rows[place][key])) for key in WITHIN[:2]),
+            _rank(rows[place]),
+            _natural(str(rows[place][WITHIN[2]])),
             _key(rows[place].get(primary([rows[place]]) or ""), False),
         ),
     )
+
+
+def _rank(row: Mapping[str, Any]) -> int:
+    """Rows that were scored in full come first."""
+    figure = primary([row])
+    return len(PRIMARY) if figure is None else PRIMARY.index(figure)
 
 
 def _mean(value: Any) -> Any:
@@ -265,26 +276,3 @@ def _natural(text: str) -> tuple[int, str]:
     """Texts that begin with a number by that number."""
     number = text.split(" ")[0].rstrip("%")
     return (int(number) if number.isdigit() else 0), text
-
-
-def labels_of(runs: Sequence[Run], settings: Sequence[str]) -> list[str]:
-    """A short name for each run, by the settings that tell them apart: ``learned, keep=14``.
-
-    Args:
-        runs: the runs.
-        settings: keys of columns, see `RunTable.settings`.
-    """
-    below, found = common_folder(runs), []
-    for run in runs:
-        parts = [run.decision["method"]] if run.decision.get("method") else []
-        for key in settings:
-            value = shown(key, run.setting(key))
-            if key not in ("run", "method") and value is not None:
-                parts.append(f"{'.'.join(heading(key).split('.')[-2:])}={value}")
-        found.append(", ".join(parts) or run_name(run, below))
-    numbered: dict[str, int] = {}
-    for place, label in enumerate(found):
-        numbered[label] = numbered.get(label, 0) + 1
-        if numbered[label] > 1:
-            found[place] = f"{label} ({numbered[label]})"
-    return found

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tinyfusion.errors import InputError
-from tinyfusion.figures.table import csv_table, latex_table, markdown_table, print_table
+from tinyfusion.figures.table import Rows, csv_table, latex_table, markdown_table, print_table
 from tinyfusion.report.columns import FIGURES, SHORT
+from tinyfusion.report.labels import common_folder, run_name
 from tinyfusion.report.runs import Run, find_runs
-from tinyfusion.report.tables import WITHIN, common_folder, protocol_of, run_name, scored, table_of
+from tinyfusion.report.tables import WITHIN, protocol_of, scored, table_of
+
+MOST_NAMES = 6
+"""Runs without a row that are named, of each kind."""
+
+MOST_LETTERS = 40
+"""Of a run's name in a table."""
 
 
 def print_runs(
@@ -42,7 +50,7 @@ def print_runs(
         protocols = list(dict.fromkeys(filter(None, map(protocol_of, scored(runs)))))
         heading = ": ".join([title, *(protocols if len(protocols) == 1 else [])])
         if table.rows:
-            print_table(table.rows, table.columns, heading, within=WITHIN)
+            print_table(_narrowed(table.rows), table.columns, heading, within=WITHIN)
         if table.hidden:
             print(f"further keys differ: {', '.join(table.hidden)}")
         print_left_out(runs)
@@ -54,10 +62,11 @@ def print_left_out(runs: Sequence[Run]) -> None:
     for state in ("failed", "unfinished"):
         names = [run_name(run, below) for run in runs if run.state == state]
         if names:
-            print(f"{state}: {len(names)} of {len(runs)} runs: {', '.join(names)}")
+            print(f"{state}: {len(names)} of {len(runs)} runs: {_listed(names)}")
     bare = [run for run in runs if run.state == "finished" and not run.result]
-    if bare:
-        print(f"without figures to compare: {', '.join(run_name(run, below) for run in bare)}")
+    for command in sorted({run.command for run in bare}):
+        names = [run_name(run, below) for run in bare if run.command == command]
+        print(f"figures of {command or 'another kind'}, in files of their own: {_listed(names)}")
 
 
 def print_sweep(folder: Path) -> None:
@@ -78,5 +87,20 @@ def print_sweep(folder: Path) -> None:
         for key, column in whole.columns.items()
         if key in SHORT or key not in FIGURES
     }  # fmt: skip
-    print_table(whole.rows, chosen, f"{folder.name}: {len(runs)} runs", within=WITHIN)
+    print_table(_narrowed(whole.rows), chosen, f"{folder.name}: {len(runs)} runs", within=WITHIN)
     print(f"all figures, samples and curves: tinyfusion report {folder}")
+
+
+def _narrowed(rows: Rows) -> list[dict[str, Any]]:
+    """Rows with the middle of long names of runs left out; the other formats have all of it."""
+    found = []
+    for row in rows:
+        name, half = row["run"], MOST_LETTERS // 2
+        short = f"{name[: half - 1]}…{name[-half:]}" if len(name) > MOST_LETTERS else name
+        found.append({**row, "run": short})
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

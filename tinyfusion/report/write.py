@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tinyfusion.errors import InputError, refused_by_system
 from tinyfusion.figures.table import Column, Rows, csv_table, latex_table, markdown_table
 from tinyfusion.files import write_text
 from tinyfusion.report.page import page
@@ -40,7 +41,7 @@ def write_report(
         The files by their endings.
 
     Raises:
-        InputError: see `page` and `table_of`.
+        InputError: a file can't be written, or see `page` and `table_of`.
     """
     folder = Path(folder)
     text = page(runs, title, folder, table, paper, columns, sort)
@@ -57,6 +58,19 @@ def write_report(
         "tex": latex_table(rows, heads, title, within),
     }
     return {
-        ending: write_text(folder / f"{NAME}.{ending}", content)
+        ending: write_part(folder / f"{NAME}.{ending}", content)
         for ending, content in contents.items()
     }
+
+
+def write_part(file: Path, content: str) -> Path:
+    """Write one file of a report.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    try:
+        return write_text(file, content)
+    except OSError as error:
+        refusal = refused_by_system(error, file)
+        raise InputError(f"the report can't be written: {refusal}") from None

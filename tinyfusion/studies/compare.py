@@ -13,10 +13,10 @@ from tinyfusion.figures.table import Column, markdown_table, print_table
 from tinyfusion.files import write_text
 from tinyfusion.metrics.reporting import floor_line, for_table, guidance_words
 from tinyfusion.processes.contract import Process
+from tinyfusion.report.runs import Run
 from tinyfusion.samplers.generate import balanced_labels, generate_images
 from tinyfusion.samplers.guidance import Guidance
 from tinyfusion.settings.compose import build
-from tinyfusion.studies.collect import FinishedRun
 
 COLUMNS = {
     "model": Column("model"),
@@ -32,9 +32,7 @@ LOOKING_GUIDANCE = 1.5
 """Guidance of the pictures: these samples are for looking, scored ones are unguided."""
 
 
-def compare(
-    runs: Mapping[str, FinishedRun], folder: Path, detail: str = "learned"
-) -> list[dict[str, Any]]:
+def compare(runs: Mapping[str, Run], folder: Path, detail: str = "learned") -> list[dict[str, Any]]:
     """Print and write the table; draw one row of samples per model.
 
     Args:
@@ -75,12 +73,12 @@ def compare(
     return rows
 
 
-def protocol(run: FinishedRun) -> str:
+def protocol(run: Run) -> str:
     """Lengths and sampling protocol, the same for every row, in one line."""
     sampling, training = run.protocol, run.config["training"]
     return (
         f"mask learning {training['mask_learning']['steps']} steps, recovery "
         f"{training['recovery']['steps']} steps at batch {training['recovery']['batch_size']}; "
         f"{sampling['num_samples']} samples, {sampling['sampler']}, "
-        f"{guidance_words(sampling)}; {floor_line(run.floor)}"
+        f"{guidance_words(dict(sampling))}; {floor_line(run.floor)}"
     )

@@ -31,8 +31,8 @@ def main(argv: Sequence[str]) -> int:
         Exit status 0.
 
     Raises:
-        InputError: a folder without runs, a file that can't be read, or a column or format that is
-            not valid.
+        InputError: a folder without runs, a file that can't be read or written, or a column or
+            format that is not valid.
     """
     parser = argparse.ArgumentParser(
         prog="tinyfusion report", description=__doc__,
@@ -59,12 +59,11 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"report: --format {options.format}; valid: {', '.join(FORMATS)}")
     if options.paper is not None and not options.paper.isdigit():
         raise InputError(f"report: --paper {options.paper} must be the number of a table")
-    from tinyfusion.files import write_text
     from tinyfusion.report.page import page
     from tinyfusion.report.paper import paper_table
     from tinyfusion.report.runs import find_runs
     from tinyfusion.report.terminal import print_runs
-    from tinyfusion.report.write import write_report
+    from tinyfusion.report.write import write_part, write_report
 
     paper = None if options.paper is None else paper_table(int(options.paper))
     columns = None if options.columns is None else options.columns.split(",")
@@ -75,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         out = Path(*options.folders) if len(options.folders) == 1 else Path("outputs", "report")
     if out.suffix == ".html":
         text = page(runs, title, out.parent, None, paper, columns, options.sort)
-        written = write_text(out, text)
+        written = write_part(out, text)
     else:
         written = write_report(runs, out, title, None, paper, columns, options.sort)["html"]
     print_runs(runs, title, options.format, columns, options.sort)
