@@ -16,6 +16,9 @@ from tinyfusion.settings.optimized import metrics_of
 from tinyfusion.settings.overview import choices, conf_folder
 from tinyfusion.tracking.keys import flat_scores
 
+# Optuna 2 uses what SQLAlchemy 2 has not; Python shows such warnings in tests alone.
+pytestmark = pytest.mark.filterwarnings("ignore:Deprecated API features:DeprecationWarning")
+
 SWEEPS = sorted((conf_folder() / "sweep").glob("*.yaml"))
 SEARCH = ("-m", "hparams_search=digits_rates", "hydra.sweeper.n_trials=2", "keep=2")
 
@@ -166,3 +169,4 @@ def test_a_sweep_file_makes_command_lines_that_run(file: Path, capsys) -> None:
                 assert value in parameter.get("values", [value]), key
         assert sweep["metric"]["name"] in metrics_of(cfg)
         assert cfg.logger.wandb.job_type == command
+        assert cfg.logger.wandb.project == sweep["project"]
