@@ -181,6 +181,7 @@ def test_wandb_writes_offline(tmp_path: Path, picture: Path, no_account, offline
     assert run.summary["recovered_live/fid"] == 1.5
     for phase in ("prune", "recover/first"):
         axis = f"{phase}/step"
+        assert run.metrics[axis].options.hidden
         loss, rate = run.metrics[f"{phase}/train/loss"], run.metrics[f"{phase}/train/learning_rate"]
         assert loss.step_metric == rate.step_metric == axis
         assert loss.summary.min and not loss.summary.last and rate.summary.last
@@ -411,6 +412,22 @@ def test_a_run_tells_what_was_decided_of_the_model_it_was_given(tmp_path: Path, 
     pruned.rename(tmp_path / "moved")
     assert of(tmp_path / "moved") == {k: told[k] for k in of(tmp_path / "moved")}
     assert of(tmp_path / "moved")["source_sha256"] == "a" * 64 and of(recovered) == {"kept": [0, 2]}
+
+
+def test_what_is_told_of_a_budget_leaves_its_costs_to_the_file(tmp_path: Path) -> None:
+    budget = {"macs": 0.5, "costs": [1, 2], "measured": {"x": 1}}
+    Decision((0, 2), 4, "knapsack", budget=budget).save(tmp_path / "decision.json")
+    assert artifacts.facts(tmp_path, {})["budget"] == {"macs": 0.5}
+
+
+@pytest.mark.parametrize(("entries", "kept"), [(3, 3), (100, 100), (101, 51), (1000, 100)])
+def test_curves_of_gates_have_at_most_a_hundred_steps(tmp_path, entries: int, kept: int) -> None:
+    trace = [{"step": step, "inclusion": [0.25, 0.75]} for step in range(entries)]
+    (tmp_path / "prune/second").mkdir(parents=True)
+    write_json(tmp_path / "prune/second/decision_trace.json", trace)
+    ((phase, rows),) = artifacts.gate_curves(tmp_path)
+    assert phase == "prune/second" and rows[:2] == [[0, 0, 0.25], [0, 1, 0.75]]
+    assert len(rows) == 2 * kept
 
 
 def test_what_is_no_logger() -> None:

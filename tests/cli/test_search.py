@@ -12,6 +12,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from tinyfusion.cli import main
 from tinyfusion.files import read_json
+from tinyfusion.settings.composed import composed
 from tinyfusion.settings.optimized import metrics_of
 from tinyfusion.settings.overview import choices, conf_folder
 from tinyfusion.tracking.keys import flat_scores
@@ -103,6 +104,21 @@ def test_figures_that_are_listed_are_those_that_runs_have(tf, root, command, onl
     assert had <= listed
     # Of one seed there is no spread, and without a teacher no distance to it.
     assert {key.rpartition("/")[2] for key in listed - had} <= {"fid_std", "teacher_distance"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "has", "lacks"),
+    [
+        (["callbacks=evaluate"], "recovered_best/fid", "round_1/fid"),
+        (["experiment=iterative"], "round_1/fid", "round_2/fid"),
+        (["evaluation.speed_samples=0"], "recovered/fid", "recovered/images_per_s"),
+        ([], "recovered/speed_up", "recovered_best/fid"),
+        (["evaluation=none"], "recovered/depth", "recovered/fid"),
+    ],
+)
+def test_figures_follow_the_configuration(overrides, has: str, lacks: str) -> None:
+    found = metrics_of(OmegaConf.create(composed("run", overrides)))
+    assert has in found and lacks not in found
 
 
 @pytest.mark.parametrize("name", choices("hparams_search"))
