@@ -149,7 +149,14 @@ def offline_run() -> Callable[[Path], Any]:
     spec = importlib.util.spec_from_file_location("wandb_file", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.OfflineRun
+
+    def read(folder: Path) -> Any:
+        import wandb
+
+        wandb.teardown()  # else W&B's own process may still have to write the end of the file
+        return module.OfflineRun(folder)
+
+    return read
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 
 from tinyfusion.backbones.sit import SiT
 from tinyfusion.checkpoints import load, save_model
-from tinyfusion.cli import _brought_along
+from tinyfusion.commands.composing import brought_groups
 from tinyfusion.settings.brought import TRAINED_WITH, brought_along
 
 SIT = ["process=sit", "sampler=ode_heun_10"]
@@ -56,8 +56,8 @@ def test_what_is_given_is_left_alone(given, brought, tmp_path) -> None:
 @pytest.mark.parametrize("models", ["[mar_digits]", "[mar_digits,digits]", "['mar_digits']"])
 def test_the_first_of_several_models_brings_what_values_are_given_of(models) -> None:
     given = [f"models={models}", "sampler.iterations=2"]
-    assert _brought_along("benchmark", given, []) == ["process=mar_pixels", "sampler=mar_16"]
-    assert _brought_along("benchmark", [*given, "models=[digits]"], []) == ["process=ddpm_pixels"]
+    assert brought_groups("benchmark", given, []) == ["process=mar_pixels", "sampler=mar_16"]
+    assert brought_groups("benchmark", [*given, "models=[digits]"], []) == ["process=ddpm_pixels"]
 
 
 def test_a_value_of_a_group_without_choice_is_named_whole(tf) -> None:

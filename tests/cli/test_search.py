@@ -12,9 +12,13 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from tinyfusion.cli import main
 from tinyfusion.files import read_json
+from tinyfusion.settings.composed import composed
 from tinyfusion.settings.optimized import metrics_of
 from tinyfusion.settings.overview import choices, conf_folder
 from tinyfusion.tracking.keys import flat_scores
+
+# Optuna 2 uses what SQLAlchemy 2 has not; Python shows such warnings in tests alone.
+pytestmark = pytest.mark.filterwarnings("ignore:Deprecated API features:DeprecationWarning")
 
 SWEEPS = sorted((conf_folder() / "sweep").glob("*.yaml"))
 SEARCH = ("-m", "hparams_search=digits_rates", "hydra.sweeper.n_trials=2", "keep=2")
@@ -102,6 +106,21 @@ def test_figures_that_are_listed_are_those_that_runs_have(tf, root, command, onl
     assert {key.rpartition("/")[2] for key in listed - had} <= {"fid_std", "teacher_distance"}
 
 
+@pytest.mark.parametrize(
+    ("overrides", "has", "lacks"),
+    [
+        (["callbacks=evaluate"], "recovered_best/fid", "round_1/fid"),
+        (["experiment=iterative"], "round_1/fid", "round_2/fid"),
+        (["evaluation.speed_samples=0"], "recovered/fid", "recovered/images_per_s"),
+        ([], "recovered/speed_up", "recovered_best/fid"),
+        (["evaluation=none"], "recovered/depth", "recovered/fid"),
+    ],
+)
+def test_figures_follow_the_configuration(overrides, has: str, lacks: str) -> None:
+    found = metrics_of(OmegaConf.create(composed("run", overrides)))
+    assert has in found and lacks not in found
+
+
 @pytest.mark.parametrize("name", choices("hparams_search"))
 def test_a_search_that_is_shipped_composes(name: str, capsys) -> None:
     assert main(["run", f"hparams_search={name}", "--cfg", "all"]) == 0
@@ -166,3 +185,4 @@ def test_a_sweep_file_makes_command_lines_that_run(file: Path, capsys) -> None:
                 assert value in parameter.get("values", [value]), key
         assert sweep["metric"]["name"] in metrics_of(cfg)
         assert cfg.logger.wandb.job_type == command
+        assert cfg.logger.wandb.project == sweep["project"]

@@ -67,6 +67,7 @@ def test_grid_of_schemes_and_deltas(prune, root) -> None:
         (["scheme=1:2", "delta=lora", "seed=0"], "scheme=1of2,delta=lora,seed=0"),
         ([r"scheme=1\:2"], "scheme=1of2"),
         (["training.recovery.steps=5"], "training.recovery.steps=5"),
+        (["trainer.x=0.00025", "seed=123456789"], "trainer.x=0.00025,seed=123456789"),
         (["output_root=/a/b", "seed=1"], "seed=1"),
         ([], "default"),
     ],
@@ -138,6 +139,15 @@ def test_names_of_lists_keep_apart() -> None:
     assert len(names) == 4
     for name in names:
         assert not set(name) & set("[]{}:'\"/\\ ,")
+
+
+def test_long_fractions_are_named_by_four_digits_and_kept_apart() -> None:
+    """As optimisers draw them: all three rates of a search can be read."""
+    keys = ("pruner.gate_rate_factor", "training.mask_learning.learning_rate")
+    names = [run_name([f"{key}=0.0019990{end}" for key in keys]) for end in ("41", "42")]
+    assert all(n.startswith(f"{keys[0]}=0.001999,{keys[1]}=0.001999-") for n in names)
+    assert len(set(names)) == 2
+    assert run_name(["a=-1.23456789e-07"]).startswith("a=-1.235e-07-")
 
 
 def test_paths_are_named_by_their_last_part_and_kept_apart() -> None:

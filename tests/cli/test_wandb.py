@@ -47,6 +47,7 @@ def test_lineage_over_commands_that_are_runs_of_their_own(
     assert facts.items() <= prune.summary.items()
     assert prune.config["decided"]["kept"] == kept
     assert prune.summary["pruned/depth"] == 2
+    assert len([row for row in prune.history if "prune/decision.path" in row]) == 1
 
     recovered, recover = job("recover", f"decision={pruned / 'decision.json'}")
     assert recover.used() == [model_name(model), decision]
@@ -58,7 +59,10 @@ def test_lineage_over_commands_that_are_runs_of_their_own(
     scored, evaluate = job("evaluate", f"checkpoint={recovered / 'recovered'}")
     assert evaluate.used() == [model_name(recovered / "recovered")]
     assert evaluate.run.job_type == "evaluate"
-    assert len(evaluate.made("samples")) == 1 and not evaluate.made("model")
+    assert not evaluate.made("model") and evaluate.summary["decided/method"] == "learned"
+    (samples,) = evaluate.made("samples")
+    assert samples.name == f"samples-{sha256_of(scored / 'samples.png')[:16]}"
+    assert evaluate.summary["samples.path"]
     fid = read_json(scored / "metrics.json", "metrics")["model"]["fid"]
     assert evaluate.summary["model/fid"] == fid
     # The digest of alike content is alike, so that the server takes it for the same version.

@@ -8,7 +8,7 @@ import pytest
 
 from tinyfusion.decision import Decision
 from tinyfusion.settings.composed import composed
-from tinyfusion.studies.identity import decision_digest, identity
+from tinyfusion.studies.identity import decision_digest, identity, is_of_results
 from tinyfusion.training.phase_settings import TrainingSettings
 from tinyfusion.version import changed_modules, digest_of_versions, imported_modules
 
@@ -23,9 +23,26 @@ def test_what_changes_no_result_changes_no_identity() -> None:
     one = of("run", *RUN)
     assert one == of("run", *RUN, "trainer.threads=2", "name=mine", "output_root=/elsewhere")
     assert one == of("run", *RUN, "logger=tensorboard", "trainer.progress=false")
+    tracked = ("logger=wandb", "logger.wandb.group=g", "logger.wandb.tags=[a]")
+    assert one == of("run", *RUN, *tracked, "optimized_metric=recovered/fid")
     # A decision is given: how another one would be chosen is not read.
     assert one == of("run", *RUN, "pruner=shortgpt", "keep=3", "training.mask_learning.steps=9")
     assert one == of("run", *RUN, "recovery.task_weight=0.1")  # as it is by itself
+
+
+@pytest.mark.parametrize(
+    ("key", "is_so"),
+    [
+        ("logger", False),
+        ("logger.wandb.project", False),
+        ("+logger.mine._target_", False),
+        ("trainer.threads", False),
+        ("trainer.precision", True),
+        ("training.recovery.steps", True),
+    ],
+)
+def test_which_settings_a_report_tells_of(key: str, is_so: bool) -> None:
+    assert is_of_results(key) == is_so
 
 
 def test_a_setting_that_comes_to_be_changes_no_identity() -> None:

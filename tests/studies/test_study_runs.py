@@ -265,3 +265,13 @@ def test_the_list(capsys) -> None:
     assert main(["study", "--list"]) == 0
     said = capsys.readouterr().out
     assert "table4" in said and "imagenet" in said
+
+
+def test_the_runs_of_a_study_are_a_group(place: Path, monkeypatch) -> None:
+    """Not named by the folder that the runs of all studies lie in."""
+    seen = []
+    monkeypatch.setattr(
+        "tinyfusion.commands.execute.execute", lambda cfg, *_: seen.append(cfg.logger.wandb.group)
+    )
+    assert study("seeds=0", "logger=wandb") == 1  # nothing was done
+    assert len(seen) == 2 and set(seen) == {"mine-digits"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.commands.check_scores import check_images
 from tinyfusion.commands.loading import check_loaded, flat, load, other_teacher, start_tracking
+from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.image_sets import ImageSet
 from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
@@ -22,9 +23,9 @@ from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.features import extractor_class
 from tinyfusion.metrics.reporting import floor_line, for_table, guidance_words
 from tinyfusion.pipeline.devices import joined_ranks
-from tinyfusion.pipeline.scoring import kept_samples, remembered
+from tinyfusion.pipeline.scoring import first_samples, kept_samples, remembered
 from tinyfusion.progress import Progress
-from tinyfusion.samplers.generate import Drawing
+from tinyfusion.samplers.generate import Drawing, balanced_labels
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.version import __version__, code_digest, modules_of
 
@@ -91,6 +92,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
         folder / "metrics.json",
         {"model": row, "protocol": evaluation.protocol(), "floor": floor},
     )
+    tracking.image("samples", sample_grid(folder, objects, evaluation, {"model": net}))
     tracking.scores(flat({"model": row}))
     tracking.finish()
     title = protocol_line(evaluation, floor)
@@ -136,6 +138,26 @@ def _score_images(
     columns |= {name: column for name, column in COLUMNS.items() if name in row}
     print_table([{"name": Path(path).name, **row}], columns, title)
     log.info("evaluate: figures in %s", folder / "metrics.json")
+
+
+def sample_grid(
+    folder: Path, objects: Objects, evaluation: Evaluation, nets: Mapping[str, Backbone]
+) -> Path:
+    """Draw ``samples.png``: a row of samples per model, a column per class, from the same noise.
+
+    Args:
+        folder: the run's folder.
+        objects: the command's.
+        evaluation: says how to sample.
+        nets: the models by name.
+    """
+    from tinyfusion.figures.grid import comparison_grid  # imports matplotlib
+
+    classes = min(10, objects.source.num_classes)
+    labels = ClassLabels(balanced_labels(classes, classes))
+    rows = first_samples(evaluation, nets, objects.process, labels, objects.seed + 1, objects.dtype)
+    path = comparison_grid(rows, folder / "samples.png")
+    return Path(path or folder / "samples.png")
 
 
 def protocol_line(evaluation: Evaluation, floor: dict[str, float]) -> str:

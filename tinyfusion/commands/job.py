@@ -53,10 +53,12 @@ class Folders(Callback):
 
     Args:
         resuming: resume the runs that the jobs' folders hold.
+        group: what loggers call the runs of a multirun together (`group_name`); default: the name
+            of the folder they lie in.
     """
 
-    def __init__(self, resuming: bool = False) -> None:
-        self.resuming = resuming
+    def __init__(self, resuming: bool = False, group: str | None = None) -> None:
+        self.resuming, self.group = resuming, group
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Note it for a single run.

@@ -19,6 +19,7 @@ def multirun(
     sweep: Path,
     launcher: Sequence[str] = (),
     folders: Sequence[Path] = (),
+    group: str | None = None,
 ) -> int:
     """Run a command with several lists of overrides, as a sweep of Hydra's does with its own.
 
@@ -30,6 +31,7 @@ def multirun(
         sweep: folder of these folders; runs that they hold are resumed.
         launcher: overrides of Hydra's own part.
         folders: further configuration folders (``--config-dir``).
+        group: what loggers call the runs together; default: the name of ``sweep``.
 
     Returns:
         Exit status, as of a sweep.
@@ -50,8 +52,10 @@ def multirun(
     from tinyfusion.commands import job
 
     shared = [
+        "hydra.mode=MULTIRUN",
         f"hydra.sweep.dir={quote(str(sweep))}",
         "hydra.callbacks.tinyfusion.resuming=true",
+        *([f"hydra.callbacks.tinyfusion.group={quote(group)}"] if group else []),
         *([f"hydra.searchpath=[{','.join(map(str, folders))}]"] if folders else []),
         *launcher,
     ]

@@ -16,7 +16,13 @@ from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import load as load_model
 from tinyfusion.commands import prune as prune_command
 from tinyfusion.commands import recover as recover_command
-from tinyfusion.commands.evaluate import COLUMNS, cached_floor, cached_score, protocol_line
+from tinyfusion.commands.evaluate import (
+    COLUMNS,
+    cached_floor,
+    cached_score,
+    protocol_line,
+    sample_grid,
+)
 from tinyfusion.commands.iterative import LastRound, check_rounds, earlier_rounds
 from tinyfusion.commands.loading import (
     check_budget,
@@ -37,7 +43,6 @@ from tinyfusion.commands.recover import (
     load_teacher,
     recover_into,
 )
-from tinyfusion.conditioning import ClassLabels
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.figures.table import markdown_table, print_table
@@ -47,9 +52,7 @@ from tinyfusion.metrics.reporting import for_table
 from tinyfusion.metrics.speed import parameters
 from tinyfusion.pipeline.devices import joined_ranks
 from tinyfusion.pipeline.recovery_checks import expected, with_scores
-from tinyfusion.pipeline.scoring import first_samples
 from tinyfusion.ranks import is_first_rank
-from tinyfusion.samplers.generate import balanced_labels
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.surgery import prune
 from tinyfusion.tracking.trackers import Trackers
@@ -219,7 +222,8 @@ def score(
         }
     listed = [{"model": name, **for_table(row)} for name, row in rows.items()]
     title = f"{decision.method}: {protocol_line(evaluation, floor)}"
-    tracking.image("samples", _grid(folder, objects, evaluation, nets))
+    drawn = {name: net for name, net in nets.items() if not name.startswith(f"{AVERAGED} (")}
+    tracking.image("samples", sample_grid(folder, objects, evaluation, drawn))
     write_text(folder / "table.md", f"{title}\n\n{markdown_table(listed, COLUMNS)}\n")
     write_json(
         metrics,
@@ -233,27 +237,6 @@ def score(
     tracking.scores(flat(rows))
     print_table(listed, COLUMNS, title)
     log.info("run: figures and table in %s", folder)
-
-
-def _grid(
-    folder: Path, objects: Objects, evaluation: Evaluation, nets: dict[str, Backbone]
-) -> Path:
-    """One row of samples per model, one column per class, from the same noise."""
-    from tinyfusion.figures.grid import comparison_grid  # imports matplotlib
-
-    drawn = [name for name in nets if not name.startswith(f"{AVERAGED} (")]
-    classes = min(10, objects.source.num_classes)
-    labels = ClassLabels(balanced_labels(classes, classes))
-    rows = first_samples(
-        evaluation,
-        {name: nets[name] for name in drawn},
-        objects.process,
-        labels,
-        objects.seed + 1,
-        objects.dtype,
-    )
-    path = comparison_grid(rows, folder / "samples.png")
-    return Path(path or folder / "samples.png")
 
 
 @contextmanager

@@ -22,14 +22,17 @@ from tinyfusion.training.recipes import published
 MAX_NAME = 120
 """Most bytes of a run-folder's name; longer ones are cut and end in a hash."""
 
+_LONG_FRACTION = re.compile(r"-?\d+\.\d{5,}(e-?\d+)?")
+
 
 def run_name(overrides: Sequence[str], left_out: Collection[str] = ()) -> str:
     """Readable folder name from a run's overrides: ``scheme=1:2 seed=0`` -> ``scheme=1of2,seed=0``.
 
-    Colons become ``of``; brackets, quotes and blanks go; a path is named by its last part; other
-    characters that shells or file systems mind become dashes. Names that lose information this
-    way, or are cut, end in a hash of the overrides, so that different overrides never share a
-    name. ``output_root``, which says where the sweep's folder itself goes, is left out.
+    Colons become ``of``; brackets, quotes and blanks go; a path is named by its last part, and a
+    long fraction by four digits; other characters that shells or file systems mind become dashes.
+    Names that lose information this way, or are cut, end in a hash of the overrides, so that
+    different overrides never share a name. ``output_root``, which says where the sweep's folder
+    itself goes, is left out.
 
     Args:
         overrides: overrides of the run.
@@ -41,11 +44,12 @@ def run_name(overrides: Sequence[str], left_out: Collection[str] = ()) -> str:
     for override in overrides:
         key, value = split(override.lstrip("+~"))
         last = text_of(value or "").rstrip("/").rpartition("/")[2]
-        text = f"{key.rpartition('/')[2]}={last}".replace(":", "of").replace("],[", "_")
+        short = f"{float(last):.4g}" if _LONG_FRACTION.fullmatch(last) else last
+        text = f"{key.rpartition('/')[2]}={short}".replace(":", "of").replace("],[", "_")
         text = text.replace(",", "-")
         kept = "".join(c for c in text if c not in "[]{}'\" ")
         safe = "".join(c if c.isalnum() or c in "=._-+" else "-" for c in kept)
-        lossy = lossy or "/" in override or safe != text
+        lossy = lossy or "/" in override or short != last or safe != text
         cleaned.append(safe)
     name = ",".join(cleaned) or "default"
     if lossy or len(name.encode()) > MAX_NAME:
@@ -66,15 +70,21 @@ def _stamp(stamp: str, *, _root_: DictConfig) -> str:
     return shared_stamp(stamp)
 
 
-def _sweep_name() -> str | None:
-    """Name of the sweep's folder; ``None`` in a run by itself, or before Hydra has begun."""
+def group_name() -> str | None:
+    """What the runs of a study or a sweep are called together in trackers.
+
+    ``STUDY-SCALE``, or the name of the sweep's folder; ``None`` in a run by itself, or before Hydra
+    has begun.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     if not HydraConfig.initialized():
         return None
     hydra = HydraConfig.get()
-    return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
+    if hydra.mode != RunMode.MULTIRUN:
+        return None
+    return hydra.callbacks.get("tinyfusion", {}).get("group") or Path(hydra.sweep.dir).name
 
 
 _ARGUMENT = re.compile(r"[a-z_]+=")
@@ -87,7 +97,7 @@ OmegaConf.register_new_resolver(
     lambda overrides, left_out=(): run_name(list(overrides), list(left_out)),
     replace=True,
 )
-OmegaConf.register_new_resolver("tinyfusion.sweep", lambda _="": _sweep_name(), replace=True)
+OmegaConf.register_new_resolver("tinyfusion.sweep", lambda _="": group_name(), replace=True)
 OmegaConf.register_new_resolver("tinyfusion.stamp", _stamp, replace=True)
 OmegaConf.register_new_resolver("tinyfusion.recipe", _published, replace=True)
 

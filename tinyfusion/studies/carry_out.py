@@ -9,7 +9,9 @@ from tinyfusion.studies.state import RUNS, StudyState
 from tinyfusion.studies.works import Work, typed
 
 
-def carry_out(state: StudyState, works: Iterable[Work], launcher: Sequence[str] = ()) -> list[Work]:
+def carry_out(
+    state: StudyState, works: Iterable[Work], launcher: Sequence[str] = (), group: str | None = None
+) -> list[Work]:
     """Do all that is still to be done for some works.
 
     A work that fails does not keep others from being done, but those that need it.
@@ -18,6 +20,7 @@ def carry_out(state: StudyState, works: Iterable[Work], launcher: Sequence[str] 
         state: what is known of the works.
         works: what is wanted.
         launcher: overrides of Hydra's own part, such as ``hydra/launcher=joblib``.
+        group: what loggers call the runs together.
 
     Returns:
         The works that failed, or wait for one that did.
@@ -47,4 +50,4 @@ def carry_out(state: StudyState, works: Iterable[Work], launcher: Sequence[str] 
         for work in batch:
             folder = state.find(work).folder
             jobs.append((folder.name, typed(work.filled(state.places(work)))))
-        multirun(command, jobs, state.root / RUNS, launcher, state.folders)
+        multirun(command, jobs, state.root / RUNS, launcher, state.folders, group)

@@ -51,6 +51,16 @@ LENGTH = 16
 """Hex digits of an identity."""
 
 
+def is_of_results(key: str) -> bool:
+    """Whether a setting can change a figure.
+
+    Args:
+        key: of an override, such as ``logger.wandb.project``.
+    """
+    parts = key.lstrip("+~").split(".")
+    return not any(".".join(parts[: i + 1]) in NOT_OF_RESULTS for i in range(len(parts)))
+
+
 def identity(command: str, config: Mapping[str, Any], read: Mapping[str, str], seed: int) -> str:
     """Hash of what a work does.
 

@@ -11,7 +11,7 @@ import tinyfusion
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.studies.carry_out import carry_out
 from tinyfusion.studies.definition import Study, content_of, names
-from tinyfusion.studies.identity import NOT_OF_RESULTS
+from tinyfusion.studies.identity import is_of_results
 from tinyfusion.studies.outcome import Outcome, command_of
 from tinyfusion.studies.records import Record, Records, is_finished, run_of
 from tinyfusion.studies.state import StudyState
@@ -70,7 +70,7 @@ class StudySession:
         """
         records = Records(sorted(((published or PUBLISHED) / RECORDS).glob("*.jsonl")))
         state = StudyState(root, records, folders)
-        changed = [text for text in passed_on if text.partition("=")[0] not in NOT_OF_RESULTS]
+        changed = [text for text in passed_on if is_of_results(text.partition("=")[0])]
         if changed:  # a reader of the report is to know
             note = f"{study.note} Every run with `{' '.join(changed)}`.".strip()
             study = replace(study, note=note)
@@ -93,7 +93,8 @@ class StudySession:
     def run(self) -> list[Work]:
         """Do what is still to be done, if all of it can be done; see `carry_out`."""
         self.check()
-        return carry_out(self.state, self.works, self.launcher)
+        group = f"{self.study.name}-{self.study.scale}"
+        return carry_out(self.state, self.works, self.launcher, group)
 
     def outcome(self) -> Outcome:
         """The cells and their records as they are now."""

@@ -128,18 +128,40 @@ def made(folder: Path, config: Mapping[str, Any]) -> Iterator[Artifact]:
         yield Artifact("samples", sha256_of(files[0]), {"path": str(folder)}, files)
 
 
-def facts(folder: Path) -> dict[str, Any]:
-    """What a run decided: method, kept blocks, budget and the source's hash; empty if nothing.
+def facts(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What was decided: method, kept blocks, budget and the source's hash; empty if nothing.
 
-    Of the recovery of a model that was cut before, what the model's folder says.
+    Of a run that was given a model that had been cut, such as one that only scores it, what is
+    known of that model.
+
+    Args:
+        folder: the run's folder.
+        config: its configuration as plain data.
+
+    Raises:
+        InputError: a file can't be read.
     """
-    file, recovered = folder / DECISION_FILE, folder / "recovered" / CONFIG_FILE
-    if file.is_file():
-        return _facts(read_json(file, "decision"))
-    if not recovered.is_file():
+    if (folder / DECISION_FILE).is_file():
+        return _facts(read_json(folder / DECISION_FILE, "decision"))
+    checkpoint = config.get("checkpoint")
+    return _of_model(resolve(checkpoint)) if checkpoint and not config.get("images") else {}
+
+
+def _of_model(path: Path) -> dict[str, Any]:
+    """What was decided of a model, by its folder, the one above, or the model it came from."""
+    if not (path / CONFIG_FILE).is_file():
         return {}
-    config = read_json(recovered, "config")
-    return {"kept": config["kept_from"], "source_sha256": config["provenance"]["source_sha256"]}
+    config = read_json(path / CONFIG_FILE, "config")
+    kept, record = config.get("kept_from"), config.get("provenance") or {}
+    if kept is None:
+        return {}
+    beside = path.parent / DECISION_FILE
+    if beside.is_file() and (found := _facts(read_json(beside, "decision"))).get("kept") == kept:
+        return found
+    if "decision" in record:
+        return record["decision"] | {"source_sha256": record.get("source_sha256")}
+    earlier = record.get("recovered_from")  # a path, as a model of another kind is whole
+    return (_of_model(Path(earlier)) if earlier else {}) or {"kept": kept}
 
 
 def _facts(content: Mapping[str, Any]) -> dict[str, Any]:

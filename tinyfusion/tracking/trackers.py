@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyfusion.errors import InputError, one_line
+from tinyfusion.files import sha256_of
 from tinyfusion.tracking.contract import Tracking
 from tinyfusion.tracking.keys import metric_key
 
@@ -37,6 +38,7 @@ class Trackers:
         for name, place in (places or {}).items():
             if type(place) is not Tracking:
                 self._places[name] = place if isinstance(place, Tracking) else _wrapped(name, place)
+        self._pictures: dict[str, str] = {}
 
     def start(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
         """See `Tracking.start`.
@@ -70,7 +72,11 @@ class Trackers:
             place.scores(named)
 
     def image(self, key: str, path: Path) -> None:
-        """See `Tracking.image`."""
+        """See `Tracking.image`; a picture that is the last one of its key is not logged anew."""
+        sha256 = sha256_of(path)
+        if self._pictures.get(key) == sha256:
+            return
+        self._pictures[key] = sha256
         for place in self._places.values():
             place.image(key, path)
 

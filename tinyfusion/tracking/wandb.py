@@ -195,7 +195,7 @@ class Wandb(Tracking):
     def _conclude(self) -> None:
         import wandb
 
-        decided = artifacts.facts(self.folder)
+        decided = artifacts.facts(self.folder, self._config)
         if decided:
             self._run.config.update({"decided": decided}, allow_val_change=True)
             self._run.summary.update({f"decided/{k}": v for k, v in decided.items()})
