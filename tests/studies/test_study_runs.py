@@ -98,7 +98,8 @@ def test_a_study_is_run_once_and_found_again(place: Path, capsys) -> None:
     # Two choices, and one recovery of both: they keep the same blocks.
     folders = runs()
     assert len(folders) == 3
-    rows = [[c.strip(" *") for c in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in lines]
     head, _, first, same, paper = rows
     assert head[:3] == ["method", "seeds", "FID ↓"] and "paper: FID ↓" in head
     assert first[1:4] == same[1:4] and first[-1] == "33.39" and same[-1] == "-"

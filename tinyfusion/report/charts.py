@@ -69,7 +69,8 @@ def speed_chart(runs: Mapping[str, Run]) -> Spec | None:
         runs: by name.
 
     Returns:
-        The chart; ``None`` if fewer than two runs have both figures.
+        The chart; ``None`` if fewer than two runs have both figures, or all are of one size and
+        no speed was measured.
     """
     figure = primary(run.result for run in runs.values())
     if figure is None:
@@ -90,7 +91,8 @@ def speed_chart(runs: Mapping[str, Run]) -> Spec | None:
         for name, run in runs.items()
         if run.result.get(across) is not None and run.result.get(figure) is not None
     ]
-    if len(values) < 2:
+    sizes = {value["x"] for value in values}
+    if len(values) < 2 or (len(sizes) == 1 and not measured):
         return None
     title = (
         "speed-up over the first model, measured" if measured else "parameters (no speed measured)"
