@@ -16,7 +16,7 @@ from PIL import Image
 
 from tinyfusion.cli import main
 from tinyfusion.figures.grid import comparison_grid
-from tinyfusion.figures.table import Column
+from tinyfusion.figures.table import Column, Rows, Table
 from tinyfusion.report.charts import curve_charts, decimated, kept_chart, speed_chart
 from tinyfusion.report.page import page
 from tinyfusion.report.paper import paper_table
@@ -179,10 +179,12 @@ def test_a_page_of_runs_that_all_failed(make_run: MakeRun, tmp_path: Path):
 
 
 def test_the_paper_stands_beside_ours(make_run: MakeRun, tmp_path: Path):
-    table = ([{"x": 2.5, "p": 2.0}, {"x": 1.5}], {"x": Column("FID", ".2f", "lower"),
-             "p": Column("paper: FID", "g", "lower")})  # fmt: skip
+    columns = {"x": Column("FID", ".2f", "lower"), "p": Column("paper: FID", "g", "lower")}
+    rows: Rows = [{"x": 2.5, "p": 2.0, "g": "a"}, {"x": 1.5, "g": "a"}, {"x": 1.0, "g": "b"}]
+    table = Table(rows, columns, within=("g",))
     text = page(find_runs([make_run("a")]), "t", tmp_path, table, paper_table(4))
-    assert '<td class="best">1.50</td>' in text and "paper: FID ↓" in text
+    assert '<td class="best">1.50</td>' in text and '<td class="best">1.00</td>' not in text
+    assert "paper: FID ↓" in text
     assert "The paper's table 4" in text or "The paper&#39;s table 4" in text
 
 

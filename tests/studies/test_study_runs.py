@@ -94,7 +94,10 @@ def test_a_study_is_run_once_and_found_again(place: Path, capsys) -> None:
     said = capsys.readouterr().out
     assert "0 of 2 cells are complete" in said and not Path("outputs").exists()
     assert study("seeds=0") == 0
-    text = (place / "outputs/study/reports/mine.digits/mine.md").read_text()
+    reported = place / "outputs/study/reports/mine.digits"
+    text = (reported / "mine.md").read_text()
+    html = (reported / "mine.html").read_text()
+    assert "Two ways" in html and "the same by hand" in html and "table 4" in html
     # Two choices, and one recovery of both: they keep the same blocks.
     folders = runs()
     assert len(folders) == 3

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 MISSING = "-"
@@ -117,6 +117,27 @@ def markdown_table(rows: Rows, columns: Mapping[str, Column], within: Sequence[s
         for width, to_right in zip(widths, right, strict=True)
     ]
     return line(heads) + line(rule) + "".join(map(line, cells))
+
+
+class Table(NamedTuple):
+    """A table with what it takes to show it.
+
+    Attributes:
+        rows: see `markdown_table`.
+        columns: see `markdown_table`.
+        name: is added to the names of its files; the main table of a report has none.
+        within: only rows that agree in these keys are compared, see `marks`.
+    """
+
+    rows: Rows
+    columns: Mapping[str, Column]
+    name: str = ""
+    within: tuple[str, ...] = ()
+
+    @property
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        return markdown_table(self.rows, self.columns, self.within)
 
 
 def csv_table(rows: Rows, columns: Mapping[str, Column]) -> str:
@@ -227,9 +248,9 @@ def print_table(
 
 def _rich(
     rows: Rows, columns: Mapping[str, Column], title: str | None, within: Sequence[str] = ()
-) -> Table:
+) -> RichTable:
     # Text objects, because rich would read "[3,4]" in plain strings as markup.
-    table = Table(title=None if title is None else Text(title), title_justify="left")
+    table = RichTable(title=None if title is None else Text(title), title_justify="left")
     for key, column in columns.items():
         justify: Literal["left", "right"] = "right" if _is_numeric(rows, key) else "left"
         table.add_column(Text(column.head), justify=justify, overflow="fold")

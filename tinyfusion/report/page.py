@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import tinyfusion.assets
-from tinyfusion.figures.table import MISSING, Column, Mark, Rows, marks, shown_cells
+from tinyfusion.figures.table import MISSING, Column, Mark, Table, marks, shown_cells
 from tinyfusion.report.charts import Spec, curve_charts, kept_chart, speed_chart
 from tinyfusion.report.columns import FIGURES
 from tinyfusion.report.differences import flat
@@ -46,7 +46,7 @@ def page(
     runs: Sequence[Run],
     title: str,
     folder: Path | str,
-    table: tuple[Rows, Mapping[str, Column]] | None = None,
+    table: Table | None = None,
     paper: PaperTable | None = None,
     columns: Sequence[str] | None = None,
     sort: str | None = None,
@@ -57,7 +57,7 @@ def page(
         runs: what it tells of; those that are not finished are listed.
         title: its heading.
         folder: where it will be written, which its links are relative to.
-        table: rows and columns of another table to show, such as a study's, with the paper's
+        table: another table to show, such as a study's, with the paper's
             figures beside those measured.
         paper: a table of the paper to show as it was printed.
         columns: see `table_of`.
@@ -114,7 +114,7 @@ def page(
         ],
         where=lambda run: {"name": run_name(run, common_folder(runs)), "reason": run.reason},
         shared={key: _plain(value) for key, value in shared.items()},
-        table=None if table is None else _static(*table),
+        table=None if table is None else _static(table),
         paper=paper,
         printed=None if paper is None else _printed(paper),
         data=_script_json(data),
@@ -222,22 +222,23 @@ def _versions(run: Run) -> str:
     return ", ".join([*names, *(f"{name} {version}" for name, version in run.libraries.items())])
 
 
-def _static(rows: Rows, columns: Mapping[str, Column]) -> dict[str, Any]:
+def _static(table: Table) -> dict[str, Any]:
     """A table that is shown as it is."""
     cells: list[list[tuple[str, Mark]]] = [
         [(text, sign) for text, sign in zip(line, signs.values(), strict=True)]
         for line, signs in zip(
-            shown_cells(rows, columns), marks(rows, columns), strict=True
+            shown_cells(table.rows, table.columns),
+            marks(table.rows, table.columns, table.within),
+            strict=True,
         )
-    ]  # fmt: skip
-    return {"heads": [column.head for column in columns.values()], "rows": cells}
+    ]
+    return {"heads": [column.head for column in table.columns.values()], "rows": cells}
 
 
 def _printed(paper: PaperTable) -> dict[str, Any]:
     columns = {entry.name: Column(entry.name, "", entry.better) for entry in paper.columns}
-    return _static(
-        [{key: _cell(value) for key, value in row.items()} for row in paper.rows], columns
-    )
+    rows = [{key: _cell(value) for key, value in row.items()} for row in paper.rows]
+    return _static(Table(rows, columns))
 
 
 def _cell(value: Any) -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tinyfusion.errors import InputError, refused_by_system
-from tinyfusion.figures.table import Column, Rows, csv_table, latex_table, markdown_table
+from tinyfusion.figures.table import csv_table, latex_table, markdown_table
 from tinyfusion.files import write_text
 from tinyfusion.report.page import page
 from tinyfusion.report.paper import PaperTable
@@ -20,7 +20,6 @@ def write_report(
     runs: Sequence[Run],
     folder: Path | str,
     title: str,
-    table: tuple[Rows, Mapping[str, Column]] | None = None,
     paper: PaperTable | None = None,
     columns: Sequence[str] | None = None,
     sort: str | None = None,
@@ -31,8 +30,6 @@ def write_report(
         runs: what it tells of, see `find_runs`.
         folder: where the files go.
         title: the page's heading and the caption of tables.
-        table: rows and columns to show instead of one row a run, such as a study's with the
-            paper's figures beside the measured ones; the page shows both.
         paper: a table of the paper to show on the page as it was printed.
         columns: of the table of runs, see `table_of`.
         sort: what it is sorted by, see `table_of`.
@@ -44,18 +41,12 @@ def write_report(
         InputError: a file can't be written, or see `page` and `table_of`.
     """
     folder = Path(folder)
-    text = page(runs, title, folder, table, paper, columns, sort)
-    if table is not None:
-        rows, heads = table
-        within: tuple[str, ...] = ()
-    else:
-        found = table_of(runs, columns, sort)
-        rows, heads, within = found.rows, found.columns, WITHIN
+    found = table_of(runs, columns, sort)
     contents = {
-        "html": text,
-        "md": f"# {title}\n\n{markdown_table(rows, heads, within)}",
-        "csv": csv_table(rows, heads),
-        "tex": latex_table(rows, heads, title, within),
+        "html": page(runs, title, folder, None, paper, columns, sort),
+        "md": f"# {title}\n\n{markdown_table(found.rows, found.columns, WITHIN)}",
+        "csv": csv_table(found.rows, found.columns),
+        "tex": latex_table(found.rows, found.columns, title, WITHIN),
     }
     return {
         ending: write_part(folder / f"{NAME}.{ending}", content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tinyfusion.figures.table import Table
 from tinyfusion.studies.outcome import Outcome
 from tinyfusion.studies.ranking import (
     COLUMNS,
@@ -16,7 +17,7 @@ from tinyfusion.studies.ranking import (
     rank_table,
     table,
 )
-from tinyfusion.studies.written import Report, Table
+from tinyfusion.studies.written import Report
 
 
 def report(outcome: Outcome, folder: Path) -> Report:

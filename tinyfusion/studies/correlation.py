@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinyfusion.figures.scatter import Point
-from tinyfusion.figures.table import Column
-from tinyfusion.studies.written import Table
+from tinyfusion.figures.table import Column, Table
 
 LEAST_POINTS = 4
 """Of fewer pruners no rank correlation is given."""

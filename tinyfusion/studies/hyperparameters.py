@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinyfusion.figures.table import Column
+from tinyfusion.figures.table import Column, Table
 from tinyfusion.report.paper import paper_table
 from tinyfusion.settings.composed import composed
 from tinyfusion.studies.outcome import Outcome
 from tinyfusion.studies.works import typed
-from tinyfusion.studies.written import Report, Table
+from tinyfusion.studies.written import Report
 
 KEYS = {
     "optimizer": "optimizer._target_",

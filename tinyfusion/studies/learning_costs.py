@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tinyfusion.data.datamodule import Batch
-from tinyfusion.figures.table import Column
+from tinyfusion.figures.table import Column, Table
 from tinyfusion.files import read_json, write_json
 from tinyfusion.pruners.contract import calibration_images
 from tinyfusion.studies.harvest import COST_FILE
 from tinyfusion.studies.outcome import Outcome
 from tinyfusion.studies.works import slug
-from tinyfusion.studies.written import Report, Table
+from tinyfusion.studies.written import Report
 from tinyfusion.training.mask_learning import MaskLearning
 
 DENSE = "dense"

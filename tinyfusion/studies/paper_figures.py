@@ -15,12 +15,12 @@ from tinyfusion.figures.curves import curves
 from tinyfusion.figures.decision import DecisionRecord, decision_panels
 from tinyfusion.figures.density import loss_density
 from tinyfusion.figures.speed import printed_speed, speed_by_ratio
-from tinyfusion.figures.table import Column
+from tinyfusion.figures.table import Column, Table
 from tinyfusion.files import read_json, write_bytes
 from tinyfusion.report.paper import paper_figure
 from tinyfusion.studies.outcome import Outcome, spread
 from tinyfusion.studies.works import slug
-from tinyfusion.studies.written import Report, Table
+from tinyfusion.studies.written import Report
 
 ACTIVATIONS_FILE, SHEET = "activations.json", "samples.png"
 """Files of runs that pictures are made of."""

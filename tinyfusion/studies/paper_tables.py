@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinyfusion.figures.table import Column
+from tinyfusion.figures.table import Column, Table
 from tinyfusion.report.columns import FIGURES
 from tinyfusion.report.paper import PaperTable, paper_table
 from tinyfusion.studies.definition import Row
 from tinyfusion.studies.outcome import Outcome, spread
-from tinyfusion.studies.written import Report, Table
+from tinyfusion.studies.written import Report
 
 GROUP = "_group"
 """Key of the group of rows that a row is compared with."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tinyfusion.figures.scatter import scatter
-from tinyfusion.figures.table import Column
+from tinyfusion.figures.table import Column, Table
 from tinyfusion.studies.budgets import choices
 from tinyfusion.studies.correlation import Student, correlation_parts, correlations, points
 from tinyfusion.studies.outcome import Outcome, spread
-from tinyfusion.studies.written import Report, Table
+from tinyfusion.studies.written import Report
 
 CUT = "pruned"
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from tinyfusion.figures.table import Column
-from tinyfusion.studies.written import Table
+from tinyfusion.figures.table import Column, Table
 
 LEARNED = "learned"
 

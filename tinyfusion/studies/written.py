@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from tinyfusion.figures.table import Column, Rows, csv_table, latex_table, markdown_table
+from tinyfusion.figures.table import Table, csv_table, latex_table
 from tinyfusion.files import write_text
 from tinyfusion.report.page import page
 from tinyfusion.report.paper import paper_table
 from tinyfusion.report.runs import Run
 from tinyfusion.settings.compose import locate
 from tinyfusion.studies.outcome import Outcome, footnotes
-
-
-class Table(NamedTuple):
-    """A table of a report.
-
-    Attributes:
-        rows: see `markdown_table`.
-        columns: see `markdown_table`.
-        name: is added to the names of its files; the main table of a study has none.
-        within: only rows that agree in these keys are compared, see `marks`.
-    """
-
-    rows: Rows
-    columns: Mapping[str, Column]
-    name: str = ""
-    within: tuple[str, ...] = ()
-
-    @property
-    def markdown(self) -> str:
-        """The table as Markdown."""
-        return markdown_table(self.rows, self.columns, self.within)
 
 
 @dataclass(frozen=True)
@@ -104,12 +82,11 @@ def write_page(outcome: Outcome, report: Report, runs: Sequence[Run], folder: Pa
         InputError: a file of a run can't be read.
     """
     study = outcome.study
-    table = report.tables[0] if report.tables else None
     html = page(
         [run for run in runs if run.result],
         study.title,
         folder,
-        None if table is None else (table.rows, table.columns),
+        report.tables[0] if report.tables else None,
         paper_table(study.paper["table"]) if "table" in study.paper else None,
     )
     return write_text(folder / f"{study.name}.html", html)

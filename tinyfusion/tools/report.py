@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         text = page(runs, title, out.parent, None, paper, columns, options.sort)
         written = write_part(out, text)
     else:
-        written = write_report(runs, out, title, None, paper, columns, options.sort)["html"]
+        written = write_report(runs, out, title, paper, columns, options.sort)["html"]
     print_runs(runs, title, options.format, columns, options.sort)
     print(f"tinyfusion: the page is {written}", file=sys.stderr)
     return 0
