@@ -88,6 +88,7 @@ def test_budgets_are_ranked_and_drawn(tmp_path: Path) -> None:
 
     text = text_of(outcome("budgets", made), tmp_path)
     assert "- DiT 5, learned (seed 1): 0 2" in text
+    assert "\n\n360 of 450 runs are missing" in text  # no part of the list before it
     pairs = {row["method"]: row for row in rows_in(tmp_path / "budgets_differences.csv")}
     assert pairs["first"]["pairs"] == "30"
     assert float(pairs["first"]["teacher_distance"]) == pytest.approx(-100 * math.log(2))
