@@ -139,6 +139,10 @@ ROW = {"is": {"method": "a"}, "set": ["keep=2"]}
         (DIGITS | {"rows": [ROW | {"command": "prun"}]}, "command='prun'; valid: encode"),
         (DIGITS | {"rows": {}}, "rows={} is a dict"),
         (DIGITS | {"rows": []}, "has no rows at scale=digits"),
+        ({"scales": {"digits": {}}, "rows": [1]}, "row : 1 must be a mapping"),
+        ({"scales": {"digits": {}}, "rows": [{"set": {"all": 3}}]}, "3 in a study must be a list"),
+        ({"scales": {"digits": {"seeds": ["a"]}}, "rows": [ROW]}, "must be whole numbers"),
+        ({"scales": {"digits": {}}, "axes": {"a": [1]}}, "axis a=.* must be a mapping of labels"),
         ({"scales": {"x": {}}, "rows": [ROW]}, "scale=digits is not one of study mine; valid: x"),
     ],
 )

@@ -181,6 +181,12 @@ def test_a_killed_run_is_resumed(place: Path, capsys) -> None:
     assert (run / "recovered/model.safetensors").stat().st_mtime_ns == weights
 
 
+def test_a_row_by_another_name_finds_its_runs(done: Path, model: Path, capsys) -> None:
+    write_study(done / "conf", model, rows=[STUDY["rows"][0] | {"is": {"method": "renamed"}}])
+    assert study("seeds=0", "--dry-run") == 0
+    assert "1 of 1 cells are complete" in capsys.readouterr().out
+
+
 def test_random_choices_with_marks_are_drawn(place: Path, model: Path) -> None:
     marks = "pruner.marks={first:{first}/decision.json}"
     random = ["pruner=random", "keep=2", "pruner.candidates=6", marks]
@@ -283,6 +289,7 @@ def test_an_interrupted_study_says_how_it_goes_on(place: Path, capsys, monkeypat
         (["table4", "traning.x=1"], "unknown key 'traning'"),
         (["table4", "--fast"], "'--fast' is neither an option nor key=value"),
         (["table4", "scale=imagenet"], "checkpoint= must be given for study table4"),
+        (["table4", "scale=imagenet", "data.root=x", "checkpoint="], "checkpoint= must be given"),
         (["table2", "scale=imagenet"], "mar= must be given for study table2"),
         (["table4", "--config-dir", "nowhere"], "nowhere is no folder"),
         (["table4", "seeds=0", "--root", "/dev/null/x"], "--root: /dev/null/x: Not a directory"),
@@ -293,6 +300,15 @@ def test_bad_input(tmp_path, monkeypatch, capsys, arguments: list[str], message:
     assert main(["study", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_that_there_is_not_is_refused_before_anything_is_run(
+    place: Path, model: Path, capsys
+) -> None:
+    write_study(place / "conf", model, report="nowhere.report")
+    assert study("seeds=0") == 2
+    assert "'nowhere.report' can't be imported" in capsys.readouterr().err
+    assert not runs()
 
 
 def test_the_list(capsys) -> None:

@@ -48,7 +48,7 @@ def carry_out(state: StudyState, works: Iterable[Work], launcher: Sequence[str] 
         later = (
             f", {len(pending) - len(batch)} further ones later" if len(pending) > len(batch) else ""
         )
-        print(f"study: {len(batch)} runs of {command}{later}", file=sys.stderr)
+        print(f"study: {len(batch)} x tinyfusion {command}{later}", file=sys.stderr)
         jobs = []
         for work in batch:
             folder = state.find(work).folder

@@ -11,6 +11,7 @@ import tinyfusion
 from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.runtime.folder import in_use
+from tinyfusion.settings.compose import locate
 from tinyfusion.studies.carry_out import carry_out
 from tinyfusion.studies.definition import Study, content_of, names
 from tinyfusion.studies.identity import NOT_OF_RESULTS
@@ -75,7 +76,7 @@ class StudySession:
         again += [text for folder in folders for text in ("--config-dir", str(folder))]
         study = study.with_values(dict(text.split("=", 1) for text in given))
         passed_on = [text for text in given if text.split("=")[0] not in study.parameters]
-        there = {text.partition("=")[0].lstrip("+") for text in passed_on}
+        there = {text.split("=")[0].lstrip("+") for text in passed_on if not text.endswith("=")}
         if missing := [key for key in study.needs if key not in there]:
             raise InputError(
                 f"{missing[0]}= must be given for study {study.name} at scale={study.scale}"
@@ -94,11 +95,12 @@ class StudySession:
         return [cell.work for cell in self.cells]
 
     def check(self) -> None:
-        """Refuse wrong configurations of any work.
+        """Refuse a report that there is not, and wrong configurations of any work.
 
         Raises:
             InputError: one is wrong.
         """
+        locate(self.study.report, "report")
         for work in self.works:
             self.state.find(work)
 
