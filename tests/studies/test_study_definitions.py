@@ -160,6 +160,11 @@ def test_a_row_that_refers_to_nothing_is_refused(tmp_path: Path) -> None:
         cells_of(read_study("mine", "digits", [tmp_path]))
 
 
+def test_cells_come_seed_by_seed() -> None:
+    seeds = [cell.seed for cell in cells_of(read_study("table4", "digits"))]
+    assert seeds == [0] * 9 + [1] * 9 + [2] * 9
+
+
 def test_levels() -> None:
     first = Work("a", "prune", ("seed=0",))
     assert Work("b", "run", ("seed=0",), (("a", Work("c", "run", (), (("a", first),))),)).level == 2
