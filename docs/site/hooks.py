@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
+from mkdocs.utils.templates import TemplateContext
 
 import tinyfusion
 
@@ -22,13 +24,30 @@ PAGES = {
 
 _LINK = re.compile(r"(\]\()(?!https?:|#|mailto:)([^)\s]+)\)")
 _PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
+TOP = "top-level modules"
+_NUMBER = re.compile(r"(\d+)")
 _ITEM = re.compile(r"( *)([-*]|\d+\.) ")
 
 
+STYLE = """
+.md-grid { max-width: 76rem; }
+.md-typeset table:not([class]) th, .md-typeset table:not([class]) td {
+  min-width: 0; padding: .5em .8em; font-variant-numeric: tabular-nums;
+}
+.md-typeset table:not([class]) td[style*="right"] { white-space: nowrap; }
+"""
+"""Room for wide tables, whose figures stay on one line."""
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add the API reference to the navigation."""
+    """Add the API reference and published studies to the navigation."""
     assert config.nav is not None
-    reference = [{name: f"api/{name}.md"} for name in _packages()]
+    (results,) = [part["Results"] for part in config.nav if "Results" in part]
+    results += [
+        {_title(file).partition(":")[0]: f"results/{file.name}"}
+        for file in _in_order((ROOT / "docs" / "results").glob("*.md"))
+    ]
+    reference = [{name: _reference_page(name)} for name in _packages()]
     config.nav.append({"API reference": [{"Python interface": "api/tinyfusion.md"}, *reference]})
     return config
 
@@ -38,10 +57,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made = {page: _from_top((ROOT / name).read_text("utf-8")) for name, page in PAGES.items()}
     made["gallery.md"] = _gallery()
     made["api/tinyfusion.md"] = _public_names()
-    made |= {f"api/{name}.md": _reference(name) for name in _packages()}
+    made |= {_reference_page(name): _reference(name) for name in _packages()}
+    made["site.css"] = STYLE
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
     return files
+
+
+def on_page_context(
+    context: TemplateContext, page: Page, config: MkDocsConfig, nav: Navigation
+) -> TemplateContext:
+    """Leave the table of contents out where tables are wide and headings few."""
+    if page.file.src_uri.startswith("results/"):
+        page.meta["hide"] = ["toc"]
+    return context
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -72,6 +101,17 @@ def _in_list(lines: list[str]) -> bool:
     return False
 
 
+def _title(file: Path) -> str:
+    return file.read_text("utf-8").partition("\n")[0].lstrip("# ")
+
+
+def _in_order(files: Iterable[Path]) -> list[Path]:
+    """Files by name, numbers in it by size."""
+    return sorted(
+        files, key=lambda f: [int(p) if p.isdigit() else p for p in _NUMBER.split(f.stem)]
+    )
+
+
 def _from_top(text: str) -> str:
     """A page whose links lead from the top of the repository, with links that lead from docs."""
 
@@ -88,10 +128,13 @@ def _gallery() -> str:
     parts = ["# Gallery\n\nEvery picture of these pages, with the page that explains it.\n"]
     seen: set[str] = set()
     pages = [("index.md", _from_top((ROOT / "README.md").read_text("utf-8")))]
-    pages += [(p.name, p.read_text("utf-8")) for p in sorted((ROOT / "docs").glob("*.md"))]
+    docs = ROOT / "docs"
+    found = [*sorted(docs.glob("*.md")), *_in_order((docs / "results").glob("*.md"))]
+    pages += [(file.relative_to(docs).as_posix(), file.read_text("utf-8")) for file in found]
     for name, text in pages:
         title = text.partition("\n")[0].lstrip("# ")
         for says, picture in _PICTURE.findall(text):
+            picture = (PurePosixPath(name).parent / picture).as_posix()
             if picture not in seen and not picture.startswith("http"):
                 seen.add(picture)
                 parts.append(f"## {says[:1].upper()}{says[1:]}\n\n![{says}]({picture})\n")
@@ -107,19 +150,23 @@ def _modules() -> Iterator[str]:
 
 
 def _packages() -> list[str]:
-    """Packages, and ``values``: the modules at the top of the package."""
+    """Packages, and `TOP`: the modules at the top of the package."""
     found = {name.split(".")[1] for name in _modules() if name.count(".") > 1}
-    return ["values", *sorted(found)]
+    return [TOP, *sorted(found)]
+
+
+def _reference_page(package: str) -> str:
+    return f"api/{package.replace(' ', '-')}.md"
 
 
 def _reference(package: str) -> str:
     """The page of a package."""
-    top = package == "values"
+    top = package == TOP
     names = [n for n in _modules() if (n.count(".") == 1 if top else n.split(".")[1] == package)]
     init = ROOT / "tinyfusion" / package / "__init__.py"
     if not top and re.search(r"^(def|class) ", init.read_text("utf-8"), re.M):
         names.insert(0, f"tinyfusion.{package}")
-    title = "Modules at the top" if top else f"tinyfusion.{package}"
+    title = "Top-level modules" if top else f"tinyfusion.{package}"
     return f"# {title}\n\n" + "\n\n".join(f"::: {name}" for name in names if ".assets." not in name)
 
 

@@ -139,6 +139,10 @@ ROW = {"is": {"method": "a"}, "set": ["keep=2"]}
         (DIGITS | {"rows": [ROW | {"command": "prun"}]}, "command='prun'; valid: encode"),
         (DIGITS | {"rows": {}}, "rows={} is a dict"),
         (DIGITS | {"rows": []}, "has no rows at scale=digits"),
+        ({"scales": {"digits": {}}, "rows": [1]}, "row : 1 must be a mapping"),
+        ({"scales": {"digits": {}}, "rows": [{"set": {"all": 3}}]}, "3 in a study must be a list"),
+        ({"scales": {"digits": {"seeds": ["a"]}}, "rows": [ROW]}, "must be whole numbers"),
+        ({"scales": {"digits": {}}, "axes": {"a": [1]}}, "axis a=.* must be a mapping of labels"),
         ({"scales": {"x": {}}, "rows": [ROW]}, "scale=digits is not one of study mine; valid: x"),
     ],
 )
@@ -154,6 +158,11 @@ def test_a_row_that_refers_to_nothing_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"\{first\} is no work of it; valid: none"):
         cells_of(read_study("mine", "digits", [tmp_path]))
+
+
+def test_cells_come_seed_by_seed() -> None:
+    seeds = [cell.seed for cell in cells_of(read_study("table4", "digits"))]
+    assert seeds == [0] * 9 + [1] * 9 + [2] * 9
 
 
 def test_levels() -> None:

@@ -7,15 +7,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import tinyfusion as tf
 from tests.studies.outcomes import models, outcome
 from tinyfusion.errors import InputError
+from tinyfusion.figures.density import density_of
 from tinyfusion.metrics.speed import macs
 from tinyfusion.report.paper import paper_figure
-from tinyfusion.studies import learning_costs, pruners
+from tinyfusion.studies import learning_costs, paper_figures, pruners
 from tinyfusion.studies.correlation import p_value, points
 from tinyfusion.studies.definition import read_study
 from tinyfusion.studies.outcome import Outcome
@@ -88,6 +90,7 @@ def test_budgets_are_ranked_and_drawn(tmp_path: Path) -> None:
 
     text = text_of(outcome("budgets", made), tmp_path)
     assert "- DiT 5, learned (seed 1): 0 2" in text
+    assert "\n\n360 of 450 runs are missing" in text  # no part of the list before it
     pairs = {row["method"]: row for row in rows_in(tmp_path / "budgets_differences.csv")}
     assert pairs["first"]["pairs"] == "30"
     assert float(pairs["first"]["teacher_distance"]) == pytest.approx(-100 * math.log(2))
@@ -209,6 +212,15 @@ def test_figure_5_marks_methods(tmp_path: Path) -> None:
     assert ["learned", "0.3", "12.50", "0.98"] in lines(text)
     assert ["largest loss", "1.19", "-", "37.69"] in lines(text)
     assert (tmp_path / "figure5.png").is_file()
+
+
+def test_rare_extremes_make_no_peaks_in_figure_5() -> None:
+    values = np.sort(np.random.default_rng(0).lognormal(0, 0.25, 20_000))
+    quantiles = np.quantile(values, np.linspace(0, 1, 512)).tolist()
+    _, density = density_of(np.array(paper_figures.as_many(quantiles, len(values))))
+    assert max(density[0], density[-1]) < 0.006 * density.max()
+    assert density_of(np.array(quantiles))[1][0] > 0.01 * density.max()  # what is avoided
+    assert paper_figures.as_many(quantiles, 512) == pytest.approx(quantiles)
 
 
 def test_figure_8_has_both_models_and_the_papers(tmp_path: Path) -> None:

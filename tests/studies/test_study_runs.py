@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.core.utils import JobReturn, JobStatus
 
 from tests.cli.conftest import tiny_model
 from tinyfusion.cli import main
@@ -159,7 +161,8 @@ def test_what_fails_is_said_and_tried_again(place: Path, model: Path, capsys) ->
     write_study(place / "conf", model, rows=[first, wrong, third])
     assert study("seeds=0") == 1
     said = capsys.readouterr()
-    assert "the_same_by_hand_seed0 failed, or waits for one that did" in said.err
+    assert "study: digits_the_same_by_hand_seed0_choice failed\n" in said.err
+    assert "the_same_by_hand_seed0 waits for digits_the_same_by_hand_seed0_choice\n" in said.err
     assert "1 of 2 runs are missing" in said.out
     assert "    tinyfusion run " in said.out and "'pruner.kept=[0,99]'" in said.out
     assert len(runs()) == 2
@@ -178,6 +181,12 @@ def test_a_killed_run_is_resumed(place: Path, capsys) -> None:
     assert study("seeds=0", "trainer.log_every=5") == 0
     assert (run / "metrics.json").is_file() and (run / "finished.json").is_file()
     assert (run / "recovered/model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_a_row_by_another_name_finds_its_runs(done: Path, model: Path, capsys) -> None:
+    write_study(done / "conf", model, rows=[STUDY["rows"][0] | {"is": {"method": "renamed"}}])
+    assert study("seeds=0", "--dry-run") == 0
+    assert "1 of 1 cells are complete" in capsys.readouterr().out
 
 
 def test_random_choices_with_marks_are_drawn(place: Path, model: Path) -> None:
@@ -228,7 +237,36 @@ def test_a_row_and_a_work_may_have_one_name(place: Path, model: Path) -> None:
 
 def test_overrides_of_all_runs_stand_in_the_report(place: Path, capsys) -> None:
     assert study("seeds=0", "--report", "training.recovery.steps=3", "trainer.progress=false") == 0
-    assert "Every run with `training.recovery.steps=3`." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Every run with `training.recovery.steps=3`." in said
+    again = "tinyfusion study mine scale=digits training.recovery.steps=3 trainer.progress=false"
+    assert f"`{again} seeds=0 --config-dir {place / 'conf'}` fills them" in said
+
+
+def test_a_run_that_another_process_is_doing_has_not_failed(done: Path, capsys) -> None:
+    (run,) = [folder for folder in runs() if "choice" not in folder.name]
+    (run / "finished.json").unlink()
+    with open(run / "config.yaml") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert study("seeds=0", "--dry-run") == 0
+        assert "\n1 of them are being run by other processes.\n" in capsys.readouterr().out
+        assert study("seeds=0") == 1
+    said = capsys.readouterr()
+    assert "run: skipped, as another process is working in" in said.out
+    assert "_seed0 is being run by another process, in" in said.err
+    assert "error" not in said.err and "failed" not in said.err
+
+
+def test_faults_of_jobs_in_other_processes_are_raised(place: Path, monkeypatch) -> None:
+    class Launcher:
+        def launch(self, jobs: list[Any], initial_job_idx: int) -> list[JobReturn]:
+            fault = RuntimeError("lost its folder")
+            return [JobReturn(status=JobStatus.FAILED, _return_value=fault) for _ in jobs]
+
+    plugins = "hydra.core.plugins.Plugins.instantiate_launcher"
+    monkeypatch.setattr(plugins, lambda *_, **__: Launcher())
+    with pytest.raises(RuntimeError, match="lost its folder"):
+        study("seeds=0")
 
 
 def test_an_interrupted_study_says_how_it_goes_on(place: Path, capsys, monkeypatch) -> None:
@@ -253,6 +291,7 @@ def test_an_interrupted_study_says_how_it_goes_on(place: Path, capsys, monkeypat
         (["table4", "traning.x=1"], "unknown key 'traning'"),
         (["table4", "--fast"], "'--fast' is neither an option nor key=value"),
         (["table4", "scale=imagenet"], "checkpoint= must be given for study table4"),
+        (["table4", "scale=imagenet", "data.root=x", "checkpoint="], "checkpoint= must be given"),
         (["table2", "scale=imagenet"], "mar= must be given for study table2"),
         (["table4", "--config-dir", "nowhere"], "nowhere is no folder"),
         (["table4", "seeds=0", "--root", "/dev/null/x"], "--root: /dev/null/x: Not a directory"),
@@ -263,6 +302,15 @@ def test_bad_input(tmp_path, monkeypatch, capsys, arguments: list[str], message:
     assert main(["study", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_that_there_is_not_is_refused_before_anything_is_run(
+    place: Path, model: Path, capsys
+) -> None:
+    write_study(place / "conf", model, report="nowhere.report")
+    assert study("seeds=0") == 2
+    assert "'nowhere.report' can't be imported" in capsys.readouterr().err
+    assert not runs()
 
 
 def test_the_list(capsys) -> None:

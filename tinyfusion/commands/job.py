@@ -28,6 +28,7 @@ from tinyfusion.notices import repeated
 from tinyfusion.ranks import clear_leftovers, is_first_rank
 from tinyfusion.runtime.folder import (
     CONFIG_FILE,
+    InUseError,
     claim,
     discard,
     existing_part,
@@ -144,10 +145,20 @@ def attempt(cfg: DictConfig) -> float | None:
 
 
 def _reported(session: Session, name: str, cfg: DictConfig, resuming: bool) -> float | None:
-    """Run it, and read the figure to optimise from what it left."""
+    """Run it, and read the figure to optimise from what it left.
+
+    Where the runs that folders hold are resumed, other command lines may be at the same ones: a
+    job that another process is doing has not failed.
+    """
     found = None
     with session.reporting(name):
-        start(cfg, resuming)
+        try:
+            start(cfg, resuming)
+        except InUseError as error:
+            if not resuming:
+                raise
+            print(f"{cfg.command}: skipped, as {error}")
+            return None
         if cfg.get("optimized_metric") is not None and not cfg.get("dry_run"):
             found = _figure(Path(HydraConfig.get().runtime.output_dir), cfg.optimized_metric)
     return found
@@ -238,7 +249,7 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
         return
     with locked(folder) as lock:
         if stored(folder):
-            raise InputError(f"another process has begun a run in {folder}; start this one again")
+            raise InUseError(f"another process has begun a run in {folder}; start this one again")
         try:
             claim(folder, config, _command_line(str(cfg.command), hydra))
             execute(cfg, folder, lock)

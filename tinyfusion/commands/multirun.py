@@ -75,9 +75,10 @@ def multirun(
             task_function=job.attempt,
             config=config,
         )
-        plugin.launch(
+        for ended in plugin.launch(
             [[*overrides, f"hydra.sweep.subdir={quote(name)}"] for name, overrides in jobs], 0
-        )
+        ):
+            _ = ended.return_value  # raises what a job did not report, such as a fault of ours
     except HydraException as error:
         raise InputError(explain(error, command, list(folders))) from None
     finally:

@@ -56,7 +56,9 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelsize": 8.0,
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
-    "legend.frameon": False,
+    # Lines of a grid end at the legend.
+    "legend.framealpha": 1.0,
+    "legend.edgecolor": "none",
     "legend.fontsize": 8.0,
     # TrueType, which publishers ask for: text can be searched and copied.
     "pdf.fonttype": 42,
@@ -83,6 +85,9 @@ def round_ticks(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(nbins=5) if narrow else LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())
+
+
+SPREAD_LABEL = "bar: ± standard deviation of the seeds"
 
 
 def low_end(middle: float, spread: float) -> float:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from tinyfusion.errors import InputError
-from tinyfusion.figures.canvas import INK, save_figure, styled
+from tinyfusion.figures.canvas import GREY, INK, SPREAD_LABEL, save_figure, styled
 from tinyfusion.figures.looks import looks
 
 MOST = 4.0
@@ -55,8 +55,8 @@ def ratio_panels(panels: Mapping[str, Ratios], path: Path | str, base: str) -> P
                 if exp(middle) > MOST:
                     axes.plot(x, MOST, marker, color=colour, markersize=4, linestyle="")
                     axes.annotate(
-                        f"{exp(middle):.2g}", (x, MOST), (4, 0), textcoords="offset points",
-                        va="center", fontsize=7.5, color=INK,
+                        f"{exp(middle):.2g}", (x, MOST), (0, 4), textcoords="offset points",
+                        ha="center", va="bottom", rotation=90, fontsize=7.5, color=INK,
                     )  # fmt: skip
                     continue
                 axes.plot([x, x], [min(end, MOST) for end in ends], color=colour, linewidth=1.0)
@@ -66,7 +66,8 @@ def ratio_panels(panels: Mapping[str, Ratios], path: Path | str, base: str) -> P
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylabel(f"ratio to {base}")
-        axes.set_title(f"{title} ↓", loc="left", color=INK)
+        # Room for the numbers of what lies beyond.
+        axes.set_title(f"{title} ↓", loc="left", color=INK, pad=18)
         axes.grid(axis="y", linewidth=0.3, alpha=0.5)
         for border in range(1, len(places)):
             axes.axvline(border - 0.5, color=INK, linewidth=0.3, alpha=0.3)
@@ -77,5 +78,7 @@ def ratio_panels(panels: Mapping[str, Ratios], path: Path | str, base: str) -> P
         for method, (colour, marker) in chosen.items()
     ]
     line = grid[0].plot([], [], color=INK, linewidth=1.0, label=base)[0]
+    if any(s for rows in panels.values() for row in rows.values() for _, s in row.values()):
+        handles.append(grid[0].plot([], [], color=GREY, linewidth=1.0, label=SPREAD_LABEL)[0])
     figure.legend(handles=[line, *handles], loc="outside right upper")
     return save_figure(figure, path)

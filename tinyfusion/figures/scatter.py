@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from tinyfusion.errors import InputError
@@ -18,6 +19,7 @@ from tinyfusion.figures.canvas import (
     FAINT,
     GREY,
     INK,
+    SPREAD_LABEL,
     low_end,
     round_ticks,
     save_figure,
@@ -91,6 +93,9 @@ def scatter(
     grid[0].set_ylabel(y_label)
     for axis in (grid[0].xaxis, grid[0].yaxis):
         round_ticks(axis)
+    if any(point.y_spread for points in drawn.values() for point in points):
+        bar = Line2D([], [], color=FAINT, linewidth=1.2, label=SPREAD_LABEL)
+        figure.legend(handles=[bar], loc="outside lower right")
     # Labels are placed in the picture as it will be: axes must not move any more.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

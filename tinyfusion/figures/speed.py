@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from tinyfusion.errors import InputError
@@ -29,8 +30,8 @@ def speed_by_ratio(
     Args:
         series: points by the name of their way of pruning. A point has ``ratio``, the share of
             parameters removed in [0, 1), ``speed_up`` over the unpruned model, and, if known,
-            ``label``, which is written beside it, and ``speed_up_q1`` and ``speed_up_q3``,
-            between which a bar is drawn.
+            ``label``, which is written beside it unless nothing was removed, and ``speed_up_q1``
+            and ``speed_up_q3``, between which a bar is drawn.
         path: PNG file to write; a PDF and an SVG are written beside it.
         title: line above the figure.
         printed: points of a publication, drawn faintly beside, such as `printed_speed` gives.
@@ -103,7 +104,7 @@ def speed_by_ratio(
             alpha=0.25,
         )
         for point in ordered:
-            if point.get("label"):
+            if point.get("label") and point["ratio"] > 0:  # all begin at the whole model
                 axes.annotate(
                     point["label"],
                     (point["ratio"], point["speed_up"]),
@@ -113,6 +114,8 @@ def speed_by_ratio(
                     ha="right" if index == 0 else "left",
                     fontsize=6.5,
                     color=look.colour,
+                    # Readable where it lies on the line or on a mark of the publication.
+                    path_effects=[withStroke(linewidth=1.5, foreground="white")],
                 )
     # Equal factors are equal distances, so that small and large speed-ups can both be read.
     axes.set_yscale("log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,10 @@ from tinyfusion.files import try_lock, write_text
 
 CONFIG_FILE, COMMAND_FILE = "config.yaml", "command.txt"
 LOG_FILE, FINISHED_FILE = "run.log", "finished.json"
+
+
+class InUseError(InputError):
+    """Another process is working in a run's folder."""
 
 
 def stored(folder: Path) -> str:
@@ -110,7 +115,8 @@ def locked(folder: Path) -> Iterator[TextIO]:
         The open file that carries the lock.
 
     Raises:
-        InputError: another process holds it, or it can't be written.
+        InUseError: another process holds it.
+        InputError: it can't be written.
     """
     file = folder / CONFIG_FILE
     try:
@@ -119,10 +125,19 @@ def locked(folder: Path) -> Iterator[TextIO]:
     except OSError as error:
         raise _unwritable(folder, error) from None
     with handle:
-        busy = InputError(f"another process is working in {folder}; wait for it")
+        busy = InUseError(f"another process is working in {folder}; wait for it")
         if not try_lock(handle):
             raise busy
         # Whoever held it may have given the folder up and removed the file meanwhile.
         if not file.is_file() or not os.path.samestat(os.fstat(handle.fileno()), file.stat()):
             raise busy
         yield handle
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process is working in a folder."""
+    try:
+        with open(folder / CONFIG_FILE, encoding="utf-8") as handle:
+            return not try_lock(handle, fcntl.LOCK_SH)
+    except OSError:
+        return False

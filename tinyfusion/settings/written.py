@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +63,18 @@ def written_in(group: str, name: str, folders: Sequence[Path]) -> dict[str, Any]
     for folder in (*folders, conf_folder()):
         file = folder / group / f"{name}.yaml"
         if file.is_file():
-            try:
-                content = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
-                return {}  # composing it says what is wrong
-            return content if isinstance(content, dict) else {}
+            return deepcopy(_content_of(file, file.stat().st_mtime_ns))
     return {}
+
+
+@cache
+def _content_of(file: Path, _: int) -> dict[str, Any]:
+    """A file's content, read once for each time that it was written."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}  # composing it says what is wrong
+    return content if isinstance(content, dict) else {}
 
 
 def kept_when_left_out(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 from tinyfusion.commands.multirun import multirun
@@ -23,7 +24,8 @@ def carry_out(
         group: what loggers call the runs together.
 
     Returns:
-        The works that failed, or wait for one that did.
+        The works that are still to be done: they failed, are being done by another process, or
+        wait for one of these.
 
     Raises:
         InputError: a wrong configuration.
@@ -46,6 +48,10 @@ def carry_out(
         command = next(work.command for work in ready if work.level == level)
         batch = [work for work in ready if (work.level, work.command) == (level, command)]
         tried |= set(batch)
+        later = (
+            f", {len(pending) - len(batch)} further ones later" if len(pending) > len(batch) else ""
+        )
+        print(f"study: {len(batch)} x tinyfusion {command}{later}", file=sys.stderr)
         jobs = []
         for work in batch:
             folder = state.find(work).folder

@@ -200,7 +200,8 @@ def read_study(name: str, scale: str, folders: Sequence[Path] = ()) -> Study:
         shared_by = WorkPlan(content.get("command", "run"), tuple(shared))
         rows += _crossed(axes, shared_by, content.get("constant", {}), default, "paper" in content)
     for entry in content.get("rows", []):
-        _check(f"{where}, row {entry.get('is')}", entry, _ROW_KEYS)
+        named = entry.get("is") if isinstance(entry, dict) else ""
+        _check(f"{where}, row {named}", entry, _ROW_KEYS)
         if scale not in entry.get("scales", [scale]):
             continue
         labels = {key: str(value) for key, value in entry.get("is", {}).items()}
@@ -239,6 +240,9 @@ def _crossed(
     in_paper: bool,
 ) -> list[Row]:
     """One row for each combination of labels; a label's value ``null`` leaves it out."""
+    for axis, values in axes.items():
+        if not isinstance(values, dict):
+            raise InputError(f"axis {axis}={values!r} must be a mapping of labels to overrides")
     options = [
         [(axis, str(label), value) for label, value in values.items() if value is not None]
         for axis, values in axes.items()
@@ -276,6 +280,8 @@ def _plan(
 
 
 def _texts(values: Any) -> list[str]:
+    if not isinstance(values, list | None):
+        raise InputError(f"{values!r} in a study must be a list of overrides")
     return [str(value) for value in values or []]
 
 
@@ -292,3 +298,5 @@ def _check(where: str, entry: Any, keys: Mapping[str, Any]) -> None:
             raise InputError(f"{where}: unknown key {key!r}; valid: {', '.join(keys)}")
         if not isinstance(value, keys[key]):
             raise InputError(f"{where}: {key}={value!r} is a {type(value).__name__}")
+        if key == "seeds" and not all(isinstance(seed, int) for seed in value):
+            raise InputError(f"{where}: seeds={value} must be whole numbers")

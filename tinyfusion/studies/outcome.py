@@ -26,6 +26,7 @@ class Outcome:
         records: the record of each, in the same order; ``None`` for what has not been run.
         known: all records.
         folders: folders of the works whose runs are here.
+        again: arguments that, behind the study's name and scale, ask for these cells.
     """
 
     study: Study
@@ -33,6 +34,7 @@ class Outcome:
     records: Sequence[Record | None]
     known: Records
     folders: Mapping[Work, Path] = field(default_factory=dict)
+    again: Sequence[str] = ()
 
     @property
     def pairs(self) -> list[tuple[Cell, Record | None]]:
@@ -115,9 +117,10 @@ def footnotes(outcome: Outcome) -> list[str]:
     parts = []
     missing = [cell for cell, record in outcome.pairs if record is None]
     if missing:
+        again = shlex.join([study.name, f"scale={study.scale}", *outcome.again])
         parts.append(
-            f"{len(missing)} of {len(outcome.cells)} runs are missing; `tinyfusion study "
-            f"{study.name} scale={study.scale}` fills them. The first by itself:\n"
+            f"{len(missing)} of {len(outcome.cells)} runs are missing; `tinyfusion study {again}` "
+            "fills them. The first by itself:\n"
             + "".join(f"\n    {line}\n" for line in command_of(missing[0]))
         )
     stale = {row.name: outcome.stale(row) for row in study.rows}

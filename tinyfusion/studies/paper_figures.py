@@ -5,9 +5,11 @@ Each raises `InputError` where no run is complete.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tinyfusion.errors import InputError
 from tinyfusion.figures.activations import massive_activations, printed_activations
@@ -79,7 +81,8 @@ def figure_5(outcome: Outcome, folder: Path) -> Report:
         losses = record.results["losses"]
         marks = record.decision["scores"].get("marks", {})
         quantiles = losses["quantiles"]
-        loss_density(quantiles, folder / name, {key: mark["loss"] for key, mark in marks.items()})
+        drawn = as_many(quantiles, losses["finite"])
+        loss_density(drawn, folder / name, {key: mark["loss"] for key, mark in marks.items()})
         paper = paper_figure(5)
         printed = {mark["method"].lower(): mark for mark in paper["marked_methods"]}
         rows: list[dict[str, Any]] = [
@@ -105,6 +108,19 @@ def figure_5(outcome: Outcome, folder: Path) -> Report:
         }
         parts.append(Table(rows, columns))
     return Report(parts, [name])
+
+
+def as_many(quantiles: Sequence[float], count: int) -> list[float]:
+    """As many values as there were, spread evenly between neighbouring quantiles.
+
+    Each end stands for one value of many; drawn as one of the quantiles, it would be a peak there.
+
+    Args:
+        quantiles: at equal distances, the least and the largest value among them.
+        count: number of values that they were taken of.
+    """
+    given, wanted = np.linspace(0, 1, len(quantiles)), np.linspace(0, 1, count)
+    return np.interp(wanted, given, quantiles).tolist()
 
 
 _PRINTED = {"flux_lite": "flux-lite", "learned": "learnable"}

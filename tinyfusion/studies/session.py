@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 
 import tinyfusion
+from tinyfusion.errors import InputError
 from tinyfusion.figures.table import Column, markdown_table
+from tinyfusion.runtime.folder import in_use
+from tinyfusion.settings.compose import locate
 from tinyfusion.studies.carry_out import carry_out
 from tinyfusion.studies.definition import Study, content_of, names
 from tinyfusion.studies.identity import is_of_results
 from tinyfusion.studies.outcome import Outcome, command_of
-from tinyfusion.studies.records import Record, Records, is_finished, run_of
+from tinyfusion.studies.records import Records, is_finished, run_of
 from tinyfusion.studies.state import StudyState
 from tinyfusion.studies.works import Cell, Work, cells_of
 from tinyfusion.studies.written import write, write_page
@@ -33,22 +36,22 @@ class StudySession:
         study: the study.
         cells: its cells.
         state: looks up their works.
-        passed_on: overrides for every run.
         launcher: overrides of Hydra's own part, such as ``hydra/launcher=joblib``.
+        again: arguments that, behind the study's name and scale, ask for these cells.
     """
 
     study: Study
     cells: Sequence[Cell]
     state: StudyState
-    passed_on: Sequence[str] = ()
     launcher: Sequence[str] = ()
+    again: Sequence[str] = ()
 
     @classmethod
     def begin(
         cls,
         study: Study,
         root: Path,
-        passed_on: Sequence[str] = (),
+        given: Sequence[str] = (),
         seeds: Sequence[int] = (),
         launcher: Sequence[str] = (),
         folders: Sequence[Path] = (),
@@ -59,22 +62,32 @@ class StudySession:
         Args:
             study: the study.
             root: folder of studies' runs.
-            passed_on: overrides for every run.
+            given: overrides for every run, and values of the study's parameters.
             seeds: instead of the study's.
             launcher: overrides of Hydra's own part.
             folders: further configuration folders.
             published: folder whose ``records`` are known; ``None`` for `PUBLISHED`.
 
         Raises:
-            InputError: records can't be read, or a row refers to what there is not.
+            InputError: a parameter or a key that is needed is not given, records can't be read,
+                or a row refers to what there is not.
         """
+        again = [*given, *([f"seeds={','.join(map(str, seeds))}"] if seeds else [])]
+        again += [text for folder in folders for text in ("--config-dir", str(folder))]
+        study = study.with_values(dict(text.split("=", 1) for text in given))
+        passed_on = [text for text in given if text.split("=")[0] not in study.parameters]
+        there = {text.split("=")[0].lstrip("+") for text in passed_on if not text.endswith("=")}
+        if missing := [key for key in study.needs if key not in there]:
+            raise InputError(
+                f"{missing[0]}= must be given for study {study.name} at scale={study.scale}"
+            )
         records = Records(sorted(((published or PUBLISHED) / RECORDS).glob("*.jsonl")))
         state = StudyState(root, records, folders)
         changed = [text for text in passed_on if is_of_results(text.partition("=")[0])]
         if changed:  # a reader of the report is to know
             note = f"{study.note} Every run with `{' '.join(changed)}`.".strip()
             study = replace(study, note=note)
-        return cls(study, cells_of(study, passed_on, seeds), state, passed_on, launcher)
+        return cls(study, cells_of(study, passed_on, seeds), state, launcher, again)
 
     @property
     def works(self) -> list[Work]:
@@ -82,11 +95,12 @@ class StudySession:
         return [cell.work for cell in self.cells]
 
     def check(self) -> None:
-        """Refuse wrong configurations of any work.
+        """Refuse a report that there is not, and wrong configurations of any work.
 
         Raises:
             InputError: one is wrong.
         """
+        locate(self.study.report, "report")
         for work in self.works:
             self.state.find(work)
 
@@ -102,7 +116,8 @@ class StudySession:
         found = {work: self.state.find(work) for work in self.works}
         records = [found[work].record for work in self.works]
         folders = {work: one.folder for work, one in found.items() if is_finished(one.folder)}
-        return Outcome(self.study, self.cells, records, self.state.records, folders)
+        known = self.state.records
+        return Outcome(self.study, self.cells, records, known, folders, self.again)
 
     def report(self, outcome: Outcome, folder: Path) -> str:
         """Write the study's report into a folder, with a page of its runs; returns its text.
@@ -138,20 +153,16 @@ class StudySession:
         """What would be run, and how long it took so far for works like it."""
         pending = self.state.pending(self.works)
         every = {work for cell in self.cells for work in cell.work.all()}
-        done: dict[tuple[str, str], list[float]] = {}
+        by_command: dict[str, list[float]] = {}
         for work in every:
             record = self.state.find(work).record
             if record is not None:
-                done.setdefault(_kind(work, record), []).append(record.seconds)
-        usual = {key: median(found) for key, found in done.items() if found}
-        by_command: dict[str, list[float]] = {}
-        for (command, _), seconds in usual.items():
-            by_command.setdefault(command, []).append(seconds)
+                by_command.setdefault(work.command, []).append(record.seconds)
         rows, total, unknown = [], 0.0, 0
         for command in dict.fromkeys(work.command for work in pending):
             own = [work for work in pending if work.command == command]
             begun = sum(self.state.find(work).begun for work in own)
-            each = median(by_command[command]) if command in by_command else None
+            each = fmean(by_command[command]) if command in by_command else None
             total += len(own) * (each or 0.0)
             unknown += len(own) if each is None else 0
             rows.append(
@@ -169,8 +180,11 @@ class StudySession:
         if not pending:
             return text
         text += "\nTo be run, one after the other:\n\n" + markdown_table(rows, _FORECAST)
-        text += f"\nTogether about {readable_duration(total)}"
-        text += f", and {unknown} runs of which no time is known.\n" if unknown else ".\n"
+        times = [f"about {readable_duration(total)}"] if total else []
+        times += [f"{unknown} runs of which no time is known"] if unknown else []
+        text += f"\nTogether {', and '.join(times)}.\n"
+        busy = sum(in_use(self.state.find(work).folder) for work in pending)
+        text += f"{busy} of them are being run by other processes.\n" if busy else ""
         first = next((c for c in self.cells if self.state.find(c.work).record is None), None)
         if first is not None:
             text += "\nThe first cell by itself:\n\n"
@@ -182,13 +196,9 @@ _FORECAST = {
     "command": Column("command"),
     "runs": Column("runs", "d"),
     "begun": Column("begun", "d"),
-    "each": Column("each, by earlier ones"),
+    "each": Column("each, on average so far"),
     "together": Column("together"),
 }
-
-
-def _kind(work: Work, record: Record) -> tuple[str, str]:
-    return work.command, record.decision.get("method", "")
 
 
 def listing(folders: Sequence[Path] = ()) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinyfusion.decision import DECISION_FILE, Decision
 from tinyfusion.errors import InputError
-from tinyfusion.runtime.folder import CONFIG_FILE
+from tinyfusion.runtime.folder import CONFIG_FILE, LOG_FILE, in_use
 from tinyfusion.settings.composed import composed
 from tinyfusion.studies.identity import decision_digest, identity
 from tinyfusion.studies.records import Record, Records, is_finished, record_of
@@ -138,6 +138,20 @@ class StudyState:
             if name != CHOICE or "kept" not in found.record.decision:
                 lacking.append(need)
         return lacking
+
+    def why_pending(self, work: Work) -> str:
+        """Why a work is still to be done after its turn, in one line."""
+        found = self.find(work)
+        lacking = [need for _, need in work.needs if self.find(need).record is None]
+        if lacking := lacking or self.lacks_files(work):
+            return f"{work.name} waits for {lacking[0].name}"
+        if in_use(found.folder):
+            return (
+                f"{work.name} is being run by another process, in {found.folder}; the same command "
+                "reports it once that has ended"
+            )
+        log = found.folder / LOG_FILE
+        return f"{work.name} failed{f'; see {log}' if log.is_file() else ''}"
 
     def pending(self, works: Iterable[Work]) -> list[Work]:
         """What is still to be done for some works, each once, what comes first before the rest."""

@@ -56,7 +56,9 @@ def write(outcome: Outcome, folder: Path) -> tuple[str, Report]:
     head = [f"# {study.title}\n", f"Scale `{study.scale}`. {study.note}".rstrip() + "\n"]
     shown = [f"![{study.title}]({name})\n" for name in report.pictures]
     body = [part.markdown if isinstance(part, Table) else part for part in report.parts]
-    text = "\n".join([*head, *shown, *body, *footnotes(outcome)]).rstrip("\n") + "\n"
+    # The last part may be a list, which a line right after it would be a part of.
+    parts = ["\n".join([*head, *shown, *body]).rstrip("\n") + "\n", *footnotes(outcome)]
+    text = "\n".join(parts).rstrip("\n") + "\n"
     write_text(folder / f"{study.name}.md", text)
     for table in report.tables:
         stem = "_".join(filter(None, (study.name, table.name)))

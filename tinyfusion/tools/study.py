@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         argv: arguments after the tool's name.
 
     Returns:
-        Exit status: 0, 1 if a run failed.
+        Exit status: 0; 1 if runs that were to be done have failed or are done elsewhere.
 
     Raises:
         InputError: a study, scale, key or value that is not valid.
@@ -69,22 +69,12 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if "=" in options.name:
         raise InputError(f"study: the name of a study comes first, not {options.name!r}")
-    own, passed_on, launcher = _sorted(texts)
+    own, given, launcher = _sorted(texts)
     from tinyfusion.studies.definition import read_study
 
     study = read_study(options.name, own.get("scale", "digits"), folders)
-    study = study.with_values(dict(text.split("=", 1) for text in passed_on))
-    passed_on = [text for text in passed_on if text.split("=")[0] not in study.parameters]
-    given = {text.partition("=")[0].lstrip("+") for text in passed_on}
-    missing = [key for key in study.needs if key not in given]
-    if missing:
-        raise InputError(
-            f"{missing[0]}= must be given for study {study.name} at scale={study.scale}"
-        )
     root = options.root.absolute()
-    session = StudySession.begin(
-        study, root, passed_on, _seeds(own.get("seeds")), launcher, folders
-    )
+    session = StudySession.begin(study, root, given, _seeds(own.get("seeds")), launcher, folders)
     if options.dry_run:
         print(session.forecast(), end="")
         return 0
@@ -92,20 +82,23 @@ def main(argv: Sequence[str]) -> int:
     for option, folder in (("--root", root), ("--publish", options.publish)):
         if folder is not None:
             _make(option, folder)
-    failed = []
+    pending = []
     try:
         if not options.report:
-            failed = session.run()
+            pending = session.run()
     except Interrupted as stop:
         stop.again = "the same command resumes it"
         raise
     outcome = session.outcome()
-    print(session.report(outcome, root / "reports" / f"{study.name}.{study.scale}"), end="")
+    folder = root / "reports" / f"{study.name}.{study.scale}"
+    print(session.report(outcome, folder), end="", flush=True)
+    print(f"study: report in {folder}", file=sys.stderr)
     if options.publish is not None:
         session.publish(outcome, options.publish)
-    for work in failed:
-        print(f"tinyfusion study: {work.name} failed, or waits for one that did", file=sys.stderr)
-    return int(bool(failed))
+        print(f"study: report and records in {options.publish}", file=sys.stderr)
+    for work in pending:
+        print(f"study: {session.state.why_pending(work)}", file=sys.stderr)
+    return int(bool(pending))
 
 
 def _make(option: str, folder: Path) -> None:
@@ -121,9 +114,9 @@ def _make(option: str, folder: Path) -> None:
 
 
 def _sorted(texts: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
-    """The study's own keys, overrides for its runs, and those of Hydra's part."""
+    """The study's own keys, overrides and values for its runs, and those of Hydra's part."""
     own: dict[str, str] = {}
-    passed_on, launcher = [], []
+    given, launcher = [], []
     for text in texts:
         key, _, value = text.partition("=")
         if key in ("scale", "seeds"):
@@ -131,8 +124,8 @@ def _sorted(texts: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]
         elif key.split(".")[0].split("/")[0] == "hydra":
             launcher.append(text)
         else:
-            passed_on.append(text)
-    return own, passed_on, launcher
+            given.append(text)
+    return own, given, launcher
 
 
 def _seeds(text: str | None) -> list[int]:
