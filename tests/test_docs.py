@@ -49,6 +49,7 @@ def run(folder: Path, lengths: dict[str, int]) -> str:
     return next(text for text in printed if "FID" in text)
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs(tmp_path: Path) -> None:
     short = {"STEPS": 4, "MASK_STEPS": 3, "RECOVERY_STEPS": 3, "SAMPLES": 20}
     assert "learned, recovered" in run(tmp_path, short)

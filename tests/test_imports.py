@@ -142,13 +142,30 @@ def test_helps_without_the_heavy_libraries(flag: str, tmp_path: Path) -> None:
     [
         ("keeep=7", "unknown key 'keeep'", set()),
         ("pruner.nothing=1", "unknown key 'pruner.nothing'", set()),
-        ("+pruner.nothing=1", "unknown key 'pruner.nothing'", {"torch"}),
+        pytest.param(
+            "+pruner.nothing=1", "unknown key 'pruner.nothing'", {"torch"}, marks=pytest.mark.slow
+        ),
         ("keep=99", "keep=99 must be between 1 and 27", {"torch"}),
-        ("scheme=2:x", "scheme='2:x' can't be read", {"torch"}),
+        pytest.param("scheme=2:x", "scheme='2:x' can't be read", {"torch"}, marks=pytest.mark.slow),
         ("checkpoint=nowhere", "checkpoint 'nowhere' does not exist", {"torch"}),
-        ("teacher.path=nowhere", "checkpoint 'nowhere' does not exist", {"torch"}),
-        ("decision=nowhere", "decision file 'nowhere' does not exist", {"torch"}),
-        ("trainer.strategy=none", "trainer.strategy=none is not known", {"torch"}),
+        pytest.param(
+            "teacher.path=nowhere",
+            "checkpoint 'nowhere' does not exist",
+            {"torch"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "decision=nowhere",
+            "decision file 'nowhere' does not exist",
+            {"torch"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "trainer.strategy=none",
+            "trainer.strategy=none is not known",
+            {"torch"},
+            marks=pytest.mark.slow,
+        ),
         ("trainer=gpu", "trainer: accelerator=gpu, but there is no GPU", {"torch"}),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_run_on_latents_shows_and_scores_pictures(
     monkeypatch.setattr(
         "tinyfusion.figures.grid.comparison_grid", lambda rows, path: shown.update(rows)
     )
-    monkeypatch.setattr("tinyfusion.tracking.contract.Tracking.image", lambda *_: None)
+    monkeypatch.setattr("tinyfusion.tracking.trackers.Trackers.image", lambda *_: None)
     draws = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)

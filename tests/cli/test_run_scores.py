@@ -104,7 +104,7 @@ def test_samples_are_shown_as_they_are_scored(tf, root, monkeypatch) -> None:
     monkeypatch.setattr(
         "tinyfusion.figures.grid.comparison_grid", lambda rows, path: shown.update(rows)
     )
-    monkeypatch.setattr(Tracking, "image", lambda *_: None)
+    monkeypatch.setattr("tinyfusion.tracking.trackers.Trackers.image", lambda *_: None)
     scored: list[Tensor] = []
     draw = Drawing.draw
 

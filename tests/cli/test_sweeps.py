@@ -120,6 +120,7 @@ def test_resuming_a_sweep_finds_its_folders(tf, root) -> None:
     assert {f.name for f in sweep.iterdir() if f.is_dir()} == {"keep=1", "keep=2"}
 
 
+@pytest.mark.slow
 def test_folders_do_not_name_what_a_checkpoint_brings_along(tf, root) -> None:
     """Its process and sampler are chosen early where a value inside a group is given."""
     fixed = ("checkpoint=sit_digits", "pruner=first", "sampler.steps=2")
