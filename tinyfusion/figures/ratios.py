@@ -43,7 +43,8 @@ def ratio_panels(panels: Mapping[str, Ratios], path: Path | str, base: str) -> P
     chosen = looks(methods)
     if not places:
         raise InputError("ratios: there is nothing to draw")
-    figure = Figure(figsize=(1.2 + 0.85 * len(places), 2.3 * len(panels)), layout="constrained")
+    width = max(6.0, 1.2 + 0.85 * len(places))  # with the legend beside
+    figure = Figure(figsize=(width, 2.3 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, rows) in zip(grid, panels.items(), strict=True):
         axes.axhline(1.0, color=INK, linewidth=1.0)
