@@ -211,6 +211,7 @@ def test_figure_5_marks_methods(tmp_path: Path) -> None:
     text = text_of(outcome("figure5", lambda cell: made), tmp_path)
     assert ["learned", "0.3", "12.50", "0.98"] in lines(text)
     assert ["largest loss", "1.19", "-", "37.69"] in lines(text)
+    assert ["median loss", "0.695", "-", "-"] in lines(text)
     assert (tmp_path / "figure5.png").is_file()
 
 

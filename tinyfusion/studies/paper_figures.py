@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def figure_5(outcome: Outcome, folder: Path) -> Report:
         rows: list[dict[str, Any]] = [
             {"of": "candidates", "here": losses["count"], "paper": paper["statistics"]["n"]},
             {"of": "least loss", "here": quantiles[0], "paper": paper["statistics"]["min"]},
-            {"of": "median loss", "here": quantiles[len(quantiles) // 2]},
+            {"of": "median loss", "here": median(quantiles)},
             {"of": "largest loss", "here": quantiles[-1], "paper": paper["statistics"]["max"]},
             {
                 "of": "standard deviation",
