@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     outcome = session.outcome()
     folder = root / "reports" / f"{study.name}.{study.scale}"
     print(session.report(outcome, folder), end="", flush=True)
-    print(f"study: report in {folder}", file=sys.stderr)
+    print(f"study: report in {folder}: {study.name}.md, {study.name}.html", file=sys.stderr)
     if options.publish is not None:
         session.publish(outcome, options.publish)
         print(f"study: report and records in {options.publish}", file=sys.stderr)
