@@ -47,6 +47,7 @@ def test_every_row_of_the_tables_is_there() -> None:
         study = read_study(f"table{number}", "digits")
         found = {id(paper_table(number).row(row.paper)) for row in study.rows if row.paper}
         assert len(found) == len(paper_table(number).rows), number
+    assert read_study("table6").scale == "imagenet" and read_study("table4").scale == "digits"
     alone = [row.name for row in read_study("table1", "digits").rows if row.plan is None]
     assert alone == ["U-ViT-H/2", "U-ViT-L", "U-DiT-L", "U-DiT-B"]
 

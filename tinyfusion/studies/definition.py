@@ -173,8 +173,13 @@ def content_of(name: str, folders: Sequence[Path] = ()) -> dict[str, Any]:
     raise InputError(f"unknown study {name!r}; valid: {', '.join(names(folders))}")
 
 
-def read_study(name: str, scale: str, folders: Sequence[Path] = ()) -> Study:
+def read_study(name: str, scale: str | None = None, folders: Sequence[Path] = ()) -> Study:
     """A study at one scale.
+
+    Args:
+        name: of the study.
+        scale: such as ``digits``; ``None`` for the first that its file has.
+        folders: further configuration folders (``--config-dir``).
 
     Raises:
         InputError: there is no such study or scale, or its file has an unknown key, a value of
@@ -184,6 +189,7 @@ def read_study(name: str, scale: str, folders: Sequence[Path] = ()) -> Study:
     where = f"study {name}"
     _check(where, content, _KEYS)
     scales = content.get("scales", {})
+    scale = next(iter(scales), "digits") if scale is None else scale
     if scale not in scales:
         raise InputError(f"scale={scale} is not one of {where}; valid: {', '.join(scales)}")
     own = scales[scale] or {}

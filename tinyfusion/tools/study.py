@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     own, given, launcher = _sorted(texts)
     from tinyfusion.studies.definition import read_study
 
-    study = read_study(options.name, own.get("scale", "digits"), folders)
+    study = read_study(options.name, own.get("scale"), folders)
     root = options.root.absolute()
     session = StudySession.begin(study, root, given, _seeds(own.get("seeds")), launcher, folders)
     if options.dry_run:
