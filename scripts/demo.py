@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tinyfusion.interrupts import Interrupted, handled
-from tinyfusion.report.runs import read_run
+from tinyfusion.report.reading import read_run
 from tinyfusion.runtime.streams import patient_streams
 from tinyfusion.settings.overrides import quote
 from tinyfusion.studies.together import CommandFailedError, run_together

@@ -13,8 +13,8 @@ from tinyfusion.figures.table import (
     latex_table,
     markdown_table,
     marks,
-    print_table,
 )
+from tinyfusion.figures.terminal_table import print_table
 
 COLUMNS = {
     "model": Column("model"),

@@ -98,6 +98,7 @@ def test_torch_fidelity_computes_sfid_through_the_registry(weights, images) -> N
         def __getitem__(self, index):
             return self.images[index]
 
+    extractor_class(INCEPTION_EXTRACTOR)  # registers it
     more = images.flip(0, 2)
     theirs = calculate_metrics(
         input1=Images(images),

@@ -21,7 +21,7 @@ from tinyfusion.report.charts import curve_charts, decimated, kept_chart, speed_
 from tinyfusion.report.page import page
 from tinyfusion.report.paper import paper_table
 from tinyfusion.report.pictures import inline, opened, rows_of_grid
-from tinyfusion.report.runs import find_runs, read_run
+from tinyfusion.report.reading import find_runs, read_run
 from tinyfusion.report.write import write_report
 
 MakeRun = Callable[..., Path]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tinyfusion.report.page import page
-from tinyfusion.report.runs import find_runs
+from tinyfusion.report.reading import find_runs
 
 MakeRun = Callable[..., Path]
 

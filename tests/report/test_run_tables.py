@@ -12,7 +12,8 @@ import pytest
 from tinyfusion.errors import InputError
 from tinyfusion.report.differences import varying
 from tinyfusion.report.labels import labels_of
-from tinyfusion.report.runs import Run, find_runs
+from tinyfusion.report.reading import find_runs
+from tinyfusion.report.runs import Run
 from tinyfusion.report.tables import best_rows, table_of
 
 MakeRun = Callable[..., Path]

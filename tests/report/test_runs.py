@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tinyfusion.errors import InputError
-from tinyfusion.report.runs import find_runs, read_run
+from tinyfusion.report.reading import find_runs, read_run
 
 MakeRun = Callable[..., Path]
 OLD = Path(__file__).parents[1] / "data" / "version_0_1"

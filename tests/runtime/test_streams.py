@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tinyfusion.cli import main
-from tinyfusion.figures.table import Column, print_table
+from tinyfusion.figures.table import Column
+from tinyfusion.figures.terminal_table import print_table
 from tinyfusion.runtime.streams import patient_streams
 
 LOST = "standard output can't be written: No space left on device; make room"

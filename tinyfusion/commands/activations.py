@@ -16,7 +16,8 @@ from tinyfusion.commands.checks import check_data, check_latents
 from tinyfusion.commands.loading import flat, load, other_teacher, start_tracking
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
-from tinyfusion.figures.table import Column, print_table
+from tinyfusion.figures.table import Column
+from tinyfusion.figures.terminal_table import print_table
 from tinyfusion.files import write_json
 from tinyfusion.metrics.activations import check_request, collect, over_all_blocks
 from tinyfusion.metrics.state_summary import StateSummary, by_threshold, symlog_edges

@@ -21,7 +21,8 @@ from tinyfusion.commands.benchmark_models import (
 )
 from tinyfusion.commands.checks import check_sampling
 from tinyfusion.errors import InputError
-from tinyfusion.figures.table import Column, markdown_table, print_table
+from tinyfusion.figures.table import Column, markdown_table
+from tinyfusion.figures.terminal_table import print_table
 from tinyfusion.files import write_json, write_text
 from tinyfusion.metrics.benchmark import Benchmark, device_name
 from tinyfusion.metrics.memory import available_memory

@@ -16,7 +16,8 @@ from tinyfusion.conditioning import ClassLabels
 from tinyfusion.data.image_sets import ImageSet
 from tinyfusion.data.open_images import open_images
 from tinyfusion.errors import InputError
-from tinyfusion.figures.table import Column, print_table
+from tinyfusion.figures.table import Column
+from tinyfusion.figures.terminal_table import print_table
 from tinyfusion.files import write_json
 from tinyfusion.group import Group
 from tinyfusion.metrics.evaluation import Evaluation
@@ -27,6 +28,7 @@ from tinyfusion.pipeline.scoring import first_samples, kept_samples, remembered
 from tinyfusion.progress import Progress
 from tinyfusion.samplers.generate import Drawing, balanced_labels
 from tinyfusion.settings.objects import Objects, objects_of
+from tinyfusion.tracking.keys import METRICS_FILE
 from tinyfusion.version import __version__, code_digest, modules_of
 
 log = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     # With one model there is nothing for its speed to be a ratio to.
     row |= {key: value for key, value in speed.items() if key != "ratio"}
     write_json(
-        folder / "metrics.json",
+        folder / METRICS_FILE,
         {"model": row, "protocol": evaluation.protocol(), "floor": floor},
     )
     tracking.image("samples", sample_grid(folder, objects, evaluation, {"model": net}))
@@ -97,7 +99,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
     tracking.finish()
     title = protocol_line(evaluation, floor)
     print_table([{"model": Path(str(objects.checkpoint)).name, **for_table(row)}], COLUMNS, title)
-    log.info("evaluate: figures in %s", folder / "metrics.json")
+    log.info("evaluate: figures in %s", folder / METRICS_FILE)
 
 
 def _score_images(
@@ -120,7 +122,7 @@ def _score_images(
         return
     protocol = evaluation.scoring(len(images))
     write_json(
-        folder / "metrics.json",
+        folder / METRICS_FILE,
         {
             "images": row,
             "path": str(path),
@@ -137,7 +139,7 @@ def _score_images(
     columns = {"name": Column("images"), "images": Column("number", ",d")}
     columns |= {name: column for name, column in COLUMNS.items() if name in row}
     print_table([{"name": Path(path).name, **row}], columns, title)
-    log.info("evaluate: figures in %s", folder / "metrics.json")
+    log.info("evaluate: figures in %s", folder / METRICS_FILE)
 
 
 def sample_grid(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from tinyfusion.errors import InputError, one_line
+from tinyfusion.commands.same_run import refuse_another
+from tinyfusion.errors import InputError
 from tinyfusion.files import read_json
 from tinyfusion.interrupts import Interrupted, end_with_parent
 from tinyfusion.notices import repeated
@@ -42,7 +42,6 @@ from tinyfusion.settings.commands import WHOLE
 from tinyfusion.settings.optimized import check_search
 from tinyfusion.settings.overrides import as_given, config_flags
 from tinyfusion.settings.processes import agree_on_processes
-from tinyfusion.text import shell_word
 from tinyfusion.tracking.keys import METRICS_FILE, flat_scores
 
 session: Session | None = None
@@ -228,7 +227,7 @@ def start(cfg: DictConfig, resuming: bool = False) -> None:
     try:
         cfg = check(cfg, as_given(hydra)[1])
         config = OmegaConf.to_yaml(cfg)
-        again = _refuse_another(folder, config)
+        again = refuse_another(folder, config)
     except (InputError, Interrupted):
         if first:
             discard(folder, existing)
@@ -272,37 +271,3 @@ def _complete(cfg: DictConfig, hydra: HydraConf) -> DictConfig:
 
     own = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     return with_brought_along(cfg, given, [Path(path) for path in own])
-
-
-def _refuse_another(folder: Path, config: str) -> bool:
-    """Whether a folder holds a run of this very configuration.
-
-    Raises:
-        InputError: it holds one of another configuration, or one that can't be read.
-    """
-    found = stored(folder)
-    if not found:
-        return False
-    try:
-        there, here = (OmegaConf.to_container(OmegaConf.create(text)) for text in (found, config))
-    except Exception as error:
-        raise InputError(f"{folder / CONFIG_FILE} can't be read: {one_line(error)}") from None
-    differing = list(_differences(there, here))
-    if differing:
-        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-        raise InputError(
-            f"{folder} already holds a run of another configuration: {differing[0]}{more}; resume "
-            f"it by {shell_word('resume', folder)}, or choose another folder (hydra.run.dir=...)"
-        )
-    return True
-
-
-def _differences(there: Any, here: Any, key: str = "") -> Iterator[str]:
-    """Where two configurations differ, each as ``key=1 there, 2 here``."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in [*there, *(name for name in here if name not in there)]:
-            path = f"{key}.{name}" if key else str(name)
-            yield from _differences(there.get(name), here.get(name), path)
-    # Texts, as nan is not equal to itself.
-    elif repr(there) != repr(here):
-        yield f"{key}={there} there, {here} here"

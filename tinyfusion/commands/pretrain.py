@@ -30,6 +30,7 @@ from tinyfusion.pipeline.pretraining import PRETRAIN, pretraining_phase
 from tinyfusion.pipeline.recovering import Recovered
 from tinyfusion.pipeline.runner import forget
 from tinyfusion.settings.objects import objects_of
+from tinyfusion.tracking.keys import METRICS_FILE
 from tinyfusion.version import __version__
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def main(cfg: DictConfig, folder: Path) -> None:
             **trained_with(objects),
         }
         save_model(net, folder / MODEL, provenance)
-    write_json(folder / "metrics.json", {"model": row, "protocol": protocol})
+    write_json(folder / METRICS_FILE, {"model": row, "protocol": protocol})
     tracking.scores({f"model/{key}": value for key, value in row.items()})
     tracking.finish()
     forget(own)

@@ -30,10 +30,10 @@ from tinyfusion.pipeline.runner import PhaseRunner, forget
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.surgery import prune
+from tinyfusion.tracking.keys import METRICS_FILE
 
 log = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.json"
 PRUNED = "pruned"
 MODELS = (PRUNED,)
 """Model folders that the command writes."""

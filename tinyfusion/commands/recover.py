@@ -21,7 +21,7 @@ from tinyfusion.commands.loading import (
     summary,
     trained_with,
 )
-from tinyfusion.commands.prune import METRICS_FILE, unscored
+from tinyfusion.commands.prune import unscored
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_json
@@ -33,6 +33,7 @@ from tinyfusion.ranks import is_first_rank
 from tinyfusion.recovery.fading import NO_DECISION
 from tinyfusion.settings.objects import SOURCE, Objects, objects_of
 from tinyfusion.surgery import prune
+from tinyfusion.tracking.keys import METRICS_FILE
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from tinyfusion.commands.loading import (
     runner_of,
     start_tracking,
 )
-from tinyfusion.commands.prune import METRICS_FILE, decide, unscored, write_pruned
+from tinyfusion.commands.prune import decide, unscored, write_pruned
 from tinyfusion.commands.recover import (
     RECOVERED,
     check_teacher,
@@ -45,7 +45,8 @@ from tinyfusion.commands.recover import (
 )
 from tinyfusion.decision import Decision
 from tinyfusion.errors import InputError
-from tinyfusion.figures.table import markdown_table, print_table
+from tinyfusion.figures.table import markdown_table
+from tinyfusion.figures.terminal_table import print_table
 from tinyfusion.files import read_json, write_json, write_text
 from tinyfusion.metrics.evaluation import Evaluation
 from tinyfusion.metrics.reporting import for_table
@@ -55,6 +56,7 @@ from tinyfusion.pipeline.recovery_checks import expected, with_scores
 from tinyfusion.ranks import is_first_rank
 from tinyfusion.settings.objects import Objects, objects_of
 from tinyfusion.surgery import prune
+from tinyfusion.tracking.keys import METRICS_FILE
 from tinyfusion.tracking.trackers import Trackers
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Tables of results, as Markdown, CSV, LaTeX and in the terminal."""
+"""Tables of results, as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
-
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
 
 MISSING = "-"
 
@@ -102,7 +98,7 @@ def markdown_table(rows: Rows, columns: Mapping[str, Column], within: Sequence[s
             shown_cells(rows, columns), marks(rows, columns, within), strict=True
         )
     ]
-    right = [_is_numeric(rows, key) for key in columns]
+    right = [is_numeric(rows, key) for key in columns]
     widths = [max(3, *map(len, column)) for column in zip(heads, *cells, strict=True)]
 
     def line(texts: Sequence[str]) -> str:
@@ -186,7 +182,7 @@ def latex_table(
         within: see `marks`.
     """
     marked = {"best": "\\textbf{%s}", "second": "\\underline{%s}", "": "%s"}
-    layout = "".join("r" if _is_numeric(rows, key) else "l" for key in columns)
+    layout = "".join("r" if is_numeric(rows, key) else "l" for key in columns)
     heads = [_latex(column.head) for column in columns.values()]
     body = [
         [marked[mark] % _latex(cell) for cell, mark in zip(line, signs.values(), strict=True)]
@@ -219,60 +215,6 @@ def _latex(text: str) -> str:
     return re.sub("|".join(map(re.escape, _LATEX)), lambda found: _LATEX[found[0]], text)
 
 
-def print_table(
-    rows: Rows,
-    columns: Mapping[str, Column],
-    title: str | None = None,
-    console: Console | None = None,
-    within: Sequence[str] = (),
-) -> None:
-    """Print rows as a table in the terminal; best values are bold, second-best underlined.
-
-    Args:
-        rows: see `markdown_table`.
-        columns: see `markdown_table`.
-        title: line above the table.
-        console: where to print; default: standard output.
-        within: see `marks`.
-    """
-    console = console or Console()
-    table = _rich(rows, columns, title, within)
-    needed = Console(file=console.file, width=10_000).measure(table).maximum
-    if not console.is_terminal:
-        # A log file has no width that a table would have to fit.
-        console = Console(file=console.file, width=needed)
-    elif needed > console.width and len(rows) < len(columns):
-        table = _rich(*_turned(rows, columns), title)
-    console.print(table)
-
-
-def _rich(
-    rows: Rows, columns: Mapping[str, Column], title: str | None, within: Sequence[str] = ()
-) -> RichTable:
-    # Text objects, because rich would read "[3,4]" in plain strings as markup.
-    table = RichTable(title=None if title is None else Text(title), title_justify="left")
-    for key, column in columns.items():
-        justify: Literal["left", "right"] = "right" if _is_numeric(rows, key) else "left"
-        table.add_column(Text(column.head), justify=justify, overflow="fold")
-    styles = {"best": "bold", "second": "underline", "": ""}
-    for cells, signs in zip(shown_cells(rows, columns), marks(rows, columns, within), strict=True):
-        texts = zip(cells, signs.values(), strict=True)
-        table.add_row(*(Text(cell, styles[mark]) for cell, mark in texts))
-    return table
-
-
-def _turned(rows: Rows, columns: Mapping[str, Column]) -> tuple[Rows, Mapping[str, Column]]:
-    """Rows and columns exchanged, for narrow terminals; the first column becomes the heads."""
-    first, *others = columns
-    cells = shown_cells(rows, columns)
-    heads = {first: columns[first]} | {str(i): Column(line[0]) for i, line in enumerate(cells)}
-    turned = [
-        {first: columns[key].head} | {str(i): line[place] for i, line in enumerate(cells)}
-        for place, key in enumerate(others, start=1)
-    ]
-    return turned, heads
-
-
 def shown_cells(rows: Rows, columns: Mapping[str, Column]) -> list[list[str]]:
     """The text of every cell, row by row, as all tables show it."""
     return [[_show(row.get(key), column.format) for key, column in columns.items()] for row in rows]
@@ -297,7 +239,8 @@ def _show(value: Any, specification: str) -> str:
     return format(value, specification)
 
 
-def _is_numeric(rows: Rows, key: str) -> bool:
+def is_numeric(rows: Rows, key: str) -> bool:
+    """Whether a column holds numbers alone, and any; such columns are aligned to the right."""
     values = [row.get(key) for row in rows]
     return not any(isinstance(value, str | bool) for value in values) and any(
         value is not None for value in values

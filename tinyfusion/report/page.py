@@ -19,7 +19,7 @@ from tinyfusion.report.columns import FIGURES
 from tinyfusion.report.differences import flat
 from tinyfusion.report.labels import common_folder, labels_of, run_name
 from tinyfusion.report.paper import PaperTable
-from tinyfusion.report.runs import BENCHMARK_FILE, METRICS_FILE, Run
+from tinyfusion.report.runs import BENCHMARK_FILE, Run
 from tinyfusion.report.sheets import decisions, samples
 from tinyfusion.report.tables import (
     WITHIN,
@@ -30,6 +30,7 @@ from tinyfusion.report.tables import (
     table_of,
 )
 from tinyfusion.text import readable_duration
+from tinyfusion.tracking.keys import METRICS_FILE
 
 LIBRARIES = ("tabulator.min.js", "vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
 FILES = (

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tinyfusion.errors import InputError
-from tinyfusion.figures.table import Rows, csv_table, latex_table, markdown_table, print_table
+from tinyfusion.figures.table import Rows, csv_table, latex_table, markdown_table
+from tinyfusion.figures.terminal_table import print_table
 from tinyfusion.report.columns import FIGURES, SHORT
 from tinyfusion.report.labels import common_folder, run_name
-from tinyfusion.report.runs import Run, find_runs
+from tinyfusion.report.reading import find_runs
+from tinyfusion.report.runs import Run
 from tinyfusion.report.tables import WITHIN, protocol_of, scored, table_of
 
 MOST_NAMES = 6

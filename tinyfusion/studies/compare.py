@@ -9,7 +9,8 @@ from typing import Any
 from tinyfusion.backbones.contract import Backbone
 from tinyfusion.checkpoints import load
 from tinyfusion.figures.grid import comparison_grid
-from tinyfusion.figures.table import Column, markdown_table, print_table
+from tinyfusion.figures.table import Column, markdown_table
+from tinyfusion.figures.terminal_table import print_table
 from tinyfusion.files import write_text
 from tinyfusion.metrics.reporting import floor_line, for_table, guidance_words
 from tinyfusion.processes.contract import Process

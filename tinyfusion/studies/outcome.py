@@ -11,7 +11,7 @@ from typing import Any
 
 from tinyfusion.errors import InputError
 from tinyfusion.report.paper import paper_table
-from tinyfusion.studies.definition import Row, Study
+from tinyfusion.studies.plans import Row, Study
 from tinyfusion.studies.records import Record, Records
 from tinyfusion.studies.works import CHOICE, Cell, Work
 

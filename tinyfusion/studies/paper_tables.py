@@ -9,8 +9,8 @@ from typing import Any
 from tinyfusion.figures.table import Column, Table
 from tinyfusion.report.columns import FIGURES
 from tinyfusion.report.paper import PaperTable, paper_table
-from tinyfusion.studies.definition import Row
 from tinyfusion.studies.outcome import Outcome, spread
+from tinyfusion.studies.plans import Row
 from tinyfusion.studies.written import Report
 
 GROUP = "_group"

@@ -16,7 +16,8 @@ from typing import Any
 from tinyfusion.decision import Decision, find_decision
 from tinyfusion.errors import InputError
 from tinyfusion.files import read_json, write_text
-from tinyfusion.report.runs import Run, read_run
+from tinyfusion.report.reading import read_run
+from tinyfusion.report.runs import Run
 from tinyfusion.runtime.folder import FINISHED_FILE
 from tinyfusion.studies.harvest import curves_of, results_of, rounded
 from tinyfusion.studies.identity import digest_of_folder

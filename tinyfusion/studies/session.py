@@ -13,9 +13,10 @@ from tinyfusion.figures.table import Column, markdown_table
 from tinyfusion.runtime.folder import in_use
 from tinyfusion.settings.compose import locate
 from tinyfusion.studies.carry_out import carry_out
-from tinyfusion.studies.definition import Study, content_of, names
+from tinyfusion.studies.definition import content_of, names
 from tinyfusion.studies.identity import is_of_results
 from tinyfusion.studies.outcome import Outcome, command_of
+from tinyfusion.studies.plans import Study
 from tinyfusion.studies.records import Records, is_finished, run_of
 from tinyfusion.studies.state import StudyState
 from tinyfusion.studies.works import Cell, Work, cells_of

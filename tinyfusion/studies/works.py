@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from tinyfusion.errors import InputError
 from tinyfusion.settings.commands import COMMANDS
 from tinyfusion.settings.overrides import as_typed, split
-from tinyfusion.studies.definition import Row, Study, WorkPlan
+from tinyfusion.studies.plans import Row, Study, WorkPlan
 
 CHOICE = "choice"
 """How a work calls the one that made its decision."""

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"report: --paper {options.paper} must be the number of a table")
     from tinyfusion.report.page import page
     from tinyfusion.report.paper import paper_table
-    from tinyfusion.report.runs import find_runs
+    from tinyfusion.report.reading import find_runs
     from tinyfusion.report.terminal import print_runs
     from tinyfusion.report.write import write_part, write_report
 
