@@ -67,6 +67,8 @@ def test_parameters_stand_for_speed_where_none_was_measured(make_run: MakeRun):
     assert chart is not None
     assert "no speed measured" in chart["layer"][0]["encoding"]["x"]["title"]
     assert [entry["run"] for entry in chart["layer"][0]["data"]["values"]] == ["1", "2"]
+    alike = {name: read_run(make_run(name, fid=fid)) for name, fid in (("x", 1.0), ("y", 2.0))}
+    assert speed_chart(alike) is None  # one size, and no speed
 
 
 def test_kept_blocks_are_squares(make_run: MakeRun):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,16 @@ def test_what_changes_no_result_changes_no_identity() -> None:
     # A decision is given: how another one would be chosen is not read.
     assert one == of("run", *RUN, "pruner=shortgpt", "keep=3", "training.mask_learning.steps=9")
     assert one == of("run", *RUN, "recovery.task_weight=0.1")  # as it is by itself
+
+
+def test_the_folder_of_a_command_changes_no_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do the caches below it, also those of scores during training."""
+    scored = (*RUN, "callbacks=evaluate")
+    here = of("run", *scored), of("evaluate", "experiment=digits_study")
+    monkeypatch.chdir(tmp_path)
+    assert here == (of("run", *scored), of("evaluate", "experiment=digits_study"))
 
 
 @pytest.mark.parametrize(
